@@ -1,0 +1,275 @@
+"""The workdir: where every artefact lies, how it appears whole, and how one knows it still holds.
+
+A stage declares what goes into its artefact as named *parts* (strings, numbers, digests of files,
+fingerprints of other artefacts). The fingerprint is a hash of the parts; it is stored, with the
+parts themselves, under `fingerprints/` once the artefact stands. Fingerprints depend on inputs
+alone, never on outputs, so the state of every stage is known before any of them runs.
+
+Order of a write: the stored fingerprint goes first, then the artefact is made aside
+(`<name>.partial`) and renamed, then the new fingerprint is stored. Whatever instant a process is
+killed at, an artefact with a fingerprint is whole. A `.partial` folder that carries the same
+fingerprint is continued; any other is thrown away.
+
+Only the main process writes; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.errors import InputError
+
+Parts = Mapping[str, Any]
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON-able value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_atomic(path: epath.Path, data: str | bytes) -> None:
+    """Writes a file so that it is either the old one or the whole new one."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f"{path.name}.partial"
+    if isinstance(data, bytes):
+        aside.write_bytes(data)
+    else:
+        aside.write_text(data)
+    aside.replace(path)
+
+
+def remove(path: epath.Path) -> None:
+    """Removes a file or a folder; nothing there is fine."""
+    path = epath.Path(path)
+    if path.is_dir():
+        path.rmtree()
+    elif path.exists():
+        path.unlink()
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """One file or folder of a workdir together with the inputs it is made from.
+
+    Attributes:
+        workdir: where it lives.
+        name: path below the workdir, such as 'candidates/teacher.parquet'.
+        parts: what it is a function of.
+    """
+
+    workdir: Workdir
+    name: str
+    parts: Parts
+
+    @property
+    def path(self) -> epath.Path:
+        return self.workdir.path / self.name
+
+    @property
+    def partial(self) -> epath.Path:
+        """Where a folder is built before it gets its name."""
+        return self.path.parent / f"{self.path.name}.partial"
+
+    @property
+    def record(self) -> epath.Path:
+        return self.workdir.path / "fingerprints" / f"{self.name}.json"
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(dict(self.parts))
+
+    def stale(self) -> str | None:
+        """None if the artefact stands and its inputs are the same; otherwise the reason."""
+        if not self.path.exists():
+            return "not there yet"
+        try:
+            stored = json.loads(self.record.read_text())
+            stored = stored["parts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return "not finished"
+        if digest(stored) == self.fingerprint:
+            return None
+        return "; ".join(_differences(stored, json.loads(json.dumps(dict(self.parts)))))
+
+    def begin(self) -> bool:
+        """Drops what is out of date and opens `partial` for a folder.
+
+        Returns:
+            True when an unfinished folder of the same fingerprint is there to be continued.
+        """
+        resumed = False
+        marker = self.partial / "fingerprint.txt"
+        if marker.exists() and marker.read_text() == self.fingerprint:
+            resumed = True
+        mesh_lib.barrier(f"begin {self.name}")  # every process has looked before one changes it
+        if mesh_lib.is_main():
+            remove(self.record)
+            if not resumed:
+                remove(self.partial)
+                self.partial.mkdir(parents=True, exist_ok=True)
+                write_atomic(marker, self.fingerprint)
+        mesh_lib.barrier(f"begun {self.name}")
+        return resumed
+
+    def finish_folder(self) -> None:
+        """Gives the folder at `partial` its name and stores the fingerprint."""
+        mesh_lib.barrier(f"finish {self.name}")
+        if mesh_lib.is_main():
+            remove(self.partial / "fingerprint.txt")
+            remove(self.path)
+            self.partial.rename(self.path)
+            self._store()
+        mesh_lib.barrier(f"finished {self.name}")
+
+    def write_file(self, write: Callable[[epath.Path], None]) -> None:
+        """Lets `write` make the file aside, on the main process; names it, stores the fingerprint."""
+        if mesh_lib.is_main():
+            remove(self.record)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write(self.partial)
+            self.partial.replace(self.path)
+            self._store()
+        mesh_lib.barrier(f"written {self.name}")
+
+    def _store(self) -> None:
+        record = {"fingerprint": self.fingerprint, "parts": dict(self.parts)}
+        write_atomic(self.record, json.dumps(record, indent=1, sort_keys=True))
+
+
+def _differences(old: Parts, new: Parts) -> list[str]:
+    """What changed between two sets of parts, short enough for one line."""
+
+    def show(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= 40 else f"{text[:12]}…"
+
+    out = []
+    for key in sorted(set(old) | set(new)):
+        if key not in old:
+            out.append(f"{key} is new")
+        elif key not in new:
+            out.append(f"{key} is gone")
+        elif old[key] != new[key]:
+            is_digest = isinstance(new[key], str) and len(new[key]) == 64
+            before_after = "" if is_digest else f": {show(old[key])} → {show(new[key])}"
+            out.append(f"{key} changed{before_after}")
+    return out
+
+
+# What makes a workdir this run's own. Any other value can change between two runs in one workdir.
+_IDENTITY = ("name", "data.train", "data.test", "teacher.model", "student.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """The folder of one experiment. All paths below it are made here and nowhere else."""
+
+    path: epath.Path
+
+    @classmethod
+    def open(cls, path: str, config: Mapping[str, Any], *, write: bool = True) -> Workdir:
+        """Claims `path` for this config and stores it as config.json.
+
+        Args:
+            path: local, or anything epath can open; made if missing.
+            config: the whole config as a nested dict.
+            write: False only looks (a dry run).
+
+        Raises:
+            InputError: the folder belongs to another experiment, or cannot be written.
+        """
+        workdir = cls(epath.Path(path))
+        stored_at = workdir.path / "config.json"
+        if stored_at.exists():
+            try:
+                stored = json.loads(stored_at.read_text())
+            except ValueError as error:
+                raise InputError(f"{stored_at}: not JSON ({error}); delete the file") from None
+            mine, theirs = _flatten(config), _flatten(stored)
+            for key in _IDENTITY:
+                if mine.get(key) != theirs.get(key):
+                    raise InputError(
+                        f"{workdir.path} belongs to another experiment: {key} is "
+                        f"{theirs.get(key)!r} there and {mine.get(key)!r} here; use another "
+                        "--workdir, or delete that one"
+                    )
+        elif workdir.path.exists() and not workdir.path.is_dir():
+            raise InputError(f"{workdir.path} is a file; --workdir names a folder")
+        elif workdir.path.exists() and any(workdir.path.iterdir()):
+            names = sorted(
+                p.name for p in workdir.path.iterdir() if not p.name.endswith(".partial")
+            )
+            if names:
+                raise InputError(
+                    f"{workdir.path} is not empty (it holds {names[0]}) and has no config.json; "
+                    "name an empty or a new folder with --workdir"
+                )
+        mesh_lib.barrier("workdir looked at")
+        if write and mesh_lib.is_main():
+            try:
+                text = json.dumps(config, indent=1, sort_keys=True, default=str)
+                write_atomic(stored_at, text)
+            except OSError as error:
+                raise InputError(f"--workdir {path} cannot be written: {error}") from None
+        mesh_lib.barrier("workdir opened")
+        return workdir
+
+    def artifact(self, name: str, parts: Parts) -> Artifact:
+        """An artefact by its path below the workdir."""
+        return Artifact(self, name, parts)
+
+    def embeddings(self, role: str, dataset: str, table: str, parts: Parts) -> Artifact:
+        """Vectors of one table ('passages', 'queries-train', …) of a data set by one encoder."""
+        return self.artifact(f"embeddings/{role}/{dataset}/{table}", parts)
+
+    def candidates(self, teacher: str, parts: Parts) -> Artifact:
+        """What the teacher ranks high for each training query, before any rule."""
+        return self.artifact(f"candidates/{teacher}.parquet", parts)
+
+    def negatives(self, split: str, parts: Parts) -> Artifact:
+        """What a rule kept."""
+        return self.artifact(f"negatives/{split}.parquet", parts)
+
+    def checkpoints(self, parts: Parts) -> Artifact:
+        """The student while and after it trains."""
+        return self.artifact("checkpoints", parts)
+
+    def evaluation(self, dataset: str, parts: Parts) -> Artifact:
+        """Metrics of one data set; the runs lie beside it."""
+        return self.artifact(f"evaluation/{dataset}.json", parts)
+
+    def export(self, parts: Parts) -> Artifact:
+        """The folder other tools load."""
+        return self.artifact("export", parts)
+
+    def report(self, parts: Parts) -> Artifact:
+        """report.html."""
+        return self.artifact("report.html", parts)
+
+    @property
+    def metrics(self) -> epath.Path:
+        """Training metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> epath.Path:
+        return self.path / "tensorboard"
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = value
+    return out

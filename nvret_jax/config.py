@@ -1,0 +1,301 @@
+"""Every knob of a run, its default and one comment; and one check that names all mistakes at once.
+
+A config file in `configs/` calls `base()`, changes what its experiment is about, and returns the
+result. On the command line any value can be overridden: `--config.mining.percent=0.9`. `smoke()`
+shrinks whatever it is given to about a minute. `validate()` runs before anything else does.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict, config_dict
+
+from nvret_jax.errors import InputError
+
+STAGES = ("embed", "search", "mine", "train", "evaluate", "export", "report")
+RULES = ("naive", "shifted", "abs", "margin_pos", "perc_pos")
+ANCHORS = ("min", "max", "mean")
+BACKENDS = ("auto", "device", "faiss")
+SCHEDULES = ("linear", "cosine", "constant")
+DTYPES = ("float32", "bfloat16")
+MAX_SEED = 2**31 - 1
+
+
+def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict:
+    """The knobs of one encoder; `teacher` and `student` each have their own."""
+    return ConfigDict(
+        {
+            # A folder, the name of a pip-installed weights package, or a Hugging Face hub id.
+            "model": model,
+            # Tokens kept of a query and of a passage, special tokens included; 0: the model's own.
+            "query_length": 0,
+            "passage_length": 0,
+            # Text put before every query and every passage; unset: the model's own prompts.
+            "query_prompt": config_dict.placeholder(str),
+            "passage_prompt": config_dict.placeholder(str),
+            # 'mean' or 'cls'; unset: the model's own 1_Pooling.
+            "pooling": config_dict.placeholder(str),
+            # L2-normalise embeddings, so that the inner product is the cosine; unset: normalise.
+            "normalize": config_dict.placeholder(bool),
+            # Arithmetic of the encoder: 'float32', or 'bfloat16' on accelerators.
+            "dtype": "float32",
+        }
+    )
+
+
+def base() -> ConfigDict:
+    """The default config: mine with MiniLM, train it, evaluate, export; see each comment."""
+    return ConfigDict(
+        {
+            # Names the experiment; a workdir belongs to one name.
+            "name": "base",
+            # Seeds every draw: batch order, which positive, dropout.
+            "seed": 0,
+            # Which stages run, whatever order they are written in.
+            "stages": STAGES,
+            # Fetch hub models over the network; off means local files and the local cache only.
+            "download": False,
+            "data": {
+                # Where to read from: 'beir:DIR' or 'pydocs:'.
+                "train": "pydocs:",
+                "train_split": "train",
+                # Queries that guide training; '' for the split: no dev evaluation. Same data set.
+                "dev_split": "dev",
+                # What is evaluated before and after.
+                "test": "pydocs:",
+                "test_split": "test",
+                # Judgments from this grade on are positives to train on (evaluation is graded).
+                "min_relevance": 1,
+                # Accept passages and queries without text instead of refusing the data set.
+                "allow_empty": False,
+                # Use only the first n queries of a split, and n passages (judged ones first);
+                # 0: all.
+                "max_queries": 0,
+                "max_passages": 0,
+            },
+            "teacher": encoder(),
+            "student": encoder(),
+            "mesh": {
+                # Axis sizes; -1 takes the devices that are left. See nvret_jax/mesh.py.
+                "data": -1,
+                "fsdp": 1,
+                "tensor": 1,
+            },
+            "distributed": {
+                # 'auto': join a cluster where JAX detects one; 'on': must join; 'off': run alone.
+                "mode": "auto",
+                # host:port of process 0, the number of processes and this one's number, for
+                # clusters that JAX cannot detect.
+                "coordinator": "",
+                "num_processes": 0,
+                "process_id": 0,
+            },
+            "embed": {
+                # Rows a chunk of the stored embeddings holds: what a kill can cost.
+                "chunk_rows": 4096,
+                # Tokens a device encodes at a time; 0: chosen for the device.
+                "token_budget": 0,
+            },
+            "search": {
+                # 'device': sharded matmul and top-k; 'faiss': flat index on the CPU; 'auto': the
+                # device on an accelerator, FAISS on a CPU-only host.
+                "backend": "auto",
+                # Candidates stored per training query, best first, before any rule.
+                "depth": 100,
+                # Queries searched between two saves.
+                "query_block": 4096,
+            },
+            "mining": {
+                # naive, shifted, abs, margin_pos or perc_pos (paper section 3.1).
+                "rule": "perc_pos",
+                # perc_pos: keep negatives that score below this share of the anchor.
+                "percent": 0.95,
+                # margin_pos: keep negatives that score below the anchor minus this.
+                "margin": 0.05,
+                # abs: keep negatives that score at most this.
+                "threshold": 0.70,
+                # shifted: ranks to skip.
+                "shift": 10,
+                # Which of a query's positive scores is the anchor: min, max or mean.
+                "anchor": "min",
+                # Hard negatives kept per query.
+                "num_negatives": 4,
+            },
+            "train": {
+                # Length of training: epochs over the training queries, unless steps is set.
+                "epochs": 1.0,
+                "steps": 0,
+                # Queries per step, over the whole mesh.
+                "batch_size": 32,
+                # Hard negatives per query in a batch; rows with fewer are masked.
+                "num_negatives": 4,
+                # Also contrast with the passages of all other queries in the global batch.
+                "in_batch_negatives": True,
+                # Divides the cosine; smaller is sharper.
+                "temperature": 0.05,
+                "learning_rate": 2e-5,
+                # Share of the steps over which the learning rate rises, then how it falls.
+                "warmup": 0.1,
+                "schedule": "linear",
+                "weight_decay": 0.01,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                # Largest global gradient norm; 0: no clipping.
+                "clip_norm": 1.0,
+                # Share of activations dropped; 0 suits short contrastive runs.
+                "dropout": 0.0,
+                # Tokens a device encodes at a time inside a step, recomputing them for the
+                # gradient; 0: chosen for the device; -1: the whole batch at once.
+                "chunk_tokens": 0,
+                # Steps between checkpoints, dev evaluations and logged lines; 0: only at the end.
+                "checkpoint_every": 100,
+                "eval_every": 50,
+                "log_every": 10,
+                # Checkpoints kept.
+                "keep": 2,
+                # Dev evaluation searches at most this many passages: the positives, then what the
+                # teacher ranks high, then others; 0: the whole corpus.
+                "dev_passages": 2000,
+                "dev_queries": 200,
+            },
+            "evaluation": {
+                # Passages retrieved per query.
+                "depth": 100,
+                # Drop a passage that carries the query's own id, as BEIR does.
+                "exclude_self": True,
+            },
+            "export": {
+                # Precision of the exported weights: float32 or float16.
+                "dtype": "float32",
+            },
+            "report": {
+                # Training queries shown with what was kept and what was thrown out.
+                "examples": 20,
+            },
+        }
+    )
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Shrinks any config to a run of about a minute on two cores; changes it and returns it."""
+    config.name += "-smoke"
+    config.data.max_queries = 48
+    config.data.max_passages = 400
+    for side in (config.teacher, config.student):
+        side.query_length = min(side.query_length or 32, 32)
+        side.passage_length = min(side.passage_length or 64, 64)
+    config.embed.chunk_rows = 128
+    config.search.depth = 30
+    config.search.query_block = 16
+    config.train.batch_size = 8
+    config.train.num_negatives = min(config.train.num_negatives, 2)
+    config.train.steps = 12
+    config.train.checkpoint_every = 4
+    config.train.eval_every = 6
+    config.train.log_every = 1
+    config.train.dev_passages = 200
+    config.train.dev_queries = 32
+    config.report.examples = 5
+    return config
+
+
+def apply_arg(config: ConfigDict, arg: str | None) -> ConfigDict:
+    """What stands behind the colon of `--config=configs/x.py:smoke`.
+
+    Raises:
+        InputError: a word that is not known.
+    """
+    if not arg:
+        return config
+    if arg != "smoke":
+        raise InputError(f"config argument ':{arg}' is not known; ':smoke' is")
+    return smoke(config)
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every value.
+
+    Raises:
+        InputError: one line that lists all mistakes, each with its key, value and remedy.
+    """
+    wrong: list[str] = []
+
+    def need(ok: bool, key: str, what: str) -> None:
+        if not ok:
+            value = config
+            for part in key.split("."):
+                value = value[part]
+            wrong.append(f"{key}={value!r}: {what}")
+
+    def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+        need(value in known, key, f"choose one of {', '.join(known)}")
+
+    stages = tuple(config.stages)
+    unknown = [s for s in stages if s not in STAGES]
+    need(not unknown, "stages", f"unknown {unknown}; the stages are {', '.join(STAGES)}")
+    need(bool(stages), "stages", f"name at least one of {', '.join(STAGES)}")
+    need(bool(config.name) and "/" not in config.name, "name", "give a name without '/'")
+    need(0 <= config.seed <= MAX_SEED, "seed", f"must lie in 0..{MAX_SEED}")
+
+    training = set(stages) & {"embed", "search", "mine", "train", "export", "report"}
+    if training:
+        need(bool(config.data.train), "data.train", "name a data set, such as beir:DIR or pydocs:")
+    if "evaluate" in stages:
+        need(bool(config.data.test), "data.test", "name a data set, such as beir:DIR or pydocs:")
+    need(config.data.min_relevance >= 1, "data.min_relevance", "positives have relevance >= 1")
+    for key in ("max_queries", "max_passages"):
+        need(config.data[key] >= 0, f"data.{key}", "must be 0 (all) or more")
+
+    for side in ("teacher", "student"):
+        block = config[side]
+        need(bool(block.model), f"{side}.model", "name a folder, a weights package or a hub id")
+        for key in ("query_length", "passage_length"):
+            need(block[key] == 0 or block[key] >= 3, f"{side}.{key}", "0 (the model's) or >= 3")
+        one_of(f"{side}.dtype", block.dtype, DTYPES)
+    for key in ("data", "fsdp", "tensor"):
+        need(config.mesh[key] == -1 or config.mesh[key] >= 1, f"mesh.{key}", "-1 or positive")
+    one_of("distributed.mode", config.distributed.mode, ("auto", "on", "off"))
+
+    need(config.embed.chunk_rows >= 1, "embed.chunk_rows", "must be positive")
+    need(config.embed.token_budget >= 0, "embed.token_budget", "must be 0 (automatic) or more")
+    one_of("search.backend", config.search.backend, BACKENDS)
+    need(config.search.depth >= 1, "search.depth", "must be positive")
+    need(config.search.query_block >= 1, "search.query_block", "must be positive")
+
+    mining = config.mining
+    one_of("mining.rule", mining.rule, RULES)
+    one_of("mining.anchor", mining.anchor, ANCHORS)
+    need(0 < mining.percent <= 2, "mining.percent", "a share of the anchor, such as 0.95")
+    need(0 <= mining.margin <= 2, "mining.margin", "a distance between cosines, such as 0.05")
+    need(-1 <= mining.threshold <= 1, "mining.threshold", "a cosine, such as 0.70")
+    need(mining.shift >= 0, "mining.shift", "must be 0 or more ranks")
+    need(mining.num_negatives >= 1, "mining.num_negatives", "must be positive")
+
+    train = config.train
+    need(train.steps >= 0, "train.steps", "must be 0 (by epochs) or more")
+    need(train.steps > 0 or train.epochs > 0, "train.epochs", "must be positive")
+    need(train.batch_size >= 1, "train.batch_size", "must be positive")
+    need(train.num_negatives >= 0, "train.num_negatives", "must be 0 or more")
+    if train.num_negatives == 0:
+        need(train.in_batch_negatives, "train.in_batch_negatives", "no negatives are left")
+    if train.num_negatives > mining.num_negatives and "train" in stages:
+        need(False, "train.num_negatives", f"mining.num_negatives={mining.num_negatives} are mined")
+    need(train.temperature > 0, "train.temperature", "must be positive")
+    need(train.learning_rate > 0, "train.learning_rate", "must be positive")
+    need(0 <= train.warmup < 1, "train.warmup", "a share of the steps, in [0, 1)")
+    one_of("train.schedule", train.schedule, SCHEDULES)
+    for key in ("weight_decay", "clip_norm"):
+        need(train[key] >= 0, f"train.{key}", "must be 0 or more")
+    for key in ("b1", "b2"):
+        need(0 <= train[key] < 1, f"train.{key}", "must lie in [0, 1)")
+    need(train.eps > 0, "train.eps", "must be positive")
+    need(0 <= train.dropout < 1, "train.dropout", "a share, in [0, 1)")
+    need(train.chunk_tokens >= -1, "train.chunk_tokens", "-1 (off), 0 (automatic) or positive")
+    for key in ("checkpoint_every", "eval_every", "log_every", "dev_passages", "dev_queries"):
+        need(train[key] >= 0, f"train.{key}", "must be 0 or more")
+    need(train.keep >= 1, "train.keep", "must be positive")
+    need(config.evaluation.depth >= 10, "evaluation.depth", "nDCG@10 needs at least 10")
+    one_of("export.dtype", config.export.dtype, ("float32", "float16"))
+    need(config.report.examples >= 0, "report.examples", "must be 0 or more")
+    if wrong:
+        raise InputError("config: " + "; ".join(wrong))

@@ -1,0 +1,76 @@
+"""Rows of different lengths as two flat arrays, the layout Arrow's list columns have too."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Row i is `values[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        offsets: int64 [rows + 1], starting at 0, never falling.
+        values: any dtype, [offsets[-1]].
+    """
+
+    offsets: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence], dtype) -> Ragged:
+        """Packs a sequence of rows."""
+        rows = [np.asarray(row, dtype=dtype) for row in rows]
+        counts = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+        values = np.concatenate(rows) if rows else np.zeros(0, dtype)
+        return cls(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), values)
+
+    @classmethod
+    def from_mask(cls, values_rc: np.ndarray, mask_rc: np.ndarray) -> Ragged:
+        """The entries of each row of a matrix that a mask keeps, in order."""
+        counts = mask_rc.sum(axis=1, dtype=np.int64)
+        return cls(np.concatenate([[0], np.cumsum(counts)]), values_rc[mask_rc])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Length of each row, int64 [rows]."""
+        return np.diff(self.offsets)
+
+    @property
+    def row_of(self) -> np.ndarray:
+        """For each value the row it stands in, int64 [len(values)]."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.counts)
+
+    def reduce(self, ufunc: np.ufunc, empty: float) -> np.ndarray:
+        """`ufunc` over each row (np.minimum, np.add, …), float64 [rows]; `empty` for empty rows."""
+        out = np.full(len(self), empty, dtype=np.float64)
+        full = self.counts > 0
+        if full.any():
+            out[full] = ufunc.reduceat(self.values.astype(np.float64), self.offsets[:-1][full])
+        return out
+
+    def padded(self, fill, width: int | None = None) -> np.ndarray:
+        """A matrix [rows, width] with `fill` after each row's end; width: the longest row."""
+        counts = self.counts
+        width = int(counts.max(initial=0)) if width is None else width
+        out = np.full((len(self), width), fill, dtype=self.values.dtype)
+        column = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], counts)
+        keep = column < width
+        out[self.row_of[keep], column[keep]] = self.values[keep]
+        return out
+
+    def take(self, rows: np.ndarray) -> Ragged:
+        """Some of the rows, in the order given."""
+        counts = self.counts[rows]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        starts = np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
+        return Ragged(offsets, self.values[starts + np.arange(offsets[-1])])

@@ -1,0 +1,84 @@
+"""Parquet tables whose cells are ids or lists of ids, on the reader's side as row numbers.
+
+Artefacts hold ids, computation wants row numbers; the two functions here are the only crossing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from etils import epath
+
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.errors import InputError
+
+
+def id_array(ids: Sequence[str]) -> pa.Array:
+    """Ids as an Arrow array, made once and used for every column of a table."""
+    return pa.array(ids, pa.large_string())
+
+
+def ids_column(rows: np.ndarray | Ragged, ids: pa.Array) -> pa.Array:
+    """Row numbers → a column of ids, or of lists of ids for `Ragged` rows."""
+    if isinstance(rows, Ragged):
+        return pa.LargeListArray.from_arrays(rows.offsets, ids.take(pa.array(rows.values)))
+    return ids.take(pa.array(rows))
+
+
+def list_column(values: Ragged) -> pa.Array:
+    """A column of lists of numbers."""
+    return pa.LargeListArray.from_arrays(values.offsets, pa.array(values.values))
+
+
+def rows_of(column: pa.Array, ids: pa.Array, what: str) -> np.ndarray | Ragged:
+    """A column of ids (or lists of ids) → row numbers, int32.
+
+    Raises:
+        InputError: an id the data set does not have; `what` says where it stood.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        offsets = np.asarray(column.offsets, np.int64)
+        return Ragged(offsets - offsets[0], rows_of(column.flatten(), ids, what))
+    found = pc.index_in(column.cast(ids.type), value_set=ids)
+    if found.null_count:
+        bad = column.filter(pc.is_null(found))[0].as_py()
+        raise InputError(f"{what}: id {bad!r} is not in the data set")
+    return found.to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def ragged_numbers(column: pa.Array, dtype) -> Ragged:
+    """A column of lists of numbers → `Ragged`."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    offsets = np.asarray(column.offsets, np.int64)
+    return Ragged(offsets - offsets[0], np.asarray(column.flatten()).astype(dtype))
+
+
+def write_table(path: epath.Path, columns: Mapping[str, pa.Array]) -> None:
+    """Writes a parquet file; the caller sees to it that `path` is not the final name."""
+    with epath.Path(path).open("wb") as file:
+        pq.write_table(pa.table(dict(columns)), file, compression="zstd")
+
+
+def read_table(path: epath.Path, columns: Sequence[str]) -> pa.Table:
+    """Reads a parquet file.
+
+    Raises:
+        InputError: it is missing, damaged, or lacks a column.
+    """
+    path = epath.Path(path)
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} cannot be read as parquet: {error}") from None
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path} lacks the column {missing[0]!r}; it has {table.column_names}")
+    return table

@@ -1,0 +1,155 @@
+"""Candidates: what a teacher ranks high for each query, before any rule.
+
+The table keeps raw scores of the `depth` best passages, positives among them, and the score of
+every positive beside. Another rule or value is a new pass over this table, not a new search.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from etils import epath
+
+from nvret_jax.data import tables
+from nvret_jax.data.dataset import TextTable
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.errors import InputError
+
+COLUMNS = ("query_id", "passage_ids", "scores", "positive_ids", "positive_scores")
+# (queries_qd, k) -> scores_qk float32, rows_qk int32 (-1 behind the end)
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The depth best passages of each query, as row numbers of one data set.
+
+    Attributes:
+        query_rows: int32 [Q], rows of the data set's queries.
+        passage_rows: int32, per query best first: score descending, then row ascending.
+        scores: float32, aligned with `passage_rows`.
+        positive_rows: int32, judged positives of each query.
+        positive_scores: float32, aligned with `positive_rows`.
+    """
+
+    query_rows: np.ndarray
+    passage_rows: Ragged
+    scores: Ragged
+    positive_rows: Ragged
+    positive_scores: Ragged
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    @classmethod
+    def concatenate(cls, parts: list[Candidates]) -> Candidates:
+        """One table from consecutive ones."""
+
+        def join(name: str) -> Ragged:
+            rows = [getattr(part, name) for part in parts]
+            counts = np.concatenate([r.counts for r in rows])
+            offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+            return Ragged(offsets, np.concatenate([r.values for r in rows]))
+
+        lists = ("passage_rows", "scores", "positive_rows", "positive_scores")
+        query_rows = np.concatenate([part.query_rows for part in parts])
+        return cls(query_rows, *(join(name) for name in lists))
+
+    def write(self, path: epath.Path, queries: TextTable, corpus: TextTable) -> None:
+        """Writes the table with ids in place of rows."""
+        passage_ids, query_ids = tables.id_array(corpus.ids), tables.id_array(queries.ids)
+        tables.write_table(
+            path,
+            {
+                "query_id": tables.ids_column(self.query_rows, query_ids),
+                "passage_ids": tables.ids_column(self.passage_rows, passage_ids),
+                "scores": tables.list_column(self.scores),
+                "positive_ids": tables.ids_column(self.positive_rows, passage_ids),
+                "positive_scores": tables.list_column(self.positive_scores),
+            },
+        )
+
+    @classmethod
+    def read(cls, path: epath.Path, queries: TextTable, corpus: TextTable) -> Candidates:
+        """Reads what `write` wrote, against the same data set.
+
+        Raises:
+            InputError: the file is damaged or names an id the data set does not have.
+        """
+        table = tables.read_table(path, COLUMNS)
+        passage_ids, query_ids = tables.id_array(corpus.ids), tables.id_array(queries.ids)
+        return cls(
+            tables.rows_of(table["query_id"], query_ids, f"{path}, query_id"),
+            tables.rows_of(table["passage_ids"], passage_ids, f"{path}, passage_ids"),
+            tables.ragged_numbers(table["scores"], np.float32),
+            tables.rows_of(table["positive_ids"], passage_ids, f"{path}, positive_ids"),
+            tables.ragged_numbers(table["positive_scores"], np.float32),
+        )
+
+
+def find(
+    query_rows: np.ndarray,
+    queries_qd: np.ndarray,
+    passages_nd,
+    positive_rows: Ragged,
+    depth: int,
+    search: Search,
+) -> Candidates:
+    """Searches one block of queries.
+
+    Args:
+        query_rows: int32 [Q], which queries of the data set these are.
+        queries_qd: float32 [Q, D].
+        passages_nd: float32 [N, D], an array or a store that can be sliced by rows.
+        positive_rows: judged positives, a row per query.
+        depth: candidates per query; a smaller corpus gives fewer.
+        search: ranks passages for queries.
+
+    Raises:
+        InputError: a positive's score is not finite.
+    """
+    depth = min(depth, len(passages_nd))
+    scores_qk, rows_qk = search(queries_qd, depth)
+    found = rows_qk >= 0
+    positive_scores = score_pairs(queries_qd, passages_nd, positive_rows)
+    return Candidates(
+        np.asarray(query_rows, np.int32),
+        Ragged.from_mask(rows_qk.astype(np.int32), found),
+        Ragged.from_mask(scores_qk.astype(np.float32), found),
+        positive_rows,
+        Ragged(positive_rows.offsets, positive_scores),
+    )
+
+
+def score_pairs(queries_qd: np.ndarray, passages_nd, pairs: Ragged) -> np.ndarray:
+    """Inner products of each query with its own list of passages, float32 [len(pairs.values)]."""
+    wanted, position = np.unique(pairs.values, return_inverse=True)
+    vectors = gather_rows(passages_nd, wanted)
+    out = np.empty(len(pairs.values), np.float32)
+    row_of = pairs.row_of
+    for start in range(0, len(out), 65536):  # bounds the copies made for the products
+        block = slice(start, start + 65536)
+        out[block] = np.einsum(
+            "md,md->m", queries_qd[row_of[block]], vectors[position[block]], dtype=np.float64
+        )
+    if not np.isfinite(out).all():
+        bad = int(np.argmin(np.isfinite(out)))
+        raise InputError(f"the score of passage row {pairs.values[bad]} is {out[bad]}")
+    return out
+
+
+def gather_rows(matrix, rows: np.ndarray) -> np.ndarray:
+    """Rows of an array or of a store; `rows` must be ascending. Reads contiguous stretches."""
+    if isinstance(matrix, np.ndarray):
+        return matrix[rows]
+    out = np.empty((len(rows), matrix.shape[1]), np.float32)
+    step = 16384
+    start = 0
+    while start < len(rows):
+        stop = int(np.searchsorted(rows, rows[start] + step))
+        block = np.asarray(matrix[int(rows[start]) : int(rows[stop - 1]) + 1])
+        out[start:stop] = block[rows[start:stop] - rows[start]]
+        start = stop
+    return out
