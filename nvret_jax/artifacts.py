@@ -27,6 +27,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 
 Parts = Mapping[str, Any]
+_MARKER = "fingerprint.txt"  # in an unfinished folder: what it is going to be
 
 
 def digest(value: Any) -> str:
@@ -107,7 +108,7 @@ class Artifact:
             True when an unfinished folder of the same fingerprint is there to be continued.
         """
         resumed = False
-        marker = self.partial / "fingerprint.txt"
+        marker = self.partial / _MARKER
         if marker.exists() and marker.read_text() == self.fingerprint:
             resumed = True
         mesh_lib.barrier(f"begin {self.name}")  # every process has looked before one changes it
@@ -120,18 +121,32 @@ class Artifact:
         mesh_lib.barrier(f"begun {self.name}")
         return resumed
 
-    def finish_folder(self) -> None:
-        """Gives the folder at `partial` its name and stores the fingerprint."""
+    def finish_folder(self, inner: str = "") -> None:
+        """Gives the folder at `partial`, or one inside it, its name; stores the fingerprint."""
         mesh_lib.barrier(f"finish {self.name}")
         if mesh_lib.is_main():
-            remove(self.partial / "fingerprint.txt")
+            whole = self.partial / inner
             remove(self.path)
-            self.partial.rename(self.path)
+            if not inner:
+                remove(self.partial / _MARKER)
+            whole.rename(self.path)
+            remove(self.partial)
+            self._store()
+        mesh_lib.barrier(f"finished {self.name}")
+
+    def finish_file(self, write: Callable[[epath.Path], None]) -> None:
+        """Lets `write` make the file inside `partial`, names it, stores the fingerprint."""
+        mesh_lib.barrier(f"finish {self.name}")
+        if mesh_lib.is_main():
+            whole = self.partial / "whole"
+            write(whole)
+            whole.replace(self.path)
+            remove(self.partial)
             self._store()
         mesh_lib.barrier(f"finished {self.name}")
 
     def write_file(self, write: Callable[[epath.Path], None]) -> None:
-        """Lets `write` make the file aside, on the main process; names it, stores the fingerprint."""
+        """Lets `write` make the file aside, on one process; names it, stores the fingerprint."""
         if mesh_lib.is_main():
             remove(self.record)
             self.path.parent.mkdir(parents=True, exist_ok=True)

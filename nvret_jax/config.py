@@ -34,8 +34,9 @@ def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict
             "passage_prompt": config_dict.placeholder(str),
             # 'mean' or 'cls'; unset: the model's own 1_Pooling.
             "pooling": config_dict.placeholder(str),
-            # L2-normalise embeddings, so that the inner product is the cosine; unset: normalise.
-            "normalize": config_dict.placeholder(bool),
+            # L2-normalise embeddings: scores are cosines, which mining values and temperatures
+            # are meant for. False: inner products of whatever the pooling gives.
+            "normalize": True,
             # Arithmetic of the encoder: 'float32', or 'bfloat16' on accelerators.
             "dtype": "float32",
         }
@@ -159,8 +160,10 @@ def base() -> ConfigDict:
                 "dev_queries": 200,
             },
             "evaluation": {
-                # Passages retrieved per query.
+                # Passages retrieved per query; recall@100 needs 100.
                 "depth": 100,
+                # Judgments from this grade on count as relevant; lower ones gain nothing.
+                "min_relevance": 1,
                 # Drop a passage that carries the query's own id, as BEIR does.
                 "exclude_self": True,
             },
@@ -294,7 +297,8 @@ def validate(config: ConfigDict) -> None:
     for key in ("checkpoint_every", "eval_every", "log_every", "dev_passages", "dev_queries"):
         need(train[key] >= 0, f"train.{key}", "must be 0 or more")
     need(train.keep >= 1, "train.keep", "must be positive")
-    need(config.evaluation.depth >= 10, "evaluation.depth", "nDCG@10 needs at least 10")
+    need(config.evaluation.depth >= 100, "evaluation.depth", "recall@100 needs at least 100")
+    need(config.evaluation.min_relevance >= 1, "evaluation.min_relevance", "must be 1 or more")
     one_of("export.dtype", config.export.dtype, ("float32", "float16"))
     need(config.report.examples >= 0, "report.examples", "must be 0 or more")
     if wrong:

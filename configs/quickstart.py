@@ -1,0 +1,26 @@
+"""A laptop, no GPU, no download: mine, train, evaluate and export on Python docstrings.
+
+    python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Teacher and student are the same small model, so the whole gain comes from mining and training.
+"""
+
+from nvret_jax import config as config_lib
+
+
+def get_config(arg: str = ""):
+    """The config; ':smoke' shrinks it to a minute."""
+    config = config_lib.base()
+    config.name = "quickstart"
+    for side in (config.teacher, config.student):
+        side.query_length = 32
+        side.passage_length = 96
+    config.train.batch_size = 32
+    config.train.num_negatives = 2
+    config.train.steps = 60
+    config.train.eval_every = 30
+    config.train.checkpoint_every = 20
+    config.train.log_every = 1
+    config.train.dev_passages = 600
+    config.train.dev_queries = 100
+    return config_lib.apply_arg(config, arg)

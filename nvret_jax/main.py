@@ -1,0 +1,89 @@
+"""`python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`
+
+Flags, logging and the multi-host start; everything else is importable and lives elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from nvret_jax import mesh
+from nvret_jax.config import STAGES
+from nvret_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file; ':smoke' behind its name shrinks it to a one-minute run."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run makes.")
+_STAGES = flags.DEFINE_list("stages", [], f"Only these stages, out of {', '.join(STAGES)}.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
+
+
+def _main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}; flags look like --workdir=DIR")
+    if _CONFIG.value is None:
+        raise InputError("--config is missing; for a first run: --config=configs/quickstart.py")
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
+    from nvret_jax import pipeline
+
+    config = _CONFIG.value
+    distributed = config.distributed
+    mesh.start_distributed(
+        distributed.mode,
+        distributed.coordinator or None,
+        distributed.num_processes or None,
+        distributed.process_id if distributed.coordinator else None,
+    )
+    pipeline.run(config, _WORKDIR.value, stages=_STAGES.value, dry_run=_DRY_RUN.value)
+    return 0
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags, with every mistake in them as an InputError instead of a page of help."""
+    try:
+        return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(f"flags: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"config: {error}") from None
+
+
+def _guarded(argv: list[str]) -> int:
+    try:
+        return _main(argv)
+    except InputError as error:
+        return fail(error)
+
+
+def fail(error: InputError) -> int:
+    """Prints the one line a user needs and returns the exit status."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def cli() -> None:
+    """The console entry; also `python -m nvret_jax.main`."""
+    # A fixed place for compiled programs: the second run of a command starts at once.
+    cache = os.path.join(os.path.expanduser("~"), ".cache", "nvret_jax", "xla")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    logging.set_verbosity(logging.WARNING)
+    app.run(_guarded, flags_parser=_parse_or_exit)
+
+
+def _parse_or_exit(argv: list[str]) -> list[str]:
+    try:
+        return _parse(argv)
+    except InputError as error:
+        sys.exit(fail(error))
+
+
+if __name__ == "__main__":
+    cli()

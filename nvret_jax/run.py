@@ -1,0 +1,375 @@
+"""One run: its config, workdir, data, encoders and mesh, and the inputs of every artefact.
+
+What an artefact is a function of is said here and nowhere else. Parts are the few values that
+decide the content: an embedding knows the prompt of its own side, not of the other; mining knows
+the value of the rule in use, not of the others. So a change makes again what it must, and no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.artifacts import Artifact, Workdir, digest
+from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
+from nvret_jax.data.subset import subset
+from nvret_jax.data.tokenizer import Tokenizer
+from nvret_jax.errors import InputError
+from nvret_jax.mining.rules import Rule
+from nvret_jax.models import weights
+from nvret_jax.models.encoder import Encoder
+from nvret_jax.models.resolve import resolve
+from nvret_jax.models.spec import EncoderSpec, read_spec
+from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.store import EmbeddingStore
+from nvret_jax.training.loop import load_trained
+
+# Knobs of `train` that change how a run is done or told, not what comes out of it.
+_TRAIN_CONDUCT = (
+    "checkpoint_every",
+    "eval_every",
+    "log_every",
+    "keep",
+    "chunk_tokens",
+    "dev_passages",
+    "dev_queries",
+)
+# The knob each rule reads.
+_RULE_VALUES = {
+    "naive": None,
+    "shifted": "shift",
+    "abs": "threshold",
+    "margin_pos": "margin",
+    "perc_pos": "percent",
+}
+
+
+def say(text: str) -> None:
+    """A line for the user, from one process."""
+    if mesh_lib.is_main():
+        print(text, flush=True)
+
+
+class Side:
+    """The teacher or the student, as configured; loaded when first used."""
+
+    def __init__(self, name: str, run: Run):
+        self.name, self.config, self._run = name, run.config[name], run
+
+    @functools.cached_property
+    def folder(self) -> epath.Path:
+        return resolve(self.config.model, download=self._run.config.download)
+
+    def _overrides(self) -> dict[str, Any]:
+        config = self.config
+        lengths = (config.query_length, config.passage_length)
+        return {
+            "dtype": config.dtype,
+            # The longer of the two; unset keeps the model's own, which bounds an unset side.
+            "max_length": max(lengths) if all(lengths) else None,
+            "pooling": config.pooling,
+            "normalize": config.normalize,
+            "query_prompt": config.query_prompt,
+            "passage_prompt": config.passage_prompt,
+        }
+
+    @functools.cached_property
+    def _described(self) -> tuple[EncoderSpec, epath.Path]:
+        return read_spec(self.folder, param_dtype="float32", **self._overrides())
+
+    @property
+    def spec(self) -> EncoderSpec:
+        return self._described[0]
+
+    def length(self, kind: str) -> int:
+        """Tokens kept of a text of this kind."""
+        return self.config[f"{kind}_length"] or self.spec.max_length
+
+    @functools.cached_property
+    def _content(self) -> dict[str, str]:
+        """Hashes of what lies in the folder, without loading it."""
+        folder = self._described[1]
+        sums = "".join(weights.file_sha256(f) for f in weights.weight_files(folder))
+        return {
+            "weights": hashlib.sha256(sums.encode()).hexdigest(),
+            "tokenizer": Tokenizer.from_folder(folder).fingerprint,
+        }
+
+    def parts(self, kind: str) -> dict[str, Any]:
+        """What decides this side's embedding of a text of one kind."""
+        spec = self.spec
+        return {
+            **self._content,
+            "pooling": spec.pooling,
+            "normalize": spec.normalize,
+            "dtype": self.config.dtype,
+            "prompt": spec.prompt(kind),
+            "length": self.length(kind),
+        }
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        return Encoder.from_pretrained(
+            str(self.folder),
+            mesh=self._run.mesh,
+            dropout=self._run.config.train.dropout if self.name == "student" else 0.0,
+            **self._overrides(),
+        )
+
+
+class Run:
+    """A config at work in a workdir."""
+
+    def __init__(self, config: ConfigDict, workdir: Workdir):
+        self.config, self.workdir = config, workdir
+        self.teacher, self.student = Side("teacher", self), Side("student", self)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return mesh_lib.make_mesh(**self.config.mesh.to_dict())
+
+    @property
+    def trains(self) -> bool:
+        return "train" in self.config.stages
+
+    @property
+    def evaluates(self) -> bool:
+        return "evaluate" in self.config.stages
+
+    # --- data ---
+
+    @functools.cached_property
+    def _datasets(self) -> dict[str, Dataset]:
+        """By spec, so that training and test data that are the same are read once."""
+        config, stages = self.config.data, set(self.config.stages)
+        wanted: dict[str, list[str]] = {}
+        if stages - {"evaluate"}:
+            wanted.setdefault(config.train, []).append(config.train_split)
+        if "evaluate" in stages:
+            wanted.setdefault(config.test, []).append(config.test_split)
+        loaded = {}
+        for spec, splits in wanted.items():
+            data = load_dataset(spec, allow_empty=config.allow_empty)
+            if spec == config.train and config.dev_split in data.qrels:
+                splits = [*splits, config.dev_split]
+            for split in splits:
+                data.split_qrels(split)  # names the splits there are when one is missing
+            loaded[spec] = subset(
+                data,
+                list(dict.fromkeys(splits)),
+                max_queries=config.max_queries,
+                max_passages=config.max_passages,
+            )
+        return loaded
+
+    @property
+    def train_data(self) -> Dataset:
+        return self._datasets[self.config.data.train]
+
+    @property
+    def test_data(self) -> Dataset:
+        return self._datasets[self.config.data.test]
+
+    @functools.cached_property
+    def dev_split(self) -> str:
+        """The split that guides training, or '' where there is none."""
+        split = self.config.data.dev_split
+        if not (self.trains and split):
+            return ""
+        if split not in self.train_data.qrels:
+            logging.warning(
+                "data set %s has no split %r: training goes on without dev scores",
+                self.train_data.name,
+                split,
+            )
+            return ""
+        return split
+
+    def table(self, data: Dataset, name: str) -> tuple[str, TextTable]:
+        """('passage', corpus) for 'passages', ('query', queries of s) for 'queries-s'."""
+        if name == "passages":
+            return "passage", data.corpus
+        return "query", data.split_queries(name.removeprefix("queries-"))
+
+    def positives(self) -> dict[str, list[str]]:
+        """Judged positives of the training queries, by query id."""
+        return self.train_data.positives(
+            self.config.data.train_split, self.config.data.min_relevance
+        )
+
+    @functools.cached_property
+    def _table_digests(self) -> dict[tuple[int, str], str]:
+        return {}
+
+    def _text_digest(self, data: Dataset, name: str) -> str:
+        key = (id(data), name)
+        if key not in self._table_digests:
+            empty = TextTable((), [])
+            self._table_digests[key] = content_hash(self.table(data, name)[1], empty, {})
+        return self._table_digests[key]
+
+    # --- artefacts ---
+
+    def embeddings(self, role: str, data: Dataset, table: str) -> Artifact:
+        """Vectors of one table by the teacher, the student as it starts, or the trained one."""
+        kind, _ = self.table(data, table)
+        side = self.teacher if role == "teacher" else self.student
+        parts = {
+            **side.parts(kind),
+            "texts": self._text_digest(data, table),
+            "chunk_rows": self.config.embed.chunk_rows,
+        }
+        if role == "student":
+            parts["checkpoints"] = self.checkpoints().fingerprint
+        return self.workdir.embeddings(role, data.name, table, parts)
+
+    @functools.cached_property
+    def start_role(self) -> str:
+        """Whose vectors the untrained student's are: the teacher's, where they are the same."""
+        if "embed" not in self.config.stages:
+            return "student-start"
+        same = all(self.teacher.parts(k) == self.student.parts(k) for k in ("query", "passage"))
+        return "teacher" if same else "student-start"
+
+    def length(self, role: str, kind: str) -> int:
+        side = self.teacher if role == "teacher" else self.student
+        return side.length(kind)
+
+    def candidates(self) -> Artifact:
+        """The teacher's best passages for every training query."""
+        data, split = self.train_data, self.config.data.train_split
+        return self.workdir.candidates(
+            "teacher",
+            {
+                "passages": self.embeddings("teacher", data, "passages").fingerprint,
+                "queries": self.embeddings("teacher", data, f"queries-{split}").fingerprint,
+                "positives": digest(self.positives()),
+                "depth": self.config.search.depth,
+            },
+        )
+
+    def rule(self) -> Rule:
+        """The mining rule of the config."""
+        names = [field.name for field in dataclasses.fields(Rule)]
+        values = {name: self.config.mining[name] for name in names if name != "name"}
+        return Rule(name=self.config.mining.rule, **values)
+
+    def negatives(self) -> Artifact:
+        """What the rule kept."""
+        mining = self.config.mining
+        value = _RULE_VALUES[mining.rule]
+        parts = {
+            "candidates": self.candidates().fingerprint,
+            "rule": mining.rule,
+            "num_negatives": mining.num_negatives,
+        }
+        if value:
+            parts[value] = mining[value]
+        if mining.rule in ("margin_pos", "perc_pos"):
+            parts["anchor"] = mining.anchor
+        return self.workdir.negatives(self.config.data.train_split, parts)
+
+    def checkpoints(self) -> Artifact:
+        """The student while and after it trains."""
+        config = self.config.train.to_dict()
+        return self.workdir.checkpoints(
+            {
+                "negatives": self.negatives().fingerprint,
+                "query_encoder": self.student.parts("query"),
+                "passage_encoder": self.student.parts("passage"),
+                "train": {k: v for k, v in config.items() if k not in _TRAIN_CONDUCT},
+                "seed": self.config.seed,
+            }
+        )
+
+    def evaluation(self) -> Artifact:
+        """Scores on the test split."""
+        data, split = self.test_data, self.config.data.test_split
+        roles = [self.start_role, *(["student"] if self.trains else [])]
+        parts = {
+            f"{role} {table}": self.embeddings(role, data, table).fingerprint
+            for role in roles
+            for table in ("passages", f"queries-{split}")
+        }
+        parts |= self.config.evaluation.to_dict()
+        parts["judgments"] = digest(data.qrels[split])
+        parts["split"] = split
+        return self.workdir.evaluation(data.name, parts)
+
+    def _student_parts(self) -> dict[str, Any]:
+        if self.trains:
+            return {"checkpoints": self.checkpoints().fingerprint}
+        return {kind: self.student.parts(kind) for kind in ("query", "passage")}
+
+    def export(self) -> Artifact:
+        """The folder other tools load."""
+        parts = {**self._student_parts(), "dtype": self.config.export.dtype}
+        if self.evaluates:
+            parts["evaluation"] = self.evaluation().fingerprint
+        return self.workdir.export(parts)
+
+    def report(self) -> Artifact:
+        """report.html."""
+        parts = {**self._student_parts(), "examples": self.config.report.examples}
+        if "mine" in self.config.stages:
+            parts["negatives"] = self.negatives().fingerprint
+        if self.evaluates:
+            parts["evaluation"] = self.evaluation().fingerprint
+        return self.workdir.report(parts)
+
+    # --- what earlier stages made ---
+
+    def need(self, artifact: Artifact) -> Artifact:
+        """`artifact`, if it stands and holds.
+
+        Raises:
+            InputError: it does not; says why.
+        """
+        reason = artifact.stale()
+        if reason:
+            raise InputError(
+                f"{artifact.path} is needed but out of date ({reason}); run the stage that makes "
+                "it, or leave --stages out"
+            )
+        return artifact
+
+    def open(self, role: str, data: Dataset, table: str) -> EmbeddingStore:
+        """Finished vectors."""
+        return EmbeddingStore.open(self.need(self.embeddings(role, data, table)).path)
+
+    def read_candidates(self) -> Candidates:
+        """Finished candidates."""
+        data = self.train_data
+        return Candidates.read(self.need(self.candidates()).path, data.queries, data.corpus)
+
+    @functools.cached_property
+    def trained_student(self) -> Encoder:
+        return load_trained(self.student.encoder, self.need(self.checkpoints()).path)
+
+    def recipe(self) -> dict[str, Any]:
+        """The choices a model card and a report tell, by name."""
+        mining, train = self.config.mining, self.config.train
+        value = _RULE_VALUES[mining.rule]
+        return {
+            "Teacher": self.config.teacher.model,
+            "Student started from": self.config.student.model,
+            "Mining rule": f"{mining.rule} {mining[value]}" if value else mining.rule,
+            "Hard negatives per query": train.num_negatives,
+            "In-batch negatives": "yes" if train.in_batch_negatives else "no",
+            "Queries per batch": train.batch_size,
+            "Training length": f"{train.steps} steps" if train.steps else f"{train.epochs} epochs",
+            "Temperature": train.temperature,
+            "Learning rate": f"{train.learning_rate} ({train.schedule}, warm-up {train.warmup})",
+            "Query / passage length": (
+                f"{self.student.length('query')} / {self.student.length('passage')} tokens"
+            ),
+            "Seed": self.config.seed,
+        }

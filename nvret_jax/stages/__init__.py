@@ -1,0 +1,17 @@
+"""The stages, one file each, in the order they run.
+
+Stages know each other only through artefacts. What several of them need (data, encoders, mesh) is
+loaded once, when first used, by `nvret_jax.run.Run`.
+"""
+
+from nvret_jax.stages import embed, evaluate, export, mine, report, search, train
+
+STAGES = {
+    "embed": embed.STAGE,
+    "search": search.STAGE,
+    "mine": mine.STAGE,
+    "train": train.STAGE,
+    "evaluate": evaluate.STAGE,
+    "export": export.STAGE,
+    "report": report.STAGE,
+}

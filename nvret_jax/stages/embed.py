@@ -1,0 +1,51 @@
+"""embed: the teacher's vectors of the training data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nvret_jax.artifacts import Artifact
+from nvret_jax.data.dataset import Dataset
+from nvret_jax.models.encoder import Encoder
+from nvret_jax.run import Run
+from nvret_jax.search.embedding import embed_texts
+from nvret_jax.stages.stage import Stage
+
+
+def _embed_artifacts(run: Run) -> list[Artifact]:
+    made = [run.embeddings("teacher", run.train_data, "passages")]
+    made.append(run.embeddings("teacher", run.train_data, f"queries-{run.config.data.train_split}"))
+    if run.dev_split:
+        made.append(run.embeddings("teacher", run.train_data, f"queries-{run.dev_split}"))
+    return made
+
+
+def _make_embeddings(run: Run, artifact: Artifact) -> None:
+    embed_with(run, artifact, "teacher", run.train_data, run.teacher.encoder)
+
+
+def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: Encoder) -> None:
+    """Makes one artefact of embeddings with a given encoder.
+
+    Args:
+        role: 'teacher', 'student-start' or 'student': whose lengths apply.
+    """
+    table_name = artifact.name.rsplit("/", 1)[1]
+    kind, table = run.table(data, table_name)
+    length = run.length(role, kind)
+    budget = run.config.embed.token_budget or None
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return encoder.encode(texts, kind=kind, max_length=length, token_budget=budget)
+
+    embed_texts(
+        artifact,
+        table,
+        encode,
+        encoder.width,
+        chunk_rows=run.config.embed.chunk_rows,
+        label=f"{role} {table_name}",
+    )
+
+
+STAGE = Stage(_embed_artifacts, _make_embeddings)

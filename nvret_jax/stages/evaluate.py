@@ -1,0 +1,70 @@
+"""evaluate: the student before and after, on the whole test corpus."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.artifacts import Artifact
+from nvret_jax.evaluation import comparison, retrieval, runs
+from nvret_jax.models.encoder import Encoder
+from nvret_jax.run import Run, say
+from nvret_jax.search.store import EmbeddingStore
+from nvret_jax.stages.embed import embed_with
+from nvret_jax.stages.stage import Stage
+
+
+def _evaluate_artifacts(run: Run) -> list[Artifact]:
+    return [run.evaluation()]
+
+
+def _make_evaluation(run: Run, artifact: Artifact) -> None:
+    before = _evaluate(run, run.start_role, run.student.encoder)
+    folder, name = artifact.path.parent, run.test_data.name
+    extra = {"encoder": run.config.student.model, "trained": run.trains}
+    after = before
+    if run.trains:
+        after = _evaluate(run, "student", run.trained_student)
+        compared = comparison.compare(before, after)
+        extra["before"] = before.metrics
+        extra["ndcg_cut_10_difference_interval"] = list(compared.interval)
+        table = comparison.comparison_table([compared])
+    else:
+        table = comparison.evaluation_table([after])
+    if mesh_lib.is_main():
+        for result, suffix in ((before, ".before"), (after, "")):
+            if result is before and not run.trains and suffix:
+                continue
+            path = folder / f"{name}{suffix}.trec"
+            runs.write_trec_run(
+                path, result.query_ids, result.passage_ids, result.scores_qk, result.ids_qk
+            )
+    artifact.write_file(lambda path: runs.write_evaluation_json(path, after, extra))
+    say(comparison.table_text(table))
+
+
+def _evaluate(run: Run, role: str, encoder: Encoder) -> retrieval.Evaluation:
+    data, split = run.test_data, run.config.data.test_split
+    vectors = []
+    for table in ("passages", f"queries-{split}"):
+        item = run.embeddings(role, data, table)
+        if item.stale():
+            embed_with(run, item, role, data, encoder)
+        vectors.append(EmbeddingStore.open(item.path))
+    passages, all_queries = vectors
+    ids, _ = retrieval.scored_queries(data, split, run.config.evaluation.min_relevance)
+    row = data.split_queries(split).row
+    return retrieval.evaluate(
+        encoder,
+        data,
+        split,
+        k=run.config.evaluation.depth,
+        min_relevance=run.config.evaluation.min_relevance,
+        exclude_self=run.config.evaluation.exclude_self,
+        backend=run.config.search.backend,
+        passage_embeddings=passages,
+        query_embeddings=np.asarray(all_queries[:])[[row[i] for i in ids]],
+    )
+
+
+STAGE = Stage(_evaluate_artifacts, _make_evaluation)

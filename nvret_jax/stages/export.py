@@ -1,0 +1,47 @@
+"""export: the trained student as a folder other tools load."""
+
+from __future__ import annotations
+
+import json
+
+from nvret_jax.artifacts import Artifact
+from nvret_jax.evaluation import retrieval
+from nvret_jax.export.model_card import ModelCard, Scores, license_of
+from nvret_jax.export.sentence_transformers import export
+from nvret_jax.run import Run
+from nvret_jax.stages.stage import Stage
+
+
+def _export_artifacts(run: Run) -> list[Artifact]:
+    return [run.export()]
+
+
+def _make_export(run: Run, artifact: Artifact) -> None:
+    encoder = run.trained_student if run.trains else run.student.encoder
+    scores = []
+    if run.evaluates:
+        found = json.loads(run.need(run.evaluation()).path.read_text())
+        scores.append(
+            Scores(
+                f"{found['dataset']} {found['split']}",
+                found["queries"],
+                found.get("before"),
+                {name: found[name] for name in retrieval.MEASURES},
+                found.get("ndcg_cut_10_difference_interval"),
+            )
+        )
+    card = ModelCard(
+        name=f"{run.config.name} retriever",
+        base_model=run.config.student.model,
+        license=license_of(run.student.folder),
+        data=[f"{run.train_data.name} ({run.config.data.train})"] if run.trains else [],
+        recipe=run.recipe() if run.trains else {},
+        scores=scores,
+    )
+    artifact.begin()
+    target = artifact.partial / "model"
+    export(encoder, target, dtype=run.config.export.dtype, card=card, overwrite=True)
+    artifact.finish_folder("model")
+
+
+STAGE = Stage(_export_artifacts, _make_export)

@@ -1,0 +1,167 @@
+"""report: what the run did, on one page."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from nvret_jax import __version__
+from nvret_jax.artifacts import Artifact
+from nvret_jax.evaluation import retrieval
+from nvret_jax.mining.miner import Verdict, judge, own_text_rows
+from nvret_jax.mining.negatives import Negatives
+from nvret_jax.report import report
+from nvret_jax.run import Run
+from nvret_jax.stages.stage import Stage
+from nvret_jax.training.writer import read_metrics
+
+_WHY = {
+    Verdict.ABOVE: "at or above the ceiling",
+    Verdict.SKIPPED: "among the ranks skipped",
+    Verdict.OWN_TEXT: "the query's own text",
+}
+_DROPPED_SHOWN = 5
+
+
+def _report_artifacts(run: Run) -> list[Artifact]:
+    return [run.report()]
+
+
+def _make_report(run: Run, artifact: Artifact) -> None:
+    data = gather(run)
+    artifact.write_file(lambda path: report.write(data, path))
+
+
+def gather(run: Run) -> report.ReportData:
+    """Everything the page shows, from the artefacts of earlier stages."""
+    stages = run.config.stages
+    mined: dict[str, Any] = {}
+    if "mine" in stages:
+        mined = _mined(run)
+    return report.ReportData(
+        title=f"{run.config.name}: a text retriever",
+        lead=_lead(run),
+        scores=[_scores(run)] if run.evaluates else [],
+        training=_training(run) if run.trains else None,
+        config=run.recipe(),
+        environment={
+            "nvret_jax": __version__,
+            "jax": jax.__version__,
+            "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        },
+        **mined,
+    )
+
+
+def _lead(run: Run) -> str:
+    if not run.trains:
+        return f"{run.config.student.model}, as it is."
+    return (
+        f"{run.config.student.model}, trained on {run.train_data.name} with hard negatives that "
+        f"{run.config.teacher.model} ranked and the rule {run.config.mining.rule} kept."
+    )
+
+
+def _scores(run: Run) -> report.ScoreRow:
+    found = json.loads(run.need(run.evaluation()).path.read_text())
+    interval = found.get("ndcg_cut_10_difference_interval")
+    return report.ScoreRow(
+        dataset=f"{found['dataset']} {found['split']}",
+        queries=found["queries"],
+        before=found.get("before"),
+        after={name: found[name] for name in retrieval.MEASURES},
+        interval=tuple(interval) if interval else None,
+    )
+
+
+def _training(run: Run) -> report.Training:
+    run.need(run.checkpoints())
+    lines = read_metrics(run.workdir.metrics)
+    losses = [line for line in lines if "loss" in line]
+    dev = [line for line in lines if "dev_ndcg_cut_10" in line]
+    return report.Training(
+        steps=[int(line["step"]) for line in losses],
+        losses=[line["loss"] for line in losses],
+        learning_rates=[line["learning_rate"] for line in losses],
+        dev_steps=[int(line["step"]) for line in dev],
+        dev_ndcg=[line["dev_ndcg_cut_10"] for line in dev],
+    )
+
+
+def _mined(run: Run) -> dict[str, Any]:
+    data, wanted = run.train_data, run.config.mining.num_negatives
+    candidates = run.read_candidates()
+    negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+    own = own_text_rows([data.queries.texts[r] for r in candidates.query_rows], data.corpus.texts)
+    verdicts_qk, ranks_qk, ceilings_q = judge(candidates, run.rule(), wanted, own)
+    scores_qk = candidates.scores.padded(-np.inf)
+    rows_qk = candidates.passage_rows.padded(-1)
+    thrown_qk = np.isin(verdicts_qk, list(_WHY))
+    kept = negatives.negative_rows.counts
+    recipe = run.recipe()
+    # Evenly spread over the queries, so that the examples are of all kinds.
+    count = min(run.config.report.examples, len(negatives))
+    numbers = np.linspace(0, len(negatives) - 1, count).astype(int) if count else []
+
+    def passage(row: int, score: float, **more: Any) -> report.Passage:
+        return report.Passage(data.corpus.ids[row], data.corpus.texts[row], float(score), **more)
+
+    def example(q: int) -> report.Example:
+        thrown = np.flatnonzero(thrown_qk[q])[:_DROPPED_SHOWN]
+        ranks = negatives.negative_ranks[q].tolist()
+        return report.Example(
+            query_id=data.queries.ids[negatives.query_rows[q]],
+            query=data.queries.texts[negatives.query_rows[q]],
+            positives=[
+                passage(row, score)
+                for row, score in zip(
+                    negatives.positive_rows[q][:5], negatives.positive_scores[q][:5], strict=True
+                )
+            ],
+            negatives=[
+                passage(row, score, rank=rank or None)
+                for row, score, rank in zip(
+                    negatives.negative_rows[q], negatives.negative_scores[q], ranks, strict=True
+                )
+            ],
+            dropped=[
+                passage(
+                    rows_qk[q, k],
+                    scores_qk[q, k],
+                    rank=int(ranks_qk[q, k]) or None,
+                    why=_WHY[Verdict(int(verdicts_qk[q, k]))],
+                )
+                for k in thrown
+            ],
+            ceiling=float(ceilings_q[q]) if np.isfinite(ceilings_q[q]) else math.inf,
+        )
+
+    return {
+        "mining": report.Mining(
+            rule=recipe["Mining rule"],
+            teacher=run.config.teacher.model,
+            queries=len(negatives),
+            filled=int((kept >= wanted).sum()),
+            underfilled=int((kept < wanted).sum()),
+            negatives=int(kept.sum()),
+            dropped={
+                _WHY[verdict]: int((verdicts_qk == verdict).sum())
+                for verdict in _WHY
+                if (verdicts_qk == verdict).any()
+            },
+        ),
+        "teacher_scores": report.TeacherScores(
+            positive=negatives.positive_scores.values,
+            negative=negatives.negative_scores.values,
+            dropped=scores_qk[thrown_qk],
+            ceiling=ceilings_q,
+        ),
+        "examples": [example(int(q)) for q in numbers],
+    }
+
+
+STAGE = Stage(_report_artifacts, _make_report)

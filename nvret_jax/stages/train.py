@@ -1,0 +1,100 @@
+"""train: the student, from its start to its last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.artifacts import Artifact, remove
+from nvret_jax.data.dataset import Dataset
+from nvret_jax.evaluation import retrieval
+from nvret_jax.mining.negatives import Negatives
+from nvret_jax.models.encoder import Encoder
+from nvret_jax.run import Run
+from nvret_jax.search.backend import make_index
+from nvret_jax.stages.stage import Stage
+from nvret_jax.training import loop
+from nvret_jax.training.examples import Examples
+
+
+def _train_artifacts(run: Run) -> list[Artifact]:
+    return [run.checkpoints()]
+
+
+def _make_checkpoints(run: Run, artifact: Artifact) -> None:
+    config, data = run.config, run.train_data
+    loop.check_batch(config.train, mesh_lib.shards(run.mesh, "batch"))
+    encoder = run.student.encoder
+    negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+
+    def tokenizer(kind: str):
+        length = run.length("student", kind)
+        return lambda texts: encoder.tokenize(texts, kind=kind, max_length=length)
+
+    examples = Examples.build(
+        negatives,
+        data.queries.texts,
+        data.corpus.texts,
+        tokenizer("query"),
+        tokenizer("passage"),
+        batch_size=config.train.batch_size,
+        num_negatives=config.train.num_negatives,
+        pad_id=encoder.tokenizer.pad_id,
+        seed=config.seed,
+    )
+    if not artifact.begin() and mesh_lib.is_main():
+        remove(run.workdir.metrics)
+        remove(run.workdir.tensorboard)
+    places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
+    loop.train(encoder, examples, config.train, places, _dev_score(run))
+    artifact.finish_folder()
+
+
+def _dev_score(run: Run) -> Callable[[Encoder], float] | None:
+    """nDCG@10 on some dev queries against a corpus small enough to embed again and again."""
+    if not run.dev_split:
+        return None
+    data, limit = run.train_data, run.config.train.dev_passages
+    qrels = data.qrels[run.dev_split]
+    ids = list(data.positives(run.dev_split, run.config.data.min_relevance))
+    ids = ids[: run.config.train.dev_queries or None]
+    corpus = data.corpus
+    if limit and limit < len(corpus):
+        table = data.split_queries(run.dev_split)
+        queries = np.asarray(run.open("teacher", data, f"queries-{run.dev_split}")[:])
+        passages = run.open("teacher", data, "passages")
+        index = make_index(passages, mesh=run.mesh, backend=run.config.search.backend)
+        depth = min(len(corpus), max(10, limit // len(ids)))
+        _, found_qk = index.search(queries[[table.row[i] for i in ids]], depth)
+        wanted = dict.fromkeys(corpus.row[p] for i in ids for p in qrels[i])
+        for row in found_qk.T.ravel().tolist():  # rank by rank over all queries
+            if len(wanted) >= limit:
+                break
+            wanted.setdefault(row)
+        corpus = corpus.select(corpus.ids[row] for row in sorted(wanted))
+    small = Dataset(
+        name=f"{data.name}-dev",
+        corpus=corpus,
+        queries=data.queries.select(ids),
+        qrels={run.dev_split: {i: qrels[i] for i in ids}},
+        fingerprint="",
+    )
+
+    def score(encoder: Encoder) -> float:
+        result = retrieval.evaluate(
+            encoder,
+            small,
+            run.dev_split,
+            min_relevance=run.config.data.min_relevance,
+            passage_length=run.length("student", "passage"),
+            query_length=run.length("student", "query"),
+            backend=run.config.search.backend,
+        )
+        return result.metrics["ndcg_cut_10"]
+
+    return score
+
+
+STAGE = Stage(_train_artifacts, _make_checkpoints)

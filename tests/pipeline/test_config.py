@@ -1,0 +1,89 @@
+"""Every mistake in one message; smoke shrinks; every file in configs/ is valid."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from nvret_jax import config as config_lib
+from nvret_jax.errors import InputError
+
+FILES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def load(path, arg=""):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg), module
+
+
+def test_the_default_is_valid():
+    config_lib.validate(config_lib.base())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_each_config_file_is_valid_and_carries_its_launch_line(path):
+    config, module = load(path)
+    if not config.data.test:
+        config.data.test = "pydocs:"
+    config_lib.validate(config)
+    assert f"--config=configs/{path.name}" in module.__doc__
+    small, _ = load(path, "smoke")
+    if not small.data.test:
+        small.data.test = "pydocs:"
+    config_lib.validate(small)
+    assert small.train.steps <= 20
+    assert small.name != config.name
+    with pytest.raises(InputError, match="':tiny' is not known"):
+        load(path, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", -1, "seed=-1"),
+        ("stages", ("embed", "dance"), "dance"),
+        ("stages", (), "name at least one"),
+        ("data.train", "", "data.train=''"),
+        ("data.min_relevance", 0, "data.min_relevance=0"),
+        ("teacher.dtype", "float8", "float32, bfloat16"),
+        ("student.passage_length", 2, "student.passage_length=2"),
+        ("mesh.fsdp", 0, "mesh.fsdp=0"),
+        ("search.backend", "cpu", "auto, device, faiss"),
+        ("search.depth", 0, "search.depth=0"),
+        ("mining.rule", "perc", "perc_pos"),
+        ("mining.percent", 0.0, "mining.percent=0.0"),
+        ("mining.anchor", "median", "min, max, mean"),
+        ("mining.num_negatives", 0, "mining.num_negatives=0"),
+        ("train.num_negatives", 9, "mining.num_negatives=4 are mined"),
+        ("train.batch_size", 0, "train.batch_size=0"),
+        ("train.temperature", 0.0, "train.temperature=0.0"),
+        ("train.schedule", "step", "linear, cosine, constant"),
+        ("train.warmup", 1.0, "train.warmup=1.0"),
+        ("train.dropout", 1.0, "train.dropout=1.0"),
+        ("evaluation.depth", 10, "evaluation.depth=10"),
+        ("export.dtype", "bfloat16", "float32, float16"),
+    ],
+)
+def test_a_bad_value_is_named(key, value, words):
+    config = config_lib.base()
+    block, _, leaf = key.rpartition(".")
+    target = config[block] if block else config
+    target[leaf] = value
+    with pytest.raises(InputError) as error:
+        config_lib.validate(config)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_all_mistakes_come_in_one_message():
+    config = config_lib.base()
+    config.mining.rule = "best"
+    config.train.temperature = -1.0
+    config.mesh.tensor = 0
+    with pytest.raises(InputError) as error:
+        config_lib.validate(config)
+    for words in ("mining.rule='best'", "train.temperature=-1.0", "mesh.tensor=0"):
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)

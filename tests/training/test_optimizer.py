@@ -1,0 +1,58 @@
+"""Schedule and decay."""
+
+import jax.numpy as jnp
+import pytest
+
+from nvret_jax import config as config_lib
+from nvret_jax.training.optimizer import decay_mask, schedule
+from nvret_jax.training.step import chunk_rows
+
+
+def rates(steps, **changes):
+    config = config_lib.base().train
+    config.update(learning_rate=1.0, **changes)
+    rate = schedule(config, steps)
+    return [float(rate(step)) for step in range(steps)]
+
+
+def test_linear_rises_then_falls_to_nothing():
+    got = rates(10, warmup=0.3, schedule="linear")
+    assert got[0] == pytest.approx(1 / 3)
+    assert got[2] == pytest.approx(1.0)
+    assert got[3:] == pytest.approx([1 - i / 7 for i in range(7)])
+
+
+def test_first_step_learns_even_without_warm_up():
+    assert rates(4, warmup=0.0, schedule="constant") == [1.0] * 4
+    assert rates(5, warmup=0.2, schedule="cosine")[0] == pytest.approx(1.0)
+
+
+def test_biases_and_layer_norm_are_not_decayed():
+    params = {
+        "layers": {"query_kernel": 1, "query_bias": 1, "mlp_norm_scale": 1, "mlp_norm_bias": 1},
+        "embeddings": {"word": 1, "norm_scale": 1},
+    }
+    params = {k: {n: jnp.ones(()) for n in v} for k, v in params.items()}
+    assert decay_mask(params) == {
+        "layers": {
+            "query_kernel": True,
+            "query_bias": False,
+            "mlp_norm_scale": False,
+            "mlp_norm_bias": False,
+        },
+        "embeddings": {"word": True, "norm_scale": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "rows", "expected"),
+    [
+        (1024, 128, 160, 8),
+        (1024, 128, 7, 7),
+        (1024, 2000, 6, 1),
+        (-1, 8, 12, 12),
+        (1024, 96, 50, 10),
+    ],
+)
+def test_chunks_divide_the_rows(tokens, width, rows, expected):
+    assert chunk_rows(tokens, width, rows) == expected
