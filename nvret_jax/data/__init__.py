@@ -1,0 +1,1 @@
+"""Text in: datasets, tokens, and batches of few shapes."""

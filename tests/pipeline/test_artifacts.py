@@ -105,7 +105,7 @@ def test_a_workdir_belongs_to_one_experiment(tmp_path):
 
 def test_a_folder_of_something_else_is_not_taken(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
-    with pytest.raises(InputError, match="thesis.tex"):
+    with pytest.raises(InputError, match=r"thesis\.tex"):
         open_workdir(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):

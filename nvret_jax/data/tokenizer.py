@@ -1,0 +1,224 @@
+"""Text to token ids, by the model's own `tokenizer.json` and the Rust library behind it.
+
+Choices:
+
+- `tokenizers` is used directly: it is what `transformers` calls for fast tokenizers, without a
+  second of imports. A folder that has only vocabulary files is converted by
+  `transformers.AutoTokenizer` (local files, no remote code).
+- A tokenizer.json often carries the truncation and padding of whoever saved it (MiniLM's cuts at
+  128 and pads everything to 128). Both are switched off: length is the caller's business, and
+  padding is done per batch.
+- Texts are encoded in blocks, because the library's result objects are many times larger than the
+  ids that are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from nvret_jax.errors import InputError
+
+_BLOCK = 1024  # texts encoded at a time
+_LONGEST = 10**6  # model_max_length above this is a way of saying "unknown"
+# Beside tokenizer.json and tokenizer_config.json, what other tools read a tokenizer from.
+_COPIED = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
+
+
+class Tokenizer:
+    """A fast tokenizer and the files it came from.
+
+    Attributes:
+        max_length: default limit in tokens, special tokens included; None if nobody gave one.
+        pad_id: id that fills a batch. Its embedding is never seen: lengths mask it.
+        fingerprint: sha256, hex, of everything that decides the ids.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        folder: epath.Path | None = None,
+        config: dict | None = None,
+        max_length: int | None = None,
+    ):
+        """Wraps `backend`, and switches its truncation and padding off.
+
+        Args:
+            backend: the tokenizer; owned by this object from here on.
+            folder: where `save` finds the files that go with it.
+            config: content of tokenizer_config.json.
+            max_length: default limit in tokens; None takes the config's model_max_length.
+        """
+        self._config = config or {}
+        self._folder = folder
+        self.pad_id = _pad_id(backend, self._config)
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._side = self._config.get("truncation_side", "right")
+        self._specials = backend.num_special_tokens_to_add(False)
+        stated = self._config.get("model_max_length")
+        if max_length is None and isinstance(stated, int | float) and 0 < stated < _LONGEST:
+            max_length = int(stated)
+        self.max_length = max_length
+        content = json.dumps(json.loads(backend.to_str()), sort_keys=True)
+        self.fingerprint = hashlib.sha256(
+            f"{content}\n{self._side}\n{self.pad_id}".encode()
+        ).hexdigest()
+
+    @classmethod
+    def from_folder(cls, folder: epath.PathLike, max_length: int | None = None) -> Tokenizer:
+        """Reads the tokenizer of a model folder.
+
+        Args:
+            folder: with tokenizer.json, or with the files `AutoTokenizer` converts from.
+            max_length: default limit in tokens; None takes tokenizer_config.json's.
+
+        Raises:
+            InputError: there is no tokenizer, or it cannot be read.
+        """
+        folder = epath.Path(folder)
+        config = _read_config(folder / "tokenizer_config.json")
+        path = folder / "tokenizer.json"
+        if path.exists():
+            try:
+                backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            except Exception as error:  # the Rust side raises bare Exception
+                raise InputError(
+                    f"{path}: not a tokenizer of the 'tokenizers' library ({error})"
+                ) from None
+        else:
+            backend = _convert(folder)
+        return cls(backend, folder=folder, config=config, max_length=max_length)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this number (added tokens included)."""
+        return self._backend.get_vocab_size()
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
+        """Token ids of each text, special tokens included.
+
+        Args:
+            texts: any number of strings; an empty one gives the special tokens alone.
+            max_length: limit in tokens; the text is cut, the special tokens stay, as
+                `transformers` does with truncation=True. None takes `self.max_length`.
+
+        Returns:
+            One int32 array per text, of length 1 to `max_length` (0 only for an empty text where
+            the tokenizer adds no special tokens).
+
+        Raises:
+            InputError: `max_length` leaves no room for the special tokens, or there is none.
+        """
+        max_length = self.max_length if max_length is None else max_length
+        if max_length is None:
+            raise InputError(
+                f"{self._folder}: no max_length given, and tokenizer_config.json states none"
+            )
+        if max_length < max(1, self._specials):
+            raise InputError(
+                f"max_length={max_length}: the tokenizer adds {self._specials} special tokens to "
+                f"each text, so it must be at least {max(1, self._specials)}"
+            )
+        backend = self._backend
+        backend.enable_truncation(max_length, direction=self._side)
+        ids = []
+        try:
+            for start in range(0, len(texts), _BLOCK):
+                block = list(texts[start : start + _BLOCK])
+                for encoding in backend.encode_batch_fast(block):
+                    ids.append(np.asarray(encoding.ids, dtype=np.int32))
+        finally:
+            backend.no_truncation()
+        return ids
+
+    def save(self, folder: epath.PathLike, max_length: int | None = None) -> None:
+        """Writes the tokenizer as `transformers` and text-embeddings-inference read it.
+
+        tokenizer.json has truncation and padding off; tokenizer_config.json is the source's with
+        `model_max_length` set; vocabulary files are copied if the source had them.
+
+        Args:
+            folder: made if missing.
+            max_length: `model_max_length` to write; None keeps the source's.
+        """
+        folder = epath.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True))
+        config = dict(self._config) or {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": self._backend.id_to_token(self.pad_id),
+        }
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n")
+        for name in _COPIED:
+            source = self._folder / name if self._folder is not None else None
+            if source is not None and source.exists() and source != folder / name:
+                (folder / name).write_bytes(source.read_bytes())
+
+
+def _read_config(path: epath.Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _convert(folder: epath.Path) -> tokenizers.Tokenizer:
+    """The fast tokenizer `transformers` makes of a folder without tokenizer.json."""
+    if not any((folder / name).exists() for name in _COPIED):
+        raise InputError(
+            f"{folder}: no tokenizer.json, and no vocabulary file to make one of "
+            f"({', '.join(_COPIED[2:])})"
+        )
+    import transformers  # slow to import, and rarely needed
+
+    try:
+        slow = transformers.AutoTokenizer.from_pretrained(
+            folder, use_fast=True, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # ImportError, OSError, ValueError, and what parsers raise
+        raise InputError(
+            f"{folder}: no tokenizer.json, and transformers cannot convert its files ({error})"
+        ) from None
+    backend = getattr(slow, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"{folder}: its tokenizer has no fast form; add a tokenizer.json")
+    return backend
+
+
+def _pad_id(backend: tokenizers.Tokenizer, config: dict) -> int:
+    """The padding id: what the config says, what the file pads with, the usual names, or 0."""
+    token = config.get("pad_token")
+    if isinstance(token, dict):  # {"content": "[PAD]", "lstrip": …}
+        token = token.get("content")
+    stated = backend.token_to_id(token) if isinstance(token, str) else None
+    if stated is not None:
+        return stated
+    if backend.padding:
+        return backend.padding["pad_id"]
+    usual = (backend.token_to_id(name) for name in ("[PAD]", "<pad>", "<|endoftext|>"))
+    return next((identifier for identifier in usual if identifier is not None), 0)

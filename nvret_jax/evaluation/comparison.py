@@ -1,0 +1,162 @@
+"""Before and after: the difference of two evaluations, its interval, and the table to print.
+
+The interval is a paired bootstrap over queries (Sakai, SIGIR 2006, section 2): draw as many
+queries as there are, with replacement, take the mean difference, repeat, and report the 2.5th and
+97.5th percentile of the means. It says how far the difference would move with other queries of the
+same kind; it says nothing about another training seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nvret_jax.errors import InputError
+from nvret_jax.evaluation.retrieval import MEASURES, Evaluation
+
+# At most this many drawn query numbers are in memory at a time (32 MB of int64).
+_DRAWS_AT_ONCE = 4_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of the same queries.
+
+    Attributes:
+        dataset, split: what both were evaluated on.
+        queries: how many queries were scored.
+        before, after: means by trec name.
+        measure: the measure the interval belongs to.
+        interval: (low, high), 95 % bootstrap interval of the mean difference after - before.
+    """
+
+    dataset: str
+    split: str
+    queries: int
+    before: dict[str, float]
+    after: dict[str, float]
+    measure: str
+    interval: tuple[float, float]
+
+
+def compare(
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    measure: str = "ndcg_cut_10",
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compares two evaluations of the same queries of the same dataset.
+
+    Raises:
+        InputError: another dataset or split, or other queries.
+    """
+    where = f"{before.dataset} {before.split}"
+    if (after.dataset, after.split) != (before.dataset, before.split):
+        raise InputError(f"cannot compare {where} with {after.dataset} {after.split}")
+    if before.per_query.keys() != after.per_query.keys():
+        odd = min(before.per_query.keys() ^ after.per_query.keys())
+        raise InputError(f"cannot compare on {where}: query {odd!r} was scored only once")
+    return Comparison(
+        dataset=before.dataset,
+        split=before.split,
+        queries=len(before.per_query),
+        before=dict(before.metrics),
+        after=dict(after.metrics),
+        measure=measure,
+        interval=bootstrap_interval(
+            before.per_query, after.per_query, measure, resamples=resamples, seed=seed
+        ),
+    )
+
+
+def bootstrap_interval(
+    before: Mapping[str, Mapping[str, float]],
+    after: Mapping[str, Mapping[str, float]],
+    measure: str = "ndcg_cut_10",
+    *,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Paired bootstrap interval of mean(after) - mean(before); see the top of this file.
+
+    Args:
+        before, after: {query id: {measure: value}} with the same queries.
+        resamples: how many means are drawn.
+        seed: of numpy's default generator; the same inputs and seed give the same interval, in
+            whatever order the queries come.
+    """
+    delta_q = np.array([after[q][measure] - before[q][measure] for q in sorted(before)])
+    rng = np.random.default_rng(seed)
+    step = max(1, _DRAWS_AT_ONCE // len(delta_q))
+    means = [
+        delta_q[rng.integers(len(delta_q), size=(min(step, resamples - at), len(delta_q)))].mean(1)
+        for at in range(0, resamples, step)
+    ]
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def comparison_table(comparisons: Sequence[Comparison], measures: Sequence[str] = MEASURES):
+    """A `rich.table.Table`, one block a dataset: before, after and difference of each measure.
+
+    Print it with `rich.print`; `table_text` gives it as plain text.
+    """
+    from rich.table import Table
+
+    table = Table(title="Retrieval before and after training", title_justify="left")
+    for name in ("dataset", "queries", "measure"):
+        table.add_column(name, justify="right" if name == "queries" else "left", no_wrap=True)
+    for name in ("before", "after", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    for entry in comparisons:
+        for i, name in enumerate(measures):
+            interval = ""
+            if name == entry.measure:
+                interval = f"{entry.interval[0]:+.4f} … {entry.interval[1]:+.4f}"
+            table.add_row(
+                f"{entry.dataset} {entry.split}" if i == 0 else "",
+                f"{entry.queries:,}" if i == 0 else "",
+                name,
+                f"{entry.before[name]:.4f}",
+                f"{entry.after[name]:.4f}",
+                f"{entry.after[name] - entry.before[name]:+.4f}",
+                interval,
+                end_section=i == len(measures) - 1,
+            )
+    return table
+
+
+def evaluation_table(evaluations: Sequence[Evaluation], measures: Sequence[str] = MEASURES):
+    """A `rich.table.Table` of single evaluations, one row a dataset, for runs without training."""
+    from rich.table import Table
+
+    table = Table(title="Retrieval", title_justify="left")
+    table.add_column("dataset", no_wrap=True)
+    table.add_column("queries", justify="right")
+    for name in measures:
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in evaluations:
+        table.add_row(
+            f"{entry.dataset} {entry.split}",
+            f"{len(entry.query_ids):,}",
+            *(f"{entry.metrics[name]:.4f}" for name in measures),
+        )
+    return table
+
+
+def table_text(table, width: int = 110) -> str:
+    """A rich table as plain text without colour codes, for logs and files."""
+    import io
+
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None, force_terminal=False).print(table)
+    return out.getvalue().rstrip("\n")

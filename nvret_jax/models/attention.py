@@ -1,0 +1,84 @@
+"""Bidirectional attention over right-padded sequences.
+
+Padding is told by lengths, never by a mask from the caller: with right padding a length says it
+all, it is what the fused kernels of GPUs and TPUs want, and it cannot disagree with itself. A
+padded key gets probability exactly 0, so it influences nobody; a padded query gets some finite
+vector that pooling ignores.
+
+The implementation is chosen by name. A name that is unknown, or that cannot do what is asked of
+it, is refused: a silent fallback here would be a silent change of speed or of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nvret_jax.errors import InputError
+
+Dropout = Callable[[jax.Array], jax.Array]
+
+
+def _xla(q_bthk, k_bshk, v_bshk, lengths_b, precision, dropout: Dropout | None) -> jax.Array:
+    """Plain einsums; XLA chooses the kernels. Softmax in float32 whatever the inputs are."""
+    scale = q_bthk.shape[-1] ** -0.5
+    # The scale goes onto q, which is smaller than the scores by T / head width.
+    scores_bhts = jnp.einsum(
+        "bthk,bshk->bhts",
+        q_bthk * jnp.asarray(scale, q_bthk.dtype),
+        k_bshk,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    real_bs = jnp.arange(k_bshk.shape[1])[None, :] < lengths_b[:, None]
+    # The lowest finite number, not -inf: a row without one real key would be NaN otherwise.
+    scores_bhts = jnp.where(
+        real_bs[:, None, None, :], scores_bhts, jnp.finfo(scores_bhts.dtype).min
+    )
+    probs_bhts = jax.nn.softmax(scores_bhts, axis=-1).astype(v_bshk.dtype)
+    if dropout is not None:
+        probs_bhts = dropout(probs_bhts)
+    return jnp.einsum("bhts,bshk->bthk", probs_bhts, v_bshk, precision=precision)
+
+
+IMPLEMENTATIONS = {"xla": _xla}
+
+
+def check_implementation(name: str) -> str:
+    """`name`, if `attention` knows it; otherwise InputError listing what it knows."""
+    if name not in IMPLEMENTATIONS:
+        known = ", ".join(sorted(IMPLEMENTATIONS))
+        raise InputError(f"attention implementation {name!r} is unknown; known: {known}")
+    return name
+
+
+def attention(
+    q_bthk: jax.Array,
+    k_bshk: jax.Array,
+    v_bshk: jax.Array,
+    lengths_b: jax.Array,
+    *,
+    implementation: str = "xla",
+    precision: jax.lax.Precision | None = None,
+    dropout: Dropout | None = None,
+) -> jax.Array:
+    """softmax(q·k / sqrt(head width)) · v, over the first `lengths_b` keys of each sequence.
+
+    Args:
+        q_bthk, k_bshk, v_bshk: [B, T, H, head width], any float dtype. B and H may be sharded,
+            alike in all three; T may not.
+        lengths_b: int32 [B], real keys per sequence, at least 1.
+        implementation: a key of `IMPLEMENTATIONS`.
+        precision: of the two products; None is the backend's default.
+        dropout: applied to the probabilities [B, H, T, S].
+
+    Returns:
+        [B, T, H, head width] in the dtype of v.
+
+    Raises:
+        InputError: unknown implementation.
+    """
+    run = IMPLEMENTATIONS[check_implementation(implementation)]
+    return run(q_bthk, k_bshk, v_bshk, lengths_b, precision, dropout)

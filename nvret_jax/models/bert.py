@@ -1,0 +1,428 @@
+"""BERT and its RoBERTa / XLM-R form: token ids in, token vectors out.
+
+The choices:
+
+- **Layers are stacked** ([L, ...] weights) and run by one `jax.lax.scan`: one layer is compiled,
+  and a model has some twenty arrays whatever its depth.
+- **Logical axes are declared once**, in `AXES` beside each module. At rest a weight lies as
+  `mesh.spec(*axes)` says; in use it is brought to `mesh.spec(*axes, compute=True)`: fsdp is
+  gathered layer by layer inside the scan, the tensor axis keeps splitting heads and feed-forward.
+- The token table alone is never gathered; see `Embeddings`.
+- Vectors of model width (biases, LayerNorm) are never split: a gather each would cost more than
+  the few KB they take.
+- LayerNorm, softmax and residual sums are float32 whatever the compute dtype is. With compute
+  dtype float32 the products are float32 too (`Precision.HIGHEST`), on every device: an accelerator
+  would otherwise quietly take TF32 or bfloat16. For speed there, ask for dtype 'bfloat16'.
+- **Dropout keys belong to examples**, not to calls: what is dropped depends on the example's key,
+  the layer and the place in it, so it is the same on any mesh and for any chunking.
+- The pooler of HF checkpoints and token types other than 0 are not part of an encoder of texts.
+
+Shapes: B batch, T tokens, D width, H heads, K head width, F feed-forward width, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.errors import InputError
+from nvret_jax.models.attention import attention, check_implementation
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # the erf form
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+# RoBERTa's descendants count positions from pad_token_id + 1, so that padding has one of its own.
+OFFSET_POSITIONS = {"bert": False, "roberta": True, "xlm-roberta": True, "camembert": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """What shapes a BERT; field names are HF's where HF has one."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    position_offset: int = 0  # the position id of the first token
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence there are position embeddings for."""
+        return self.max_position_embeddings - self.position_offset
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> BertConfig:
+        """Reads HF's config.json.
+
+        Args:
+            config: its content.
+            where: its path, for messages.
+
+        Raises:
+            InputError: a field is missing or asks for something this BERT does not do; all such
+                fields are named in one message.
+        """
+        wrong = []
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.name == "position_offset":
+                continue
+            value = config.get(field.name)
+            if value is None:
+                if field.default is dataclasses.MISSING:
+                    wrong.append(f"{field.name} is missing")
+                continue
+            kind = {"int": int, "float": (int, float), "str": str}[field.type]
+            low = field.type == "int" and value is not True and isinstance(value, int) and value < 1
+            if not isinstance(value, kind) or isinstance(value, bool) or low:
+                wrong.append(f"{field.name}={value!r}, expected a positive {field.type}")
+                continue
+            values[field.name] = value
+        act = config.get("hidden_act", "gelu")
+        if act not in ACTIVATIONS:
+            wrong.append(f"hidden_act={act!r}, supported: {', '.join(ACTIVATIONS)}")
+        position = config.get("position_embedding_type") or "absolute"
+        if position != "absolute":
+            wrong.append(f"position_embedding_type={position!r}, supported: 'absolute'")
+        for flag in ("is_decoder", "add_cross_attention"):
+            if config.get(flag):
+                wrong.append(f"{flag}=true, supported: false")
+        width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+        if width and heads and width % heads:
+            wrong.append(f"hidden_size={width} is not a multiple of num_attention_heads={heads}")
+        if OFFSET_POSITIONS.get(config.get("model_type", "bert"), False):
+            pad_id = config.get("pad_token_id")
+            values["position_offset"] = (1 if pad_id is None else pad_id) + 1
+        if wrong:
+            raise InputError(f"{where}: {'; '.join(wrong)}")
+        return cls(**values)
+
+
+def check_mesh(config: BertConfig, mesh: Mesh) -> None:
+    """Raises InputError, with the numbers, where `mesh` cannot cut this model evenly."""
+    wrong = [
+        f"{name}={size} is not a multiple of mesh.{axis}={mesh.shape[axis]}"
+        for name, size, axis in (
+            ("num_attention_heads", config.num_attention_heads, "tensor"),
+            ("intermediate_size", config.intermediate_size, "tensor"),
+            ("hidden_size", config.hidden_size, "fsdp"),
+        )
+        if size % mesh.shape[axis]
+    ]
+    if wrong:
+        raise InputError(f"this model does not fit the mesh: {'; '.join(wrong)}")
+
+
+def dropout(x: jax.Array, keys_b: jax.Array | None, place: int, rate: float) -> jax.Array:
+    """Drops entries of x [B, ...] at `rate`, by each example's own key. No key or no rate: x.
+
+    A draw depends on (key, place, index within the example) and nothing else; `place` tells the
+    uses of one key apart.
+    """
+    if keys_b is None or rate == 0.0:
+        return x
+    keys_b = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_b, place)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys_b)
+    keep = jax.reshard(keep, jax.typeof(x).sharding.spec)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def _layer_norm(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last axis, float32 in and out."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + eps) * scale_d + bias_d
+
+
+class _Weights(nnx.Module):
+    """A module that knows the logical axes of each of its weights."""
+
+    AXES: ClassVar[dict[str, tuple[str | None, ...]]] = {}
+
+    def _use(self, name: str, dtype: Any) -> jax.Array:
+        """The weight in the dtype and layout it is computed with."""
+        value = getattr(self, name)[...].astype(dtype)
+        return jax.reshard(value, mesh_lib.spec(*self.AXES[name], compute=True))
+
+
+class Embeddings(_Weights):
+    """Token + position + type-0 embeddings, then LayerNorm."""
+
+    AXES: ClassVar = {
+        # The vocabulary is never split: gradients scattered into a split table have been wrong
+        # on GPUs (openxla/xla #42481), and a lookup in one costs a reduction over the mesh.
+        "word": (None, "embed"),
+        "position": (None, "embed"),
+        "token_type": (None, "embed"),
+        "norm_scale": (None,),
+        "norm_bias": (None,),
+    }
+
+    def __init__(self, config: BertConfig, *, param_dtype: Any, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(config.initializer_range)
+        width = config.hidden_size
+
+        def table(rows: int) -> nnx.Param:
+            return nnx.Param(normal(rngs.params(), (rows, width), param_dtype))
+
+        self.word = table(config.vocab_size)
+        self.position = table(config.max_position_embeddings)
+        self.token_type = table(config.type_vocab_size)
+        self.norm_scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.norm_bias = nnx.Param(jnp.zeros((width,), param_dtype))
+
+    def __call__(self, tokens_bt: jax.Array, config: BertConfig) -> jax.Array:
+        """int32 [B, T] -> float32 [B, T, D]."""
+        first = config.position_offset
+        # The table stays cut along D over fsdp: tokens go to all of fsdp, each device looks up
+        # its slice of D, and one all-to-all turns slices of D back into slices of the batch. That
+        # moves B·T·D numbers where gathering the table would move V·D (256 M for XLM-R large).
+        embed = mesh_lib.RULES["embed"]
+        batch = tuple(axis for axis in mesh_lib.RULES["batch"] if axis not in embed)
+        tokens_bt = jax.reshard(tokens_bt, P(batch, None))
+        hidden_btd = self.word[...].at[tokens_bt].get(
+            out_sharding=P(batch, None, embed), mode="clip"
+        )
+        hidden_btd = jax.reshard(
+            hidden_btd.astype(jnp.float32), mesh_lib.spec("batch", None, None)
+        )
+        position_td = self._use("position", jnp.float32)[first : first + tokens_bt.shape[1]]
+        token_type_d = self._use("token_type", jnp.float32)[0]
+        hidden_btd = hidden_btd + (position_td + token_type_d)
+        scale_d = self._use("norm_scale", jnp.float32)
+        bias_d = self._use("norm_bias", jnp.float32)
+        return _layer_norm(hidden_btd, scale_d, bias_d, config.layer_norm_eps)
+
+
+class Layer(_Weights):
+    """One transformer block, LayerNorm after each residual sum. Stacked by `Bert`."""
+
+    AXES: ClassVar = {
+        "query_kernel": ("embed", "heads", None),  # [D, H, K]
+        "query_bias": ("heads", None),  # [H, K]
+        "key_kernel": ("embed", "heads", None),
+        "key_bias": ("heads", None),
+        "value_kernel": ("embed", "heads", None),
+        "value_bias": ("heads", None),
+        "out_kernel": ("heads", None, "embed"),  # [H, K, D]
+        "out_bias": (None,),
+        "attention_norm_scale": (None,),
+        "attention_norm_bias": (None,),
+        "up_kernel": ("embed", "mlp"),  # [D, F]
+        "up_bias": ("mlp",),
+        "down_kernel": ("mlp", "embed"),  # [F, D]
+        "down_bias": (None,),
+        "mlp_norm_scale": (None,),
+        "mlp_norm_bias": (None,),
+    }
+
+    def __init__(self, config: BertConfig, *, param_dtype: Any, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(config.initializer_range)
+        width, heads, head_dim = config.hidden_size, config.num_attention_heads, config.head_dim
+        wide = config.intermediate_size
+
+        def kernel(*shape: int) -> nnx.Param:
+            return nnx.Param(normal(rngs.params(), shape, param_dtype))
+
+        def zeros(*shape: int) -> nnx.Param:
+            return nnx.Param(jnp.zeros(shape, param_dtype))
+
+        self.query_kernel = kernel(width, heads, head_dim)
+        self.query_bias = zeros(heads, head_dim)
+        self.key_kernel = kernel(width, heads, head_dim)
+        self.key_bias = zeros(heads, head_dim)
+        self.value_kernel = kernel(width, heads, head_dim)
+        self.value_bias = zeros(heads, head_dim)
+        self.out_kernel = kernel(heads, head_dim, width)
+        self.out_bias = zeros(width)
+        self.attention_norm_scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.attention_norm_bias = zeros(width)
+        self.up_kernel = kernel(width, wide)
+        self.up_bias = zeros(wide)
+        self.down_kernel = kernel(wide, width)
+        self.down_bias = zeros(width)
+        self.mlp_norm_scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.mlp_norm_bias = zeros(width)
+
+    def __call__(
+        self,
+        hidden_btd: jax.Array,
+        lengths_b: jax.Array,
+        keys_b: jax.Array | None,
+        *,
+        config: BertConfig,
+        options: Options,
+    ) -> jax.Array:
+        """float32 [B, T, D] -> float32 [B, T, D]."""
+        dtype, precision, rate = options.dtype, options.precision, options.dropout
+        einsum = functools.partial(jnp.einsum, precision=precision)
+        act_btd = mesh_lib.spec("batch", None, None)
+
+        with jax.named_scope("attention"):
+            x_btd = hidden_btd.astype(dtype)
+
+            def project(name: str) -> jax.Array:
+                kernel_dhk = self._use(f"{name}_kernel", dtype)
+                return einsum("btd,dhk->bthk", x_btd, kernel_dhk) + self._use(f"{name}_bias", dtype)
+
+            mixed_bthk = attention(
+                project("query"),
+                project("key"),
+                project("value"),
+                lengths_b,
+                implementation=options.attention,
+                precision=precision,
+                dropout=functools.partial(dropout, keys_b=keys_b, place=0, rate=rate),
+            )
+            # Summed over heads, which the tensor axis splits: the result is whole on each device.
+            out_btd = einsum(
+                "bthk,hkd->btd", mixed_bthk, self._use("out_kernel", dtype), out_sharding=act_btd
+            )
+            out_btd = dropout(out_btd + self._use("out_bias", dtype), keys_b, 1, rate)
+            hidden_btd = _layer_norm(
+                hidden_btd + out_btd.astype(jnp.float32),
+                self._use("attention_norm_scale", jnp.float32),
+                self._use("attention_norm_bias", jnp.float32),
+                config.layer_norm_eps,
+            )
+        with jax.named_scope("mlp"):
+            x_btd = hidden_btd.astype(dtype)
+            wide_btf = einsum("btd,df->btf", x_btd, self._use("up_kernel", dtype))
+            wide_btf = ACTIVATIONS[config.hidden_act](wide_btf + self._use("up_bias", dtype))
+            out_btd = einsum(
+                "btf,fd->btd", wide_btf, self._use("down_kernel", dtype), out_sharding=act_btd
+            )
+            out_btd = dropout(out_btd + self._use("down_bias", dtype), keys_b, 2, rate)
+            return _layer_norm(
+                hidden_btd + out_btd.astype(jnp.float32),
+                self._use("mlp_norm_scale", jnp.float32),
+                self._use("mlp_norm_bias", jnp.float32),
+                config.layer_norm_eps,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model is run, which its weights do not care about.
+
+    Attributes:
+        dtype: of the products ('float32', 'bfloat16').
+        dropout: rate on embeddings, attention probabilities and both residual branches.
+        remat: recompute each layer in the backward pass instead of keeping its activations.
+        attention: a key of `attention.IMPLEMENTATIONS`.
+    """
+
+    dtype: str = "float32"
+    dropout: float = 0.0
+    remat: bool = False
+    attention: str = "xla"
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise InputError(f"dtype={self.dtype!r}: expected float32, bfloat16 or float16")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"dropout={self.dropout}: expected a rate in [0, 1)")
+        check_implementation(self.attention)
+
+    @property
+    def precision(self) -> jax.lax.Precision | None:
+        return jax.lax.Precision.HIGHEST if self.dtype == "float32" else None
+
+
+class Bert(nnx.Module):
+    """The encoder. Call it under `jax.set_mesh`, with arguments sharded over "batch"."""
+
+    def __init__(
+        self,
+        config: BertConfig,
+        *,
+        options: Options = Options(),  # noqa: B008 - frozen, so one shared default is safe
+        param_dtype: Any = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.options = options
+        self.embeddings = Embeddings(config, param_dtype=param_dtype, rngs=rngs)
+        keys_l = jax.random.split(rngs.params(), config.num_hidden_layers)
+        self.layers = jax.vmap(
+            lambda key: Layer(config, param_dtype=param_dtype, rngs=nnx.Rngs(params=key))
+        )(keys_l)
+
+    @staticmethod
+    def logical_axes() -> dict[tuple[str, str], tuple[str | None, ...]]:
+        """Path of each weight -> logical axis of each of its dimensions, as it lies at rest."""
+        axes: dict[tuple[str, str], tuple[str | None, ...]] = {}
+        axes.update({("embeddings", name): spec for name, spec in Embeddings.AXES.items()})
+        axes.update({("layers", name): (None, *spec) for name, spec in Layer.AXES.items()})
+        return axes
+
+    def __call__(
+        self,
+        tokens_bt: jax.Array,
+        lengths_b: jax.Array,
+        *,
+        dropout_keys_b: jax.Array | None = None,
+    ) -> jax.Array:
+        """Token vectors of right-padded sequences.
+
+        Args:
+            tokens_bt: int32 [B, T]; what stands in the padding is of no consequence.
+            lengths_b: int32 [B], real tokens, 1..T.
+            dropout_keys_b: typed PRNG keys [B], one an example; None: no dropout.
+
+        Returns:
+            float32 [B, T, D]; finite but meaningless at padded positions.
+
+        Raises:
+            InputError: T exceeds the positions the model has (at trace time).
+        """
+        config, options = self.config, self.options
+        if tokens_bt.shape[1] > config.max_tokens:
+            raise InputError(
+                f"{tokens_bt.shape[1]} tokens, but this model has positions for "
+                f"{config.max_tokens}; lower max_length"
+            )
+        keys_b = dropout_keys_b if options.dropout > 0.0 else None
+        with jax.named_scope("embeddings"):
+            hidden_btd = self.embeddings(tokens_bt, config)
+            # A place of its own: layers fold in their index first, the embeddings its end.
+            hidden_btd = dropout(hidden_btd, keys_b, config.num_hidden_layers, options.dropout)
+
+        def block(hidden_btd: jax.Array, xs: tuple[Layer, jax.Array]) -> tuple[jax.Array, None]:
+            layer, index = xs
+            layer_keys_b = keys_b
+            if keys_b is not None:
+                layer_keys_b = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_b, index)
+            run = layer(hidden_btd, lengths_b, layer_keys_b, config=config, options=options)
+            return run, None
+
+        if options.remat:
+            block = jax.checkpoint(block)
+        indices_l = jnp.arange(config.num_hidden_layers)
+        hidden_btd, _ = jax.lax.scan(block, hidden_btd, (self.layers, indices_l))
+        return hidden_btd

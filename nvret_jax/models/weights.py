@@ -1,0 +1,408 @@
+"""HF safetensors in, sharded arrays out, and back: one reviewed table, read in both directions.
+
+A conversion is data: `BERT_TABLE` maps a pattern of HF keys to the path of our weight and a named
+transform. Loading starts from the abstract model (shapes only), so each array is made in its final
+dtype and sharding, and a process reads only the slices its devices hold: there is never a second
+copy of the model in host memory. All that is wrong with a checkpoint comes in one message.
+
+Only safetensors are read. Pickled checkpoints can run code when opened, so they are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors import SafetensorError, safe_open
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.errors import InputError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+LISTED_KEYS = 12  # of each kind of problem; a wrong model would otherwise list hundreds
+
+Index = tuple[slice, ...]  # with plain start and stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How one HF tensor lies beside our array (of one layer).
+
+    Attributes:
+        hf_shape: our shape -> HF's shape.
+        hf_index: (our slices, our shape) -> HF's slices.
+        load: (HF's piece, shape of our piece) -> our piece.
+        save: our whole array -> HF's.
+    """
+
+    hf_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    hf_index: Callable[[Index, tuple[int, ...]], Index]
+    load: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    save: Callable[[np.ndarray], np.ndarray]
+
+
+def _merged(heads: slice, head_dim: int) -> slice:
+    """The rows of an [H·K] dimension that hold these heads. K is never cut."""
+    return slice(heads.start * head_dim, heads.stop * head_dim)
+
+
+COPY = Transform(
+    hf_shape=lambda s: s,
+    hf_index=lambda i, s: i,
+    load=lambda x, s: x,
+    save=lambda x: x,
+)
+# HF's Linear is [out, in]; ours [in, out].
+LINEAR = Transform(
+    hf_shape=lambda s: (s[1], s[0]),
+    hf_index=lambda i, s: (i[1], i[0]),
+    load=lambda x, s: x.T,
+    save=lambda x: x.T,
+)
+# Into heads: HF [H·K, D], ours [D, H, K].
+TO_HEADS = Transform(
+    hf_shape=lambda s: (s[1] * s[2], s[0]),
+    hf_index=lambda i, s: (_merged(i[1], s[2]), i[0]),
+    load=lambda x, s: x.reshape(s[1], s[2], s[0]).transpose(2, 0, 1),
+    save=lambda x: x.transpose(1, 2, 0).reshape(-1, x.shape[0]),
+)
+# The bias of those: HF [H·K], ours [H, K].
+HEADS_BIAS = Transform(
+    hf_shape=lambda s: (s[0] * s[1],),
+    hf_index=lambda i, s: (_merged(i[0], s[1]),),
+    load=lambda x, s: x.reshape(s),
+    save=lambda x: x.reshape(-1),
+)
+# Out of heads: HF [D, H·K], ours [H, K, D].
+FROM_HEADS = Transform(
+    hf_shape=lambda s: (s[2], s[0] * s[1]),
+    hf_index=lambda i, s: (i[2], _merged(i[0], s[1])),
+    load=lambda x, s: x.reshape(s[2], s[0], s[1]).transpose(1, 2, 0),
+    save=lambda x: x.transpose(2, 0, 1).reshape(x.shape[2], -1),
+)
+
+# HF key ('{layer}' counts from 0) -> (path of our weight, transform). RoBERTa and XLM-R share it.
+BERT_TABLE: dict[str, tuple[tuple[str, str], Transform]] = {
+    "embeddings.word_embeddings.weight": (("embeddings", "word"), COPY),
+    "embeddings.position_embeddings.weight": (("embeddings", "position"), COPY),
+    "embeddings.token_type_embeddings.weight": (("embeddings", "token_type"), COPY),
+    "embeddings.LayerNorm.weight": (("embeddings", "norm_scale"), COPY),
+    "embeddings.LayerNorm.bias": (("embeddings", "norm_bias"), COPY),
+    **{
+        f"encoder.layer.{{layer}}.{hf}": (("layers", ours), transform)
+        for hf, ours, transform in (
+            ("attention.self.query.weight", "query_kernel", TO_HEADS),
+            ("attention.self.query.bias", "query_bias", HEADS_BIAS),
+            ("attention.self.key.weight", "key_kernel", TO_HEADS),
+            ("attention.self.key.bias", "key_bias", HEADS_BIAS),
+            ("attention.self.value.weight", "value_kernel", TO_HEADS),
+            ("attention.self.value.bias", "value_bias", HEADS_BIAS),
+            ("attention.output.dense.weight", "out_kernel", FROM_HEADS),
+            ("attention.output.dense.bias", "out_bias", COPY),
+            ("attention.output.LayerNorm.weight", "attention_norm_scale", COPY),
+            ("attention.output.LayerNorm.bias", "attention_norm_bias", COPY),
+            ("intermediate.dense.weight", "up_kernel", LINEAR),
+            ("intermediate.dense.bias", "up_bias", COPY),
+            ("output.dense.weight", "down_kernel", LINEAR),
+            ("output.dense.bias", "down_bias", COPY),
+            ("output.LayerNorm.weight", "mlp_norm_scale", COPY),
+            ("output.LayerNorm.bias", "mlp_norm_bias", COPY),
+        )
+    },
+}
+BERT_PREFIXES = ("", "bert.", "roberta.")  # checkpoints with a head put the encoder one level down
+# Keys that may stand in a checkpoint and have no part in a text embedding.
+IGNORED = (
+    r"(.*\.)?pooler\..*",  # sentence-transformers pools the token vectors itself
+    r"(.*\.)?embeddings\.position_ids",  # 0, 1, 2, …, stored by old versions of transformers
+    r"cls\..*",  # BERT's pre-training heads
+    r"lm_head\..*",  # RoBERTa's
+    r"classifier\..*",
+    r"qa_outputs\..*",
+)
+CARRIED = r"((bert|roberta)\.)?(pooler\..*)"  # of those, what an export hands on unchanged
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: str, size: int, modified: float) -> str:
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def file_sha256(path: epath.PathLike) -> str:
+    """sha256 (hex) of a file's bytes; read once per process and version of the file."""
+    stat = epath.Path(path).stat()
+    return _sha256(os.fspath(path), stat.length, stat.mtime)
+
+
+def _some(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+    return ", ".join(keys[:LISTED_KEYS]) + more
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """A JSON file's content; InputError naming file and line where it is not JSON."""
+    path = epath.Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def weight_files(folder: epath.PathLike) -> list[epath.Path]:
+    """The safetensors files of a model folder, in the order of their names.
+
+    Raises:
+        InputError: there are none (with its own words where there is a pickle instead), or the
+            index names files that are not there.
+    """
+    folder = epath.Path(folder)
+    if (folder / SINGLE_FILE).exists():
+        return [folder / SINGLE_FILE]
+    index = folder / INDEX_FILE
+    if not index.exists():
+        pickles = [p for p in ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")]
+        found = [p for p in pickles if (folder / p).exists()]
+        if found:
+            raise InputError(
+                f"{folder}: only {found[0]} there, which is not read: opening a pickle can run "
+                f"code. Write {SINGLE_FILE} with transformers: "
+                "AutoModel.from_pretrained(folder).save_pretrained(folder)"
+            )
+        raise InputError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: no 'weight_map' from keys to files")
+    files = [folder / name for name in sorted(set(weight_map.values()))]
+    missing = [path.name for path in files if not path.exists()]
+    if missing:
+        raise InputError(f"{index}: names files that are not in the folder: {_some(missing)}")
+    return files
+
+
+class Checkpoint:
+    """The tensors of a folder's safetensors files, by name and by slice. A context manager.
+
+    Attributes:
+        files: the files, open while the context is.
+        shapes: key -> shape. Keys are spelled today's way (`LayerNorm.weight`, not `.gamma`).
+        dtypes: key -> safetensors dtype name ('F32', 'BF16', …).
+    """
+
+    def __init__(self, folder: epath.PathLike):
+        self.folder = epath.Path(folder)
+        self.files = weight_files(folder)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._where: dict[str, tuple[Any, str]] = {}
+
+    @property
+    def name(self) -> str:
+        """What a message calls this checkpoint."""
+        return str(self.files[0] if len(self.files) == 1 else self.folder / INDEX_FILE)
+
+    def __enter__(self) -> Checkpoint:
+        for path in self.files:
+            try:
+                handle = safe_open(os.fspath(path), framework="numpy")
+                for key in handle.keys():  # noqa: SIM118 - not a dict
+                    piece = handle.get_slice(key)
+                    name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
+                    self.shapes[name] = tuple(piece.get_shape())
+                    self.dtypes[name] = piece.get_dtype()
+                    self._where[name] = (handle, key)
+            except (SafetensorError, OSError, ValueError) as error:
+                size = path.stat().length
+                raise InputError(
+                    f"{path}: not a whole safetensors file ({error}; {size} bytes); "
+                    "copy or download it again"
+                ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._where.clear()  # drops the handles, and with them the mapped files
+
+    def read(self, key: str, index: Index | None = None) -> np.ndarray:
+        """A tensor, or the slices `index` of it, in its stored dtype."""
+        handle, stored_key = self._where[key]
+        return handle.get_tensor(stored_key) if index is None else handle.get_slice(stored_key)[index]
+
+
+def _layer_keys(pattern: str, layers: int) -> list[str]:
+    """The HF keys behind one line of a table, in layer order."""
+    if "{layer}" not in pattern:
+        return [pattern]
+    return [pattern.format(layer=layer) for layer in range(layers)]
+
+
+def _check(
+    checkpoint: Checkpoint,
+    table: Mapping[str, tuple[tuple[str, str], Transform]],
+    shapes: Mapping[tuple[str, str], tuple[int, ...]],
+    prefixes: tuple[str, ...],
+) -> str:
+    """Raises InputError with all that is wrong; returns the prefix the keys have."""
+    keys = set(checkpoint.shapes)
+    first = next(iter(table))
+    prefix = next((p for p in prefixes if p + first in keys), "")
+    expected: dict[str, tuple[int, ...]] = {}
+    for pattern, (path, transform) in table.items():
+        shape, layers = shapes[path], 0
+        if "{layer}" in pattern:
+            layers, shape = shape[0], shape[1:]
+        for key in _layer_keys(pattern, layers):
+            expected[prefix + key] = transform.hf_shape(shape)
+    ignored = re.compile("|".join(IGNORED))
+    problems = []
+    if missing := [key for key in expected if key not in keys]:
+        problems.append(f"missing keys: {_some(missing)}")
+    if unknown := sorted(k for k in keys if k not in expected and not ignored.fullmatch(k)):
+        problems.append(f"unknown keys: {_some(unknown)}")
+    if misshaped := [
+        f"{key} {list(checkpoint.shapes[key])}, expected {list(shape)}"
+        for key, shape in expected.items()
+        if key in keys and checkpoint.shapes[key] != shape
+    ]:
+        problems.append(f"wrong shapes: {_some(misshaped)}")
+    if odd := [
+        f"{key} {checkpoint.dtypes[key]}"
+        for key in expected
+        if key in keys and checkpoint.dtypes[key] not in ("F64", "F32", "F16", "BF16")
+    ]:
+        problems.append(f"wrong dtypes (expected F64, F32, F16 or BF16): {_some(odd)}")
+    if problems:
+        raise InputError(f"{checkpoint.name}: {'; '.join(problems)}")
+    return prefix
+
+
+def shardings(axes: Mapping[tuple[str, ...], tuple[str | None, ...]], mesh: Mesh) -> dict:
+    """Path -> NamedSharding at rest, from a model's `logical_axes()`."""
+    return {path: mesh_lib.sharding(mesh, *names) for path, names in axes.items()}
+
+
+def load(
+    folder: epath.PathLike,
+    shapes: Mapping[tuple[str, str], tuple[int, ...]],
+    axes: Mapping[tuple[str, str], tuple[str | None, ...]],
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    table: Mapping[str, tuple[tuple[str, str], Transform]] = BERT_TABLE,
+    prefixes: tuple[str, ...] = BERT_PREFIXES,
+) -> dict[tuple[str, str], jax.Array]:
+    """Reads a model's weights straight into their shards.
+
+    Args:
+        folder: holds `model.safetensors`, or shards with `model.safetensors.index.json`.
+        shapes: path of each of our weights -> shape, stacked ones with the layers first.
+        axes: path -> logical axes (`Bert.logical_axes()`).
+        mesh: where the weights go.
+        dtype: of the arrays; stored float16, bfloat16, float32 or float64 is cast to it.
+        table, prefixes: the conversion.
+
+    Returns:
+        path -> array with `mesh.sharding(mesh, *axes[path])`.
+
+    Raises:
+        InputError: a file is missing or broken, or keys are unknown, missing or misshaped; all
+            bad keys are in the one message.
+    """
+    dtype = jnp.dtype(dtype)
+    arrays = {}
+    with Checkpoint(folder) as checkpoint:
+        prefix = _check(checkpoint, table, shapes, prefixes)
+        for pattern, (path, transform) in table.items():
+            stacked, shape = "{layer}" in pattern, tuple(shapes[path])
+            keys = [prefix + key for key in _layer_keys(pattern, shape[0])]
+            one = shape[1:] if stacked else shape
+
+            def piece(
+                index: Index,
+                *,
+                transform: Transform = transform,
+                shape: tuple[int, ...] = shape,
+                one: tuple[int, ...] = one,
+                keys: list[str] = keys,
+                stacked: bool = stacked,
+            ) -> np.ndarray:
+                index = tuple(
+                    slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True)
+                )
+                inner = index[1:] if stacked else index
+                sizes = tuple(i.stop - i.start for i in inner)
+                hf_index = transform.hf_index(inner, one)
+                wanted = keys[index[0]] if stacked else keys
+                out = np.empty((len(wanted), *sizes), dtype)
+                for row, key in enumerate(wanted):
+                    out[row] = transform.load(checkpoint.read(key, hf_index), sizes)
+                return out if stacked else out[0]
+
+            target = mesh_lib.sharding(mesh, *axes[path])
+            # Waiting here lets go of the host copy of this weight before the next is read.
+            arrays[path] = jax.block_until_ready(
+                jax.make_array_from_callback(shape, target, piece)
+            )
+    return arrays
+
+
+def gather(array: jax.Array) -> np.ndarray:
+    """The whole of an array on this process's host. All processes of the array must call it."""
+    if not array.is_fully_addressable:
+        whole = NamedSharding(array.sharding.mesh, P())
+        array = jax.jit(lambda x: x, out_shardings=whole)(array).addressable_data(0)
+    return np.asarray(array)
+
+
+def to_hf(
+    model: nnx.Module,
+    *,
+    table: Mapping[str, tuple[tuple[str, str], Transform]] = BERT_TABLE,
+) -> dict[str, np.ndarray]:
+    """A model's weights under HF's names and in HF's layout (without a head's prefix).
+
+    Args:
+        model: a backbone, or an `EmbeddingModel` around one.
+
+    Returns:
+        HF key -> contiguous array in the dtype the weight is kept in, in the order of the table.
+    """
+    state = dict(nnx.to_flat_state(nnx.state(getattr(model, "backbone", model))))
+    tensors = {}
+    for pattern, (path, transform) in table.items():
+        value = gather(state[path][...])
+        stacked = "{layer}" in pattern
+        rows = value if stacked else value[None]
+        for key, row in zip(_layer_keys(pattern, len(rows)), rows, strict=True):
+            tensors[key] = np.ascontiguousarray(transform.save(row))
+    return tensors
+
+
+def carried(folder: epath.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a source folder that we do not use but an export hands on: the pooler.
+
+    Without them transformers would fill a `BertModel`'s pooler with random numbers and warn.
+    Names come without a head's prefix, values as stored.
+    """
+    with Checkpoint(folder) as checkpoint:
+        found = {key: re.fullmatch(CARRIED, key) for key in checkpoint.shapes}
+        return {match[3]: checkpoint.read(key) for key, match in found.items() if match}

@@ -1,0 +1,169 @@
+import json
+
+import pytest
+import tiny_models
+
+from nvret_jax.errors import InputError
+from nvret_jax.models import spec as spec_lib
+from nvret_jax.models.spec import read_spec
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny_models.write(tmp_path / "m")
+
+
+def put(folder, name, value):
+    (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def test_the_folder_decides(folder):
+    spec, backbone = read_spec(folder)
+    assert backbone == folder
+    assert (spec.pooling, spec.normalize, spec.max_length) == ("mean", True, 24)
+    assert (spec.query_prompt, spec.passage_prompt, spec.similarity) == ("", "", "cosine")
+    assert spec.lowercase is False
+
+
+def test_arguments_override_the_folder(folder):
+    put(folder, "config_sentence_transformers.json", {"prompts": {"query": "q: "}})
+    spec, _ = read_spec(
+        folder, max_length=9, pooling="cls", normalize=False, query_prompt="", passage_prompt="p: "
+    )
+    assert (spec.pooling, spec.normalize, spec.max_length) == ("cls", False, 9)
+    assert (spec.query_prompt, spec.passage_prompt) == ("", "p: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "mode"),
+    [
+        ({"pooling_mode": "cls", "embedding_dimension": 32, "include_prompt": True}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        # Today's key wins where a file has both spellings.
+        ({"pooling_mode": "mean", "pooling_mode_cls_token": True}, "mean"),
+    ],
+)
+def test_both_spellings_of_pooling(folder, config, mode):
+    put(folder, "1_Pooling/config.json", config)
+    assert read_spec(folder)[0].pooling == mode
+
+
+def test_silence_about_pooling_is_mean_and_said(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(spec_lib.logging, "warning", lambda *args: said.append(args[0] % args[1:]))
+    (folder / "modules.json").unlink()
+    for _ in range(2):
+        spec, _ = read_spec(folder)
+    assert (spec.pooling, spec.normalize) == ("mean", False)
+    assert sum("taking the mean" in line for line in said) == 1
+    assert sum("normalize=True" in line for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("shared", "expected"),
+    [
+        ({"prompts": {"query": "query: ", "passage": "passage: "}}, ("query: ", "passage: ")),
+        ({"prompts": {"query": "q ", "document": "d ", "passage": "p "}}, ("q ", "d ")),
+        ({"prompts": {"query": "q ", "document": None}}, ("q ", "")),
+        ({"prompts": {"s": "S: "}, "default_prompt_name": "s"}, ("S: ", "S: ")),
+        ({"prompts": {"s": "S: ", "query": ""}, "default_prompt_name": "s"}, ("", "S: ")),
+        ({"prompts": {}, "default_prompt_name": None}, ("", "")),
+    ],
+)
+def test_prompts(folder, shared, expected):
+    put(folder, "config_sentence_transformers.json", shared)
+    spec, _ = read_spec(folder)
+    assert (spec.prompt("query"), spec.prompt("passage")) == expected
+    with pytest.raises(InputError, match="kind='doc'"):
+        spec.prompt("doc")
+
+
+def test_max_length_without_a_file(folder):
+    (folder / "sentence_bert_config.json").unlink()
+    assert read_spec(folder)[0].max_length == 40  # the model's positions
+    put(folder, "tokenizer_config.json", {"model_max_length": 16})
+    assert read_spec(folder)[0].max_length == 16
+    put(folder, "tokenizer_config.json", {"model_max_length": 1e30})
+    assert read_spec(folder)[0].max_length == 40
+
+
+def test_an_old_folder_keeps_its_backbone_one_level_down(folder):
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "sentence_bert_config.json"):
+        (folder / name).rename(inner / name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    put(folder, "modules.json", modules)
+    spec, backbone = read_spec(folder)
+    assert backbone == inner
+    assert spec.max_length == 24
+
+
+def module(*names):
+    return [
+        {"path": n, "type": n if "." in n else f"sentence_transformers.models.{n}"} for n in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{\n  'x'", r"config\.json:2: not JSON"),
+        ("config.json", [1], r"config\.json: expected a JSON object, got list"),
+        ("config.json", {"model_type": "mpnet"}, r"model_type='mpnet'.*supported: bert, roberta"),
+        (
+            "config.json",
+            tiny_models.config() | {"auto_map": {"AutoModel": "m.M"}},
+            r"config\.json: 'auto_map'.*never done",
+        ),
+        ("modules.json", {"a": 1}, r"modules\.json: expected a list of modules"),
+        (
+            "modules.json",
+            module("Transformer", "1_Pooling", "Dense"),
+            r"modules\.json: module 1 is '1_Pooling'",
+        ),
+        (
+            "modules.json",
+            module("Transformer", "Pooling", "Dense"),
+            r"modules\.json: module 2 is 'Dense'; supported",
+        ),
+        ("modules.json", module("WordEmbeddings"), "module 0 is 'WordEmbeddings'"),
+        ("modules.json", module("custom_st.Transformer"), "code of a model is never run"),
+        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "'lasttoken' is not supported"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "'max' is not supported"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True},
+            r"pools mean \+ max",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"similarity_fn_name": "manhattan"},
+            "'manhattan'; supported: 'cosine', 'dot'",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"a": "b"}, "default_prompt_name": "c"},
+            "default_prompt_name='c' is not among prompts a",
+        ),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(folder, name, content, message):
+    put(folder, name, content)
+    with pytest.raises(InputError, match=message):
+        read_spec(folder)
+
+
+def test_prompts_left_out_of_the_pooling_are_refused(folder):
+    put(folder, "1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
+    assert read_spec(folder)[0].query_prompt == ""  # of no consequence without a prompt
+    with pytest.raises(InputError, match="include_prompt=false"):
+        read_spec(folder, query_prompt="query: ")
+
+
+@pytest.mark.parametrize("length", [0, 2, 41])
+def test_max_length_must_fit_the_positions(folder, length):
+    with pytest.raises(InputError, match=rf"max_length={length}: expected 3 to 40"):
+        read_spec(folder, max_length=length)

@@ -1,0 +1,189 @@
+"""exact.search against brute force: order among ties, tiles, groups, masks, errors."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_reference import (
+    assert_same,
+    assert_same_up_to_rounding,
+    brute_force,
+    exclusions,
+    integers,
+)
+
+from nvret_jax.errors import InputError
+from nvret_jax.mesh import make_mesh
+from nvret_jax.search import exact
+
+ONE = make_mesh(devices=jax.devices()[:1])
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    n=st.sampled_from([1, 7, 64, 200, 1000]),
+    queries=st.sampled_from([1, 9, 40]),
+    k=st.sampled_from([1, 3, 20]),
+    tile=st.sampled_from([None, 1, 8, 96, 256, 5000]),
+    with_ceiling=st.booleans(),
+    with_exclude=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_any_mask(n, queries, k, tile, with_ceiling, with_exclude, seed):
+    if tile is not None and n / tile > 64:
+        tile = 64
+    k = min(k, n)
+    rng = np.random.default_rng(seed)
+    queries_qd, passages_nd = integers(rng, queries), integers(rng, n)
+    ceiling_q = rng.integers(-4, 9, queries).astype(np.float64) if with_ceiling else None
+    exclude = exclusions(rng, queries, n) if with_exclude else None
+    got = exact.search(
+        queries_qd, passages_nd, k, ceiling_q=ceiling_q, exclude=exclude, mesh=ONE, tile=tile
+    )
+    assert_same(got, brute_force(queries_qd, passages_nd, k, ceiling_q, exclude))
+
+
+@pytest.mark.parametrize(("n", "k", "tile"), [(4096, 10, 4096), (4096, 50, 1024), (3000, 10, 512)])
+def test_groups_find_ties_in_other_groups(n, k, tile):
+    """Sizes at which groups of passages are used; all scores equal but for a few."""
+    assert exact.group_size(tile, k) > 1
+    passages_nd = np.ones((n, 2), np.float32)
+    passages_nd[[5, n - 1, n // 2]] = 2
+    passages_nd[::3] *= -1
+    queries_qd = np.array([[1, 0], [0, -1], [0, 0]], np.float32)
+    got = exact.search(queries_qd, passages_nd, k, mesh=ONE, tile=tile)
+    assert_same(got, brute_force(queries_qd, passages_nd, k))
+
+
+def test_clustered_vectors_and_many_query_blocks(monkeypatch):
+    monkeypatch.setattr(exact, "SCORES", 2048 * 16)
+    rng = np.random.default_rng(3)
+    centres = rng.standard_normal((6, 24))
+    passages_nd = centres[rng.integers(0, 6, 4000)] + 0.1 * rng.standard_normal((4000, 24))
+    queries_qd = centres[rng.integers(0, 6, 45)] + 0.1 * rng.standard_normal((45, 24))
+    passages_nd, queries_qd = passages_nd.astype(np.float32), queries_qd.astype(np.float32)
+    reference = brute_force(queries_qd, passages_nd, 30)
+    ceiling_q = reference[0][:, 10:12].mean(axis=1, dtype=np.float64)
+    exclude = [list(rows[[12, 15]]) for rows in reference[1]]
+    index = exact.ExactIndex(passages_nd, mesh=ONE, tile=2048)
+    assert index._query_block(45) == 16
+    for masks in ({}, {"ceiling_q": ceiling_q}, {"exclude": exclude}):
+        want = brute_force(queries_qd, passages_nd, 30, **masks)
+        got = index.search(queries_qd, 30, **masks)
+        assert_same_up_to_rounding(got, want, passages_nd, queries_qd)
+
+
+def test_equal_vectors_score_equal_wherever_they_stand():
+    """Real-valued copies of one vector, spread over tiles, come back in row order."""
+    rng = np.random.default_rng(4)
+    distinct = rng.standard_normal((50, 96)).astype(np.float32)
+    which = rng.integers(0, 50, 3000)
+    queries_qd = rng.standard_normal((20, 96)).astype(np.float32)
+    _, rows = exact.search(queries_qd, distinct[which], 40, mesh=ONE, tile=512)
+    for query in range(20):
+        copies = which[rows[query]]
+        for one in np.unique(copies):
+            found = rows[query][copies == one]
+            assert (np.diff(found) > 0).all()
+            assert (found == np.flatnonzero(which == one)[: len(found)]).all()
+
+
+def test_ceiling_is_strict_in_full_precision():
+    passages_nd = np.array([[0.1], [0.2], [0.3]], np.float32)
+    query = np.ones((1, 1), np.float32)
+    at = float(np.float32(0.2))
+    for ceiling, first in ((at, 0), (at + 1e-12, 1), (np.inf, 2), (-np.inf, -1)):
+        _, rows = exact.search(query, passages_nd, 1, ceiling_q=[ceiling], mesh=ONE)
+        assert rows[0, 0] == first, ceiling
+
+
+def test_fewer_left_than_asked_for():
+    scores, rows = exact.search(
+        np.ones((1, 1), np.float32),
+        np.array([[3.0], [1.0], [2.0]], np.float32),
+        3,
+        exclude=[[0, 0]],
+        mesh=ONE,
+    )
+    assert rows.tolist() == [[2, 1, -1]]
+    assert scores.tolist() == [[2.0, 1.0, -np.inf]]
+
+
+class Rows:
+    """Only what search may rely on: shape, dtype, and slices of rows."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype, self.read = array, array.shape, array.dtype, []
+
+    def __getitem__(self, rows):
+        self.read.append((rows.start, rows.stop))
+        return self.array[rows]
+
+
+def test_passages_are_read_once_in_slices(monkeypatch):
+    monkeypatch.setattr(exact, "READ_ROWS", 100)
+    rng = np.random.default_rng(5)
+    passages, queries_qd = Rows(integers(rng, 777).astype(np.float16)), integers(rng, 4)
+    got = exact.search(queries_qd, passages, 5, mesh=ONE, tile=256)
+    assert_same(got, brute_force(queries_qd, passages.array, 5))
+    assert max(b - a for a, b in passages.read) <= 100
+    assert sorted(r for a, b in passages.read for r in range(a, b)) == list(range(777))
+
+
+def test_no_queries():
+    scores, rows = exact.search(np.empty((0, 3), np.float32), np.ones((4, 3), np.float32), 2)
+    assert scores.shape == rows.shape == (0, 2)
+
+
+def _bad(rows, row, value):
+    array = np.ones((rows, 3), np.float32)
+    array[row, 1] = value
+    return array
+
+
+@pytest.mark.parametrize("search", ["exact", "faiss"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"k": 11}, ["k=11", "10"]),
+        ({"k": 0}, ["k=0"]),
+        ({"queries_qd": np.ones((2, 4), np.float32)}, ["4 wide", "passages 3"]),
+        ({"queries_qd": np.ones(3, np.float32)}, ["shape (3,)"]),
+        ({"queries_qd": np.ones((2, 3), np.int32)}, ["int32"]),
+        ({"queries_qd": _bad(2, 1, np.nan)}, ["queries row 1", "nan"]),
+        ({"queries_qd": _bad(2, 0, np.inf)}, ["queries row 0", "inf"]),
+        ({"passages_nd": _bad(10, 7, np.nan)}, ["passages row 7", "nan"]),
+        ({"passages_nd": _bad(10, 9, -np.inf)}, ["passages row 9", "-inf"]),
+        ({"passages_nd": _bad(10, 3, 1e30)}, ["passages row 3", "1e+30"]),
+        ({"passages_nd": np.ones((0, 3), np.float32)}, ["(0, 3)", "nothing to search"]),
+        ({"passages_nd": np.ones((10,), np.float32)}, ["shape (10,)"]),
+        ({"ceiling_q": np.ones(3)}, ["ceiling_q", "(3,)", "(2,)"]),
+        ({"ceiling_q": np.array([1, np.nan])}, ["ceiling_q", "query 1"]),
+        ({"exclude": [[1]]}, ["exclude", "1 entries"]),
+        ({"exclude": [[1], [10]]}, ["row 10", "query 1", "0 to 9"]),
+        ({"exclude": [[-1], []]}, ["row -1", "query 0"]),
+    ],
+)
+def test_bad_input(search, change, words):
+    from nvret_jax.search import faiss_index
+
+    arguments = {
+        "queries_qd": np.ones((2, 3), np.float32),
+        "passages_nd": np.ones((10, 3), np.float32),
+        "k": 2,
+        "mesh": ONE,
+    } | change
+    with pytest.raises(InputError) as error:
+        {"exact": exact.search, "faiss": faiss_index.search}[search](**arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_group_size_divides_and_leaves_enough_groups():
+    for n in (1, 8, 100, 4096, 5184, 131072):
+        for k in (1, 10, 100, 1000):
+            group = exact.group_size(n, k)
+            assert n % group == 0
+            assert group == 1 or n // group > k
+    assert exact.group_size(131072, 100) == 32
