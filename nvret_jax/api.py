@@ -83,6 +83,8 @@ def mine(
     Raises:
         InputError: lists that do not fit each other, a row that is not a passage, no teacher.
     """
+    chosen = Rule(rule, percent, margin, threshold, shift, anchor)
+    chosen.ceilings(np.zeros(0))  # an unknown rule is known before anything is encoded
     if len(positives) != len(queries):
         raise InputError(f"mine: {len(positives)} lists of positives for {len(queries)} queries")
     positive_rows = Ragged.from_rows(
@@ -125,7 +127,6 @@ def mine(
         depth,
         search_all,
     )
-    chosen = Rule(rule, percent, margin, threshold, shift, anchor)
     negatives, _ = miner.mine(
         found,
         rule=chosen,

@@ -124,6 +124,9 @@ def start_distributed(
     """
     if mode == "off" or jax.distributed.is_initialized():
         return
+    # JAX's preemption service swallows SIGTERM for programs that poll it; ours are resumed from
+    # checkpoints, and a process asked to end must end.
+    jax.config.update("jax_enable_preemption_service", False)
     if coordinator:
         jax.distributed.initialize(coordinator, num_processes, process_id)
         return

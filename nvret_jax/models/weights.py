@@ -225,7 +225,7 @@ class Checkpoint:
         for path in self.files:
             try:
                 handle = safe_open(os.fspath(path), framework="numpy")
-                for key in handle.keys():  # noqa: SIM118 - not a dict
+                for key in handle.keys():
                     piece = handle.get_slice(key)
                     name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
                     self.shapes[name] = tuple(piece.get_shape())
@@ -245,7 +245,9 @@ class Checkpoint:
     def read(self, key: str, index: Index | None = None) -> np.ndarray:
         """A tensor, or the slices `index` of it, in its stored dtype."""
         handle, stored_key = self._where[key]
-        return handle.get_tensor(stored_key) if index is None else handle.get_slice(stored_key)[index]
+        return (
+            handle.get_tensor(stored_key) if index is None else handle.get_slice(stored_key)[index]
+        )
 
 
 def _layer_keys(pattern: str, layers: int) -> list[str]:
@@ -345,9 +347,7 @@ def load(
                 keys: list[str] = keys,
                 stacked: bool = stacked,
             ) -> np.ndarray:
-                index = tuple(
-                    slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True)
-                )
+                index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True))
                 inner = index[1:] if stacked else index
                 sizes = tuple(i.stop - i.start for i in inner)
                 hf_index = transform.hf_index(inner, one)
@@ -359,9 +359,7 @@ def load(
 
             target = mesh_lib.sharding(mesh, *axes[path])
             # Waiting here lets go of the host copy of this weight before the next is read.
-            arrays[path] = jax.block_until_ready(
-                jax.make_array_from_callback(shape, target, piece)
-            )
+            arrays[path] = jax.block_until_ready(jax.make_array_from_callback(shape, target, piece))
     return arrays
 
 

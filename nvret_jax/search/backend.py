@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
+from nvret_jax.console import say
 from nvret_jax.errors import InputError
 from nvret_jax.search import checks, exact
 
@@ -75,4 +75,4 @@ def choose(backend: str) -> str:
 @functools.cache
 def _say(chosen: str, why: str) -> None:
     name = {"device": "matmul and top-k on the devices", "faiss": "FAISS flat index on the CPU"}
-    logging.info("search backend: %s, %s (%s)", chosen, name[chosen], why)
+    say(f"search backend: {chosen}, {name[chosen]} ({why})")

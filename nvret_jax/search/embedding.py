@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib

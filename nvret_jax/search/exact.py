@@ -45,6 +45,7 @@ from nvret_jax.search import checks
 
 TILE_ROWS = 131_072  # rows of a tile on one device
 SCORES = 1 << 26  # scores held at a time on one device: 256 MiB of float32
+MASKED = 1 << 19  # scores masked at a time on a CPU: 2 MiB
 PIECES = 16  # pieces a top-k is cut into on a CPU
 READ_ROWS = 65_536  # rows read from the passages at a time
 ROWS = mesh_lib.RULES["rows"]
@@ -263,19 +264,11 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
         column_m = jnp.where(column_m < 0, tile_nd.shape[0], column_m)
         scores_qn = scores_qn.at[query_m, column_m].set(-jnp.inf, mode="drop")
 
-    def masked(scores, column):
-        """`scores` with what may not be returned at -inf; `column` broadcasts against them."""
-        keep = None
-        if "ceiling_q" in masks:
-            ceiling = masks["ceiling_q"].reshape((-1,) + (1,) * (scores.ndim - 1))
-            keep = scores < ceiling
-        if limit is not None:
-            inside = jnp.broadcast_to(column < limit - offset, scores.shape)
-            keep = inside if keep is None else keep & inside
-        return scores if keep is None else jnp.where(keep, scores, -jnp.inf)
-
     with jax.named_scope("top_k"):
-        values, rows = _top_k_of_tile(scores_qn, k, masked)
+        ceiling_q = masks.get("ceiling_q")
+        values, rows = _top_k_of_tile(
+            scores_qn, k, ceiling_q, None if limit is None else limit - offset
+        )
         rows = jnp.where(values > -jnp.inf, rows + offset, -1)
         if best is not None:
             # The running list stands first: its rows are lower, so they win ties.
@@ -286,31 +279,67 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
     return values[None], rows[None]
 
 
-def _top_k_of_tile(scores_qn, k, masked):
-    """The k best of one tile in (score desc, column asc) order: values and columns, [Q, k]."""
+def _top_k_of_tile(scores_qn, k, ceiling_q, columns):
+    """The k best of one tile in (score desc, column asc) order: values and columns, [Q, k].
+
+    `ceiling_q` and `columns`, the number of columns that hold passages, are None where no mask is
+    needed.
+    """
     queries, n = scores_qn.shape
     group = group_size(n, k)
     if group == 1:
-        scores_qn = masked(scores_qn, jnp.arange(n, dtype=jnp.int32))
+        scores_qn = _masked(scores_qn, jnp.arange(n, dtype=jnp.int32), ceiling_q, columns)
         if n < k:
             scores_qn = jnp.pad(scores_qn, ((0, 0), (0, k - n)), constant_values=-jnp.inf)
         return top_k(scores_qn, k)
     scores_qgm = scores_qn.reshape(queries, n // group, group)
-    column_gm = jnp.arange(n, dtype=jnp.int32).reshape(n // group, group)
-    maxima_qg = jnp.max(masked(scores_qgm, column_gm), axis=-1)
-    maxima_qk, groups_qk = top_k(maxima_qg, k)
+    maxima_qk, groups_qk = top_k(_group_maxima(scores_qgm, ceiling_q, columns), k)
     groups_qk = jnp.sort(groups_qk, axis=1)
     members_qkm = jnp.take_along_axis(scores_qgm, groups_qk[:, :, None], axis=1)
     column_qkm = groups_qk[:, :, None] * group + jnp.arange(group, dtype=jnp.int32)
+    members_qkm = _masked(members_qkm, column_qkm, ceiling_q, columns)
     # k maxima reach the least of them, so nothing below it can be among the k best. Said in
     # advance it spares a heap-based top-k most of its insertions. (A minimum, not the last column:
     # XLA joins a slice of a top-k with the top-k's own slice of a sort, which leaves a whole sort.)
     least_q = jnp.min(maxima_qk, axis=1)
-    members_qkm = masked(members_qkm, column_qkm)
     members_qkm = jnp.where(members_qkm >= least_q[:, None, None], members_qkm, -jnp.inf)
     values_qk, position_qk = top_k(members_qkm.reshape(queries, k * group), k)
     chosen_qk = jnp.take_along_axis(groups_qk, position_qk // group, axis=1)
     return values_qk, chosen_qk * group + position_qk % group
+
+
+def _group_maxima(scores_qgm, ceiling_q, columns):
+    """The best score a query may have in each group, [Q, groups].
+
+    XLA's CPU backend does not fuse a mask into this maximum: it would write a second array of all
+    scores, which takes longer than everything else here. In pieces of a few rows, one after the
+    other, that array stays in the cache. Accelerators fuse it, and take all rows at once.
+    """
+    if ceiling_q is None and columns is None:
+        return jnp.max(scores_qgm, axis=-1)
+    queries, groups, group = scores_qgm.shape
+    column_gm = jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
+
+    def maxima(piece):
+        return jnp.max(_masked(piece[0], column_gm, piece[1], columns), axis=-1)
+
+    rows = math.gcd(queries, max(1, MASKED // (groups * group)))
+    if jax.default_backend() != "cpu" or rows == queries:
+        return maxima((scores_qgm, ceiling_q))
+    pieces = jax.tree.map(
+        lambda x: x.reshape(queries // rows, rows, *x.shape[1:]), (scores_qgm, ceiling_q)
+    )
+    return jax.lax.map(maxima, pieces).reshape(queries, groups)
+
+
+def _masked(scores, column, ceiling_q, columns):
+    """`scores` [Q, ...] with what may not be returned at -inf; `column` broadcasts against them."""
+    if ceiling_q is not None:
+        ceiling = ceiling_q.reshape((-1,) + (1,) * (scores.ndim - 1))
+        scores = jnp.where(scores < ceiling, scores, -jnp.inf)
+    if columns is not None:
+        scores = jnp.where(column < columns, scores, -jnp.inf)
+    return scores
 
 
 def top_k(values_qn, k):

@@ -6,9 +6,10 @@ import numpy as np
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact
+from nvret_jax.console import say
 from nvret_jax.evaluation import comparison, retrieval, runs
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.run import Run, say
+from nvret_jax.run import Run
 from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.stages.embed import embed_with
 from nvret_jax.stages.stage import Stage

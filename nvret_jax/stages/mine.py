@@ -9,8 +9,9 @@ import numpy as np
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, write_atomic
+from nvret_jax.console import say
 from nvret_jax.mining.miner import mine, own_text_rows
-from nvret_jax.run import Run, say
+from nvret_jax.run import Run
 from nvret_jax.search.backend import make_index
 from nvret_jax.stages.stage import Stage
 

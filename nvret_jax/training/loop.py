@@ -15,13 +15,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.console import say
 from nvret_jax.errors import InputError
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.training.checkpoint import Checkpoints
@@ -112,10 +112,12 @@ def train(
             trainable, optimizer_state = checkpoints.load(
                 done, trainable, optimizer_state, iterator
             )
-            logging.info("train: resumed at step %d of %d", done, steps)
+            say(f"train     resumed at step {done} of {steps}")
 
         open_writer = (
-            MetricWriter(places.metrics, places.tensorboard, resume_at=done or -1) if main else NoWriter()
+            MetricWriter(places.metrics, places.tensorboard, resume_at=done or -1)
+            if main
+            else NoWriter()
         )
         bar = tqdm(total=steps, initial=done, unit="step", desc="train", disable=not main)
         with open_writer as writer, bar:

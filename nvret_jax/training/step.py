@@ -24,7 +24,11 @@ from jax.sharding import PartitionSpec as P
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.training.losses import info_nce
 
-CPU_CHUNK_TOKENS = 1024
+# Tokens a device encodes at a time. A CPU is fastest when a chunk stays in its cache; on an
+# accelerator 16,384 fill the matrix units and keep BERT-large's activations under some 25 GiB,
+# where a whole batch of 160 × 256 tokens would take six times that.
+CHUNK_TOKENS = {"cpu": 1024}
+ACCELERATOR_CHUNK_TOKENS = 16384
 
 Metrics = dict[str, jax.Array]
 
@@ -54,7 +58,7 @@ def chunk_rows(tokens: int, width: int, rows: int) -> int:
         rows: sequences this device has.
     """
     if tokens == 0:
-        tokens = CPU_CHUNK_TOKENS if jax.default_backend() == "cpu" else -1
+        tokens = CHUNK_TOKENS.get(jax.default_backend(), ACCELERATOR_CHUNK_TOKENS)
     if tokens < 0:
         return rows
     most = max(1, tokens // width)

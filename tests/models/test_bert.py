@@ -32,8 +32,9 @@ def real(hidden_btd, lengths_b):
     return [h[:n] for h, n in zip(np.asarray(hidden_btd), np.asarray(lengths_b), strict=True)]
 
 
-def run(model, *args, **kwargs):
-    return jax.jit(lambda m, *a, **k: m(*a, **k))(model, *args, **kwargs)
+@jax.jit
+def run(model, tokens_bt, lengths_b, dropout_keys_b=None):
+    return model(tokens_bt, lengths_b, dropout_keys_b=dropout_keys_b)
 
 
 def test_what_stands_in_the_padding_and_its_width_do_not_matter(mesh):

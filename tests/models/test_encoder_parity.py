@@ -39,10 +39,16 @@ def test_256_real_passages_of_every_length_against_transformers(passages):
 
     model = transformers.AutoModel.from_pretrained(str(resolve(DEFAULT_MODEL))).eval()
     theirs = []
-    with torch.no_grad():
-        for ids in tokens:
-            hidden = model(torch.tensor(ids[None].astype(np.int64))).last_hidden_state
-            theirs.append(hidden[0].mean(0).numpy())
+    for start in range(0, 256, 32):
+        part = tokens[start : start + 32]
+        ids_bt = torch.zeros(32, max(map(len, part)), dtype=torch.int64)
+        mask_bt = torch.zeros_like(ids_bt)
+        for row, ids in enumerate(part):
+            ids_bt[row, : len(ids)] = torch.tensor(ids)
+            mask_bt[row, : len(ids)] = 1
+        with torch.no_grad():
+            hidden = model(input_ids=ids_bt, attention_mask=mask_bt).last_hidden_state
+        theirs += [h[: len(ids)].mean(0).numpy() for h, ids in zip(hidden, part, strict=True)]
     theirs = np.stack(theirs)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (ours, theirs)]
     assert np.abs(unit[0] - unit[1]).max() <= TOLERANCE

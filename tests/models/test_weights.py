@@ -54,7 +54,8 @@ def test_there_and_back_is_exact(tmp_path):
 def test_shards_prefix_old_names_and_heads(tmp_path):
     source = tiny_models.tensors(HF)
     spelled = {
-        "bert." + k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "bert."
+        + k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
         ): v
         for k, v in source.items()

@@ -124,7 +124,10 @@ def write(
 
     put("config.json", content)
     put("tokenizer.json", tokenizer_json(pad_id=content["pad_token_id"]))
-    put("tokenizer_config.json", {"pad_token": "[PAD]"})
+    put(
+        "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"},
+    )
     put("sentence_bert_config.json", {"max_seq_length": 24, "do_lower_case": False})
     names = ["Transformer", "Pooling", "Normalize"][: 3 if normalize else 2]
     put(

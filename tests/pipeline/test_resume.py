@@ -1,0 +1,151 @@
+"""Nothing is done twice, only what changed is done again, and a killed run ends like any other."""
+
+import json
+import signal
+import time
+
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import tiny_project
+
+from nvret_jax.config import STAGES
+from nvret_jax.search.store import EmbeddingStore
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder of the project, workdir of an undisturbed run, what it printed)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_project.make(folder)
+    output = tiny_project.run(folder, folder / "undisturbed")
+    return folder, folder / "undisturbed", output
+
+
+def assert_same_artifacts(ours, theirs):
+    """Every artefact of two workdirs, bit by bit where bits mean something."""
+    names = {p.relative_to(theirs) for p in theirs.rglob("*") if p.is_file()}
+    skipped = ("checkpoints", "tensorboard", "embeddings")
+    for name in sorted(names):
+        if name.parts[0] in skipped:
+            continue
+        mine, other = ours / name, theirs / name
+        assert mine.exists(), name
+        if name.suffix == ".parquet":
+            assert pq.read_table(mine).equals(pq.read_table(other)), name
+        elif name.name == "metrics.jsonl":
+            assert tiny_project.metrics(ours) == tiny_project.metrics(theirs)
+        elif name.suffix == ".safetensors":
+            a, b = safetensors.numpy.load_file(mine), safetensors.numpy.load_file(other)
+            assert a.keys() == b.keys()
+            assert all((a[key] == b[key]).all() for key in a), name
+        else:
+            assert mine.read_bytes() == other.read_bytes(), name
+    stores = sorted(p.parent for p in (theirs / "embeddings").rglob("zarr.json"))
+    assert stores
+    for store in stores:
+        mine = EmbeddingStore.open(ours / store.relative_to(theirs))
+        assert (mine[:] == EmbeddingStore.open(store)[:]).all(), store
+    assert not [p for p in ours.rglob("*.partial")]
+
+
+def test_every_artefact_is_there(finished):
+    _, workdir, output = finished
+    for name in (
+        "config.json",
+        "candidates/teacher.parquet",
+        "negatives/train.parquet",
+        "checkpoints",
+        "metrics.jsonl",
+        "evaluation/data.json",
+        "evaluation/data.trec",
+        "evaluation/data.before.trec",
+        "export/model.safetensors",
+        "export/README.md",
+        "report.html",
+        "embeddings/teacher/data/passages/zarr.json",
+        "embeddings/student/data/queries-test/zarr.json",
+    ):
+        assert (workdir / name).exists(), name
+    scores = json.loads((workdir / "evaluation" / "data.json").read_text())
+    assert {"ndcg_cut_10", "recip_rank_10", "map", "recall_100", "before"} <= scores.keys()
+    assert "ndcg_cut_10" in output
+
+
+def test_a_second_run_does_nothing_and_says_so(finished):
+    folder, workdir, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    output = tiny_project.run(folder, workdir)
+    assert [line.split() for line in output.splitlines() if "up to date" in line] == [
+        [stage, "up", "to", "date"] for stage in STAGES
+    ]
+    assert "making" not in output
+    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    assert {p for p in after if before.get(p) != after[p]} <= {workdir / "config.json"}
+
+
+def test_a_mining_value_redoes_mining_and_what_follows(finished):
+    folder, workdir, _ = finished
+    changed = "--config.mining.percent=0.8"
+    plan = tiny_project.run(folder, workdir, changed, "--dry_run")
+    stale = [line.split()[0] for line in plan.splitlines() if "would be made" in line]
+    assert stale == ["mine", "train", "evaluate", "export", "report"]
+    assert "percent changed: 0.95 → 0.8" in plan
+    # A value of a rule that is not in use changes nothing.
+    unused = tiny_project.run(folder, workdir, "--config.mining.margin=0.2", "--dry_run")
+    assert "would be made" not in unused
+
+
+def test_a_stage_does_not_use_what_is_out_of_date(finished):
+    folder, workdir, _ = finished
+    process = tiny_project.start(folder, workdir, "--config.mining.percent=0.8", "--stages=train")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert "negatives/train.parquet is needed but out of date" in line
+    assert "percent changed" in line
+
+
+def kill_inside(folder, workdir, stage, delay):
+    """Runs until `stage` has begun, waits, kills with SIGKILL. False if it had nothing to do."""
+    process = tiny_project.start(folder, workdir)
+    begun = False
+    for line in process.stdout:
+        if line.startswith(f"{stage:<9} making"):
+            begun = True
+            break
+    if begun:
+        time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return begun
+
+
+def seconds(output, stage):
+    (line,) = [x for x in output.splitlines() if x.startswith(f"{stage:<9} done in")]
+    return float(line.split()[-2])
+
+
+def test_killed_in_three_stages(finished):
+    folder, undisturbed, output = finished
+    workdir = folder / "killed-thrice"
+    for stage in ("embed", "train", "evaluate"):
+        assert kill_inside(folder, workdir, stage, 0.5 * seconds(output, stage))
+    tiny_project.run(folder, workdir)
+    assert_same_artifacts(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_three_times_in_every_stage(finished):
+    folder, undisturbed, output = finished
+    workdir = folder / "killed"
+    kills = dict.fromkeys(STAGES, 0)
+    for stage in STAGES:
+        whole = seconds(output, stage)
+        for share in (0.05, 0.4, 0.75):
+            # What an earlier kill left finished makes the rest shorter.
+            kills[stage] += kill_inside(folder, workdir, stage, share * whole / (1 + kills[stage]))
+    assert all(kills.values()), kills
+    print("kills per stage:", kills)
+    tiny_project.run(folder, workdir)
+    assert_same_artifacts(workdir, undisturbed)
