@@ -73,29 +73,26 @@ class Side:
         }
 
     @functools.cached_property
-    def _described(self) -> tuple[EncoderSpec, epath.Path]:
-        spec, folder = read_spec(self.folder, param_dtype="float32", **self._overrides())
-        # What the encoder is read, saved and exported with is the longer of the two sides.
-        own = spec.max_length
-        longest = max(self.config.query_length or own, self.config.passage_length or own)
-        if longest == own:
-            return spec, folder
-        return read_spec(
-            self.folder, param_dtype="float32", max_length=longest, **self._overrides()
-        )
-
-    @property
-    def spec(self) -> EncoderSpec:
-        return self._described[0]
+    def _own(self) -> tuple[EncoderSpec, epath.Path]:
+        """The model with the configured overrides, at its own length."""
+        return read_spec(self.folder, param_dtype="float32", **self._overrides())
 
     def length(self, kind: str) -> int:
-        """Tokens kept of a text of this kind; the longer side's where this one is unset."""
-        return self.config[f"{kind}_length"] or self.spec.max_length
+        """Tokens kept of a text of this kind."""
+        return self.config[f"{kind}_length"] or self._own[0].max_length
+
+    @functools.cached_property
+    def spec(self) -> EncoderSpec:
+        """What the encoder is read and exported with: its length is the longer side's."""
+        longest = max(self.length("query"), self.length("passage"))
+        return read_spec(
+            self.folder, param_dtype="float32", max_length=longest, **self._overrides()
+        )[0]
 
     @functools.cached_property
     def _content(self) -> dict[str, str]:
         """Hashes of what lies in the folder, without loading it."""
-        folder = self._described[1]
+        folder = self._own[1]
         sums = "".join(weights.file_sha256(f) for f in weights.weight_files(folder))
         return {
             "weights": hashlib.sha256(sums.encode()).hexdigest(),

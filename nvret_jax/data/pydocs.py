@@ -22,8 +22,8 @@ positive, which is what positive-aware mining is about. Choices:
   are moved together.
 
 Passage ids are the public dotted names; a query has the name of its first passage and a question
-mark, so that no query is taken for the passage it came from. The content, and with it the fingerprint, follows the installed
-versions: scores are comparable between runs of one environment.
+mark, so that no query is taken for the passage it came from. The content, and with it the
+fingerprint, follows the installed versions: scores compare within one environment.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ from nvret_jax.search import checks
 TILE_ROWS = 131_072  # rows of a tile on one device
 SCORES = 1 << 26  # scores held at a time on one device: 256 MiB of float32
 MASKED = 1 << 19  # scores masked at a time on a CPU: 2 MiB
+SPLIT = 1 << 18  # values from which a top-k is cut into pieces on a CPU
 PIECES = 16  # pieces a top-k is cut into on a CPU
 READ_ROWS = 65_536  # rows read from the passages at a time
 ROWS = mesh_lib.RULES["rows"]
@@ -349,7 +350,7 @@ def top_k(values_qn, k):
     has some dozens of steps): there the rows of a large one are cut into pieces.
     """
     pieces = math.gcd(values_qn.shape[0], PIECES)
-    if pieces == 1 or values_qn.size < 1 << 18 or jax.default_backend() != "cpu":
+    if pieces == 1 or values_qn.size < SPLIT or jax.default_backend() != "cpu":
         return jax.lax.top_k(values_qn, k)
     parts = [jax.lax.top_k(part, k) for part in jnp.split(values_qn, pieces)]
     return tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
