@@ -15,6 +15,7 @@ def get_config(arg: str = ""):
     for side in (config.teacher, config.student):
         side.query_length = 32
         side.passage_length = 96
+    config.embed.chunk_rows = 1024
     config.train.batch_size = 32
     config.train.num_negatives = 2
     config.train.steps = 60

@@ -10,6 +10,9 @@ Order of a write: the stored fingerprint goes first, then the artefact is made a
 killed at, an artefact with a fingerprint is whole. A `.partial` folder that carries the same
 fingerprint is continued; any other is thrown away.
 
+With the fingerprint go the sizes of the artefact's files, so that one cut short or deleted later
+is noticed; the artefact is then made again, or, where its maker knows how, what is lost of it.
+
 Only the main process writes; the others wait for it.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,16 +97,29 @@ class Artifact:
         if not self.path.exists():
             return "not there yet"
         try:
-            stored = json.loads(self.record.read_text())
-            stored = stored["parts"]
-        except (OSError, ValueError, KeyError, TypeError):
+            record = json.loads(self.record.read_text())
+            stored, sizes = record["parts"], dict(record.get("sizes", {}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return "not finished"
         if digest(stored) == self.fingerprint:
-            return None
+            return _damage(self.path, sizes)
         return "; ".join(_differences(stored, json.loads(json.dumps(dict(self.parts)))))
 
-    def begin(self) -> bool:
+    def _lost(self) -> list[str]:
+        """Files of a finished folder, made from these very inputs, that are not as written."""
+        try:
+            record = json.loads(self.record.read_text())
+            if record["fingerprint"] != self.fingerprint or not self.path.is_dir():
+                return []
+            return _damaged(self.path, record["sizes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def begin(self, *, repair: bool = False) -> bool:
         """Drops what is out of date and opens `partial` for a folder.
+
+        Args:
+            repair: a finished folder that lost files is taken up again, not made from nothing.
 
         Returns:
             True when an unfinished folder of the same fingerprint is there to be continued.
@@ -111,15 +128,22 @@ class Artifact:
         marker = self.partial / _MARKER
         if marker.exists() and marker.read_text() == self.fingerprint:
             resumed = True
+        lost = self._lost() if repair and not resumed else []
         mesh_lib.barrier(f"begin {self.name}")  # every process has looked before one changes it
         if mesh_lib.is_main():
             remove(self.record)
-            if not resumed:
+            if lost:
+                remove(self.partial)
+                self.path.rename(self.partial)
+                for name in lost:
+                    remove(self.partial / name)
+                write_atomic(marker, self.fingerprint)
+            elif not resumed:
                 remove(self.partial)
                 self.partial.mkdir(parents=True, exist_ok=True)
                 write_atomic(marker, self.fingerprint)
         mesh_lib.barrier(f"begun {self.name}")
-        return resumed
+        return resumed or bool(lost)
 
     def finish_folder(self, inner: str = "") -> None:
         """Gives the folder at `partial`, or one inside it, its name; stores the fingerprint."""
@@ -156,8 +180,42 @@ class Artifact:
         mesh_lib.barrier(f"written {self.name}")
 
     def _store(self) -> None:
-        record = {"fingerprint": self.fingerprint, "parts": dict(self.parts)}
+        sizes = _sizes(self.path)
+        record = {"fingerprint": self.fingerprint, "parts": dict(self.parts), "sizes": sizes}
         write_atomic(self.record, json.dumps(record, indent=1, sort_keys=True))
+
+
+def _sizes(path: epath.Path) -> dict[str, int]:
+    """Bytes of a file, under '', or of all files of a folder, by path below it.
+
+    Object stores put whole objects and are slow to list, so only local disks are looked at.
+    """
+    if "://" in str(path):
+        return {}
+    if not path.is_dir():
+        return {"": path.stat().length}
+    files = [os.path.join(at, name) for at, _, names in os.walk(path) for name in names]
+    return {os.path.relpath(file, path): os.path.getsize(file) for file in sorted(files)}
+
+
+def _length(file: epath.Path) -> int | None:
+    return file.stat().length if file.is_file() else None
+
+
+def _damaged(path: epath.Path, sizes: Mapping[str, int]) -> list[str]:
+    """Names of the files that are gone or not as long as they were written."""
+    return [n for n, size in sizes.items() if _length(path / n if n else path) != size]
+
+
+def _damage(path: epath.Path, sizes: Mapping[str, int]) -> str | None:
+    """What has become of an artefact's files since they were written, or None."""
+    damaged = _damaged(path, sizes)
+    if not damaged:
+        return None
+    file = path / damaged[0] if damaged[0] else path
+    length, more = _length(file), f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    what = "is gone" if length is None else f"has {length} bytes, not {sizes[damaged[0]]}"
+    return f"damaged: {damaged[0] or path.name} {what}{more}"
 
 
 def _differences(old: Parts, new: Parts) -> list[str]:
@@ -209,8 +267,12 @@ class Workdir:
                 stored = json.loads(stored_at.read_text())
             except ValueError as error:
                 raise InputError(f"{stored_at}: not JSON ({error}); delete the file") from None
+            if not isinstance(stored, dict):
+                raise InputError(f"{stored_at}: not the config of a run; delete the file")
             mine, theirs = _flatten(config), _flatten(stored)
-            for key in _IDENTITY:
+            # A folder in which nothing was made yet (a mistyped path, say) is still free.
+            made = [p for p in workdir.path.iterdir() if not p.name.startswith("config.json")]
+            for key in _IDENTITY if made else ():
                 if mine.get(key) != theirs.get(key):
                     raise InputError(
                         f"{workdir.path} belongs to another experiment: {key} is "

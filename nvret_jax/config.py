@@ -7,6 +7,8 @@ shrinks whatever it is given to about a minute. `validate()` runs before anythin
 
 from __future__ import annotations
 
+import difflib
+
 from ml_collections import ConfigDict, config_dict
 
 from nvret_jax.errors import InputError
@@ -176,7 +178,26 @@ def base() -> ConfigDict:
                 "examples": 20,
             },
         }
-    )
+    ).lock()  # a key that is not above is a typing mistake
+
+
+def flat_keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """All keys that hold values, such as 'train.batch_size', sorted in each block."""
+    out: list[str] = []
+    for key in config:
+        if isinstance(config[key], ConfigDict):
+            out += flat_keys(config[key], f"{prefix}{key}.")
+        else:
+            out.append(prefix + key)
+    return out
+
+
+def near(config: ConfigDict, key: str) -> str:
+    """'; did you mean …?' for a key that is not there, or ''."""
+    known, leaf = flat_keys(config), key.rsplit(".", 1)[-1]
+    found = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
+    found = found or difflib.get_close_matches(key, known, 2, cutoff=0.75)
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -223,6 +244,13 @@ def validate(config: ConfigDict) -> None:
     """
     wrong: list[str] = []
 
+    expected, given = base(), flat_keys(config)
+    known = flat_keys(expected)
+    wrong += [f"{key}: no such key{near(expected, key)}" for key in given if key not in known]
+    wrong += [f"{key}: missing; start from base()" for key in known if key not in given]
+    if wrong:  # the checks below read every key
+        raise InputError("config: " + "; ".join(wrong))
+
     def need(ok: bool, key: str, what: str) -> None:
         if not ok:
             value = config
@@ -257,7 +285,12 @@ def validate(config: ConfigDict) -> None:
         one_of(f"{side}.dtype", block.dtype, DTYPES)
     for key in ("data", "fsdp", "tensor"):
         need(config.mesh[key] == -1 or config.mesh[key] >= 1, f"mesh.{key}", "-1 or positive")
-    one_of("distributed.mode", config.distributed.mode, ("auto", "on", "off"))
+    joins = config.distributed
+    one_of("distributed.mode", joins.mode, ("auto", "on", "off"))
+    if joins.coordinator:
+        need(joins.num_processes >= 1, "distributed.num_processes", "how many join coordinator")
+        mine_is = 0 <= joins.process_id < max(1, joins.num_processes)
+        need(mine_is, "distributed.process_id", "must lie in 0..num_processes-1")
 
     need(config.embed.chunk_rows >= 1, "embed.chunk_rows", "must be positive")
     need(config.embed.token_budget >= 0, "embed.token_budget", "must be 0 (automatic) or more")

@@ -11,8 +11,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvret_jax import mesh
-from nvret_jax.config import STAGES
+from nvret_jax import mesh, overrides
+from nvret_jax.config import STAGES, validate
 from nvret_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,12 +27,13 @@ def _main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; flags look like --workdir=DIR")
     if _CONFIG.value is None:
-        raise InputError("--config is missing; for a first run: --config=configs/quickstart.py")
+        raise InputError(overrides.NO_CONFIG)
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
     from nvret_jax import pipeline
 
     config = _CONFIG.value
+    validate(config)
     distributed = config.distributed
     mesh.start_distributed(
         distributed.mode,
@@ -46,13 +47,12 @@ def _main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Flags, with every mistake in them as an InputError instead of a page of help."""
+    overrides.check(argv)
     try:
         return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
     except flags.Error as error:
         raise InputError(f"flags: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"config: {error}") from None
 
 

@@ -9,6 +9,8 @@ quietly made or quietly used.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -22,6 +24,9 @@ from nvret_jax.console import say
 from nvret_jax.errors import InputError
 from nvret_jax.run import Run
 from nvret_jax.stages import STAGES
+from nvret_jax.training.loop import check_batch
+
+_FULL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)  # the disk takes no more
 
 
 def run(
@@ -54,12 +59,23 @@ def run(
         if dry_run:
             _print_plan(state, plan, asked)
             return
+        _check_inputs(state, asked)
         say(
             f"devices: {jax.device_count()} × {jax.devices()[0].device_kind}, "
             f"{jax.process_count()} process(es)"
         )
         for name in asked:
             _run_stage(state, name)
+
+
+def _check_inputs(state: Run, asked: Sequence[str]) -> None:
+    """Finds what is wrong with mesh, data and models of any stage before the first one runs."""
+    if set(asked) - {"report"}:
+        shards = mesh_lib.shards(state.mesh, "batch")
+        if "train" in asked:
+            check_batch(state.config.train, shards)
+    for name in asked:
+        STAGES[name].artifacts(state)
 
 
 def _run_stage(state: Run, name: str) -> None:
@@ -98,6 +114,12 @@ def _files_errors(workdir: str) -> Iterator[None]:
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"{error.filename or workdir}: {error.strerror or error}") from error
     except OSError as error:
-        if error.errno in (28, 30, 122):  # no space, read-only, quota
-            raise InputError(f"{error.filename or workdir}: {error.strerror}") from error
+        text = str(error)
+        if error.errno in _FULL or any(os.strerror(code) in text for code in _FULL):
+            raise InputError(f"{error.filename or workdir}: {error.strerror or text}") from error
         raise
+    except (ValueError, RuntimeError) as error:  # what storage libraries make of it
+        code = next((code for code in _FULL if os.strerror(code) in str(error)), None)
+        if isinstance(error, InputError) or code is None:
+            raise
+        raise InputError(f"{workdir}: {os.strerror(code)}") from error

@@ -50,6 +50,14 @@ _RULE_VALUES = {
     "margin_pos": "margin",
     "perc_pos": "percent",
 }
+# Where a folder of the workdir comes from.
+_MADE_BY = {
+    "embeddings": "embed",
+    "candidates": "search",
+    "negatives": "mine",
+    "checkpoints": "train",
+    "evaluation": "evaluate",
+}
 
 
 class Side:
@@ -93,6 +101,8 @@ class Side:
     def _content(self) -> dict[str, str]:
         """Hashes of what lies in the folder, without loading it."""
         folder = self._own[1]
+        with weights.Checkpoint(folder):
+            pass  # a file cut short shows before anything is made
         sums = "".join(weights.file_sha256(f) for f in weights.weight_files(folder))
         return {
             "weights": hashlib.sha256(sums.encode()).hexdigest(),
@@ -336,10 +346,10 @@ class Run:
         """
         reason = artifact.stale()
         if reason:
-            raise InputError(
-                f"{artifact.path} is needed but out of date ({reason}); run the stage that makes "
-                "it, or leave --stages out"
-            )
+            stage = _MADE_BY.get(artifact.name.split("/")[0])
+            first = f"run --stages={stage} first" if stage else "run the stage that makes it"
+            how = reason if reason == "not there yet" else f"out of date ({reason})"
+            raise InputError(f"{artifact.path} is needed but {how}; {first}, or leave --stages out")
         return artifact
 
     def open(self, role: str, data: Dataset, table: str) -> EmbeddingStore:

@@ -37,8 +37,14 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.models.attention import attention, check_implementation
 
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, by erf as torch has it; `jax.nn.gelu` takes the slower erfc."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
+
+
 ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # the erf form
+    "gelu": _gelu,
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,

@@ -39,8 +39,9 @@ def embed_texts(
         chunk_rows: rows of a chunk.
         label: shown in the progress bar.
     """
-    resumed = artifact.begin()
-    if resumed and (artifact.partial / "ids.txt").exists():
+    resumed = artifact.begin(repair=True)
+    made = [artifact.partial / name for name in ("ids.txt", "zarr.json")]
+    if resumed and all(path.exists() for path in made):
         store = EmbeddingStore.open(artifact.partial)
     else:
         if mesh_lib.is_main():

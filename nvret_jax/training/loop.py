@@ -11,10 +11,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
@@ -50,6 +52,18 @@ def total_steps(config: ConfigDict, rows: int) -> int:
 def is_time(step: int, every: int, last: int) -> bool:
     """Whether something done every `every` steps, and at the end, is due after `step`."""
     return step == last or (every > 0 and step % every == 0)
+
+
+def check_weights(trainable: Any, step: int) -> None:
+    """Raises InputError if training has blown the weights up; every process comes to the same."""
+    if not np.isfinite(np.asarray(_norm(trainable))):
+        raise InputError(
+            f"training: the weights are no longer finite after step {step}; lower "
+            "train.learning_rate or raise train.temperature"
+        )
+
+
+_norm = jax.jit(optax.global_norm)
 
 
 def check_batch(config: ConfigDict, shards: int) -> None:
@@ -144,6 +158,7 @@ def train(
             def score(at: int) -> None:
                 nonlocal clock
                 flush()
+                check_weights(trainable, at)
                 state = nnx.merge_state(trainable, frozen)
                 value = dev_score(encoder.replace(state))
                 writer.write(at, {"dev_ndcg_cut_10": value})
@@ -164,6 +179,7 @@ def train(
                     score(step)
                 if is_time(step, config.checkpoint_every, steps):
                     flush()  # the metrics file holds every step a checkpoint covers
+                    check_weights(trainable, step)
                     checkpoints.save(step, trainable, optimizer_state, iterator)
                     clock = time.perf_counter()
             flush()

@@ -94,7 +94,9 @@ def test_beginning_again_withdraws_the_old_record_first(tmp_path):
 
 
 def test_a_workdir_belongs_to_one_experiment(tmp_path):
-    open_workdir(tmp_path / "w")
+    workdir = open_workdir(tmp_path / "w", name="mistyped")
+    open_workdir(tmp_path / "w")  # nothing was made in it yet
+    workdir.artifact("file", {}).write_file(lambda path: path.write_text(""))
     open_workdir(tmp_path / "w", mining={"percent": 0.9})  # values may change
     with pytest.raises(InputError, match=r"data.train is 'pydocs:' there and 'beir:x' here"):
         open_workdir(tmp_path / "w", data={"train": "beir:x", "test": "pydocs:"})

@@ -97,7 +97,7 @@ def test_backend_choice(monkeypatch, caplog):
 
 def test_backend_says_its_choice_once(monkeypatch):
     said = []
-    monkeypatch.setattr(backend.logging, "info", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(backend, "say", said.append)
     backend._say.cache_clear()
     for _ in range(3):
         backend.choose("auto")

@@ -1,0 +1,142 @@
+"""The config file and what the command line changes in it, with every mistake in one line.
+
+`ml_collections.config_flags` does the reading; it stops at the first mistake, and tells it in the
+words of whatever Python call failed. So the same arguments are looked at here first: the file is
+run, each override is tried alone, and all that is wrong is told at once, by file, line and key.
+Running the file twice is harmless: it only builds a dict.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.machinery
+import importlib.util
+import pathlib
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from nvret_jax.config import flat_keys, near
+from nvret_jax.errors import InputError
+
+NO_CONFIG = "--config is missing; for a first run: --config=configs/quickstart.py"
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: "a tuple, such as \"('embed','search')\"",
+}
+
+
+def check(argv: Sequence[str]) -> None:
+    """Looks at `--config=FILE[:arg]` and every `--config.key=value` of a command line.
+
+    Args:
+        argv: with the program's name first.
+
+    Raises:
+        InputError: the file cannot be used, or overrides name unknown keys or values of another
+            type; one line with all of these.
+    """
+    path, changes = _split(argv)
+    if not path:
+        if changes or path == "":
+            raise InputError(NO_CONFIG)
+        return
+    config = load(path)
+    wrong = [_problem(config, key, arguments) for key, arguments in _grouped(config, changes)]
+    wrong = [problem for problem in wrong if problem]
+    if wrong:
+        raise InputError("config: " + "; ".join(wrong))
+
+
+def load(spec: str) -> ConfigDict:
+    """The config that `FILE` or `FILE:arg` gives.
+
+    Raises:
+        InputError: there is no such file, it is not Python, raises, or gives no ConfigDict.
+    """
+    name, _, arg = spec.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"--config={spec}: {what}; name a file such as configs/quickstart.py")
+    loader = importlib.machinery.SourceFileLoader("config_file", name)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    try:
+        loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise InputError("the file defines no function get_config()")
+        config = module.get_config(arg) if arg else module.get_config()
+        if not isinstance(config, ConfigDict):
+            raise InputError(f"get_config() gives {type(config).__name__}, not a ConfigDict")
+    except InputError as error:
+        raise InputError(f"--config={spec}: {error}") from None
+    except SyntaxError as error:
+        raise InputError(f"{error.filename or name}:{error.lineno}: {error.msg}") from None
+    except Exception as error:  # whatever the user's own code raises
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((f":{f.lineno}" for f in reversed(frames) if f.filename == name), "")
+        # A ConfigDict appends all its values to the message.
+        text = str(error).split(" Other fields present", 1)[0].strip("'\"")
+        raise InputError(f"{name}{line}: {type(error).__name__}: {text}") from None
+    return config
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str, str | None]]]:
+    """The value of --config, and (key, argument, the argument behind it) of each override."""
+    path, changes = None, []
+    arguments = list(argv[1:])
+    if "--" in arguments:
+        arguments = arguments[: arguments.index("--")]
+    for i, argument in enumerate(arguments):
+        behind = arguments[i + 1] if i + 1 < len(arguments) else None
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            path = match[1] if match[1] is not None else behind
+        elif match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            changes.append((match[1], argument, behind))
+    return path, changes
+
+
+def _grouped(config: ConfigDict, changes) -> Iterator[tuple[str, list[str]]]:
+    """(key, its arguments): a value may stand behind its flag, a tuple may come in several."""
+    groups: dict[str, list[str]] = {}
+    for key, argument, behind in changes:
+        group = groups.setdefault(key, [])
+        group.append(argument)
+        if "=" not in argument and behind is not None and _type(config, key) is not bool:
+            group.append(behind)
+    yield from groups.items()
+
+
+def _type(config: ConfigDict, key: str) -> type | None:
+    """The type of a key's value; None where there is no such key."""
+    node, (*blocks, leaf) = config, key.split(".")
+    for block in blocks:
+        node = node.get(block) if isinstance(node, ConfigDict) else None
+    return node.get_type(leaf) if isinstance(node, ConfigDict) and leaf in node else None
+
+
+def _problem(config: ConfigDict, key: str, arguments: list[str]) -> str | None:
+    """What is wrong with one override, or None."""
+    kind = _type(config, key)
+    if kind is None and "[" not in key:  # config_flags can also index into a tuple: a.b[0]
+        return f"{key}: no such key{near(config, key)}"
+    if kind is ConfigDict:
+        inside = next(k for k in flat_keys(config) if k.startswith(f"{key}."))
+        return f"{key}: a block of values; set one of them, as in --config.{inside}=…"
+    alone = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", copy.deepcopy(config), flag_values=alone, sys_argv=["", *arguments]
+        )
+        alone(["", *arguments])
+    except Exception as error:  # flags.Error, and what parsers of values raise
+        _, equals, value = arguments[0].partition("=")
+        if kind in _EXPECTED and equals:
+            return f"{key}={value!r}: expected {_EXPECTED[kind]}"
+        return f"{key}: {error}"
+    return None

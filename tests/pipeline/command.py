@@ -1,0 +1,103 @@
+"""The command, run inside this process or in one of its own, and what a failed run may leave."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+import tiny_project
+from absl.testing import flagsaver
+
+from nvret_jax import main
+
+CONFIG = f"--config={tiny_project.ROOT / 'configs' / 'quickstart.py'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a run that was refused; AssertionError if it ended in another way."""
+        said = f"status {self.status}\n{self.stdout[-1500:]}\n{self.stderr[-3000:]}"
+        assert self.status == 2, said
+        assert "Traceback" not in self.stdout + self.stderr, said
+        lines = self.stderr.rstrip("\n").split("\n")
+        assert [line for line in lines if line.startswith("error: ")] == lines[-1:], said
+        return lines[-1]
+
+
+def flags_of(project: pathlib.Path) -> list[str]:
+    """A tiny run without the names of config file and workdir."""
+    more = {"train.steps": 4, "train.checkpoint_every": 2, "train.eval_every": 2}
+    return [
+        *tiny_project.overrides(project),
+        *(f"--config.{key}={value}" for key, value in more.items()),
+        "--config.distributed.mode=off",  # a cluster can only be looked for in a fresh process
+    ]
+
+
+def inside(*argv: str) -> Result:
+    """`python -m nvret_jax.main *argv` without a new process."""
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with (
+        flagsaver.flagsaver(),
+        mock.patch.object(sys, "argv", ["nvret_jax.main", *argv]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main.cli()
+        except SystemExit as end:
+            status = end.code or 0
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def alone(*argv: str, devices: int = 1, **more) -> Result:
+    """`python -m nvret_jax.main *argv`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nvret_jax.main", *argv],
+        cwd=tiny_project.ROOT,
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+            "HF_HUB_OFFLINE": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **more,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def assert_only_whole_artefacts(workdir: pathlib.Path) -> None:
+    """Every file under an artefact's name belongs to a finished artefact, as long as written."""
+    files = set()
+    for path in workdir.rglob("*") if workdir.is_dir() else ():
+        name = path.relative_to(workdir)
+        aside = any(part.endswith(".partial") for part in name.parts)
+        beside = name.parts[0] in ("fingerprints", "config.json", "metrics.jsonl", "tensorboard")
+        if path.is_file() and not aside and not beside and name.suffixes != [".counts", ".json"]:
+            files.add(path)
+    for record in (workdir / "fingerprints").rglob("*.json"):
+        artefact = workdir / record.relative_to(workdir / "fingerprints").with_suffix("")
+        for name, size in json.loads(record.read_text())["sizes"].items():
+            path = artefact / name if name else artefact
+            assert path.stat().st_size == size, path
+            files.discard(path)
+    assert not files, f"not part of a finished artefact: {sorted(map(str, files))}"

