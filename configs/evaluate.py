@@ -1,6 +1,6 @@
 """Score a model as it is on a data set, nothing else.
 
-    python -m nvret_jax.main --config=configs/evaluate.py --config.data.test=beir:DIR --workdir=W
+python -m nvret_jax.main --config=configs/evaluate.py --config.data.test=beir:DIR --workdir=W
 """
 
 from nvret_jax import config as config_lib

@@ -14,14 +14,14 @@ def get_config(arg: str = ""):
     config.name = "quickstart"
     for side in (config.teacher, config.student):
         side.query_length = 32
-        side.passage_length = 96
+        side.passage_length = 64
     config.embed.chunk_rows = 1024
     config.train.batch_size = 32
-    config.train.num_negatives = 2
-    config.train.steps = 60
-    config.train.eval_every = 30
-    config.train.checkpoint_every = 20
-    config.train.log_every = 1
+    config.train.num_negatives = 1
+    config.train.steps = 50
+    config.train.learning_rate = 5e-5
+    config.train.eval_every = 25
+    config.train.checkpoint_every = 10
     config.train.dev_passages = 600
     config.train.dev_queries = 100
     return config_lib.apply_arg(config, arg)

@@ -153,7 +153,7 @@ def base() -> ConfigDict:
                 # Steps between checkpoints, dev evaluations and logged lines; 0: only at the end.
                 "checkpoint_every": 100,
                 "eval_every": 50,
-                "log_every": 10,
+                "log_every": 1,
                 # Checkpoints kept.
                 "keep": 2,
                 # Dev evaluation searches at most this many passages: the positives, then what the
@@ -196,7 +196,7 @@ def near(config: ConfigDict, key: str) -> str:
     """'; did you mean …?' for a key that is not there, or ''."""
     known, leaf = flat_keys(config), key.rsplit(".", 1)[-1]
     found = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
-    found = found or difflib.get_close_matches(key, known, 2, cutoff=0.75)
+    found = found or difflib.get_close_matches(key, known, 2, cutoff=0.8)
     return f"; did you mean {' or '.join(found[:3])}?" if found else ""
 
 

@@ -5,6 +5,7 @@ Flags, logging and the multi-host start; everything else is importable and lives
 
 from __future__ import annotations
 
+import logging as std_logging
 import os
 import sys
 
@@ -30,10 +31,10 @@ def _main(argv: list[str]) -> int:
         raise InputError(overrides.NO_CONFIG)
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
-    from nvret_jax import pipeline
-
     config = _CONFIG.value
     validate(config)
+    from nvret_jax import pipeline  # seconds of imports, which a mistyped flag need not wait for
+
     distributed = config.distributed
     mesh.start_distributed(
         distributed.mode,
@@ -75,7 +76,13 @@ def cli() -> None:
     cache = os.path.join(os.path.expanduser("~"), ".cache", "nvret_jax", "xla")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     logging.set_verbosity(logging.WARNING)
+    # Orbax logs the trace of what it is about to raise; what is raised is told in one line.
+    logging.get_absl_handler().addFilter(_is_no_trace)
     app.run(_guarded, flags_parser=_parse_or_exit)
+
+
+def _is_no_trace(record: std_logging.LogRecord) -> bool:
+    return not record.exc_info
 
 
 def _parse_or_exit(argv: list[str]) -> list[str]:

@@ -8,7 +8,6 @@ Running the file twice is harmless: it only builds a dict.
 
 from __future__ import annotations
 
-import copy
 import importlib.machinery
 import importlib.util
 import pathlib
@@ -17,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from nvret_jax.config import flat_keys, near
 from nvret_jax.errors import InputError
@@ -102,14 +101,20 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str, str | 
 
 
 def _grouped(config: ConfigDict, changes) -> Iterator[tuple[str, list[str]]]:
-    """(key, its arguments): a value may stand behind its flag, a tuple may come in several."""
-    groups: dict[str, list[str]] = {}
+    """(key, arguments to be tried together): one flag, its value behind it perhaps.
+
+    A tuple may be given by several flags, which make one value.
+    """
+    tuples: dict[str, list[str]] = {}
     for key, argument, behind in changes:
-        group = groups.setdefault(key, [])
-        group.append(argument)
-        if "=" not in argument and behind is not None and _type(config, key) is not bool:
-            group.append(behind)
-    yield from groups.items()
+        unit, kind = [argument], _type(config, key)
+        if "=" not in argument and behind is not None and kind is not bool:
+            unit.append(behind)
+        if kind is tuple:
+            tuples.setdefault(key, []).extend(unit)
+        else:
+            yield key, unit
+    yield from tuples.items()
 
 
 def _type(config: ConfigDict, key: str) -> type | None:
@@ -123,20 +128,32 @@ def _type(config: ConfigDict, key: str) -> type | None:
 def _problem(config: ConfigDict, key: str, arguments: list[str]) -> str | None:
     """What is wrong with one override, or None."""
     kind = _type(config, key)
-    if kind is None and "[" not in key:  # config_flags can also index into a tuple: a.b[0]
+    if kind is None:
         return f"{key}: no such key{near(config, key)}"
     if kind is ConfigDict:
         inside = next(k for k in flat_keys(config) if k.startswith(f"{key}."))
         return f"{key}: a block of values; set one of them, as in --config.{inside}=…"
+    # Tried on a config of this one value: config_flags prints the config it is given as YAML.
+    arguments = [
+        re.sub(rf"^(--?(?:no)?config\.){re.escape(key)}", r"\g<1>value", a) for a in arguments
+    ]
     alone = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict(
-            "config", copy.deepcopy(config), flag_values=alone, sys_argv=["", *arguments]
+            "config", _only(config, key), flag_values=alone, sys_argv=["", *arguments]
         )
         alone(["", *arguments])
     except Exception as error:  # flags.Error, and what parsers of values raise
-        _, equals, value = arguments[0].partition("=")
-        if kind in _EXPECTED and equals:
+        value = arguments[0].partition("=")[2] or arguments[-1]
+        if kind in _EXPECTED and value != arguments[0]:
             return f"{key}={value!r}: expected {_EXPECTED[kind]}"
-        return f"{key}: {error}"
+        return f"{key}: {error}".replace("config.value", f"config.{key}")
     return None
+
+
+def _only(config: ConfigDict, key: str) -> ConfigDict:
+    """A config that holds one value of another, under the name 'value'."""
+    for block in key.split("."):
+        last, config = config, config[block]
+    value = config_dict.placeholder(last.get_type(block)) if config is None else config
+    return ConfigDict({"value": value})

@@ -119,7 +119,8 @@ def _files_errors(workdir: str) -> Iterator[None]:
             raise InputError(f"{error.filename or workdir}: {error.strerror or text}") from error
         raise
     except (ValueError, RuntimeError) as error:  # what storage libraries make of it
-        code = next((code for code in _FULL if os.strerror(code) in str(error)), None)
-        if isinstance(error, InputError) or code is None:
+        text = str(error)
+        known = any(os.strerror(code) in text for code in _FULL)
+        if isinstance(error, InputError) or not known:
             raise
-        raise InputError(f"{workdir}: {os.strerror(code)}") from error
+        raise InputError(f"{workdir}: {text.split(' [', 1)[0]}") from error

@@ -13,24 +13,7 @@ from typing import Any
 
 from etils import epath
 
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """One row group of the card's table: a dataset's means before and after.
-
-    Attributes:
-        dataset: name and split as readers should see it.
-        queries: how many were scored.
-        before: {trec name: mean}, or None when the untrained model was not evaluated.
-        after: {trec name: mean}.
-        interval: 95 % interval of the nDCG@10 difference, or None.
-    """
-
-    dataset: str
-    queries: int
-    before: Mapping[str, float] | None
-    after: Mapping[str, float]
-    interval: tuple[float, float] | None = None
+from nvret_jax.evaluation.comparison import Scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from nvret_jax import artifacts
+from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.report import figures
 
 # A passage longer than this many characters is folded, showing about this much of it.
@@ -30,24 +31,6 @@ MEASURE_NAMES = {
     "recall_10": "Recall@10",
     "recall_100": "Recall@100",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreRow:
-    """Means on one data set. `before` is None for an evaluation without training.
-
-    Attributes:
-        dataset: name and split as readers should see it.
-        queries: how many were scored.
-        before, after: {trec name: mean}.
-        interval: 95 % bootstrap interval of the nDCG@10 difference, or None.
-    """
-
-    dataset: str
-    queries: int
-    before: Mapping[str, float] | None
-    after: Mapping[str, float]
-    interval: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +131,7 @@ class ReportData:
 
     title: str
     lead: str = ""
-    scores: Sequence[ScoreRow] = ()
+    scores: Sequence[Scores] = ()
     teacher_scores: TeacherScores | None = None
     mining: Mining | None = None
     training: Training | None = None

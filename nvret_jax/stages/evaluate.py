@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.evaluation import comparison, retrieval, runs
+from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.run import Run
 from nvret_jax.search.store import EmbeddingStore
@@ -65,6 +68,19 @@ def _evaluate(run: Run, role: str, encoder: Encoder) -> retrieval.Evaluation:
         backend=run.config.search.backend,
         passage_embeddings=passages,
         query_embeddings=np.asarray(all_queries[:])[[row[i] for i in ids]],
+    )
+
+
+def read_scores(run: Run) -> Scores:
+    """What the stage wrote, for the model card and the report."""
+    found = json.loads(run.need(run.evaluation()).path.read_text())
+    interval = found.get("ndcg_cut_10_difference_interval")
+    return Scores(
+        dataset=f"{found['dataset']} {found['split']}",
+        queries=found["queries"],
+        before=found.get("before"),
+        after={name: found[name] for name in retrieval.MEASURES},
+        interval=tuple(interval) if interval else None,
     )
 
 

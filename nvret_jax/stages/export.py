@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from nvret_jax.artifacts import Artifact
-from nvret_jax.evaluation import retrieval
-from nvret_jax.export.model_card import ModelCard, Scores, license_of
+from nvret_jax.export.model_card import ModelCard, license_of
 from nvret_jax.export.sentence_transformers import export
 from nvret_jax.run import Run
+from nvret_jax.stages.evaluate import read_scores
 from nvret_jax.stages.stage import Stage
 
 
@@ -18,18 +16,7 @@ def _export_artifacts(run: Run) -> list[Artifact]:
 
 def _make_export(run: Run, artifact: Artifact) -> None:
     encoder = run.trained_student if run.trains else run.student.encoder
-    scores = []
-    if run.evaluates:
-        found = json.loads(run.need(run.evaluation()).path.read_text())
-        scores.append(
-            Scores(
-                f"{found['dataset']} {found['split']}",
-                found["queries"],
-                found.get("before"),
-                {name: found[name] for name in retrieval.MEASURES},
-                found.get("ndcg_cut_10_difference_interval"),
-            )
-        )
+    scores = [read_scores(run)] if run.evaluates else []
     card = ModelCard(
         name=f"{run.config.name} retriever",
         base_model=run.config.student.model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,11 +10,11 @@ import numpy as np
 
 from nvret_jax import __version__
 from nvret_jax.artifacts import Artifact
-from nvret_jax.evaluation import retrieval
 from nvret_jax.mining.miner import Verdict, judge, own_text_rows
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.report import report
 from nvret_jax.run import Run
+from nvret_jax.stages.evaluate import read_scores
 from nvret_jax.stages.stage import Stage
 from nvret_jax.training.writer import read_metrics
 
@@ -45,7 +44,7 @@ def gather(run: Run) -> report.ReportData:
     return report.ReportData(
         title=f"{run.config.name}: a text retriever",
         lead=_lead(run),
-        scores=[_scores(run)] if run.evaluates else [],
+        scores=[read_scores(run)] if run.evaluates else [],
         training=_training(run) if run.trains else None,
         config=run.recipe(),
         environment={
@@ -63,18 +62,6 @@ def _lead(run: Run) -> str:
     return (
         f"{run.config.student.model}, trained on {run.train_data.name} with hard negatives that "
         f"{run.config.teacher.model} ranked and the rule {run.config.mining.rule} kept."
-    )
-
-
-def _scores(run: Run) -> report.ScoreRow:
-    found = json.loads(run.need(run.evaluation()).path.read_text())
-    interval = found.get("ndcg_cut_10_difference_interval")
-    return report.ScoreRow(
-        dataset=f"{found['dataset']} {found['split']}",
-        queries=found["queries"],
-        before=found.get("before"),
-        after={name: found[name] for name in retrieval.MEASURES},
-        interval=tuple(interval) if interval else None,
     )
 
 

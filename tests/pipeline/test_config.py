@@ -18,8 +18,10 @@ def load(path, arg=""):
     return module.get_config(arg), module
 
 
-def test_the_default_is_valid():
-    config_lib.validate(config_lib.base())
+def test_the_default_is_valid_and_the_papers():
+    config = config_lib.base()
+    assert config_lib.validate(config) is None
+    assert (config.mining.rule, config.mining.percent) == ("perc_pos", 0.95)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

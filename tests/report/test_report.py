@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.report import figures, report
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'single' & <img src=x onerror=alert(2)> {{ 7*7 }}"
@@ -65,8 +66,8 @@ def full_data(text="an ordinary passage"):
         title=f"run {text}",
         lead=text,
         scores=[
-            report.ScoreRow(f"set {text}", 1234, before, after, (0.0111, 0.0522)),
-            report.ScoreRow("other test", 7, None, after),
+            Scores(f"set {text}", 1234, before, after, (0.0111, 0.0522)),
+            Scores("other test", 7, None, after),
         ],
         teacher_scores=report.TeacherScores(
             rng.normal(0.8, 0.05, 300),
@@ -155,7 +156,7 @@ def test_same_data_same_bytes(page_text):
 
 
 def test_missing_sections_are_absent():
-    only = report.ReportData("evaluation", scores=[report.ScoreRow("d", 5, None, {"map": 0.25})])
+    only = report.ReportData("evaluation", scores=[Scores("d", 5, None, {"map": 0.25})])
     text = report.build(only)
     headings = re.findall(r"<h2[^>]*>([^<]*)", text)
     assert headings == ["Retrieval scores"]
