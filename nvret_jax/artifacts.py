@@ -131,6 +131,7 @@ class Artifact:
         lost = self._lost() if repair and not resumed else []
         mesh_lib.barrier(f"begin {self.name}")  # every process has looked before one changes it
         if mesh_lib.is_main():
+            self.workdir.store_config()
             remove(self.record)
             if lost:
                 remove(self.partial)
@@ -172,6 +173,7 @@ class Artifact:
     def write_file(self, write: Callable[[epath.Path], None]) -> None:
         """Lets `write` make the file aside, on one process; names it, stores the fingerprint."""
         if mesh_lib.is_main():
+            self.workdir.store_config()
             remove(self.record)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write(self.partial)
@@ -247,10 +249,14 @@ class Workdir:
     """The folder of one experiment. All paths below it are made here and nowhere else."""
 
     path: epath.Path
+    config_text: str = ""  # what config.json is to hold once something is made
 
     @classmethod
     def open(cls, path: str, config: Mapping[str, Any], *, write: bool = True) -> Workdir:
-        """Claims `path` for this config and stores it as config.json.
+        """Claims `path` for this config.
+
+        A new workdir gets its config.json at once. In a used one the file is replaced when
+        something is made: it tells how the newest artefact came about, not what was asked last.
 
         Args:
             path: local, or anything epath can open; made if missing.
@@ -260,7 +266,8 @@ class Workdir:
         Raises:
             InputError: the folder belongs to another experiment, or cannot be written.
         """
-        workdir = cls(epath.Path(path))
+        text = json.dumps(config, indent=1, sort_keys=True, default=str)
+        workdir, made = cls(epath.Path(path), text), []
         stored_at = workdir.path / "config.json"
         if stored_at.exists():
             try:
@@ -291,14 +298,19 @@ class Workdir:
                     "name an empty or a new folder with --workdir"
                 )
         mesh_lib.barrier("workdir looked at")
-        if write and mesh_lib.is_main():
+        if write and mesh_lib.is_main() and not made:
             try:
-                text = json.dumps(config, indent=1, sort_keys=True, default=str)
-                write_atomic(stored_at, text)
+                workdir.store_config()
             except OSError as error:
                 raise InputError(f"--workdir {path} cannot be written: {error}") from None
         mesh_lib.barrier("workdir opened")
         return workdir
+
+    def store_config(self) -> None:
+        """Writes config.json, unless it holds just that."""
+        path = self.path / "config.json"
+        if not path.exists() or path.read_text() != self.config_text:
+            write_atomic(path, self.config_text)
 
     def artifact(self, name: str, parts: Parts) -> Artifact:
         """An artefact by its path below the workdir."""

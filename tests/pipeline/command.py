@@ -73,10 +73,18 @@ def inside(*argv: str) -> Result:
     return Result(status, out.getvalue(), err.getvalue())
 
 
-def alone(*argv: str, devices: int = 1, **more) -> Result:
-    """`python -m nvret_jax.main *argv`."""
+def alone(*argv: str, devices: int = 1, file_size: int | None = None) -> Result:
+    """`python -m nvret_jax.main *argv`; no file can grow beyond `file_size` bytes."""
+    start = [sys.executable, "-m", "nvret_jax.main"]
+    if file_size is not None:
+        program = (
+            "import resource, runpy\n"
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_size}, {file_size}))\n"
+            "runpy.run_module('nvret_jax.main', run_name='__main__')"
+        )
+        start = [sys.executable, "-c", program]
     done = subprocess.run(
-        [sys.executable, "-m", "nvret_jax.main", *argv],
+        [*start, *argv],
         cwd=tiny_project.ROOT,
         env={
             **os.environ,
@@ -87,7 +95,6 @@ def alone(*argv: str, devices: int = 1, **more) -> Result:
         capture_output=True,
         text=True,
         timeout=300,
-        **more,
     )
     return Result(done.returncode, done.stdout, done.stderr)
 

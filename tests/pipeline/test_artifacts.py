@@ -94,15 +94,18 @@ def test_beginning_again_withdraws_the_old_record_first(tmp_path):
 
 
 def test_a_workdir_belongs_to_one_experiment(tmp_path):
-    workdir = open_workdir(tmp_path / "w", name="mistyped")
-    open_workdir(tmp_path / "w")  # nothing was made in it yet
+    open_workdir(tmp_path / "w", name="mistyped")
+    workdir = open_workdir(tmp_path / "w")  # nothing was made in it yet
     workdir.artifact("file", {}).write_file(lambda path: path.write_text(""))
-    open_workdir(tmp_path / "w", mining={"percent": 0.9})  # values may change
+    again = open_workdir(tmp_path / "w", mining={"percent": 0.9})  # values may change
+    stored = tmp_path / "w" / "config.json"
+    assert json.loads(stored.read_text())["mining"] == {"percent": 0.95}  # nothing was made by it
+    again.artifact("file", {"x": 1}).write_file(lambda path: path.write_text(""))
     with pytest.raises(InputError, match=r"data.train is 'pydocs:' there and 'beir:x' here"):
         open_workdir(tmp_path / "w", data={"train": "beir:x", "test": "pydocs:"})
     with pytest.raises(InputError, match="name is 'x' there"):
         open_workdir(tmp_path / "w", name="y")
-    assert json.loads((tmp_path / "w" / "config.json").read_text())["mining"] == {"percent": 0.9}
+    assert json.loads(stored.read_text())["mining"] == {"percent": 0.9}
 
 
 def test_a_folder_of_something_else_is_not_taken(tmp_path):

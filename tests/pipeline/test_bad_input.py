@@ -9,74 +9,19 @@ put right and the same workdir: it must then succeed.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import pathlib
-import re
-import resource
 import shutil
-from collections.abc import Callable
 
 import command
-import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 import tiny_models
 import tiny_project
-from jax.experimental.compilation_cache import compilation_cache
+from breakage import Break, cut, line, remove, weights, write
 
-from nvret_jax import api, artifacts
+from nvret_jax import api
 from nvret_jax.data import tables
-
-slow = pytest.mark.slow
-Break = Callable[[pathlib.Path], object]
-
-
-# --- what can be done to a project ---
-
-
-def write(name: str, content: str | bytes) -> Break:
-    """Makes or replaces a file."""
-    data = content if isinstance(content, bytes) else content.encode()
-    return lambda project: (project / name).write_bytes(data)
-
-
-def remove(name: str) -> Break:
-    def act(project):
-        path = project / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    return act
-
-
-def line(name: str, number: int, content: str | bytes) -> Break:
-    """Replaces a line, counted from 1."""
-    data = content if isinstance(content, bytes) else content.encode()
-
-    def act(project):
-        lines = (project / name).read_bytes().split(b"\n")
-        lines[number - 1] = data
-        (project / name).write_bytes(b"\n".join(lines))
-
-    return act
-
-
-def cut(name: str, size: int) -> Break:
-    return lambda project: os.truncate(project / name, size)
-
-
-def weights(change: Callable[[dict], object]) -> Break:
-    """Changes the tensors of the model."""
-
-    def act(project):
-        path = project / "model" / "model.safetensors"
-        tensors = safetensors.numpy.load_file(path)
-        change(tensors)
-        safetensors.numpy.save_file(tensors, path, {"format": "pt"})
-
-    return act
 
 
 def only_a_pickle(project):
@@ -139,7 +84,9 @@ TABLE = [
     flag("no workdir", ("--workdir is missing",), command.CONFIG, bare=True),
     flag("no config file", ("--config={}/x.py", "no such file"), "--config={}/x.py", bare=True),
     flag("folder as config", ("--config={}", "a folder"), "--config={}", bare=True),
-    flag("unknown argument", ("':tiny' is not known", "':smoke'"), command.CONFIG + ":tiny"),
+    flag(
+        "unknown argument", ("':tiny' is not known", "':smoke'"), command.CONFIG + ":tiny", alone=1
+    ),
     flag("unknown stage", ("--stages=dance", "embed, search, mine"), "--stages=dance"),
     flag("unknown stage in config", ("stages=", "'dance'"), "--config.stages=('embed','dance')"),
     flag("stray argument", ("'embed'", "unexpected"), "embed"),
@@ -201,7 +148,7 @@ TABLE = [
     # The workdir.
     flag("workdir is a file", ("{}/file is a file",), "--workdir={}/file"),
     flag("workdir below a file", ("{}/file/w cannot be written",), "--workdir={}/file/w"),
-    flag("no permission", ("/proc/w cannot be written",), "--workdir=/proc/w", alone=1),
+    flag("no permission", ("/proc/w cannot be written",), "--workdir=/proc/w"),
     flag("folder of something else", ("{}/data is not empty", "corpus.jsonl"), "--workdir={}/data"),
     file("damaged config.json", ("{}/w/config.json", "not JSON"), write("w/config.json", "{")),
     # The data.
@@ -311,33 +258,6 @@ TABLE = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """The training step takes seconds to compile; later runs take it from here."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    """A project without mistakes."""
-    folder = tmp_path_factory.mktemp("pristine")
-    tiny_project.make(folder)
-    (folder / "file").write_text("")
-    (folder / "w").mkdir()
-    return folder
-
-
 def arguments(row: Row, project: pathlib.Path) -> list[str]:
     given = [flag.replace("{}", str(project)) for flag in row.flags]
     if row.bare:
@@ -400,178 +320,6 @@ def test_a_package_with_other_weights_is_refused(pristine, tmp_path, monkeypatch
     error = command.inside(*argv).error
     assert f"{package}/model/model.safetensors: sha256 " in error
     assert "expected 53aa51172d142c89" in error
-
-
-# --- a workdir that has something in it ---
-
-
-STAGES = "--config.stages=('embed','search','mine','train','report')"
-
-
-@pytest.fixture(scope="module")
-def finished(pristine):
-    """A workdir up to the negatives."""
-    workdir = pristine / "finished"
-    result = command.inside(*in_workdir(pristine, workdir, "--stages=embed,search,mine"))
-    assert result.status == 0, result.stderr[-3000:]
-    return workdir
-
-
-def in_workdir(project, workdir, *more) -> list[str]:
-    return [command.CONFIG, f"--workdir={workdir}", *command.flags_of(project), STAGES, *more]
-
-
-@pytest.fixture
-def used(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "used")
-
-
-@pytest.mark.parametrize(
-    ("flag", "words"),
-    [
-        ("--config.name=other", ("name is 'tiny' there and 'other' here",)),
-        ("--config.data.test=pydocs:", ("data.test is 'beir:", "'pydocs:' here")),
-    ],
-)
-def test_a_workdir_of_another_config(pristine, used, flag, words):
-    before = (used / "config.json").read_bytes()
-    error = command.inside(*in_workdir(pristine, used, flag)).error
-    assert f"{used} belongs to another experiment" in error
-    assert all(word in error for word in words)
-    assert (used / "config.json").read_bytes() == before
-
-
-CHUNK = "embeddings/teacher/data/passages/c/1/0"
-DAMAGE = {
-    "chunk cut short": (cut(CHUNK, 100), "damaged: c/1/0 has 100 bytes", "search", "embed"),
-    "chunk gone": (remove(CHUNK), "damaged: c/1/0 is gone", "search", "embed"),
-    "candidates cut short": (
-        cut("candidates/teacher.parquet", 500),
-        "damaged: teacher.parquet has 500 bytes",
-        "mine",
-        "search",
-    ),
-    "candidates without a record": (
-        write("fingerprints/candidates/teacher.parquet.json", '{"parts": '),
-        "not finished",
-        "mine",
-        "search",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_named_by_who_needs_it_and_mended_by_who_made_it(pristine, used, name):
-    damage, words, needs, makes = DAMAGE[name]
-    whole = {p: p.read_bytes() for p in (used / "embeddings").rglob("*") if p.is_file()}
-    damage(used)
-    # The stage that would read it has work of its own to do.
-    shutil.rmtree(used / {"search": "candidates", "mine": "negatives"}[needs])
-    refused = command.inside(*in_workdir(pristine, used, f"--stages={needs}"))
-    assert "is needed but out of date" in refused.error
-    assert words in refused.error
-    assert f"--stages={makes} first" in refused.error
-
-    mended = command.inside(*in_workdir(pristine, used, f"--stages={makes},{needs}"))
-    assert mended.status == 0, mended.stderr[-2000:]
-    assert words in mended.stdout
-    assert {p: p.read_bytes() for p in whole} == whole
-    command.assert_only_whole_artefacts(used)
-    again = command.inside(*in_workdir(pristine, used, f"--stages={makes},{needs}"))
-    assert "making" not in again.stdout
-
-
-def test_bytes_changed_inside_a_chunk_are_named(pristine, used):
-    chunk = used / CHUNK
-    data = bytearray(chunk.read_bytes())
-    data[40] ^= 255
-    chunk.write_bytes(data)
-    (used / "candidates" / "teacher.parquet").unlink()
-    error = command.inside(*in_workdir(pristine, used, "--stages=search")).error
-    assert f"{chunk}: damaged" in error
-    chunk.unlink()  # as the line says
-    mended = command.inside(*in_workdir(pristine, used, "--stages=embed,search"))
-    assert mended.status == 0, mended.stderr[-2000:]
-
-
-def test_a_trained_workdir_that_lost_something(pristine, used):
-    argv = in_workdir(pristine, used, "--stages=train,report", "--config.data.dev_split=")
-    assert command.inside(*argv).status == 0
-    # The last line of the metrics was being written when the machine went down.
-    whole = (used / "report.html").read_bytes()
-    (used / "report.html").unlink()
-    with (used / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')
-    assert command.inside(*argv).status == 0
-    assert (used / "report.html").read_bytes() == whole
-    # The checkpoints were deleted to make room.
-    shutil.rmtree(used / "checkpoints")
-    (used / "checkpoints").mkdir()
-    (used / "report.html").unlink()
-    refused = command.inside(*argv, "--stages=report")
-    assert "checkpoints is needed but out of date (damaged: " in refused.error
-    assert "--stages=train first" in refused.error
-    mended = command.inside(*argv)
-    assert mended.status == 0, mended.stderr[-2000:]
-    assert "making checkpoints (damaged: " in mended.stdout
-    command.assert_only_whole_artefacts(used)
-
-
-def test_training_that_diverges_says_at_which_step(pristine, finished, used):
-    # One test, so that the step is compiled once.
-    for seen, log, score, save in (
-        (r"(loss|grad_norm) is (nan|inf) at step 2", 1, 0, 0),
-        ("the weights are no longer finite after step 1", 0, 1, 0),
-        ("the weights are no longer finite after step 2", 0, 0, 2),
-    ):
-        every = {"log_every": log, "eval_every": score, "checkpoint_every": save}
-        flags = [f"--config.train.{key}={value}" for key, value in every.items()]
-        argv = in_workdir(pristine, used, *flags, "--config.train.learning_rate=1e30")
-        error = command.inside(*argv).error
-        assert re.search(f"training: {seen}; lower train.learning_rate", error), error
-        command.assert_only_whole_artefacts(used, finished)
-
-
-@pytest.mark.parametrize("place", ["table", "embeddings", "record", "config.json"])
-def test_a_full_disk(pristine, tmp_path, monkeypatch, place):
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/x")
-
-    def refuse(*args, **kwargs):
-        raise full
-
-    target = {
-        "table": (tables.pq, "write_table"),
-        "embeddings": (api.Encoder, "encode"),  # whatever a stage was doing
-        "record": (artifacts.Artifact, "_store"),
-        "config.json": (artifacts, "write_atomic"),
-    }[place]
-    argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine)]
-    argv.append("--stages=embed,search")
-    if place == "record":
-        assert command.inside(*argv).status == 0
-        argv.append("--config.search.depth=7")
-    with monkeypatch.context() as patch:
-        patch.setattr(*target, refuse)
-        error = command.inside(*argv).error
-    assert "No space left on device" in error
-    if place != "record":  # there the file is whole, and merely not known to be
-        command.assert_only_whole_artefacts(tmp_path / "w")
-    again = command.inside(*argv)
-    assert again.status == 0, again.stderr[-2000:]
-    assert not [p for p in (tmp_path / "w").rglob("*.partial")]
-
-
-@pytest.mark.parametrize("size", [2_000, *(pytest.param(n, marks=slow) for n in (5_000, 20_000))])
-def test_a_disk_that_takes_no_more_bytes(pristine, tmp_path, size):
-    """The system itself refuses: files end at `size` bytes, in our code and in the libraries'."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    argv = in_workdir(pristine, tmp_path / "w")
-    result = command.alone(*argv, preexec_fn=limit)
-    assert "File too large" in result.error
-    command.assert_only_whole_artefacts(tmp_path / "w")
 
 
 # --- what is fine, and what Python callers see ---
