@@ -1,0 +1,183 @@
+"""Damage to a workdir, a disk that is full, training that diverges: one line, and then mended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+
+import command
+import pytest
+from breakage import cut, remove, write
+
+from nvret_jax import api, artifacts
+from nvret_jax.data import tables
+
+slow = pytest.mark.slow
+
+
+STAGES = "--config.stages=('embed','search','mine','train','report')"
+
+
+@pytest.fixture(scope="module")
+def finished(pristine):
+    """A workdir up to the negatives."""
+    workdir = pristine / "finished"
+    result = command.inside(*in_workdir(pristine, workdir, "--stages=embed,search,mine"))
+    assert result.status == 0, result.stderr[-3000:]
+    return workdir
+
+
+def in_workdir(project, workdir, *more) -> list[str]:
+    return [command.CONFIG, f"--workdir={workdir}", *command.flags_of(project), STAGES, *more]
+
+
+@pytest.fixture
+def used(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "used")
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.name=other", ("name is 'tiny' there and 'other' here",)),
+        ("--config.data.test=pydocs:", ("data.test is 'beir:", "'pydocs:' here")),
+    ],
+)
+def test_a_workdir_of_another_config(pristine, used, flag, words):
+    before = (used / "config.json").read_bytes()
+    error = command.inside(*in_workdir(pristine, used, flag)).error
+    assert f"{used} belongs to another experiment" in error
+    assert all(word in error for word in words)
+    assert (used / "config.json").read_bytes() == before
+
+
+CHUNK = "embeddings/teacher/data/passages/c/1/0"
+DAMAGE = {
+    "chunk cut short": (cut(CHUNK, 100), "damaged: c/1/0 has 100 bytes", "search", "embed"),
+    "chunk gone": (remove(CHUNK), "damaged: c/1/0 is gone", "search", "embed"),
+    "candidates cut short": (
+        cut("candidates/teacher.parquet", 500),
+        "damaged: teacher.parquet has 500 bytes",
+        "mine",
+        "search",
+    ),
+    "candidates without a record": (
+        write("fingerprints/candidates/teacher.parquet.json", '{"parts": '),
+        "not finished",
+        "mine",
+        "search",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_by_who_needs_it_and_mended_by_who_made_it(pristine, used, name):
+    damage, words, needs, makes = DAMAGE[name]
+    whole = {p: p.read_bytes() for p in (used / "embeddings").rglob("*") if p.is_file()}
+    damage(used)
+    # The stage that would read it has work of its own to do.
+    shutil.rmtree(used / {"search": "candidates", "mine": "negatives"}[needs])
+    refused = command.inside(*in_workdir(pristine, used, f"--stages={needs}"))
+    assert "is needed but out of date" in refused.error
+    assert words in refused.error
+    assert f"--stages={makes} first" in refused.error
+
+    mended = command.inside(*in_workdir(pristine, used, f"--stages={makes},{needs}"))
+    assert mended.status == 0, mended.stderr[-2000:]
+    assert words in mended.stdout
+    assert {p: p.read_bytes() for p in whole} == whole
+    command.assert_only_whole_artefacts(used)
+    again = command.inside(*in_workdir(pristine, used, f"--stages={makes},{needs}"))
+    assert "making" not in again.stdout
+
+
+def test_bytes_changed_inside_a_chunk_are_named(pristine, used):
+    chunk = used / CHUNK
+    data = bytearray(chunk.read_bytes())
+    data[40] ^= 255
+    chunk.write_bytes(data)
+    (used / "candidates" / "teacher.parquet").unlink()
+    error = command.inside(*in_workdir(pristine, used, "--stages=search")).error
+    assert f"{chunk}: damaged" in error
+    chunk.unlink()  # as the line says
+    mended = command.inside(*in_workdir(pristine, used, "--stages=embed,search"))
+    assert mended.status == 0, mended.stderr[-2000:]
+
+
+def test_a_trained_workdir_that_lost_something(pristine, used):
+    argv = in_workdir(pristine, used, "--stages=train,report", "--config.data.dev_split=")
+    assert command.inside(*argv).status == 0
+    # The last line of the metrics was being written when the machine went down.
+    whole = (used / "report.html").read_bytes()
+    (used / "report.html").unlink()
+    with (used / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert command.inside(*argv).status == 0
+    assert (used / "report.html").read_bytes() == whole
+    # The checkpoints were deleted to make room.
+    shutil.rmtree(used / "checkpoints")
+    (used / "checkpoints").mkdir()
+    (used / "report.html").unlink()
+    refused = command.inside(*argv, "--stages=report")
+    assert "checkpoints is needed but out of date (damaged: " in refused.error
+    assert "--stages=train first" in refused.error
+    mended = command.inside(*argv)
+    assert mended.status == 0, mended.stderr[-2000:]
+    assert "making checkpoints (damaged: " in mended.stdout
+    command.assert_only_whole_artefacts(used)
+
+
+def test_training_that_diverges_says_at_which_step(pristine, finished, used):
+    # One test, so that the step is compiled once.
+    for seen, log, score, save in (
+        (r"(loss|grad_norm) is (nan|inf) at step 2", 1, 0, 0),
+        ("the weights are no longer finite after step 1", 0, 1, 0),
+        ("the weights are no longer finite after step 2", 0, 0, 2),
+    ):
+        every = {"log_every": log, "eval_every": score, "checkpoint_every": save}
+        flags = [f"--config.train.{key}={value}" for key, value in every.items()]
+        argv = in_workdir(
+            pristine, used, *flags, "--config.train.steps=4", "--config.train.learning_rate=1e30"
+        )
+        error = command.inside(*argv).error
+        assert re.search(f"training: {seen}; lower train.learning_rate", error), error
+        command.assert_only_whole_artefacts(used, finished)
+
+
+@pytest.mark.parametrize("place", ["table", "embeddings", "record", "config.json"])
+def test_a_full_disk(pristine, tmp_path, monkeypatch, place):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/x")
+
+    def refuse(*args, **kwargs):
+        raise full
+
+    target = {
+        "table": (tables.pq, "write_table"),
+        "embeddings": (api.Encoder, "encode"),  # whatever a stage was doing
+        "record": (artifacts.Artifact, "_store"),
+        "config.json": (artifacts, "write_atomic"),
+    }[place]
+    argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine)]
+    argv.append("--stages=embed,search")
+    if place == "record":
+        assert command.inside(*argv).status == 0
+        argv.append("--config.search.depth=7")
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, refuse)
+        error = command.inside(*argv).error
+    assert "No space left on device" in error
+    if place != "record":  # there the file is whole, and merely not known to be
+        command.assert_only_whole_artefacts(tmp_path / "w")
+    again = command.inside(*argv)
+    assert again.status == 0, again.stderr[-2000:]
+    assert not [p for p in (tmp_path / "w").rglob("*.partial")]
+
+
+@pytest.mark.parametrize("size", [2_000, *(pytest.param(n, marks=slow) for n in (5_000, 20_000))])
+def test_a_disk_that_takes_no_more_bytes(pristine, tmp_path, size):
+    """The system itself refuses: files end at `size` bytes, in our code and in the libraries'."""
+    result = command.alone(*in_workdir(pristine, tmp_path / "w"), file_size=size)
+    assert "File too large" in result.error
+    command.assert_only_whole_artefacts(tmp_path / "w")
