@@ -99,7 +99,7 @@ TABLE = [
         "--config.trian.learning_rate=1e-5",
         alone=1,
     ),
-    flag("wrong type", ("train.steps='ten'", "whole number"), "--config.train.steps=ten"),
+    flag("wrong type", ("train.steps='ten'", "whole number"), "--config.train.steps=ten", alone=1),
     flag("not a boolean", ("download='maybe'", "true or false"), "--config.download=maybe"),
     flag("a block of values", ("train: a block", "--config.train."), "--config.train=3"),
     flag(
@@ -217,7 +217,6 @@ TABLE = [
         "weights cut short",
         ("{}/model/model.safetensors: not a whole safetensors file", "20000 bytes"),
         cut("model/model.safetensors", 20_000),
-        alone=1,
     ),
     file(
         "missing key",

@@ -14,9 +14,6 @@ from breakage import cut, remove, write
 from nvret_jax import api, artifacts
 from nvret_jax.data import tables
 
-slow = pytest.mark.slow
-
-
 STAGES = "--config.stages=('embed','search','mine','train','report')"
 
 
@@ -175,7 +172,8 @@ def test_a_full_disk(pristine, tmp_path, monkeypatch, place):
     assert not [p for p in (tmp_path / "w").rglob("*.partial")]
 
 
-@pytest.mark.parametrize("size", [2_000, *(pytest.param(n, marks=slow) for n in (5_000, 20_000))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2_000, 5_000, 20_000])
 def test_a_disk_that_takes_no_more_bytes(pristine, tmp_path, size):
     """The system itself refuses: files end at `size` bytes, in our code and in the libraries'."""
     result = command.alone(*in_workdir(pristine, tmp_path / "w"), file_size=size)
