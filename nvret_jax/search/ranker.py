@@ -1,0 +1,102 @@
+"""What ranks a corpus for the queries of a run, whatever it is made of.
+
+A teacher is anything that answers two questions about numbered queries and numbered passages:
+which passages come first, and what score a given passage has. Vectors answer with a matrix
+product, BM25 with term statistics, a run file with what somebody wrote down. Mining knows only
+this interface, so a new kind of teacher is one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.search.candidates import score_pairs
+
+
+class Ranker(Protocol):
+    """A teacher at work on Q queries and N passages.
+
+    Attributes:
+        queries: Q; queries are numbered 0..Q-1.
+        passages: N; passages are numbered by corpus row, 0..N-1.
+        deep: whether `rank` can reach every passage. False for a run file, which knows what it
+            lists and nothing else.
+    """
+
+    queries: int
+    passages: int
+    deep: bool
+
+    def rank(
+        self,
+        numbers: np.ndarray,
+        k: int,
+        *,
+        ceiling_q: np.ndarray | None = None,
+        exclude: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best passages of some queries, in (score descending, row ascending) order.
+
+        Args:
+            numbers: int [S], which queries.
+            k: at most N.
+            ceiling_q: [S]; only passages scoring strictly below it are returned.
+            exclude: per query of `numbers` the rows that are never returned.
+
+        Returns:
+            scores [S, k] float32 and rows [S, k] int32; where fewer than k are left, score -inf
+            and row -1 at the end.
+
+        Raises:
+            InputError: k, ceilings or rows that cannot be.
+        """
+        ...
+
+    def score(self, numbers: np.ndarray, pairs: Ragged) -> np.ndarray:
+        """The scores of given passages, on the scale of `rank`.
+
+        Args:
+            numbers: int [S], which queries.
+            pairs: int32 rows, one list per query of `numbers`.
+
+        Returns:
+            float32 [len(pairs.values)]; finite.
+        """
+        ...
+
+
+class DenseRanker:
+    """Vectors and a search index over them.
+
+    Attributes:
+        queries, passages, deep: see `Ranker`.
+    """
+
+    deep = True
+
+    def __init__(self, queries_qd: np.ndarray, passages_nd, make_index: Callable):
+        """
+        Args:
+            queries_qd: float [Q, D].
+            passages_nd: float [N, D], an array or a store that slices by rows.
+            make_index: called once with the passages, when the first search needs it.
+        """
+        self.queries, self.passages = len(queries_qd), passages_nd.shape[0]
+        self._queries_qd, self._passages_nd = queries_qd, passages_nd
+        self._make_index, self._index = make_index, None
+
+    def rank(self, numbers, k, *, ceiling_q=None, exclude=None, progress=False):
+        """See `Ranker.rank`."""
+        if self._index is None:
+            self._index = self._make_index(self._passages_nd)
+        return self._index.search(
+            self._queries_qd[numbers], k, ceiling_q=ceiling_q, exclude=exclude, progress=progress
+        )
+
+    def score(self, numbers, pairs):
+        """See `Ranker.score`."""
+        return score_pairs(self._queries_qd[numbers], self._passages_nd, pairs)
