@@ -15,7 +15,14 @@ from nvret_jax.errors import InputError
 
 STAGES = ("embed", "search", "mine", "train", "evaluate", "export", "report")
 RULES = ("naive", "shifted", "abs", "margin_pos", "perc_pos")
-ANCHORS = ("min", "max", "mean")
+ANCHORS = ("own", "min", "max", "mean")
+RANKS = ("raw", "survivors")
+COMPAT = ("", "paper", "sentence_transformers")
+SAMPLINGS = ("top", "uniform", "softmax", "top1_softmax")
+ENSEMBLES = ("cross", "intra", "intra_dedup", "union", "rrf")
+SHORT = ("ragged", "drop", "random")
+OWN_TEXT = ("normalized", "strip", "off")
+VERDICT_MODES = ("relabel", "remove", "remove_query")
 BACKENDS = ("auto", "device", "faiss")
 SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("float32", "bfloat16")
@@ -26,7 +33,8 @@ def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict
     """The knobs of one encoder; `teacher` and `student` each have their own."""
     return ConfigDict(
         {
-            # A folder, the name of a pip-installed weights package, or a Hugging Face hub id.
+            # A folder, the name of a pip-installed weights package, or a Hugging Face hub id. A
+            # teacher may also be 'bm25:', 'random:', 'vectors:DIR' or 'run:FILE' (docs/mining.md).
             "model": model,
             # Tokens kept of a query and of a passage, special tokens included; 0: the model's own.
             "query_length": 0,
@@ -77,6 +85,20 @@ def base() -> ConfigDict:
             },
             "teacher": encoder(),
             "student": encoder(),
+            # More teachers by name, each made by `encoder(...)`; see `add_teacher`.
+            "teachers": {},
+            "rescorer": {
+                # A cross-encoder that scores candidates anew (a folder or a hub id); '': none.
+                "model": "",
+                # Candidates of each query it may score, best first.
+                "depth": 50,
+                # 'teacher': keeps the teacher's order and scores until enough negatives are found;
+                # 'rescored': scores all `depth` candidates and ranks by the new scores.
+                "order": "teacher",
+                # Tokens kept of a pair; 0: the model's own.
+                "length": 0,
+                "dtype": "float32",
+            },
             "mesh": {
                 # Axis sizes; -1 takes the devices that are left. See nvret_jax/mesh.py.
                 "data": -1,
@@ -106,22 +128,94 @@ def base() -> ConfigDict:
                 "depth": 100,
                 # Queries searched between two saves.
                 "query_block": 4096,
+                # Memory a device may spend on passages, scores and lists; passages that do not fit
+                # are streamed from disk. 0: a share of what the device has free.
+                "memory_gib": 0.0,
             },
             "mining": {
-                # naive, shifted, abs, margin_pos or perc_pos (paper section 3.1).
+                # Which teachers, the most accurate first: 'teacher' and names in `teachers`.
+                "teachers": ("teacher",),
+                # naive, shifted, abs, margin_pos or perc_pos (paper section 3.1), or several joined
+                # by '+': the lowest ceiling wins.
                 "rule": "perc_pos",
-                # perc_pos: keep negatives that score below this share of the anchor.
-                "percent": 0.95,
-                # margin_pos: keep negatives that score below the anchor minus this.
-                "margin": 0.05,
+                # perc_pos: keep negatives that score below this share of the anchor; 'auto':
+                # calibrated for each teacher.
+                "percent": number(0.95),
+                # margin_pos: keep negatives that score below the anchor minus this; or 'auto'.
+                "margin": number(0.05),
                 # abs: keep negatives that score at most this.
                 "threshold": 0.70,
                 # shifted: ranks to skip.
                 "shift": 10,
-                # Which of a query's positive scores is the anchor: min, max or mean.
+                # Which positive score is the anchor: the min, max or mean of the query's, or own:
+                # each positive is mined for by itself.
                 "anchor": "min",
+                # What shift and max_rank count: 'raw' the teacher's ranks, 'survivors' those left.
+                "ranks": "raw",
+                # Ranks beyond this one are never negatives; 0: no bound.
+                "max_rank": 0,
+                # Scores below this are never negatives; unset: no bound.
+                "min_score": config_dict.placeholder(float),
+                # Keep a score equal to the ceiling (the paper does not).
+                "keep_equal": False,
+                # Choices of others as a preset, over the values here: '', paper or
+                # sentence_transformers.
+                "compat": "",
                 # Hard negatives kept per query.
                 "num_negatives": 4,
+                # Which survivors: top, uniform, softmax or top1_softmax (paper section 4.3.2); a
+                # draw is among the `sample_from` best, softmax of scores over the temperature.
+                "sampling": "top",
+                "sample_from": 10,
+                "sample_temperature": 1.0,
+                # How several teachers' negatives become one list: cross, intra, intra_dedup (paper
+                # section 4.2), union or rrf.
+                "ensemble": "intra_dedup",
+                # Search below the ceiling for queries that the stored candidates leave short.
+                "second_search": True,
+                # A query for which the whole corpus has too few: 'ragged' keeps what there is,
+                # 'drop' drops it, 'random' fills up at random.
+                "short": "ragged",
+                # A judge's verdicts on (query, passage) pairs, a jsonl, csv, tsv or parquet file.
+                "verdicts": "",
+                # What they do: relabel (to positive, or drop), remove, remove_query.
+                "verdict_mode": "relabel",
+                # Drop a query with more negatives than this judged positive; 0: never.
+                "max_promoted": 0,
+                "calibration": {
+                    # 'auto' picks the least strict value whose share of false negatives stays
+                    # under this.
+                    "target": 0.05,
+                    # Queries looked at; 0: all.
+                    "queries": 2000,
+                },
+                # Passages that are never a query's negatives, besides judged positives.
+                "exclude": {
+                    # Equal to the query's own text: 'normalized' but for case, width and
+                    # punctuation, 'strip' but for white space around it, 'off'.
+                    "own_text": "normalized",
+                    # Equal to a positive's normalised text.
+                    "same_text": True,
+                    # Cosine to a positive from which a passage is a copy of it; 0: off.
+                    "near_copy": 0.0,
+                    # The same by words: share of common word triples; 0: off.
+                    "minhash": 0.0,
+                    # Of a positive's document: what stands between document and part in a passage
+                    # id, such as '#'; or a file of passage id <tab> document id; '': off.
+                    "document_separator": "",
+                    "document_map": "",
+                },
+            },
+            "audit": {
+                # Rules and their values, teachers are `mining.teachers`; see mining/audit.py.
+                "percents": (0.8, 0.85, 0.9, 0.95, 0.98, 1.0, 1.05),
+                "margins": (0.0, 0.05, 0.1, 0.15, 0.2),
+                "thresholds": (0.4, 0.5, 0.6, 0.7, 0.8),
+                "shifts": (5, 10, 20, 50),
+                # Queries looked at; 0: all with at least two positives.
+                "queries": 0,
+                # Resamples behind each interval.
+                "resamples": 2000,
             },
             "train": {
                 # Length of training: epochs over the training queries, unless steps is set.
@@ -179,6 +273,29 @@ def base() -> ConfigDict:
             },
         }
     ).lock()  # a key that is not above is a typing mistake
+
+
+def number(value: float) -> config_dict.FieldReference:
+    """A default that a number or the word 'auto' may replace."""
+    return config_dict.FieldReference(value, field_type=object)
+
+
+def add_teacher(config: ConfigDict, name: str, model: str, **changes) -> ConfigDict:
+    """Adds a teacher under a name; `mining.teachers` says which are used, and in which order.
+
+    Args:
+        name: letters, digits, '-' and '_'; also a folder in the workdir.
+        model: as `teacher.model`.
+        **changes: other values of the block.
+
+    Returns:
+        The block.
+    """
+    block = encoder(model)
+    block.update(changes)
+    with config.unlocked():
+        config.teachers[name] = block
+    return config.teachers[name]
 
 
 def flat_keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -245,6 +362,8 @@ def validate(config: ConfigDict) -> None:
     wrong: list[str] = []
 
     expected, given = base(), flat_keys(config)
+    for name in config.teachers if isinstance(config.get("teachers"), ConfigDict) else ():
+        add_teacher(expected, name, "")
     known = flat_keys(expected)
     wrong += [f"{key}: no such key{near(expected, key)}" for key in given if key not in known]
     wrong += [f"{key}: missing; start from base()" for key in known if key not in given]
@@ -277,8 +396,9 @@ def validate(config: ConfigDict) -> None:
     for key in ("max_queries", "max_passages"):
         need(config.data[key] >= 0, f"data.{key}", "must be 0 (all) or more")
 
-    for side in ("teacher", "student"):
-        block = config[side]
+    sides = ["teacher", "student", *(f"teachers.{name}" for name in config.teachers)]
+    for side in sides:
+        block = config.teachers[side[9:]] if side.startswith("teachers.") else config[side]
         need(bool(block.model), f"{side}.model", "name a folder, a weights package or a hub id")
         for key in ("query_length", "passage_length"):
             need(block[key] == 0 or block[key] >= 3, f"{side}.{key}", "0 (the model's) or >= 3")
@@ -297,15 +417,9 @@ def validate(config: ConfigDict) -> None:
     one_of("search.backend", config.search.backend, BACKENDS)
     need(config.search.depth >= 1, "search.depth", "must be positive")
     need(config.search.query_block >= 1, "search.query_block", "must be positive")
+    need(config.search.memory_gib >= 0, "search.memory_gib", "must be 0 (automatic) or more")
 
-    mining = config.mining
-    one_of("mining.rule", mining.rule, RULES)
-    one_of("mining.anchor", mining.anchor, ANCHORS)
-    need(0 < mining.percent <= 2, "mining.percent", "a share of the anchor, such as 0.95")
-    need(0 <= mining.margin <= 2, "mining.margin", "a distance between cosines, such as 0.05")
-    need(-1 <= mining.threshold <= 1, "mining.threshold", "a cosine, such as 0.70")
-    need(mining.shift >= 0, "mining.shift", "must be 0 or more ranks")
-    need(mining.num_negatives >= 1, "mining.num_negatives", "must be positive")
+    _check_mining(config, need, one_of)
 
     train = config.train
     need(train.steps >= 0, "train.steps", "must be 0 (by epochs) or more")
@@ -314,8 +428,9 @@ def validate(config: ConfigDict) -> None:
     need(train.num_negatives >= 0, "train.num_negatives", "must be 0 or more")
     if train.num_negatives == 0:
         need(train.in_batch_negatives, "train.in_batch_negatives", "no negatives are left")
-    if train.num_negatives > mining.num_negatives and "train" in stages:
-        need(False, "train.num_negatives", f"mining.num_negatives={mining.num_negatives} are mined")
+    mined = config.mining.num_negatives
+    if train.num_negatives > mined and "train" in stages:
+        need(False, "train.num_negatives", f"mining.num_negatives={mined} are mined")
     need(train.temperature > 0, "train.temperature", "must be positive")
     need(train.learning_rate > 0, "train.learning_rate", "must be positive")
     need(0 <= train.warmup < 1, "train.warmup", "a share of the steps, in [0, 1)")
@@ -336,3 +451,79 @@ def validate(config: ConfigDict) -> None:
     need(config.report.examples >= 0, "report.examples", "must be 0 or more")
     if wrong:
         raise InputError("config: " + "; ".join(wrong))
+
+
+def _check_mining(config: ConfigDict, need, one_of) -> None:
+    mining = config.mining
+    rules = mining.rule.split("+")
+    need(
+        set(rules) <= set(RULES) and len(set(rules)) == len(rules),
+        "mining.rule",
+        f"choose one of {', '.join(RULES)}, or several different ones joined by '+'",
+    )
+    for key, known in (
+        ("anchor", ANCHORS),
+        ("ranks", RANKS),
+        ("compat", COMPAT),
+        ("sampling", SAMPLINGS),
+        ("ensemble", ENSEMBLES),
+        ("short", SHORT),
+        ("verdict_mode", VERDICT_MODES),
+    ):
+        one_of(f"mining.{key}", mining[key], known)
+    for key, low, high, what in (
+        ("percent", 0, 2, "a share of the anchor, such as 0.95, or 'auto'"),
+        ("margin", -1e-9, 2, "a distance between cosines, such as 0.05, or 'auto'"),
+    ):
+        value = mining[key]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        need(value == "auto" or (is_number and low < value <= high), f"mining.{key}", what)
+    need(-1 <= mining.threshold <= 1, "mining.threshold", "a cosine, such as 0.70")
+    need(mining.shift >= 0, "mining.shift", "must be 0 or more ranks")
+    need(mining.max_rank >= 0, "mining.max_rank", "must be 0 (no bound) or more ranks")
+    need(mining.num_negatives >= 1, "mining.num_negatives", "must be positive")
+    skipped = mining.shift if "shifted" in rules else 0
+    if mining.max_rank > 0:
+        room = mining.max_rank - skipped
+        what = f"leaves {room} ranks after shift={skipped}, and num_negatives are asked for"
+        need(room >= mining.num_negatives, "mining.max_rank", what)
+    need(mining.sample_from >= 1, "mining.sample_from", "must be positive")
+    need(mining.sample_temperature > 0, "mining.sample_temperature", "must be positive")
+    need(mining.max_promoted >= 0, "mining.max_promoted", "must be 0 (never) or more")
+    calibration = mining.calibration
+    need(0 < calibration.target < 1, "mining.calibration.target", "a share, such as 0.05")
+    need(calibration.queries >= 0, "mining.calibration.queries", "must be 0 (all) or more")
+    exclude = mining.exclude
+    one_of("mining.exclude.own_text", exclude.own_text, OWN_TEXT)
+    for key in ("near_copy", "minhash"):
+        need(0 <= exclude[key] <= 1, f"mining.exclude.{key}", "0 (off), or up to 1")
+
+    if exclude.document_separator and exclude.document_map:
+        need(False, "mining.exclude.document_map", "a passage has one document: leave one empty")
+
+    known = ("teacher", *config.teachers)
+    for name in config.teachers:
+        plain = name.replace("-", "").replace("_", "").isalnum()
+        free = name not in ("teacher", "student", "student-start", "random fill")
+        if not (plain and free):
+            need(False, "teachers", f"{name!r} is no name for a teacher: letters, digits, '-', '_'")
+    names = tuple(mining.teachers)
+    need(bool(names), "mining.teachers", f"name at least one of {', '.join(known)}")
+    unknown = [name for name in names if name not in known]
+    need(not unknown, "mining.teachers", f"unknown {unknown}; known are {', '.join(known)}")
+    need(len(set(names)) == len(names), "mining.teachers", "name each teacher once")
+
+    rescorer = config.rescorer
+    one_of("rescorer.order", rescorer.order, ("teacher", "rescored"))
+    one_of("rescorer.dtype", rescorer.dtype, DTYPES)
+    need(rescorer.depth >= 1, "rescorer.depth", "must be positive")
+    need(rescorer.length == 0 or rescorer.length >= 5, "rescorer.length", "0 (the model's) or >= 5")
+
+    audit = config.audit
+    for key, low, high in (("percents", 0, 2), ("margins", 0, 2), ("thresholds", -1, 1)):
+        good = all(isinstance(v, int | float) and low <= v <= high for v in audit[key])
+        need(good, f"audit.{key}", f"numbers in {low}..{high}")
+    good = all(isinstance(v, int) and v >= 0 for v in audit.shifts)
+    need(good, "audit.shifts", "whole numbers of ranks, 0 or more")
+    need(audit.queries >= 0, "audit.queries", "must be 0 (all) or more")
+    need(audit.resamples >= 1, "audit.resamples", "must be positive")

@@ -50,6 +50,11 @@ class Ragged:
         """For each value the row it stands in, int64 [len(values)]."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.counts)
 
+    @property
+    def position(self) -> np.ndarray:
+        """For each value its place in its row, from 0, int64 [len(values)]."""
+        return np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.counts)
+
     def reduce(self, ufunc: np.ufunc, empty: float) -> np.ndarray:
         """`ufunc` over each row (np.minimum, np.add, …), float64 [rows]; `empty` for empty rows."""
         out = np.full(len(self), empty, dtype=np.float64)
@@ -63,10 +68,22 @@ class Ragged:
         counts = self.counts
         width = int(counts.max(initial=0)) if width is None else width
         out = np.full((len(self), width), fill, dtype=self.values.dtype)
-        column = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], counts)
+        column = self.position
         keep = column < width
         out[self.row_of[keep], column[keep]] = self.values[keep]
         return out
+
+    def mask(self, keep: np.ndarray) -> Ragged:
+        """The values that a mask over all of them keeps, row by row."""
+        return Ragged(np.concatenate([[0], np.cumsum(keep)])[self.offsets], self.values[keep])
+
+    def head(self, most: int | np.ndarray) -> Ragged:
+        """The first `most` values of each row (one number, or one for each row)."""
+        return self.mask(self.position < np.broadcast_to(most, len(self))[self.row_of])
+
+    def like(self, values: np.ndarray) -> Ragged:
+        """Other values in the same rows."""
+        return Ragged(self.offsets, values)
 
     def take(self, rows: np.ndarray) -> Ragged:
         """Some of the rows, in the order given."""
@@ -74,3 +91,14 @@ class Ragged:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         starts = np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
         return Ragged(offsets, self.values[starts + np.arange(offsets[-1])])
+
+
+def join_rows(*parts: Ragged) -> Ragged:
+    """Row i of the result is row i of each part, one behind the other."""
+    offsets = np.sum([part.offsets for part in parts], axis=0)
+    values = np.empty(offsets[-1], parts[0].values.dtype)
+    start = offsets[:-1].copy()
+    for part in parts:
+        values[np.repeat(start, part.counts) + part.position] = part.values
+        start += part.counts
+    return Ragged(offsets, values)

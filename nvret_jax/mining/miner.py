@@ -1,231 +1,251 @@
-"""Candidates and a rule in, hard negatives out.
+"""Teachers' candidates in, hard negatives out.
 
-One pass over the stored candidates decides most queries. Where a strict ceiling leaves a query
-short, a second search below its ceiling, which skips what was already looked at, finds what the
-stored depth did not reach: no rule starves a query unless the corpus itself has nothing below the
-ceiling. What is then still missing stays missing (rows are ragged) and is counted.
+Per teacher: anchors, ceilings, survivors (`survivors.py`, with the second search). Then a draw
+among the survivors (`sampling.py`), one list out of several teachers' (`ensemble.py`), and last
+what to do with a task the whole corpus cannot serve. Every step is a pure function of its inputs
+and of (seed, query id, passage id), so the mesh and the order of queries change nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from nvret_jax.data.hashing import mix, stable_hash
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
+from nvret_jax.mining import ensemble, sampling
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.options import Options
 from nvret_jax.mining.rules import Rule, anchors
+from nvret_jax.mining.survivors import Pool, Tasks, TeacherCounts, survivors
 from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.ranker import Ranker
 
-# (query numbers [S], k, ceilings_s, exclude: a list of row arrays) -> scores_sk, rows_sk
-SearchBelow = Callable[
-    [np.ndarray, int, np.ndarray, list[np.ndarray]], tuple[np.ndarray, np.ndarray]
-]
+RANDOM = "random fill"  # the teacher's name beside a negative drawn because nothing was left
 
 
-class Verdict(enum.IntEnum):
-    """What became of one candidate."""
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """One teacher's part in mining.
 
-    EMPTY = 0  # behind the end of the query's list
-    POSITIVE = 1  # a judged positive of the query
-    OWN_TEXT = 2  # the query itself, found as a passage
-    SKIPPED = 3  # among the ranks the shifted rule skips
-    ABOVE = 4  # at or above the ceiling: too close to the positive to be trusted
-    KEPT = 5
-    SPARE = 6  # would do, but enough better ones were kept
+    Attributes:
+        name: written beside its negatives.
+        candidates: of Q queries; all teachers' over the same queries and positives.
+        ranker: for what the candidates do not reach; None: they are all there is.
+        rule: where it has a rule of its own (a calibrated value), in place of the options'.
+    """
+
+    name: str
+    candidates: Candidates
+    ranker: Ranker | None = None
+    rule: Rule | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class MiningCounts:
-    """What happened, in numbers of queries and of candidates.
+    """What happened, in numbers of tasks and of candidates.
 
     Attributes:
         queries: queries mined for.
-        wanted: negatives asked for per query.
-        verdicts: candidates by `Verdict` name, lower case.
-        searched_again: queries that the stored candidates left short.
-        found_again: negatives that the second search added.
-        short: queries that still have fewer than `wanted`.
-        missing: negatives missing over all short queries.
+        tasks: rows mined: as many, or one per positive where each is its own anchor.
+        wanted: negatives asked for per task.
+        teachers: by name.
+        given: negatives by the teacher that gave them.
+        short: tasks for which fewer than `wanted` were found.
+        missing: negatives missing over all short tasks.
+        dropped: tasks dropped for that.
+        filled_at_random: negatives drawn at random for that.
+        overlap: mean Jaccard overlap of the teachers' own negatives, [T][T]; empty for one teacher.
     """
 
     queries: int
+    tasks: int
     wanted: int
-    verdicts: dict[str, int]
-    searched_again: int
-    found_again: int
+    teachers: dict[str, TeacherCounts]
+    given: dict[str, int]
     short: int
     missing: int
+    dropped: int
+    filled_at_random: int
+    overlap: list[list[float]]
 
-
-def own_text_rows(query_texts: Sequence[str], corpus_texts: Sequence[str]) -> Ragged:
-    """For each query the passages whose text is the query's own (surrounding space aside)."""
-    wanted: dict[str, list[int]] = {text.strip(): [] for text in query_texts}
-    for row, text in enumerate(corpus_texts):
-        rows = wanted.get(text.strip())
-        if rows is not None:
-            rows.append(row)
-    return Ragged.from_rows([wanted[text.strip()] for text in query_texts], np.int32)
-
-
-def judge(
-    candidates: Candidates,
-    rule: Rule,
-    num_negatives: int,
-    own_text: Ragged,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Applies a rule to stored candidates.
-
-    Args:
-        candidates: Q queries.
-        rule: what is too close to the positive.
-        num_negatives: best survivors that are kept per query.
-        own_text: passages equal to the query, a row per query.
-
-    Returns:
-        verdicts_qk (int8, values of `Verdict`), ranks_qk (int32, from 1, positives and own text
-        not counted; 0 for those), ceilings_q (float32).
-    """
-    rows_qk = candidates.passage_rows.padded(-1)
-    scores_qk = candidates.scores.padded(-np.inf)
-    there_qk = rows_qk >= 0
-    positive_qk = there_qk & _contained(rows_qk, candidates.positive_rows)
-    own_qk = there_qk & ~positive_qk & _contained(rows_qk, own_text)
-    free_qk = there_qk & ~positive_qk & ~own_qk
-    ranks_qk = np.where(free_qk, np.cumsum(free_qk, axis=1), 0).astype(np.int32)
-    ceilings_q = rule.ceilings(anchors(candidates.positive_scores, rule.anchor))
-    skipped_qk = free_qk & (ranks_qk <= rule.ranks_to_skip)
-    above_qk = free_qk & ~skipped_qk & (scores_qk >= ceilings_q[:, None])
-    survivor_qk = free_qk & ~skipped_qk & ~above_qk
-    kept_qk = survivor_qk & (np.cumsum(survivor_qk, axis=1) <= num_negatives)
-    verdicts_qk = np.select(
-        [positive_qk, own_qk, skipped_qk, above_qk, kept_qk, survivor_qk],
-        [
-            Verdict.POSITIVE,
-            Verdict.OWN_TEXT,
-            Verdict.SKIPPED,
-            Verdict.ABOVE,
-            Verdict.KEPT,
-            Verdict.SPARE,
-        ],
-        Verdict.EMPTY,
-    ).astype(np.int8)
-    return verdicts_qk, ranks_qk, ceilings_q
+    def total(self, verdict: str) -> int:
+        """Candidates with one verdict, over all teachers."""
+        return sum(counts.verdicts[verdict] for counts in self.teachers.values())
 
 
 def mine(
-    candidates: Candidates,
+    teachers: Sequence[Teacher],
+    options: Options,
     *,
-    rule: Rule,
-    num_negatives: int,
-    own_text: Ragged,
-    corpus_size: int,
-    search_below: SearchBelow,
-    teacher: str = "teacher",
+    excluded: Ragged,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
 ) -> tuple[Negatives, MiningCounts]:
     """Takes the hardest negatives that a rule allows.
 
     Args:
-        candidates: from `search.candidates`, Q queries.
-        rule: see `mining.rules`.
-        num_negatives: how many to keep per query.
-        own_text: passages equal to the query, from `own_text_rows`.
-        corpus_size: passages in the corpus.
-        search_below: asked once, for the queries that the stored candidates leave short.
-        teacher: the name written beside each negative.
+        teachers: at least one, the most accurate first.
+        options: how.
+        excluded: int32, per query passages that are never negatives (`mining.exclusion`), judged
+            positives aside.
+        query_ids: of the Q queries of the candidates; draws depend on them.
+        passage_ids: of all N passages.
+
+    Returns:
+        One row per task, in the order of queries and positives; and what happened.
 
     Raises:
-        InputError: there is no query, a query has no positive, or a candidate has no finite score.
+        InputError: there is no query, a query has no positive, a candidate has no finite score, or
+            the teachers' candidates are of different queries.
     """
-    if not len(candidates):
+    first = teachers[0].candidates
+    if not len(first):
         raise InputError("mining: no training query has a positive")
-    finite = np.isfinite(candidates.scores.values)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        raise InputError(
-            f"mining: the teacher's score of passage row {candidates.passage_rows.values[bad]} is "
-            f"{candidates.scores.values[bad]}; embeddings must be finite"
+    for teacher in teachers[1:]:
+        _check_same(teachers[0], teacher)
+    tasks = Tasks.of(first.positive_rows, options.rule.anchor)
+    pools, ceilings, counts = [], [], {}
+    for number, teacher in enumerate(teachers):
+        rule = teacher.rule or options.rule
+        ceilings_r = rule.ceilings(anchors(teacher.candidates.positive_scores, rule.anchor))
+        pool, counts[teacher.name] = survivors(
+            teacher.candidates,
+            tasks,
+            ceilings_r,
+            rule,
+            options.pool_size,
+            excluded=excluded,
+            ranker=teacher.ranker if options.second_search else None,
+            window=options.window,
+            teacher=number,
         )
-    verdicts_qk, ranks_qk, ceilings_q = judge(candidates, rule, num_negatives, own_text)
-    rows_qk = candidates.passage_rows.padded(-1)
-    scores_qk = candidates.scores.padded(-np.inf)
-    kept_qk = verdicts_qk == Verdict.KEPT
-    have_q = kept_qk.sum(axis=1)
-
-    # Only a list that was cut at its depth can be short of what the corpus holds.
-    unseen_q = corpus_size - candidates.passage_rows.counts > 0
-    again = np.flatnonzero((have_q < num_negatives) & unseen_q)
-    rows_sk = np.full((len(candidates), num_negatives), -1, np.int32)
-    extra_scores = np.full((len(candidates), num_negatives), -np.inf, np.float32)
-    if len(again):
-        seen_q = (ranks_qk > 0).sum(axis=1)
-        # A shift deeper than the stored list goes on counting in the second search.
-        to_skip = np.maximum(0, rule.ranks_to_skip - seen_q[again])
-        exclude = [
-            np.unique(
-                np.concatenate(
-                    [candidates.passage_rows[q], candidates.positive_rows[q], own_text[q]]
-                )
-            )
-            for q in again
-        ]
-        k = min(int(num_negatives + to_skip.max()), corpus_size)
-        new_scores, new_rows = search_below(again, k, ceilings_q[again], exclude)
-        missing = num_negatives - have_q[again]
-        column = np.arange(new_rows.shape[1])[None, :]
-        taken = (column >= to_skip[:, None]) & (column < (to_skip + missing)[:, None])
-        taken &= new_rows >= 0
-        slot = np.cumsum(taken, axis=1) - 1
-        at_row, at_column = np.nonzero(taken)
-        target = (again[at_row], slot[at_row, at_column])
-        rows_sk[target] = new_rows[at_row, at_column]
-        extra_scores[target] = new_scores[at_row, at_column]
-
-    extra = rows_sk >= 0
-    all_rows = np.concatenate([rows_qk, rows_sk], axis=1)
-    all_scores = np.concatenate([scores_qk, extra_scores], axis=1)
-    all_ranks = np.concatenate([ranks_qk, np.zeros_like(rows_sk)], axis=1)
-    keep = np.concatenate([kept_qk, extra], axis=1)
-    negative_rows = Ragged.from_mask(all_rows, keep)
-    short_q = num_negatives - negative_rows.counts
-    counts = MiningCounts(
-        queries=len(candidates),
-        wanted=num_negatives,
-        verdicts={
-            verdict.name.lower(): int((verdicts_qk == verdict).sum())
-            for verdict in Verdict
-            if verdict is not Verdict.EMPTY
-        },
-        searched_again=len(again),
-        found_again=int(extra.sum()),
-        short=int((short_q > 0).sum()),
-        missing=int(short_q.sum()),
+        pools.append(pool)
+        ceilings.append(ceilings_r)
+    task_hash = _task_hash(tasks, first, options, query_ids, passage_ids)
+    pool = _draw(pools, options, task_hash, passage_ids)
+    found = pool.rows.counts
+    scale = np.zeros(len(tasks), np.int64)
+    if len(teachers) > 1 and options.ensemble == "cross":
+        scale = ensemble.chosen_teachers(len(teachers), options.seed, task_hash)
+    names = tuple(teacher.name for teacher in teachers)
+    filled = 0
+    if options.short == "random" and (found < options.num_negatives).any():
+        pool = _fill(pool, teachers, tasks, options, task_hash, excluded, len(passage_ids))
+        names, filled = (*names, RANDOM), int(pool.rows.counts.sum() - found.sum())
+    negatives = Negatives(
+        query_rows=first.query_rows[tasks.numbers],
+        positive_rows=tasks.positives.like(first.positive_rows.values[tasks.positives.values]),
+        positive_scores=_scores_on(scale, teachers, tasks),
+        judged_rows=first.positive_rows.take(tasks.numbers),
+        negative_rows=pool.rows,
+        negative_scores=pool.scores,
+        negative_ranks=pool.ranks,
+        teachers=names,
+        negative_teachers=pool.teachers,
+        negative_ceilings=pool.ceilings,
+        ceilings=np.stack(ceilings)[scale, np.arange(len(tasks))],
     )
-    return (
-        Negatives(
-            query_rows=candidates.query_rows,
-            positive_rows=candidates.positive_rows,
-            positive_scores=candidates.positive_scores,
-            negative_rows=negative_rows,
-            negative_scores=Ragged.from_mask(all_scores, keep),
-            negative_ranks=Ragged.from_mask(all_ranks, keep),
-            teachers=(teacher,),
-            negative_teachers=Ragged(
-                negative_rows.offsets, np.zeros(len(negative_rows.values), np.int32)
-            ),
-            ceilings=ceilings_q,
-        ),
-        counts,
+    short_r = found < options.num_negatives
+    dropped = short_r & (pool.rows.counts < options.num_negatives) & (options.short == "drop")
+    if dropped.any():
+        negatives = negatives.take(np.flatnonzero(~dropped))
+    overlap = ensemble.overlaps(pools, options.num_negatives).tolist() if len(pools) > 1 else []
+    return negatives, MiningCounts(
+        queries=len(first),
+        tasks=len(tasks),
+        wanted=options.num_negatives,
+        teachers=counts,
+        given=ensemble.counts_by_teacher(negatives.negative_teachers, names),
+        short=int(short_r.sum()),
+        missing=int((options.num_negatives - found)[short_r].sum()),
+        dropped=int(dropped.sum()),
+        filled_at_random=filled,
+        overlap=overlap,
     )
 
 
-def _contained(rows_qk: np.ndarray, lists: Ragged) -> np.ndarray:
-    """Whether each entry of a row stands in that row's list, bool [Q, K]."""
-    # (row, value) pairs as single numbers, so that one isin answers for all rows.
-    span = np.int64(max(rows_qk.max(initial=0), lists.values.max(initial=0)) + 1)
-    keys_qk = np.arange(len(rows_qk), dtype=np.int64)[:, None] * span + rows_qk
-    listed = lists.row_of * span + lists.values
-    return np.isin(keys_qk, listed) & (rows_qk >= 0)
+def _draw(pools: list[Pool], options: Options, task_hash, passage_ids) -> Pool:
+    """The negatives of each task out of its survivors."""
+    passage_hash = np.zeros(len(passage_ids), np.uint64)
+    if options.sampling != "top":
+        used = np.unique(np.concatenate([pool.rows.values for pool in pools]))
+        passage_hash[used] = stable_hash([passage_ids[row] for row in used])
+    turns = [
+        sampling.priorities(
+            pool,
+            options.sampling,
+            sample_from=options.sample_from,
+            temperature=options.sample_temperature,
+            seed=options.seed,
+            task_hash=task_hash,
+            passage_hash=passage_hash,
+        )
+        for pool in pools
+    ]
+    if len(pools) == 1:
+        return pools[0].mask(turns[0] < options.num_negatives)
+    return ensemble.combine(
+        pools,
+        turns,
+        options.ensemble,
+        options.num_negatives,
+        seed=options.seed,
+        task_hash=task_hash,
+    )
+
+
+def _task_hash(tasks, candidates, options, query_ids, passage_ids) -> np.ndarray:
+    """What a draw for a task depends on: the query's id, and the positive's if it is the anchor."""
+    hashes = stable_hash(query_ids)[tasks.numbers]
+    if options.rule.anchor != "own":
+        return hashes
+    rows = candidates.positive_rows.values[tasks.positives.values]
+    return mix(hashes, stable_hash([passage_ids[row] for row in rows]))
+
+
+def _scores_on(scale: np.ndarray, teachers: Sequence[Teacher], tasks: Tasks) -> Ragged:
+    """Each task's positive scores by the teacher numbered in `scale`."""
+    scores = np.stack([teacher.candidates.positive_scores.values for teacher in teachers])
+    whose = np.repeat(scale, tasks.positives.counts)
+    return tasks.positives.like(scores[whose, tasks.positives.values])
+
+
+def _fill(pool, teachers, tasks, options, task_hash, excluded, passages) -> Pool:
+    """Adds random passages to the tasks that are short; the first teacher scores them."""
+    teacher = teachers[0]
+    at = np.flatnonzero(pool.rows.counts < options.num_negatives)
+    judged = teacher.candidates.positive_rows
+    drawn: list[list[int]] = [[] for _ in range(len(tasks))]
+    for r in at:
+        number = tasks.numbers[r]
+        forbidden = {*judged[number].tolist(), *excluded[number].tolist(), *pool.rows[r].tolist()}
+        count = options.num_negatives - len(pool.rows[r])
+        drawn[r] = sampling.random_rows(passages, count, forbidden, options.seed, task_hash[r])
+    rows = Ragged.from_rows(drawn, np.int32)
+    scores = np.full(len(rows.values), -np.inf, np.float32)
+    if teacher.ranker is not None:
+        scores = teacher.ranker.score(tasks.numbers, rows)
+    zeros = np.zeros(len(rows.values), np.int32)
+    more = Pool(
+        rows,
+        rows.like(scores),
+        rows.like(zeros),
+        rows.like(np.full(len(zeros), np.inf, np.float32)),
+        rows.like(np.full(len(zeros), len(teachers), np.int32)),
+    )
+    return Pool.join([pool, more])
+
+
+def _check_same(one: Teacher, other: Teacher) -> None:
+    a, b = one.candidates, other.candidates
+    same = len(a) == len(b) and np.array_equal(a.query_rows, b.query_rows)
+    same = same and np.array_equal(a.positive_rows.values, b.positive_rows.values)
+    if not (same and np.array_equal(a.positive_rows.offsets, b.positive_rows.offsets)):
+        raise InputError(
+            f"mining: the candidates of teacher {other.name!r} ({len(b)} queries) are not of the "
+            f"queries and positives that {one.name!r} ({len(a)} queries) was asked for"
+        )

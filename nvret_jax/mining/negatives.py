@@ -16,42 +16,62 @@ COLUMNS = (
     "query_id",
     "positive_ids",
     "positive_scores",
+    "judged_ids",
     "negative_ids",
     "negative_scores",
     "negative_ranks",
     "negative_teachers",
+    "negative_ceilings",
     "ceiling",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Negatives:
-    """Hard negatives per query, ragged: a query has as many as could be found.
+    """Hard negatives, ragged: a row has as many as could be found.
+
+    A row is a query; where each positive is its own anchor, a query with one of its positives.
 
     Attributes:
-        query_rows: int32 [Q], rows of the data set's queries.
-        positive_rows, positive_scores: judged positives and their teacher scores.
+        query_rows: int32 [R], rows of the data set's queries.
+        positive_rows, positive_scores: the positives a row trains on and their teacher scores.
+        judged_rows: all positives of the row's query, which are no negatives to it in any batch.
         negative_rows: int32, best first.
         negative_scores: float32, teacher scores.
         negative_ranks: int32, rank among the teacher's candidates counted from 1 without
-            positives; 0 for one found beyond the stored candidates.
+            positives; 0 for one found beyond the stored candidates or drawn at random.
         teachers: names of the teachers.
         negative_teachers: int32, for each negative the teacher it is from.
-        ceilings: float32 [Q], the score every negative lies below.
+        negative_ceilings: float32, what each negative lies below on its teacher's scale.
+        ceilings: float32 [R], the ceiling on the scale of `positive_scores`: the first teacher's,
+            or the one drawn for the row.
     """
 
     query_rows: np.ndarray
     positive_rows: Ragged
     positive_scores: Ragged
+    judged_rows: Ragged
     negative_rows: Ragged
     negative_scores: Ragged
     negative_ranks: Ragged
     teachers: tuple[str, ...]
     negative_teachers: Ragged
+    negative_ceilings: Ragged
     ceilings: np.ndarray
 
     def __len__(self) -> int:
         return len(self.query_rows)
+
+    def take(self, rows: np.ndarray) -> Negatives:
+        """Some of the rows, in the order given."""
+        changed = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Ragged):
+                changed[field.name] = value.take(rows)
+            elif isinstance(value, np.ndarray):
+                changed[field.name] = value[rows]
+        return dataclasses.replace(self, **changed)
 
     def write(self, path: epath.Path, queries: TextTable, corpus: TextTable) -> None:
         """Writes the table with ids in place of rows."""
@@ -63,10 +83,12 @@ class Negatives:
                 "query_id": tables.ids_column(self.query_rows, query_ids),
                 "positive_ids": tables.ids_column(self.positive_rows, passage_ids),
                 "positive_scores": tables.list_column(self.positive_scores),
+                "judged_ids": tables.ids_column(self.judged_rows, passage_ids),
                 "negative_ids": tables.ids_column(self.negative_rows, passage_ids),
                 "negative_scores": tables.list_column(self.negative_scores),
                 "negative_ranks": tables.list_column(self.negative_ranks),
                 "negative_teachers": tables.ids_column(self.negative_teachers, names),
+                "negative_ceilings": tables.list_column(self.negative_ceilings),
                 "ceiling": pa.array(self.ceilings),
             },
         )
@@ -84,13 +106,21 @@ class Negatives:
         teachers = tuple(sorted(set(flat.to_pylist())))
         names = pa.array(teachers, pa.large_string())
         return cls(
-            tables.rows_of(table["query_id"], query_ids, f"{path}, query_id"),
-            tables.rows_of(table["positive_ids"], passage_ids, f"{path}, positive_ids"),
-            tables.ragged_numbers(table["positive_scores"], np.float32),
-            tables.rows_of(table["negative_ids"], passage_ids, f"{path}, negative_ids"),
-            tables.ragged_numbers(table["negative_scores"], np.float32),
-            tables.ragged_numbers(table["negative_ranks"], np.int32),
-            teachers,
-            tables.rows_of(table["negative_teachers"], names, f"{path}, negative_teachers"),
-            table["ceiling"].to_numpy().astype(np.float32),
+            query_rows=tables.rows_of(table["query_id"], query_ids, f"{path}, query_id"),
+            positive_rows=tables.rows_of(
+                table["positive_ids"], passage_ids, f"{path}, positive_ids"
+            ),
+            positive_scores=tables.ragged_numbers(table["positive_scores"], np.float32),
+            judged_rows=tables.rows_of(table["judged_ids"], passage_ids, f"{path}, judged_ids"),
+            negative_rows=tables.rows_of(
+                table["negative_ids"], passage_ids, f"{path}, negative_ids"
+            ),
+            negative_scores=tables.ragged_numbers(table["negative_scores"], np.float32),
+            negative_ranks=tables.ragged_numbers(table["negative_ranks"], np.int32),
+            teachers=teachers,
+            negative_teachers=tables.rows_of(
+                table["negative_teachers"], names, f"{path}, negative_teachers"
+            ),
+            negative_ceilings=tables.ragged_numbers(table["negative_ceilings"], np.float32),
+            ceilings=table["ceiling"].to_numpy().astype(np.float32),
         )

@@ -1,4 +1,4 @@
-"""The five rules of the paper (section 3.1) as one number per query: a ceiling.
+"""The five rules of the paper (section 3.1), alone or combined, as one number per query: a ceiling.
 
 A hard negative must score strictly below the ceiling of its query. What a rule is, is only how the
 ceiling follows from the anchor, a positive score of the query:
@@ -11,7 +11,11 @@ ceiling follows from the anchor, a positive score of the query:
 
 For a positive anchor the last line is the paper's `percent * anchor`. For a negative anchor the
 plain product would lie *above* the anchor and let in what outranks the positive; this form never
-does.
+does. Rules combine, as in 'shifted+perc_pos+abs': the lowest ceiling wins, and `shift` skips ranks
+if 'shifted' is among them.
+
+A ceiling is a float32, rounded so that `score < ceiling` for a float32 score says exactly what the
+rule says in float64: nothing is decided by the rounding of a threshold.
 """
 
 from __future__ import annotations
@@ -24,17 +28,35 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
 RULES = ("naive", "shifted", "abs", "margin_pos", "perc_pos")
+ANCHORS = ("own", "min", "max", "mean")
+RANKS = ("raw", "survivors")
+# The value each rule reads.
+VALUES = {
+    "naive": None,
+    "shifted": "shift",
+    "abs": "threshold",
+    "margin_pos": "margin",
+    "perc_pos": "percent",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule with its value.
+    """One rule or several, with their values and the ranks they look at.
 
     Attributes:
-        name: naive, shifted, abs, margin_pos or perc_pos.
+        name: naive, shifted, abs, margin_pos or perc_pos, or several joined by '+'.
         percent, margin, threshold, shift: the value of the rule that uses it; the paper's best
             values are the defaults (Table 3).
-        anchor: which of several positive scores counts: min, max or mean.
+        anchor: which positive score counts where a query has several: min, max or mean of them;
+            or own, where each positive is mined for by itself (a row of negatives for each).
+        ranks: what `shift` and `max_rank` count: 'raw' the teacher's ranks (the paper), 'survivors'
+            the ranks among what the ceiling and `min_score` leave (sentence-transformers). Neither
+            counts positives and excluded passages.
+        max_rank: ranks beyond this one are never negatives; 0: no bound.
+        min_score: scores below this are never negatives.
+        keep_equal: keep a score equal to the ceiling of margin_pos and perc_pos, with the
+            comparison done in float32, as sentence-transformers does; the paper drops it.
     """
 
     name: str = "perc_pos"
@@ -43,11 +65,47 @@ class Rule:
     threshold: float = 0.70
     shift: int = 10
     anchor: str = "min"
+    ranks: str = "raw"
+    max_rank: int = 0
+    min_score: float = -np.inf
+    keep_equal: bool = False
+
+    def __post_init__(self):
+        """Raises InputError for names that are not known."""
+        unknown = [name for name in self.names if name not in RULES]
+        if unknown or len(set(self.names)) < len(self.names):
+            raise InputError(
+                f"mining.rule={self.name!r} is not known; choose one of {', '.join(RULES)}, or "
+                "several different ones joined by '+'"
+            )
+        if self.anchor not in ANCHORS:
+            raise InputError(
+                f"mining.anchor={self.anchor!r} is not known; choose one of {', '.join(ANCHORS)}"
+            )
+        if self.ranks not in RANKS:
+            raise InputError(
+                f"mining.ranks={self.ranks!r} is not known; choose one of {', '.join(RANKS)}"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rules combined."""
+        return tuple(self.name.split("+"))
+
+    @property
+    def needs_anchor(self) -> bool:
+        """Whether the ceiling depends on a positive's score."""
+        return bool({"margin_pos", "perc_pos"} & set(self.names))
 
     @property
     def ranks_to_skip(self) -> int:
-        """How many of the best ranks, counted without positives, can never be negatives."""
-        return self.shift if self.name == "shifted" else 0
+        """How many of the best ranks can never be negatives."""
+        return self.shift if "shifted" in self.names else 0
+
+    def describe(self) -> str:
+        """The rules with their values, such as 'perc_pos 0.95 + abs 0.7'."""
+        values = {name: VALUES[name] for name in self.names}
+        return " + ".join(f"{n} {getattr(self, v)}" if v else n for n, v in values.items())
 
     def ceilings(self, anchors_q: np.ndarray) -> np.ndarray:
         """The score every negative must stay below.
@@ -56,25 +114,29 @@ class Rule:
             anchors_q: float [Q], a positive score for each query.
 
         Returns:
-            float32 [Q]; +inf where the rule has no ceiling.
-
-        Raises:
-            InputError: the rule is not known.
+            float32 [Q]; +inf where no rule has a ceiling.
         """
         anchors_q = np.asarray(anchors_q, np.float64)
-        if self.name in ("naive", "shifted"):
-            return np.full(anchors_q.shape, np.inf, np.float32)
-        if self.name == "abs":
+        lowest = np.full(anchors_q.shape, np.inf, np.float32)
+        for name in self.names:
+            lowest = np.minimum(lowest, self._ceilings(name, anchors_q))
+        return lowest
+
+    def _ceilings(self, name: str, anchors_q: np.ndarray) -> np.ndarray:
+        if name == "abs":
             # The next float32 up makes "strictly below" mean "at most the threshold".
-            above = np.nextafter(np.float32(self.threshold), np.float32(np.inf))
-            return np.full(anchors_q.shape, above, np.float32)
-        if self.name == "margin_pos":
-            return (anchors_q - self.margin).astype(np.float32)
-        if self.name == "perc_pos":
-            return (anchors_q - np.abs(anchors_q) * (1.0 - self.percent)).astype(np.float32)
-        raise InputError(
-            f"mining.rule={self.name!r} is not known; choose one of {', '.join(RULES)}"
-        )
+            return np.full(anchors_q.shape, _next(np.float32(self.threshold)))
+        if name == "margin_pos":
+            if self.keep_equal:
+                return _next(_largest_within(anchors_q.astype(np.float32), self.margin))
+            return _round_up(anchors_q - self.margin)
+        if name == "perc_pos":
+            if self.keep_equal:
+                anchors_q = anchors_q.astype(np.float32)
+                share = np.float32(1.0 - self.percent)
+                return _next(anchors_q - np.abs(anchors_q) * share)
+            return _round_up(anchors_q - np.abs(anchors_q) * (1.0 - self.percent))
+        return np.full(anchors_q.shape, np.inf, np.float32)
 
 
 def anchors(positive_scores: Ragged, which: str) -> np.ndarray:
@@ -82,10 +144,11 @@ def anchors(positive_scores: Ragged, which: str) -> np.ndarray:
 
     Args:
         positive_scores: float, a row per query, none empty.
-        which: 'min' (the least similar positive decides: strictest, the default), 'max' or 'mean'.
+        which: 'min' (the least similar positive decides: strictest, the default), 'max' or 'mean';
+            'own' gives one for every positive.
 
     Returns:
-        float64 [Q].
+        float64 [Q], for 'own' [number of positives].
 
     Raises:
         InputError: a query has no positive, or `which` is not known.
@@ -93,10 +156,48 @@ def anchors(positive_scores: Ragged, which: str) -> np.ndarray:
     if (positive_scores.counts == 0).any():
         row = int(np.argmin(positive_scores.counts))
         raise InputError(f"query number {row} has no positive, so no rule has an anchor for it")
+    if which == "own":
+        return positive_scores.values.astype(np.float64)
     if which == "min":
         return positive_scores.reduce(np.minimum, np.nan)
     if which == "max":
         return positive_scores.reduce(np.maximum, np.nan)
     if which == "mean":
         return positive_scores.reduce(np.add, np.nan) / positive_scores.counts
-    raise InputError(f"mining.anchor={which!r} is not known; choose one of min, max, mean")
+    raise InputError(f"mining.anchor={which!r} is not known; choose one of {', '.join(ANCHORS)}")
+
+
+def _next(x: np.ndarray) -> np.ndarray:
+    """The next float32 up."""
+    return np.nextafter(x, np.float32(np.inf))
+
+
+def _round_up(x: np.ndarray) -> np.ndarray:
+    """The smallest float32 that is not less."""
+    near = np.asarray(x).astype(np.float32)
+    return np.where(near < x, _next(near), near)
+
+
+def _largest_within(anchors_q: np.ndarray, margin: float) -> np.ndarray:
+    """The largest float32 s for which `s + margin`, added in float32, is at most the anchor.
+
+    The sum is rounded, so s is not simply the rounded difference; it is found by bisection over
+    the float32 numbers in their order.
+    """
+    margin = np.float32(margin)
+
+    def number(x):  # float32 in their order <-> int64
+        bits = x.view(np.int32).astype(np.int64)
+        return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+
+    def value(i):
+        bits = np.where(i >= 0, i, -i | 0x80000000)
+        return bits.astype(np.uint32).view(np.float32)
+
+    spread = np.abs(anchors_q) + margin + np.float32(1)
+    low, high = number(-2 * spread), number(2 * spread)  # low is within, high is not
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        within = value(middle) + margin <= anchors_q
+        low, high = np.where(within, middle, low), np.where(within, high, middle)
+    return value(low)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
@@ -16,6 +17,9 @@ from nvret_jax.data import tables
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from nvret_jax.search.ranker import Ranker
 
 COLUMNS = ("query_id", "passage_ids", "scores", "positive_ids", "positive_scores")
 # (queries_qd, k) -> scores_qk float32, rows_qk int32 (-1 behind the end)
@@ -91,37 +95,34 @@ class Candidates:
 
 def find(
     query_rows: np.ndarray,
-    queries_qd: np.ndarray,
-    passages_nd,
+    numbers: np.ndarray,
+    ranker: Ranker,
     positive_rows: Ragged,
     depth: int,
-    search: Search,
+    **how,
 ) -> Candidates:
     """Searches one block of queries.
 
     Args:
-        query_rows: int32 [Q], which queries of the data set these are.
-        queries_qd: float32 [Q, D].
-        passages_nd: float32 [N, D], an array or a store that can be sliced by rows.
+        query_rows: int32 [S], which queries of the data set these are.
+        numbers: int [S], their numbers in the ranker.
+        ranker: the teacher.
         positive_rows: judged positives, a row per query.
         depth: candidates per query; a smaller corpus gives fewer.
-        search: ranks passages for queries.
+        **how: passed on to `ranker.rank`.
 
     Raises:
         InputError: a positive's score is not finite.
     """
-    depth = min(depth, len(passages_nd))
-    scores_qk, rows_qk = search(queries_qd, depth)
+    scores_qk, rows_qk = ranker.rank(numbers, min(depth, ranker.passages), **how)
     found = rows_qk >= 0
-    positive_scores = score_pairs(queries_qd, passages_nd, positive_rows)
     return Candidates(
         np.asarray(query_rows, np.int32),
         Ragged.from_mask(rows_qk.astype(np.int32), found),
         Ragged.from_mask(scores_qk.astype(np.float32), found),
         positive_rows,
-        Ragged(positive_rows.offsets, positive_scores),
+        positive_rows.like(ranker.score(numbers, positive_rows)),
     )
-
 
 def score_pairs(queries_qd: np.ndarray, passages_nd, pairs: Ragged) -> np.ndarray:
     """Inner products of each query with its own list of passages, float32 [len(pairs.values)]."""

@@ -89,13 +89,16 @@ class DenseRanker:
         self._queries_qd, self._passages_nd = queries_qd, passages_nd
         self._make_index, self._index = make_index, None
 
-    def rank(self, numbers, k, *, ceiling_q=None, exclude=None, progress=False):
-        """See `Ranker.rank`."""
+    @property
+    def index(self):
+        """The search index, made when first asked for."""
         if self._index is None:
             self._index = self._make_index(self._passages_nd)
-        return self._index.search(
-            self._queries_qd[numbers], k, ceiling_q=ceiling_q, exclude=exclude, progress=progress
-        )
+        return self._index
+
+    def rank(self, numbers, k, **how):
+        """See `Ranker.rank`; what else `search` of the index takes is passed on."""
+        return self.index.search(self._queries_qd[numbers], k, **how)
 
     def score(self, numbers, pairs):
         """See `Ranker.score`."""

@@ -1,196 +1,307 @@
 """Mining against a brute force that looks at the whole corpus, query by query."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mining_reference import MatrixRanker, brute_draw, brute_survivors, full_order, table
 
 from nvret_jax.data.dataset import TextTable
+from nvret_jax.data.hashing import mix, stable_hash
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.mining.miner import judge, mine, own_text_rows
+from nvret_jax.mining.miner import RANDOM, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.mining.rules import RULES, Rule, anchors
+from nvret_jax.mining.options import Options, compatible
+from nvret_jax.mining.rules import RULES, Rule
+from nvret_jax.mining.sampling import SAMPLINGS
 from nvret_jax.search.candidates import Candidates
 
-
-def full_order(scores_n):
-    """Rows by score descending, row ascending."""
-    return np.lexsort((np.arange(len(scores_n)), -scores_n))
+# Quarters make ties, and ties at the ceiling, the rule rather than the exception.
+GRID = st.integers(-4, 4).map(lambda i: i / 4)
 
 
-def brute_force(scores_qn, positives, own_text, rule, count):
-    """What each query should get, from the whole corpus, in plain loops."""
-    out = []
-    for q, scores_n in enumerate(scores_qn):
-        anchor = {"min": min, "max": max, "mean": np.mean}[rule.anchor](
-            [np.float64(scores_n[p]) for p in positives[q]]
-        )
-        ceiling = rule.ceilings(np.array([anchor]))[0]
-        rank, kept = 0, []
-        for row in full_order(scores_n):
-            if row in positives[q] or row in own_text[q]:
-                continue
-            rank += 1
-            if rank <= rule.ranks_to_skip or not scores_n[row] < ceiling:
-                continue
-            kept.append(int(row))
-        out.append(kept[:count])
-    return out
+def ids(n, letter="p"):
+    return [f"{letter}{i}" for i in range(n)]
 
 
-def table(scores_qn, positives, depth):
-    """Candidates as a search of depth `depth` would store them."""
-    order = [full_order(row)[:depth] for row in scores_qn]
-    return Candidates(
-        np.arange(len(scores_qn), dtype=np.int32),
-        Ragged.from_rows(order, np.int32),
-        Ragged.from_rows([s[o] for s, o in zip(scores_qn, order, strict=True)], np.float32),
-        Ragged.from_rows(positives, np.int32),
-        Ragged.from_rows(
-            [s[list(p)] for s, p in zip(scores_qn, positives, strict=True)], np.float32
-        ),
+def run(scores_qn, positives, options, *, depth, excluded=None, ranker=None, names=("t",)):
+    """Mines with one teacher, or with several where `scores_qn` is a list of matrices."""
+    several = scores_qn if isinstance(scores_qn, list) else [scores_qn]
+    teachers = [
+        Teacher(name, table(scores, positives, depth), ranker or MatrixRanker(scores))
+        for name, scores in zip(names, several, strict=True)
+    ]
+    q, n = several[0].shape
+    return mine(
+        teachers,
+        options,
+        excluded=Ragged.from_rows(excluded or [[]] * q, np.int32),
+        query_ids=ids(q, "q"),
+        passage_ids=ids(n),
     )
 
 
-def searcher(scores_qn, calls):
-    """The second search, over a score matrix."""
-
-    def search_below(numbers, k, ceilings, exclude):
-        calls.append(len(numbers))
-        scores_sk = np.full((len(numbers), k), -np.inf, np.float32)
-        rows_sk = np.full((len(numbers), k), -1, np.int32)
-        for i, q in enumerate(numbers):
-            scores_n = scores_qn[q]
-            left = [
-                r for r in full_order(scores_n) if scores_n[r] < ceilings[i] and r not in exclude[i]
-            ][:k]
-            scores_sk[i, : len(left)], rows_sk[i, : len(left)] = scores_n[left], left
-        return scores_sk, rows_sk
-
-    return search_below
+@st.composite
+def rules(draw, names=RULES):
+    chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
+    shift = draw(st.integers(0, 6))
+    return Rule(
+        "+".join(chosen),
+        percent=draw(st.sampled_from([0.5, 0.75, 1.0])),
+        margin=draw(st.sampled_from([0.0, 0.25, 0.5])),
+        threshold=draw(st.sampled_from([-0.25, 0.5])),
+        shift=shift,
+        anchor=draw(st.sampled_from(["own", "min", "max", "mean"])),
+        ranks=draw(st.sampled_from(["raw", "survivors"])),
+        max_rank=draw(st.sampled_from([0, 0, shift + 5, shift + 9])),
+        min_score=draw(st.sampled_from([-np.inf, -0.5])),
+        keep_equal=draw(st.booleans()),
+    )
 
 
 @st.composite
 def problems(draw):
     n, q = draw(st.integers(3, 24)), draw(st.integers(1, 5))
-    # Quarters make ties, and ties at the ceiling, the rule rather than the exception.
-    grid = st.integers(-4, 4).map(lambda i: i / 4)
-    scores = np.array(draw(st.lists(grid, min_size=q * n, max_size=q * n)), np.float32)
+    scores = np.array(draw(st.lists(GRID, min_size=q * n, max_size=q * n)), np.float32)
     rows = st.integers(0, n - 1)
     positives = [sorted(draw(st.sets(rows, min_size=1, max_size=min(3, n)))) for _ in range(q)]
-    own_text = [sorted(draw(st.sets(rows, max_size=1))) for _ in range(q)]
-    rule = Rule(
-        draw(st.sampled_from(["naive", "shifted", "abs", "margin_pos", "perc_pos"])),
-        percent=draw(st.sampled_from([0.5, 0.95, 1.0])),
-        margin=draw(st.sampled_from([0.0, 0.25, 0.5])),
-        threshold=draw(st.sampled_from([-0.25, 0.5])),
-        shift=draw(st.integers(0, 6)),
-        anchor=draw(st.sampled_from(["min", "max", "mean"])),
+    excluded = [sorted(draw(st.sets(rows, max_size=2)) - set(p)) for p in positives]
+    options = Options(
+        rule=draw(rules()),
+        num_negatives=draw(st.integers(1, 5)),
+        sampling=draw(st.sampled_from(SAMPLINGS)),
+        sample_from=draw(st.integers(1, 9)),
+        sample_temperature=draw(st.sampled_from([0.1, 1.0])),
+        short=draw(st.sampled_from(["ragged", "drop"])),
+        seed=draw(st.integers(0, 3)),
     )
-    return scores.reshape(q, n), positives, own_text, rule, draw(st.integers(1, 5)), draw(rows) + 1
+    return scores.reshape(q, n), positives, excluded, options, draw(rows) + 1
 
 
-@settings(max_examples=300, deadline=None)
+def expected(scores_qn, positives, excluded, options):
+    """(query, positives, negatives) of every row, in plain loops."""
+    rule, out = options.rule, []
+    passages, queries = ids(scores_qn.shape[1]), stable_hash(ids(len(scores_qn), "q"))
+    for q, scores_n in enumerate(scores_qn):
+        scores = [np.float64(scores_n[p]) for p in positives[q]]
+        if rule.anchor == "own":
+            tasks = [([p], s) for p, s in zip(positives[q], scores, strict=True)]
+        else:
+            tasks = [(positives[q], {"min": min, "max": max, "mean": np.mean}[rule.anchor](scores))]
+        for own, anchor in tasks:
+            passed = brute_survivors(scores_n, positives[q], excluded[q], anchor, rule)
+            key = queries[q : q + 1]
+            if rule.anchor == "own":
+                key = mix(key, stable_hash([passages[own[0]]]))
+            rows = [row for row, _ in passed]
+            out.append((q, own, brute_draw(rows, scores_n, options, key, passages)))
+    if options.short == "drop":
+        out = [row for row in out if len(row[2]) == options.num_negatives]
+    return out
+
+
+@settings(max_examples=400, deadline=None)
 @given(problems())
 def test_any_depth_gives_what_the_whole_corpus_gives(problem):
-    scores_qn, positives, own_text, rule, count, depth = problem
-    negatives, counts = mine(
-        table(scores_qn, positives, depth),
-        rule=rule,
-        num_negatives=count,
-        own_text=Ragged.from_rows(own_text, np.int32),
-        corpus_size=scores_qn.shape[1],
-        search_below=searcher(scores_qn, []),
-    )
-    expected = brute_force(scores_qn, positives, own_text, rule, count)
-    found = [negatives.negative_rows[q].tolist() for q in range(len(negatives))]
-    assert found == expected
-    for q, rows in enumerate(found):
-        assert negatives.negative_scores[q].tolist() == scores_qn[q][rows].tolist()
-    missing = [count - len(rows) for rows in expected]
-    assert counts.missing == sum(missing)
-    assert counts.short == sum(m > 0 for m in missing)
+    scores_qn, positives, excluded, options, depth = problem
+    negatives, counts = run(scores_qn, positives, options, depth=depth, excluded=excluded)
+    want = expected(scores_qn, positives, excluded, options)
+    assert [
+        (int(negatives.query_rows[r]), negatives.positive_rows[r].tolist(), rows.tolist())
+        for r, rows in enumerate(negatives.negative_rows)
+    ] == want
+    for r, rows in enumerate(negatives.negative_rows):
+        q = negatives.query_rows[r]
+        assert negatives.negative_scores[r].tolist() == scores_qn[q][rows].tolist()
+        assert negatives.judged_rows[r].tolist() == positives[q]
+        assert (negatives.negative_scores[r] < negatives.negative_ceilings[r]).all()
+        assert (negatives.negative_ceilings[r] == negatives.ceilings[r]).all()
+    if options.short == "ragged":
+        missing = [options.num_negatives - len(rows) for _, _, rows in want]
+        assert counts.missing == sum(missing)
+        assert counts.short == sum(m > 0 for m in missing)
 
 
-def test_ranks_count_neither_positives_nor_the_querys_own_text():
+def test_ranks_count_neither_positives_nor_what_is_excluded():
     scores_qn = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32)
-    candidates = table(scores_qn, [[1]], 5)
-    verdicts, ranks, _ = judge(candidates, Rule("naive"), 2, Ragged.from_rows([[0]], np.int32))
-    assert ranks.tolist() == [[0, 0, 1, 2, 3]]
-    assert verdicts.tolist() == [[2, 1, 5, 5, 6]]
+    negatives, counts = run(
+        scores_qn, [[1]], Options(Rule("naive"), num_negatives=2), depth=5, excluded=[[0]]
+    )
+    assert negatives.negative_rows[0].tolist() == [2, 3]
+    assert negatives.negative_ranks[0].tolist() == [1, 2]
+    verdicts = counts.teachers["t"].verdicts
+    assert (verdicts["positive"], verdicts["excluded"], verdicts["survivor"]) == (1, 1, 3)
 
 
-def test_the_second_search_is_asked_only_for_queries_left_short():
+def test_raw_ranks_count_what_the_ceiling_removes_and_survivor_ranks_do_not():
+    scores_qn = np.array([[0.5, 0.9, 0.8, 0.4, 0.3, 0.2, 0.1]], np.float32)  # row 0 is the positive
+    rule = Rule("shifted+margin_pos", margin=0.0, shift=2)
+    raw, _ = run(scores_qn, [[0]], Options(rule, 2), depth=7)
+    assert raw.negative_rows[0].tolist() == [3, 4]  # ranks 1 and 2 lie above the ceiling anyway
+    rule = dataclasses.replace(rule, ranks="survivors")
+    survivors, _ = run(scores_qn, [[0]], Options(rule, 2), depth=7)
+    assert survivors.negative_rows[0].tolist() == [5, 6]
+
+
+def test_the_second_search_is_asked_once_and_only_for_queries_left_short():
     rng = np.random.default_rng(0)
     scores_qn = rng.random((6, 40)).astype(np.float32)
     positives = [[int(np.argsort(-s)[20])] for s in scores_qn[:3]] + [
         [int(np.argmax(s))] for s in scores_qn[3:]
     ]
-    calls = []
-    negatives, counts = mine(
-        table(scores_qn, positives, 10),
-        rule=Rule("margin_pos", margin=0.0),
-        num_negatives=4,
-        own_text=Ragged.from_rows([[]] * 6, np.int32),
-        corpus_size=40,
-        search_below=searcher(scores_qn, calls),
-    )
-    assert calls == [3]  # the first three have twenty better passages than their positive
-    assert counts.searched_again == 3
-    assert counts.found_again == 12
+    ranker = MatrixRanker(scores_qn)
+    options = Options(Rule("margin_pos", margin=0.0), num_negatives=4)
+    negatives, counts = run(scores_qn, positives, options, depth=10, ranker=ranker)
+    assert ranker.calls == [3]  # the first three have twenty better passages than their positive
+    assert counts.teachers["t"].searched_again == 3
+    assert counts.teachers["t"].found_again == 12
     assert negatives.negative_rows.counts.tolist() == [4] * 6
     assert negatives.negative_ranks[0].tolist() == [0, 0, 0, 0]  # beyond the stored candidates
     assert negatives.negative_ranks[5].tolist() == [1, 2, 3, 4]
+    without = dataclasses.replace(options, second_search=False)
+    negatives, counts = run(scores_qn, positives, without, depth=10, ranker=ranker)
+    assert ranker.calls == [3]
+    assert (negatives.negative_rows.counts.tolist(), counts.short) == ([0, 0, 0, 4, 4, 4], 3)
 
 
-def test_own_text_is_found_whatever_the_space_around_it():
-    rows = own_text_rows(["a b", "none"], ["x", " a b", "a b\n", "a  b"])
-    assert [rows[0].tolist(), rows[1].tolist()] == [[1, 2], []]
+def test_a_query_without_any_candidate_is_short_and_counted():
+    scores_qn = np.array([[0.9, 0.5], [0.9, 0.5]], np.float32)
+    whole = table(scores_qn, [[0], [0]], 2)
+    empty = Candidates(
+        whole.query_rows,
+        Ragged.from_rows([[0, 1], []], np.int32),
+        Ragged.from_rows([scores_qn[0], []], np.float32),
+        whole.positive_rows,
+        whole.positive_scores,
+    )
+    negatives, counts = mine(
+        [Teacher("list", empty)],
+        Options(Rule("naive"), num_negatives=1),
+        excluded=Ragged.from_rows([[], []], np.int32),
+        query_ids=ids(2, "q"),
+        passage_ids=ids(2),
+    )
+    assert [row.tolist() for row in negatives.negative_rows] == [[1], []]
+    assert (counts.short, counts.missing) == (1, 1)
+
+
+def test_random_fill_takes_what_is_left_and_says_so():
+    scores_qn = np.tile(np.linspace(1, 0, 12, dtype=np.float32), (3, 1))
+    positives = [[11], [11], [0]]  # below the first two positives there is nothing
+    options = Options(Rule("margin_pos", margin=0.0), num_negatives=4, short="random")
+    negatives, counts = run(scores_qn, positives, options, depth=5, excluded=[[0], [], []])
+    assert negatives.negative_rows.counts.tolist() == [4, 4, 4]
+    assert (counts.short, counts.filled_at_random) == (2, 8)
+    assert counts.given == {"t": 4, RANDOM: 8}
+    for r, never in enumerate([{11, 0}, {11}, {0}]):
+        rows = negatives.negative_rows[r].tolist()
+        assert len(set(rows)) == 4
+        assert not set(rows) & never
+        assert negatives.negative_scores[r].tolist() == scores_qn[r][rows].tolist()
+    again, _ = run(scores_qn, positives, options, depth=5, excluded=[[0], [], []])
+    assert again.negative_rows.values.tolist() == negatives.negative_rows.values.tolist()
+    assert negatives.negative_rows[0].tolist() != negatives.negative_rows[1].tolist()
+
+
+def test_random_fill_of_a_corpus_that_is_too_small_gives_all_it_has():
+    scores_qn = np.array([[0.9, 0.5, 0.4]], np.float32)
+    options = Options(Rule("abs", threshold=-1.0), num_negatives=4, short="random")
+    negatives, _ = run(scores_qn, [[0]], options, depth=3)
+    assert sorted(negatives.negative_rows[0].tolist()) == [1, 2]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_draw_depends_on_the_query_and_nothing_else(sampling):
+    rng = np.random.default_rng(3)
+    scores_qn = rng.random((8, 50)).astype(np.float32)
+    positives = [[int(rng.integers(50))] for _ in range(8)]
+    options = Options(Rule("naive"), 3, sampling=sampling, sample_from=10)
+
+    def mined(order):
+        order = np.asarray(order)
+        teacher = Teacher("t", table(scores_qn[order], [positives[i] for i in order], 20))
+        negatives, _ = mine(
+            [teacher],
+            options,
+            excluded=Ragged.from_rows([[]] * len(order), np.int32),
+            query_ids=[f"q{i}" for i in order],
+            passage_ids=ids(50),
+        )
+        return {
+            i: row.tolist() for i, row in zip(order.tolist(), negatives.negative_rows, strict=True)
+        }
+
+    whole = mined(range(8))
+    shuffled = mined([5, 2, 7, 0])
+    assert all(whole[i] == rows for i, rows in shuffled.items())
 
 
 def test_scores_that_are_not_finite_are_refused():
     scores_qn = np.array([[0.9, np.nan, 0.7]], np.float32)
     with pytest.raises(InputError, match="passage row 1"):
-        mine(
-            table(scores_qn, [[0]], 3),
-            rule=Rule(),
-            num_negatives=1,
-            own_text=Ragged.from_rows([[]], np.int32),
-            corpus_size=3,
-            search_below=searcher(scores_qn, []),
-        )
+        run(scores_qn, [[0]], Options(num_negatives=1), depth=3)
 
 
 def test_no_query_is_an_error():
-    empty = table(np.zeros((0, 3), np.float32), [], 3)
     with pytest.raises(InputError, match="no training query"):
+        run(np.zeros((0, 3), np.float32), [], Options(), depth=3)
+
+
+def test_teachers_of_other_queries_are_refused():
+    rng = np.random.default_rng(0)
+    one, other = (table(rng.random((3, 9)).astype(np.float32), p, 5) for p in ([[0]] * 3, [[1]] * 3))
+    with pytest.raises(InputError, match="'second'"):
         mine(
-            empty,
-            rule=Rule(),
-            num_negatives=1,
-            own_text=Ragged.from_rows([], np.int32),
-            corpus_size=3,
-            search_below=searcher(np.zeros((0, 3)), []),
+            [Teacher("first", one), Teacher("second", other)],
+            Options(),
+            excluded=Ragged.from_rows([[]] * 3, np.int32),
+            query_ids=ids(3),
+            passage_ids=ids(9),
         )
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Options(sampling="best"), "mining.sampling='best'"),
+        (lambda: Options(ensemble="vote"), "mining.ensemble='vote'"),
+        (lambda: Options(short="pad"), "mining.short='pad'"),
+        (lambda: Options(num_negatives=0), "mining.num_negatives=0"),
+        (lambda: Options(sample_temperature=0.0), "sample_temperature=0.0"),
+        (lambda: Options(Rule("shifted", max_rank=12)), "leaves 2 ranks"),
+        (lambda: compatible(Options(), "st", 1), "mining.compat='st'"),
+        (lambda: Rule("naive+best"), "mining.rule='naive+best'"),
+        (lambda: Rule("abs+abs"), "different"),
+        (lambda: Rule(ranks="some"), "mining.ranks='some'"),
+    ],
+)
+def test_options_that_cannot_be_are_named(make, words):
+    with pytest.raises(InputError) as error:
+        make()
+    assert words in str(error.value)
+
+
+def test_the_paper_mines_for_every_positive():
+    options = compatible(Options(Rule(ranks="survivors", keep_equal=True)), "paper", 3)
+    assert (options.rule.anchor, options.rule.ranks, options.rule.keep_equal) == (
+        "own",
+        "raw",
+        False,
+    )
 
 
 def test_the_table_survives_the_disk(tmp_path):
     rng = np.random.default_rng(1)
     scores_qn = rng.random((5, 12)).astype(np.float32)
     positives = [[1, 2], [0], [3], [4, 5, 6], [11]]
+    options = Options(Rule("perc_pos", percent=0.9, anchor="own"), num_negatives=3)
+    negatives, _ = run(scores_qn, positives, options, depth=8)
     candidates = table(scores_qn, positives, 8)
-    negatives, _ = mine(
-        candidates,
-        rule=Rule("perc_pos", percent=0.9),
-        num_negatives=3,
-        own_text=Ragged.from_rows([[]] * 5, np.int32),
-        corpus_size=12,
-        search_below=searcher(scores_qn, []),
-        teacher="a teacher",
-    )
-    corpus = TextTable(tuple(f"p{i}" for i in range(12)), [""] * 12)
-    queries = TextTable(tuple(f"q{i}" for i in range(5)), [""] * 5)
+    corpus = TextTable(tuple(ids(12)), [""] * 12)
+    queries = TextTable(tuple(ids(5, "q")), [""] * 5)
     candidates.write(tmp_path / "c.parquet", queries, corpus)
     negatives.write(tmp_path / "n.parquet", queries, corpus)
     for before, after in (
@@ -216,8 +327,13 @@ def test_a_damaged_table_is_one_line(tmp_path):
         Negatives.read(path, TextTable((), []), TextTable((), []))
 
 
-def test_every_rule_name_is_known_to_the_config():
-    from nvret_jax import config
-
-    assert config.RULES == RULES
-    assert anchors(Ragged.from_rows([[1.0]], np.float32), "min") == 1.0
+def test_a_block_of_any_size_gives_the_same(monkeypatch):
+    rng = np.random.default_rng(5)
+    scores_qn = rng.random((30, 60)).astype(np.float32)
+    positives = [[int(rng.integers(60))] for _ in range(30)]
+    options = Options(Rule("perc_pos", percent=0.8))
+    whole, _ = run(scores_qn, positives, options, depth=12)
+    monkeypatch.setattr("nvret_jax.mining.survivors.CELLS", 40)
+    parts, _ = run(scores_qn, positives, options, depth=12)
+    assert parts.negative_rows.values.tolist() == whole.negative_rows.values.tolist()
+    assert full_order(scores_qn[0])[0] >= 0

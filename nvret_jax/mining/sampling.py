@@ -1,0 +1,101 @@
+"""Which of a pool's passages are taken: the best, or a draw among the best (paper section 4.3.2).
+
+    top            the n best
+    uniform        n of the `sample_from` best, all equally likely
+    softmax        n of the `sample_from` best, one after the other and without replacement, each
+                   with probability proportional to exp(score / temperature)
+    top1_softmax   the best, and n - 1 of the others as in softmax
+
+A draw is made by keys: every passage gets score / temperature plus Gumbel noise, and the n largest
+keys are taken, which is the same distribution as drawing one after the other. The noise is a hash
+of (seed, query id, passage id), so a draw depends on nothing else: not on the mesh, the order of
+queries, or on which other queries are mined. The paper leaves temperature and replacement open.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nvret_jax.data.hashing import uniform01
+from nvret_jax.errors import InputError
+from nvret_jax.mining.survivors import Pool
+
+SAMPLINGS = ("top", "uniform", "softmax", "top1_softmax")
+
+
+def pool_size(how: str, num_negatives: int, sample_from: int) -> int:
+    """How many survivors a draw wants to choose from."""
+    return num_negatives if how == "top" else max(num_negatives, sample_from)
+
+
+def priorities(
+    pool: Pool,
+    how: str,
+    *,
+    sample_from: int,
+    temperature: float,
+    seed: int,
+    task_hash: np.ndarray,
+    passage_hash: np.ndarray,
+) -> np.ndarray:
+    """In which order a draw takes the passages of each task.
+
+    Args:
+        pool: survivors, best first.
+        how: one of `SAMPLINGS`.
+        sample_from: passages behind this place are taken last, in their order.
+        temperature: divides the scores.
+        seed: of the noise.
+        task_hash: uint64 [R].
+        passage_hash: uint64 [N], of all passages of the corpus.
+
+    Returns:
+        int64, for each entry of the pool its turn, from 0: the first n turns are the draw.
+
+    Raises:
+        InputError: `how` is not known.
+    """
+    if how not in SAMPLINGS:
+        raise InputError(
+            f"mining.sampling={how!r} is not known; choose one of {', '.join(SAMPLINGS)}"
+        )
+    place = pool.rows.position
+    if how == "top":
+        return place
+    row_of = pool.rows.row_of
+    noise = uniform01(seed, task_hash[row_of], passage_hash[pool.rows.values])
+    key = -np.log(-np.log(noise))
+    if how != "uniform":
+        key = key + pool.scores.values.astype(np.float64) / temperature
+    if how == "top1_softmax":
+        key[place == 0] = np.inf
+    key = np.where(place < sample_from, key, -np.inf)
+    order = np.lexsort((place, -key, row_of))
+    turns = np.empty_like(place)
+    turns[order] = place  # rows keep their stretch, so the sorted entries' turns are the places
+    return turns
+
+
+def random_rows(
+    passages: int, count: int, forbidden: set[int], seed: int, task_hash: np.uint64
+) -> list[int]:
+    """`count` distinct passages at random, fewer where the corpus has no more.
+
+    Args:
+        passages: N.
+        count: how many.
+        forbidden: rows that must not come out; not changed.
+        seed, task_hash: what the draw depends on.
+    """
+    out: list[int] = []
+    taken = set(forbidden)
+    count = min(count, passages - len(taken))
+    start, size = 0, max(16, 4 * count)
+    while len(out) < count and start < 64 * passages:
+        turn = np.arange(start, start + size, dtype=np.uint64)
+        for row in (uniform01(seed, task_hash, turn) * passages).astype(np.int64).tolist():
+            if row not in taken and len(out) < count:
+                taken.add(row)
+                out.append(row)
+        start, size = start + size, 2 * size
+    return out
