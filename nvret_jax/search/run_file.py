@@ -206,34 +206,34 @@ def _read(
         if layout is None:
             guessed, separator = _guess(f"{path}:{number}", line, form)
             layout = FORMS[guessed]
+            columns = (("rank", layout.rank), ("score", layout.score))
+            wanted = [(c, numbers[name]) for name, c in columns if c is not None]
         parts = line.split(separator)
         if len(parts) != layout.columns:
             raise InputError(
                 f"{path}:{number}: {len(parts)} columns, expected {layout.columns} ({guessed})"
             )
-        identifier = parts[layout.query].strip()
-        at = query_row.get(identifier)
+        at = query_row.get(parts[layout.query])
         if at is None:
-            unknown.add(identifier)
+            unknown.add(parts[layout.query])
             continue
-        identifier = parts[layout.passage].strip()
-        row = passage_row.get(identifier)
+        row = passage_row.get(parts[layout.passage])
         if row is None:
             raise InputError(
-                f"{path}:{number}: passage {identifier!r} is not among the {len(passage_ids)} of "
-                "the corpus; the run belongs to another one"
+                f"{path}:{number}: passage {parts[layout.passage]!r} is not among the "
+                f"{len(passage_ids)} of the corpus; the run belongs to another one"
             )
         query.append(at)
         passage.append(row)
         line_of.append(number)
-        for name, column in (("rank", layout.rank), ("score", layout.score)):
-            if column is not None:
-                try:
-                    numbers[name].append(float(parts[column]))
-                except ValueError:
-                    raise InputError(
-                        f"{path}:{number}: {name} {parts[column].strip()!r} is not a number"
-                    ) from None
+        try:
+            for column, values in wanted:
+                values.append(float(parts[column]))
+        except ValueError:
+            raise InputError(
+                f"{path}:{number}: {parts[column]!r} in column {column + 1} is not a number "
+                f"({guessed})"
+            ) from None
     if layout is None:
         raise InputError(f"{path}: an empty run; expected a line for every listed passage")
     if not query:
@@ -280,8 +280,8 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
         with path.open("rb") as raw:
             file = gzip.open(raw) if path.suffix == ".gz" else raw
             for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), start=1):
-                if line and not line.isspace():
-                    yield number, line
+                if not line.isspace():
+                    yield number, line.rstrip("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such run file") from None
     except UnicodeDecodeError as error:
