@@ -1,0 +1,184 @@
+"""`python -m nvret_jax.convert SOURCE TARGET`: training rows and runs between formats.
+
+SOURCE and TARGET are `format:path`. A workdir is a source too: the negatives mined in a run, with
+the texts of the data set its config names. What a target cannot hold is said in a line; the target
+appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+from etils import epath
+
+from nvret_jax.data import interchange, tables
+from nvret_jax.data.dataset import load_dataset
+from nvret_jax.errors import InputError
+
+_USAGE = """\
+usage: python -m nvret_jax.convert SOURCE TARGET
+
+SOURCE and TARGET are format:path, for example
+  python -m nvret_jax.convert flagembedding:train.jsonl st-triplet:out.parquet
+  python -m nvret_jax.convert workdir:runs/quickstart tevatron:train.jsonl
+  python -m nvret_jax.convert trec:run.trec msmarco:run.tsv
+A file is replaced; a folder must be new or empty.
+"""
+_WORKDIR = "source only; a run's negatives: its workdir, or negatives/<split>.parquet in it"
+_COLUMNS = ("query_id", "positive_ids", "positive_scores", "negative_ids", "negative_scores")
+
+
+def convert(source: str, target: str, *, say: Callable[[str], None] = print) -> None:
+    """Reads one format and writes another.
+
+    Args:
+        source, target: 'format:path'; the formats are `interchange.FORMATS`, and 'workdir' as a
+            source.
+        say: told, in a line each, what was mended, what is lost, and at the end what was written.
+
+    Raises:
+        InputError: one line; whatever was at the target is still there.
+    """
+    target_format, target_path = _parse(target, "target")
+    if target_format == "workdir":
+        raise InputError(f"target {target!r}: a workdir is a source only")
+    interchange.find(target_format)
+    source_format, source_path = _parse(source, "source")
+    if source_format == "workdir":
+        content = read_workdir(source_path)
+    else:
+        kinds = interchange.find(source_format).kind, interchange.find(target_format).kind
+        if kinds[0] != kinds[1]:
+            raise InputError(
+                f"source {source_format!r} holds {kinds[0]}, target {target_format!r} {kinds[1]}; "
+                "a run has ids without texts, so neither turns into the other"
+            )
+        content = interchange.read(source_format, source_path, say)
+    interchange.write(content, target_format, target_path, say)
+    say(f"{target_path}: {_size(content)}, as {target_format}")
+
+
+def _parse(spec: str, what: str) -> tuple[str, str]:
+    name, colon, path = spec.partition(":")
+    if not colon or not name or not path:
+        raise InputError(f"{what} {spec!r}: expected format:path, such as flagembedding:a.jsonl")
+    return name, path
+
+
+def _size(content: interchange.Rows | interchange.Run) -> str:
+    if isinstance(content, interchange.Rows):
+        positives, negatives = len(content.positives.values), len(content.negatives.values)
+        return f"{len(content):,} rows, {positives:,} positives, {negatives:,} negatives"
+    return f"{len(content):,} queries, {sum(map(len, content.values())):,} hits"
+
+
+def read_workdir(path: epath.PathLike) -> interchange.Rows:
+    """The negatives mined in a run, with the texts they are made of.
+
+    Args:
+        path: the workdir (the training split of its config), or a negatives/<split>.parquet in it.
+
+    Returns:
+        Rows in the order of the file; every query and passage of the data set is in the tables.
+
+    Raises:
+        InputError: no config.json, no negatives, or ids the data set does not have.
+    """
+    path = epath.Path(path).expanduser()
+    workdir, table = path, None
+    if path.suffix == ".parquet":
+        workdir, table = path.parent.parent, path
+    data = _data_of(workdir / "config.json")
+    if table is None:
+        table = workdir / "negatives" / f"{data['train_split']}.parquet"
+    if not table.exists():
+        raise InputError(f"{table}: no such file; run the stage mine, which makes it")
+    dataset = load_dataset(data["train"], splits=[], allow_empty=bool(data.get("allow_empty")))
+    columns = tables.read_table(table, _COLUMNS)
+    queries, passages = tables.id_array(dataset.queries.ids), tables.id_array(dataset.corpus.ids)
+
+    def rows(name: str, ids):
+        return tables.rows_of(columns[name], ids, f"{table}, {name}")
+
+    try:
+        found = SimpleNamespace(
+            query_rows=rows("query_id", queries),
+            positive_rows=rows("positive_ids", passages),
+            positive_scores=tables.ragged_numbers(columns["positive_scores"], np.float32),
+            negative_rows=rows("negative_ids", passages),
+            negative_scores=tables.ragged_numbers(columns["negative_scores"], np.float32),
+        )
+        for side in ("positive", "negative"):
+            ids, scores = getattr(found, f"{side}_rows"), getattr(found, f"{side}_scores")
+            if ids.offsets.tolist() != scores.offsets.tolist():
+                raise InputError(f"{table}: {side}_ids and {side}_scores differ in length")
+    except InputError:
+        raise
+    except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{table}: is not a table of negatives ({error})") from None
+    return interchange.from_negatives(found, dataset.queries, dataset.corpus)
+
+
+def _data_of(path: epath.Path) -> dict:
+    """The part of a config that says where the texts are."""
+    try:
+        config = json.loads(path.read_text())
+        data = config["data"]
+        if not isinstance(data["train"], str) or not isinstance(data["train_split"], str):
+            raise TypeError("data.train and data.train_split must be strings")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a workdir has one, written by its run") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"{path}: is not the config of a run ({reason})") from None
+    return data
+
+
+def help_text() -> str:
+    """Usage, and a line for each format."""
+    width = max(map(len, interchange.FORMATS))
+    lines = [f"  {name:<{width}}  {form.about}" for name, form in interchange.FORMATS.items()]
+    lines.append(f"  {'workdir':<{width}}  {_WORKDIR}")
+    return f"{_USAGE}\nformats:\n" + "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command, for `nvret_jax.main` to call.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        InputError: wrong arguments, or as `convert`; the caller prints it.
+    """
+    if not argv or any(word in ("-h", "--help", "help") for word in argv):
+        print(help_text())
+        return 0
+    for word in argv:
+        if word.startswith("-"):
+            raise InputError(f"convert: unknown option {word!r}; see --help")
+    if len(argv) != 2:
+        raise InputError(f"convert: takes SOURCE and TARGET, got {len(argv)} words; see --help")
+    convert(*argv)
+    return 0
+
+
+def cli() -> int:
+    """`python -m nvret_jax.convert`."""
+    try:
+        return main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,29 @@
+"""Training rows and runs in the formats of other tools, read and written.
+
+    rows = interchange.read("flagembedding", "train.jsonl")
+    interchange.write(rows, "st-triplet", "out.parquet")
+
+Every reader makes `Rows`, every writer takes them (`rows.py`); runs go as {query: {passage:
+score}}. `FORMATS` lists all, a module each family. `docs/interchange.md` has the fields and what is
+lost where; `python -m nvret_jax.convert --help` the names.
+"""
+
+from nvret_jax.data.interchange.formats import FORMATS, Format, find, read, write
+from nvret_jax.data.interchange.rows import Builder, Rows, Texts, content_id, from_negatives
+from nvret_jax.data.interchange.runs import Run, read_run, write_run
+
+__all__ = [
+    "FORMATS",
+    "Builder",
+    "Format",
+    "Rows",
+    "Run",
+    "Texts",
+    "content_id",
+    "find",
+    "from_negatives",
+    "read",
+    "read_run",
+    "write",
+    "write_run",
+]

@@ -1,0 +1,67 @@
+"""FlagEmbedding's training file: one JSON object a line.
+
+    {"query": str, "pos": [str], "neg": [str], "pos_scores": [number], "neg_scores": [number], …}
+
+The scores are optional, and so is `neg` in a file that is yet to be mined. `prompt`, `type` and any
+other key stay with the row. A bare string for `pos` or `neg` is mended and noted: FlagEmbedding
+itself would take it apart into letters. Passages have neither ids nor titles here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from nvret_jax.data.interchange import fields, files
+from nvret_jax.data.interchange.fields import Json, Notes
+from nvret_jax.data.interchange.rows import Builder, Row, Rows, need_rows, tell_losses
+from nvret_jax.errors import InputError
+
+_OWN = frozenset(("query", "pos", "neg", "pos_scores", "neg_scores"))
+
+
+def read(path: epath.Path, notes: Notes) -> Rows:
+    """Reads a FlagEmbedding file.
+
+    Raises:
+        InputError: a line that is not as above, by file, line and key.
+    """
+    builder = Builder()
+    for where, record in files.json_lines(path, "training rows of FlagEmbedding"):
+        query = builder.query(where, fields.text(record, "query", where))
+        rows, scores = [], []
+        for key in ("pos", "neg"):
+            if key == "pos" and fields.need(record, key, where) is None:
+                raise InputError(f"{where}: key 'pos' must be a list of strings, got null")
+            texts = fields.texts(record, key, where, notes)
+            rows.append([builder.passage(where, text) for text in texts])
+            scores.append(fields.scores(record, f"{key}_scores", len(texts), key, where))
+        builder.add(query, *rows, *scores, fields.rest(record, _OWN, where))
+    return builder.build()
+
+
+def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
+    """Writes a FlagEmbedding file; scores are written for rows that have any."""
+    need_rows(rows, str(path))
+    tell_losses(rows, {"scores", "extra"}, str(path), notes)
+    with files.whole_file(path) as file:
+        files.write_json_lines(file, _records(rows, str(path), notes))
+
+
+def _records(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:
+    for row in rows:
+        yield fields.with_extra(_record(rows, row), row.extra, where, notes)
+
+
+def _record(rows: Rows, row: Row) -> Json:
+    record = {
+        "query": rows.queries.texts[row.query],
+        "pos": [rows.passages.full(p) for p in row.positives],
+        "neg": [rows.passages.full(n) for n in row.negatives],
+    }
+    for key, values in (("pos_scores", row.positive_scores), ("neg_scores", row.negative_scores)):
+        found = [fields.known_or_null(value) for value in values]
+        if any(value is not None for value in found):
+            record[key] = found
+    return record

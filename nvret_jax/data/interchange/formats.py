@@ -1,0 +1,186 @@
+"""The formats by name: the table that the command, its help and the documentation go by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from etils import epath
+
+from nvret_jax.data.interchange import (
+    arctic,
+    beir,
+    flagembedding,
+    nemo,
+    runs,
+    sentence_transformers,
+    tevatron,
+    three_table,
+)
+from nvret_jax.data.interchange.fields import Notes
+from nvret_jax.data.interchange.rows import Rows
+from nvret_jax.data.interchange.runs import Run
+from nvret_jax.errors import InputError
+
+Say = Callable[[str], None]
+
+
+class Format(NamedTuple):
+    """One format.
+
+    Attributes:
+        about: a line for the help.
+        kind: 'rows' or 'run'; one kind does not turn into the other.
+        read: (path, notes) -> Rows or Run.
+        write: (Rows or Run, path, notes).
+    """
+
+    about: str
+    kind: str
+    read: Callable[[epath.Path, Notes], Rows | Run]
+    write: Callable[[Rows | Run, epath.Path, Notes], None]
+
+
+_ST = {
+    "triplet": "anchor, positive, negative",
+    "n-tuple": "anchor, positive, negative_1 … negative_n",
+    "labeled-pair": "anchor, positive, label",
+    "labeled-list": "anchor, positive [texts], labels",
+}
+
+
+def _st_formats() -> dict[str, Format]:
+    found = {}
+    for form, columns in _ST.items():
+        read = sentence_transformers.reader(form)
+        write = functools.partial(sentence_transformers.writer, form)
+        scored = columns.removesuffix(", labels").removesuffix(", label")
+        score = "score" if form == "labeled-pair" else "scores"
+        about = "sentence-transformers, .parquet or .jsonl: "
+        found[f"st-{form}"] = Format(about + columns, "rows", read, write(scored=False))
+        found[f"st-{form}-scores"] = Format(
+            f"{about}{scored}, {score}", "rows", read, write(scored=True)
+        )
+    return found
+
+
+def _run_format(form: str, about: str) -> Format:
+    return Format(
+        about,
+        "run",
+        lambda path, notes: runs.read_run(path, form),
+        lambda run, path, notes: runs.write_run(run, path, form),
+    )
+
+
+FORMATS: dict[str, Format] = {
+    "flagembedding": Format(
+        "FlagEmbedding .jsonl: query, pos, neg, pos_scores, neg_scores, prompt, type",
+        "rows",
+        flagembedding.read,
+        flagembedding.write,
+    ),
+    "tevatron": Format(
+        "Tevatron .jsonl: query_id, query, positive_passages, negative_passages",
+        "rows",
+        tevatron.read,
+        tevatron.write,
+    ),
+    "tevatron-ids": Format(
+        "Tevatron by id, a folder: train.jsonl and corpus.jsonl",
+        "rows",
+        tevatron.read_ids,
+        tevatron.write_ids,
+    ),
+    "nemo": Format(
+        "NVIDIA NeMo, a folder: train.json and corpus/",
+        "rows",
+        nemo.read,
+        nemo.write,
+    ),
+    "nemo-inline": Format(
+        "NVIDIA NeMo .jsonl with texts inside: query, pos_doc, neg_doc",
+        "rows",
+        nemo.read_inline,
+        nemo.write_inline,
+    ),
+    **_st_formats(),
+    "three-table": Format(
+        "PyLate, LightOn, resolve_ids; a folder: train, queries, documents (.parquet)",
+        "rows",
+        three_table.read,
+        three_table.write,
+    ),
+    "arctic": Format(
+        "Snowflake Arctic, a folder: relations, queries, documents (.parquet)",
+        "rows",
+        arctic.read,
+        arctic.write,
+    ),
+    "beir": Format(
+        "BEIR, a folder or its qrels/<split>.tsv: corpus, queries, qrels, negatives",
+        "rows",
+        beir.read,
+        beir.write,
+    ),
+    "trec": _run_format("trec", "a run of 6 columns: query Q0 passage rank score tag"),
+    "msmarco": _run_format("msmarco", "a run of 3 columns: query, passage, rank"),
+    "tevatron-run": _run_format("tevatron-run", "a run of 3 columns: query, passage, score"),
+}
+
+
+def find(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in FORMATS:
+        raise InputError(f"format {name!r} is not known; known are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def read(name: str, path: epath.PathLike, say: Say = print) -> Rows | Run:
+    """Reads a file or folder.
+
+    Args:
+        name: a key of `FORMATS`.
+        path: any path `etils.epath` reads.
+        say: told, in a line each, what was mended or left out.
+
+    Raises:
+        InputError: one line that names the file, the line or row, and the key.
+    """
+    notes = Notes()
+    found = find(name).read(_path(path), notes)
+    notes.tell(say)
+    return found
+
+
+def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print) -> None:
+    """Writes a file or a new folder, whole or not at all.
+
+    Args:
+        content: `Rows`, or a run for a format of runs.
+        name: a key of `FORMATS`.
+        path: the target; a file is replaced, a folder must not hold anything yet.
+        say: told, in a line each, what the format has no place for.
+
+    Raises:
+        InputError: the content does not fit the format, or the path cannot be written.
+    """
+    form = find(name)
+    kind = "rows" if isinstance(content, Rows) else "run"
+    if kind != form.kind:
+        have = {"rows": "training rows", "run": "a run (ids and scores, no texts)"}
+        raise InputError(f"format {name!r} holds {have[form.kind]}; the source is {have[kind]}")
+    notes = Notes()
+    form.write(content, _path(path), notes)
+    notes.tell(say)
+
+
+def _path(path: epath.PathLike) -> epath.Path:
+    if "\0" in str(path):
+        raise InputError(f"path {str(path)!r} has a NUL character")
+    return epath.Path(path).expanduser()
