@@ -1,0 +1,129 @@
+"""When two texts are the same text: one normal form, and short keys that compare it.
+
+Two texts have the same normal form if a reader would call them the same sentence, typed or typeset
+differently. The form decides what can never be a negative, so it is careful on both sides:
+
+- Equal: letter case (casefold, so 'ß' is 'ss'), Unicode compatibility forms (NFKC: full width, half
+  width, ligatures, subscripts), white space of any kind and amount, invisible format characters and
+  variation selectors, and the marks of sentences: quotes, brackets, commas, periods, colons,
+  dashes, exclamation and question marks, apostrophes, backticks, in any script.
+- Different: words, accents, digits, and marks that carry meaning: symbols (+ < = > $ ^ | ~ and all
+  of Unicode's classes S but © ® ™), # % & * @ / \\ _ (C is not C#, foo_bar is not foobar),
+  a period, comma, colon or dash between two digits (3.5 is not 35 or 3 5), a minus or point before
+  a number (-5 is not 5). A superscript digit is a power (10² is 10^2, not 102), and ½ is 1/2.
+- Chinese, Japanese and other scripts without spaces keep every character; only their punctuation
+  becomes a space.
+- A text of nothing but such marks ('?!') keeps them: only white space and case are normalised.
+
+`keys` turns texts into 128-bit hashes of a form. The chance that any two of 10 million different
+texts share one is below 1e-24, so equal keys are taken as equal texts, and 16 bytes a text are all
+that is held.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+KEY_DTYPE = np.dtype("S16")  # 16 raw bytes; only ever compared with its like
+
+_MEANINGFUL = frozenset("#%&*@/\\‰_")  # punctuation to Unicode, part of the word to a reader
+# . , : - stay between two digits, . and - also in front of a number; anywhere else they go.
+# (The mark leads the pattern: that is many times faster than beginning with a look behind.)
+_LOOSE_MARK = re.compile(r"[.,:-](?:(?!\d)|(?<=[^\W\d].)|(?<=[,:])(?<!\d.))")
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana, Han
+)
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+
+
+class _Table(dict):
+    """A table for str.translate whose entries are decided when a character first occurs."""
+
+    def __init__(self, decide: Callable[[str], str | None]):
+        super().__init__()
+        self._decide = decide
+
+    def __missing__(self, code: int) -> str | None:
+        self[code] = found = self._decide(chr(code))
+        return found
+
+
+def normalize(text: str) -> str:
+    """The normal form of a text, see the module's docstring; normal forms are their own."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_before()))
+        # Casefolding can take a text out of NFKC, so it is composed once more.
+        text = unicodedata.normalize("NFKC", text.casefold())
+    else:
+        text = text.lower()
+    words = _LOOSE_MARK.sub(" ", text.translate(_after())).split()
+    return " ".join(words or text.split())
+
+
+def words(text: str) -> list[str]:
+    """The words of the normal form; in scripts without spaces each character is a word."""
+    form = normalize(text)
+    return form.split() if form.isascii() else _WORD.findall(form)
+
+
+def keys(texts: Iterable[str], form: Callable[[str], str] = normalize) -> np.ndarray:
+    """128-bit hashes, the same on every machine; equal keys mean equal forms.
+
+    Args:
+        texts: N texts, read once, one at a time.
+        form: what is compared; `str.strip` compares texts as they are, surrounding space aside.
+
+    Returns:
+        `KEY_DTYPE` [N].
+    """
+    blake2b = hashlib.blake2b
+    hashes = (
+        blake2b(form(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        for text in texts
+    )
+    return np.fromiter(hashes, KEY_DTYPE)
+
+
+@functools.cache
+def _before() -> _Table:
+    """What must be decided before NFKC makes it unrecognisable."""
+
+    def decide(char: str) -> str | None:
+        if unicodedata.category(char) == "Cf" or 0xFE00 <= ord(char) <= 0xFE0F:
+            return None
+        if char in "©®™℠":
+            return " "
+        kind = unicodedata.decomposition(char)
+        if kind.startswith("<super>") and unicodedata.digit(char, None) is not None:
+            return "^" + char
+        if kind.startswith("<fraction>"):
+            return " " + char  # 1½ is not 11/2
+        return char
+
+    return _Table(decide)
+
+
+@functools.cache
+def _after() -> _Table:
+    """Dashes to one dash, marks of sentences and control characters to a space."""
+
+    def decide(char: str) -> str:
+        category = unicodedata.category(char)
+        if category == "Pd" or char == "\u2212":
+            return "-"
+        if char == "\u2044":  # the slash inside a fraction
+            return "/"
+        if char in ".,:" or char in _MEANINGFUL:
+            return char
+        if category[0] == "P" and category != "Pc":
+            return " "
+        return " " if category == "Cc" or char in "`\u02bc" else char
+
+    return _Table(decide)
