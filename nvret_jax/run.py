@@ -12,22 +12,29 @@ import functools
 import hashlib
 from typing import Any
 
+import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import teachers
 from nvret_jax.artifacts import Artifact, Workdir, digest
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
+from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.subset import subset
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
-from nvret_jax.mining.rules import Rule
+from nvret_jax.mining.exclusion import Settings
+from nvret_jax.mining.options import Options, compatible
+from nvret_jax.mining.rules import VALUES, Rule
 from nvret_jax.models import weights
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, read_spec
+from nvret_jax.models.weights import file_sha256
+from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.training.loop import load_trained
@@ -42,14 +49,6 @@ _TRAIN_CONDUCT = (
     "dev_passages",
     "dev_queries",
 )
-# The knob each rule reads.
-_RULE_VALUES = {
-    "naive": None,
-    "shifted": "shift",
-    "abs": "threshold",
-    "margin_pos": "margin",
-    "perc_pos": "percent",
-}
 # Where a folder of the workdir comes from.
 _MADE_BY = {
     "embeddings": "embed",
@@ -61,10 +60,10 @@ _MADE_BY = {
 
 
 class Side:
-    """The teacher or the student, as configured; loaded when first used."""
+    """An encoder, a teacher or the student, as configured; loaded when first used."""
 
-    def __init__(self, name: str, run: Run):
-        self.name, self.config, self._run = name, run.config[name], run
+    def __init__(self, name: str, config: ConfigDict, run: Run):
+        self.name, self.config, self._run = name, config, run
 
     @functools.cached_property
     def folder(self) -> epath.Path:
@@ -137,7 +136,7 @@ class Run:
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
-        self.teacher, self.student = Side("teacher", self), Side("student", self)
+        self.student = Side("student", config.student, self)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -150,6 +149,35 @@ class Run:
     @property
     def evaluates(self) -> bool:
         return "evaluate" in self.config.stages
+
+    # --- teachers ---
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """The teachers mined with, the most accurate first."""
+        return tuple(self.config.mining.teachers)
+
+    def block(self, name: str) -> ConfigDict:
+        """The config of one teacher."""
+        return self.config.teacher if name == "teacher" else self.config.teachers[name]
+
+    @functools.cached_property
+    def encoders(self) -> dict[str, Side]:
+        """The teachers that are encoders."""
+        return {
+            name: Side(name, self.block(name), self)
+            for name in self.teacher_names
+            if teachers.kind(self.block(name).model) == "encoder"
+        }
+
+    @property
+    def guide(self) -> str:
+        """The teacher whose vectors choose the dev corpus, or '' where none is an encoder."""
+        return next(iter(self.encoders), "")
+
+    def side(self, role: str) -> Side:
+        """Whose embeddings a role's are: a teacher's name, 'student' or 'student-start'."""
+        return self.student if role.startswith("student") else self.encoders[role]
 
     # --- data ---
 
@@ -212,11 +240,23 @@ class Run:
             self.config.data.train_split, self.config.data.min_relevance
         )
 
+    def positive_rows(self) -> Ragged:
+        """The same as passage rows, a row per query."""
+        row = self.train_data.corpus.row
+        return Ragged.from_rows(
+            [[row[p] for p in ids] for ids in self.positives().values()], np.int32
+        )
+
+    def make_index(self, passages_nd):
+        """A search index over passages, as configured."""
+        return make_index(passages_nd, mesh=self.mesh, backend=self.config.search.backend)
+
     @functools.cached_property
     def _table_digests(self) -> dict[tuple[int, str], str]:
         return {}
 
-    def _text_digest(self, data: Dataset, name: str) -> str:
+    def text_digest(self, data: Dataset, name: str) -> str:
+        """A hash of the ids and texts of one table."""
         key = (id(data), name)
         if key not in self._table_digests:
             empty = TextTable((), [])
@@ -228,10 +268,10 @@ class Run:
     def embeddings(self, role: str, data: Dataset, table: str) -> Artifact:
         """Vectors of one table by the teacher, the student as it starts, or the trained one."""
         kind, _ = self.table(data, table)
-        side = self.teacher if role == "teacher" else self.student
+        side = self.side(role)
         parts = {
             **side.parts(kind),
-            "texts": self._text_digest(data, table),
+            "texts": self.text_digest(data, table),
             "chunk_rows": self.config.embed.chunk_rows,
         }
         if role == "student":
@@ -240,48 +280,95 @@ class Run:
 
     @functools.cached_property
     def start_role(self) -> str:
-        """Whose vectors the untrained student's are: the teacher's, where they are the same."""
-        if "embed" not in self.config.stages:
-            return "student-start"
-        same = all(self.teacher.parts(k) == self.student.parts(k) for k in ("query", "passage"))
-        return "teacher" if same else "student-start"
+        """Whose vectors the untrained student's are: a teacher's, where they are the same."""
+        for name, side in self.encoders.items() if "embed" in self.config.stages else ():
+            if all(side.parts(kind) == self.student.parts(kind) for kind in ("query", "passage")):
+                return name
+        return "student-start"
 
     def length(self, role: str, kind: str) -> int:
-        side = self.teacher if role == "teacher" else self.student
-        return side.length(kind)
+        return self.side(role).length(kind)
 
-    def candidates(self) -> Artifact:
-        """The teacher's best passages for every training query."""
-        data, split = self.train_data, self.config.data.train_split
+    @functools.cached_property
+    def depth(self) -> int:
+        """Candidates stored per query: as configured, or as many as mining cannot do without."""
+        return max(self.config.search.depth, self.options.window)
+
+    def candidates(self, name: str) -> Artifact:
+        """One teacher's best passages for every training query."""
         return self.workdir.candidates(
-            "teacher",
+            name,
             {
-                "passages": self.embeddings("teacher", data, "passages").fingerprint,
-                "queries": self.embeddings("teacher", data, f"queries-{split}").fingerprint,
+                **teachers.parts(self, name),
                 "positives": digest(self.positives()),
-                "depth": self.config.search.depth,
+                "depth": self.depth,
             },
         )
 
-    def rule(self) -> Rule:
-        """The mining rule of the config."""
-        names = [field.name for field in dataclasses.fields(Rule)]
-        values = {name: self.config.mining[name] for name in names if name != "name"}
-        return Rule(name=self.config.mining.rule, **values)
+    @functools.cached_property
+    def calibrated(self) -> tuple[str, ...]:
+        """The rules whose value is 'auto'."""
+        mining = self.config.mining
+        return tuple(
+            name
+            for name in mining.rule.split("+")
+            if VALUES[name] and mining[VALUES[name]] == "auto"
+        )
+
+    @functools.cached_property
+    def options(self) -> Options:
+        """How to mine; where a value is 'auto', the paper's stands in its place."""
+        mining = self.config.mining
+        names = {field.name for field in dataclasses.fields(Rule)} - {"name", "min_score"}
+        values = {name: mining[name] for name in names if mining[name] != "auto"}
+        if mining.min_score is not None:
+            values["min_score"] = mining.min_score
+        options = Options(
+            rule=Rule(name=mining.rule, **values),
+            num_negatives=mining.num_negatives,
+            sampling=mining.sampling,
+            sample_from=mining.sample_from,
+            sample_temperature=mining.sample_temperature,
+            ensemble=mining.ensemble,
+            short=mining.short,
+            second_search=mining.second_search,
+            seed=self.config.seed,
+        )
+        most = max(map(len, self.positives().values())) if mining.compat else 0
+        return compatible(options, mining.compat, most)
+
+    @functools.cached_property
+    def exclusions(self) -> Settings:
+        """Which passages are never negatives."""
+        config = self.config.mining.exclude
+        if self.config.mining.compat == "sentence_transformers":
+            return Settings(own_text="off", same_text=False)
+        return Settings(
+            own_text=config.own_text,
+            same_text=config.same_text,
+            cosine=config.near_copy,
+            jaccard=config.minhash,
+            document_separator=config.document_separator,
+            document_map=config.document_map or None,
+        )
 
     def negatives(self) -> Artifact:
         """What the rule kept."""
-        mining = self.config.mining
-        value = _RULE_VALUES[mining.rule]
         parts = {
-            "candidates": self.candidates().fingerprint,
-            "rule": mining.rule,
-            "num_negatives": mining.num_negatives,
+            "candidates": [self.candidates(name).fingerprint for name in self.teacher_names],
+            **_mining_parts(self.options),
+            "exclude": _exclusion_parts(self.exclusions),
         }
-        if value:
-            parts[value] = mining[value]
-        if mining.rule in ("margin_pos", "perc_pos"):
-            parts["anchor"] = mining.anchor
+        if self.exclusions.own_text != "off" or self.exclusions.same_text:
+            data, split = self.train_data, self.config.data.train_split
+            tables = ("passages", f"queries-{split}")
+            parts["texts"] = [self.text_digest(data, table) for table in tables]
+        for name in self.calibrated:
+            parts[VALUES[name]] = ["auto", self.config.mining.calibration.to_dict()]
+        if self.config.mining.verdicts:
+            mining = self.config.mining
+            judged = file_sha256(mining.verdicts)
+            parts["verdicts"] = [judged, mining.verdict_mode, mining.max_promoted]
         return self.workdir.negatives(self.config.data.train_split, parts)
 
     def checkpoints(self) -> Artifact:
@@ -356,10 +443,10 @@ class Run:
         """Finished vectors."""
         return EmbeddingStore.open(self.need(self.embeddings(role, data, table)).path)
 
-    def read_candidates(self) -> Candidates:
+    def read_candidates(self, name: str) -> Candidates:
         """Finished candidates."""
         data = self.train_data
-        return Candidates.read(self.need(self.candidates()).path, data.queries, data.corpus)
+        return Candidates.read(self.need(self.candidates(name)).path, data.queries, data.corpus)
 
     @functools.cached_property
     def trained_student(self) -> Encoder:
@@ -367,12 +454,14 @@ class Run:
 
     def recipe(self) -> dict[str, Any]:
         """The choices a model card and a report tell, by name."""
-        mining, train = self.config.mining, self.config.train
-        value = _RULE_VALUES[mining.rule]
+        train = self.config.train
+        rule = self.options.rule.describe()
+        if self.calibrated:
+            rule = f"{self.config.mining.rule}, {' and '.join(self.calibrated)} calibrated"
         return {
-            "Teacher": self.config.teacher.model,
+            "Teacher": teachers.describe(self),
             "Student started from": self.config.student.model,
-            "Mining rule": f"{mining.rule} {mining[value]}" if value else mining.rule,
+            "Mining rule": rule,
             "Hard negatives per query": train.num_negatives,
             "In-batch negatives": "yes" if train.in_batch_negatives else "no",
             "Queries per batch": train.batch_size,
@@ -384,3 +473,35 @@ class Run:
             ),
             "Seed": self.config.seed,
         }
+
+
+def _mining_parts(options: Options) -> dict[str, Any]:
+    """The options that matter together: a value counts where the rule or the draw reads it."""
+    rule = options.rule
+    parts: dict[str, Any] = {"rule": rule.name, "num_negatives": options.num_negatives}
+    parts |= {VALUES[name]: getattr(rule, VALUES[name]) for name in rule.names if VALUES[name]}
+    if rule.needs_anchor or rule.anchor == "own":
+        parts["anchor"] = rule.anchor
+    if rule.ranks_to_skip or rule.max_rank:
+        parts |= {"ranks": rule.ranks, "max_rank": rule.max_rank}
+    if rule.keep_equal and rule.needs_anchor:
+        parts["keep_equal"] = True
+    if np.isfinite(rule.min_score):
+        parts["min_score"] = rule.min_score
+    if options.sampling != "top":
+        parts["sampling"] = [options.sampling, options.sample_from, options.seed]
+        if options.sampling != "uniform":
+            parts["sample_temperature"] = options.sample_temperature
+    return parts | {
+        "ensemble": [options.ensemble, options.seed if options.ensemble == "cross" else 0],
+        "short": [options.short, options.seed if options.short == "random" else 0],
+        "second_search": options.second_search,
+        "window": options.window,
+    }
+
+
+def _exclusion_parts(settings: Settings) -> dict[str, Any]:
+    parts = dataclasses.asdict(settings)
+    if settings.document_map:
+        parts["document_map"] = file_sha256(settings.document_map)
+    return parts

@@ -74,9 +74,7 @@ def combine(
     if mode == "intra_dedup":
         both = both.sorted(both.teachers.values, turn)
         return _in_turn(both, len(pools), num_negatives)
-    raise InputError(
-        f"mining.ensemble={mode!r} is not known; choose one of {', '.join(ENSEMBLES)}"
-    )
+    raise InputError(f"mining.ensemble={mode!r} is not known; choose one of {', '.join(ENSEMBLES)}")
 
 
 def overlaps(pools: list[Pool], num_negatives: int) -> np.ndarray:

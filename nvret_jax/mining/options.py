@@ -40,7 +40,7 @@ class Options:
         seed: of every draw.
     """
 
-    rule: Rule = Rule()
+    rule: Rule = dataclasses.field(default_factory=Rule)
     num_negatives: int = 4
     sampling: str = "top"
     sample_from: int = 10

@@ -74,6 +74,7 @@ class DenseRanker:
 
     Attributes:
         queries, passages, deep: see `Ranker`.
+        passages_nd: the vectors searched.
     """
 
     deep = True
@@ -86,14 +87,14 @@ class DenseRanker:
             make_index: called once with the passages, when the first search needs it.
         """
         self.queries, self.passages = len(queries_qd), passages_nd.shape[0]
-        self._queries_qd, self._passages_nd = queries_qd, passages_nd
+        self._queries_qd, self.passages_nd = queries_qd, passages_nd
         self._make_index, self._index = make_index, None
 
     @property
     def index(self):
         """The search index, made when first asked for."""
         if self._index is None:
-            self._index = self._make_index(self._passages_nd)
+            self._index = self._make_index(self.passages_nd)
         return self._index
 
     def rank(self, numbers, k, **how):
@@ -102,4 +103,4 @@ class DenseRanker:
 
     def score(self, numbers, pairs):
         """See `Ranker.score`."""
-        return score_pairs(self._queries_qd[numbers], self._passages_nd, pairs)
+        return score_pairs(self._queries_qd[numbers], self.passages_nd, pairs)

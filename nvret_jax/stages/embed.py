@@ -1,4 +1,4 @@
-"""embed: the teacher's vectors of the training data."""
+"""embed: the vectors of the training data, by every teacher that is an encoder."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from nvret_jax.stages.stage import Stage
 
 
 def _embed_artifacts(run: Run) -> list[Artifact]:
-    made = [run.embeddings("teacher", run.train_data, "passages")]
-    made.append(run.embeddings("teacher", run.train_data, f"queries-{run.config.data.train_split}"))
-    if run.dev_split:
-        made.append(run.embeddings("teacher", run.train_data, f"queries-{run.dev_split}"))
+    tables = ["passages", f"queries-{run.config.data.train_split}"]
+    made = [run.embeddings(name, run.train_data, t) for name in run.encoders for t in tables]
+    if run.dev_split and run.guide:
+        made.append(run.embeddings(run.guide, run.train_data, f"queries-{run.dev_split}"))
     return made
 
 
 def _make_embeddings(run: Run, artifact: Artifact) -> None:
-    embed_with(run, artifact, "teacher", run.train_data, run.teacher.encoder)
+    role = artifact.name.split("/")[1]
+    embed_with(run, artifact, role, run.train_data, run.encoders[role].encoder)
 
 
 def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: Encoder) -> None:
     """Makes one artefact of embeddings with a given encoder.
 
     Args:
-        role: 'teacher', 'student-start' or 'student': whose lengths apply.
+        role: a teacher's name, 'student-start' or 'student': whose lengths apply.
     """
     table_name = artifact.name.rsplit("/", 1)[1]
     kind, table = run.table(data, table_name)

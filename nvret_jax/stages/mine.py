@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import teachers
 from nvret_jax.artifacts import Artifact, write_atomic
 from nvret_jax.console import say
-from nvret_jax.mining.miner import mine, own_text_rows
+from nvret_jax.data.ragged import join_rows
+from nvret_jax.errors import InputError
+from nvret_jax.mining import exclusion, verdicts
+from nvret_jax.mining.miner import MiningCounts, Teacher, mine
+from nvret_jax.mining.negatives import Negatives
 from nvret_jax.run import Run
-from nvret_jax.search.backend import make_index
+from nvret_jax.search.candidates import Candidates
 from nvret_jax.stages.stage import Stage
 
 
@@ -22,36 +28,119 @@ def _mine_artifacts(run: Run) -> list[Artifact]:
 
 def _make_negatives(run: Run, artifact: Artifact) -> None:
     data, split = run.train_data, run.config.data.train_split
-    candidates = run.read_candidates()
-    query_texts = [data.queries.texts[row] for row in candidates.query_rows]
-
-    def search_below(numbers, k, ceilings, exclude):
-        passages = run.open("teacher", data, "passages")
-        queries = np.asarray(run.open("teacher", data, f"queries-{split}")[:])
-        table = data.split_queries(split)
-        rows = [table.row[data.queries.ids[candidates.query_rows[n]]] for n in numbers]
-        index = make_index(passages, mesh=run.mesh, backend=run.config.search.backend)
-        return index.search(queries[rows], k, ceiling_q=ceilings, exclude=exclude)
-
+    queries = data.queries.select(run.positives())
+    asked = [
+        Teacher(name, run.read_candidates(name), teachers.open_ranker(run, name))
+        for name in run.teacher_names
+    ]
+    candidates = asked[0].candidates
+    effect = verdict_effect(run, candidates)
+    excluded = excluded_passages(run, candidates, effect)
     negatives, counts = mine(
-        candidates,
-        rule=run.rule(),
-        num_negatives=run.config.mining.num_negatives,
-        own_text=own_text_rows(query_texts, data.corpus.texts),
-        corpus_size=len(data.corpus),
-        search_below=search_below,
-        teacher=run.config.teacher.model,
+        asked,
+        run.options,
+        excluded=excluded.rows,
+        query_ids=queries.ids,
+        passage_ids=data.corpus.ids,
     )
-    filled = counts.queries - counts.short
-    say(
-        f"mine      {filled:,} of {counts.queries:,} queries have all {counts.wanted} negatives; "
-        f"{counts.verdicts['above']:,} candidates lay above the ceiling; a second search below "
-        f"it found {counts.found_again:,} for {counts.searched_again:,} queries left short"
-    )
-    counts_path = artifact.path.parent / f"{split}.counts.json"
+    told: dict[str, Any] = dataclasses.asdict(counts) | {"excluded": excluded.counts()}
+    if effect is not None:
+        negatives = _promoted(negatives, effect, asked[0], candidates)
+        told["verdicts"] = dataclasses.asdict(effect.counts)
+        if not len(negatives):
+            raise InputError(f"{run.config.mining.verdicts}: no query is left after the verdicts")
+    _say(counts)
     if mesh_lib.is_main():
-        write_atomic(counts_path, json.dumps(dataclasses.asdict(counts), indent=1))
+        path = artifact.path.parent / f"{split}.counts.json"
+        write_atomic(path, json.dumps(told, indent=1, allow_nan=False))
     artifact.write_file(lambda path: negatives.write(path, data.queries, data.corpus))
+
+
+def excluded_passages(
+    run: Run, candidates: Candidates, effect: verdicts.VerdictEffect | None = None
+) -> exclusion.Exclusions:
+    """What can never be a negative of the training queries, as configured."""
+    data, settings = run.train_data, run.exclusions
+    vectors: dict[str, Any] = {}
+    if settings.cosine:
+        if not run.guide:
+            raise InputError(
+                f"mining.exclude.near_copy={settings.cosine} needs a teacher that is an encoder; "
+                "use mining.exclude.minhash"
+            )
+        passages_nd = run.open(run.guide, data, "passages")
+        if not run.block(run.guide).normalize:
+            passages_nd = exclusion.UnitRows(passages_nd)
+        index = run.make_index(passages_nd)
+        vectors = {"passages_nd": passages_nd, "search": index.search}
+    ruled_out = None
+    if effect is not None:
+        ruled_out = exclusion.combine(
+            [(exclusion.Reason.VERDICT, rows) for rows in (effect.promoted, effect.dropped)],
+            candidates.positive_rows,
+        ).rows
+    return exclusion.build(
+        [data.queries.texts[row] for row in candidates.query_rows],
+        data.corpus,
+        candidates.positive_rows,
+        settings,
+        verdict_rows=ruled_out,
+        **vectors,
+    )
+
+
+def verdict_effect(run: Run, candidates: Candidates) -> verdicts.VerdictEffect | None:
+    """What a judge's file changes, or None where there is none."""
+    mining, data = run.config.mining, run.train_data
+    if not mining.verdicts:
+        return None
+    read = verdicts.read_verdicts(mining.verdicts, data.queries, data.corpus)
+    return read.for_queries(
+        candidates.query_rows,
+        candidates.positive_rows,
+        mode=mining.verdict_mode,
+        max_promoted=mining.max_promoted,
+    )
+
+
+def _promoted(
+    negatives: Negatives, effect: verdicts.VerdictEffect, teacher: Teacher, candidates: Candidates
+) -> Negatives:
+    """The table without dropped queries, and with promoted passages among the positives."""
+    place = np.full(int(candidates.query_rows.max()) + 1, -1, np.int64)
+    place[candidates.query_rows] = np.arange(len(candidates))
+    numbers = place[negatives.query_rows]
+    stay = np.flatnonzero(~effect.dropped_queries[numbers])
+    negatives, numbers = negatives.take(stay), numbers[stay]
+    more = effect.promoted.take(numbers)
+    changes = {"judged_rows": join_rows(negatives.judged_rows, more)}
+    if negatives.positive_rows.counts.sum() == negatives.judged_rows.counts.sum():
+        # Where each positive is its own anchor, a row has that one only.
+        scores = more.like(teacher.ranker.score(numbers, more))
+        changes["positive_rows"] = join_rows(negatives.positive_rows, more)
+        changes["positive_scores"] = join_rows(negatives.positive_scores, scores)
+    return dataclasses.replace(negatives, **changes)
+
+
+def _say(counts: MiningCounts) -> None:
+    filled = counts.tasks - counts.short
+    again = sum(c.searched_again for c in counts.teachers.values())
+    found = sum(c.found_again for c in counts.teachers.values())
+    unit = "queries" if counts.tasks == counts.queries else "pairs of query and positive"
+    say(
+        f"mine      {filled:,} of {counts.tasks:,} {unit} have all {counts.wanted} negatives; "
+        f"{counts.total('above'):,} candidates lay above the ceiling; a second search below it "
+        f"found {found:,} for {again:,} left short"
+    )
+    if counts.dropped or counts.filled_at_random:
+        say(
+            f"mine      {counts.dropped:,} dropped for lack of negatives, "
+            f"{counts.filled_at_random:,} negatives filled in at random"
+        )
+    names = list(counts.teachers)
+    for i, name in enumerate(names) if len(names) > 1 else ():
+        row = "  ".join(f"{value:.3f}" for value in counts.overlap[i])
+        say(f"mine      overlap of negatives (Jaccard)  {name:<16} {row}")
 
 
 STAGE = Stage(_mine_artifacts, _make_negatives)

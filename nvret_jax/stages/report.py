@@ -8,20 +8,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvret_jax import __version__
+from nvret_jax import __version__, teachers
 from nvret_jax.artifacts import Artifact
-from nvret_jax.mining.miner import Verdict, judge, own_text_rows
+from nvret_jax.mining.exclusion import Reason
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.survivors import Verdict, judge
 from nvret_jax.report import report
 from nvret_jax.run import Run
 from nvret_jax.stages.evaluate import read_scores
+from nvret_jax.stages.mine import excluded_passages, verdict_effect
 from nvret_jax.stages.stage import Stage
 from nvret_jax.training.writer import read_metrics
 
 _WHY = {
     Verdict.ABOVE: "at or above the ceiling",
     Verdict.SKIPPED: "among the ranks skipped",
-    Verdict.OWN_TEXT: "the query's own text",
+    Verdict.BEYOND: "behind the last rank allowed",
+    Verdict.BELOW: "below the least score",
+}
+_WHY_EXCLUDED = {
+    Reason.OWN_TEXT: "the query's own text",
+    Reason.SAME_TEXT: "a positive's text under another id",
+    Reason.NEAR_COPY: "a near copy of a positive",
+    Reason.SAME_DOCUMENT: "from a positive's document",
+    Reason.VERDICT: "ruled out by a judge",
 }
 _DROPPED_SHOWN = 5
 
@@ -61,7 +71,7 @@ def _lead(run: Run) -> str:
         return f"{run.config.student.model}, as it is."
     return (
         f"{run.config.student.model}, trained on {run.train_data.name} with hard negatives that "
-        f"{run.config.teacher.model} ranked and the rule {run.config.mining.rule} kept."
+        f"{teachers.describe(run)} ranked and the rule {run.config.mining.rule} kept."
     )
 
 
@@ -81,13 +91,30 @@ def _training(run: Run) -> report.Training:
 
 def _mined(run: Run) -> dict[str, Any]:
     data, wanted = run.train_data, run.config.mining.num_negatives
-    candidates = run.read_candidates()
+    # The first teacher's candidates are shown; the ceilings are on its scale unless teachers are
+    # drawn query by query.
+    candidates = run.read_candidates(run.teacher_names[0])
     negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
-    own = own_text_rows([data.queries.texts[r] for r in candidates.query_rows], data.corpus.texts)
-    verdicts_qk, ranks_qk, ceilings_q = judge(candidates, run.rule(), wanted, own)
-    scores_qk = candidates.scores.padded(-np.inf)
-    rows_qk = candidates.passage_rows.padded(-1)
-    thrown_qk = np.isin(verdicts_qk, list(_WHY))
+    excluded = excluded_passages(run, candidates, verdict_effect(run, candidates))
+    place = {int(row): number for number, row in enumerate(candidates.query_rows)}
+    numbers_r = np.array([place[int(row)] for row in negatives.query_rows], np.int64)
+    ceilings_q, options = negatives.ceilings, run.options
+    verdicts_qk, ranks_qk = judge(
+        candidates, numbers_r, ceilings_q, options.rule, excluded.rows, options.window
+    )
+    scores_qk = candidates.scores.take(numbers_r).padded(-np.inf)
+    rows_qk = candidates.passage_rows.take(numbers_r).padded(-1)
+    reasons_qk = excluded.take(numbers_r).reason_of(rows_qk)
+    if len(run.teacher_names) > 1 and options.ensemble == "cross":
+        verdicts_qk[:] = Verdict.EMPTY
+    thrown_qk = np.isin(verdicts_qk, [*_WHY, Verdict.EXCLUDED])
+
+    def why(q: int, k: int) -> str:
+        verdict = Verdict(int(verdicts_qk[q, k]))
+        if verdict == Verdict.EXCLUDED:
+            return _WHY_EXCLUDED[Reason(int(reasons_qk[q, k]))]
+        return _WHY[verdict]
+
     kept = negatives.negative_rows.counts
     recipe = run.recipe()
     # Evenly spread over the queries, so that the examples are of all kinds.
@@ -120,7 +147,7 @@ def _mined(run: Run) -> dict[str, Any]:
                     rows_qk[q, k],
                     scores_qk[q, k],
                     rank=int(ranks_qk[q, k]) or None,
-                    why=_WHY[Verdict(int(verdicts_qk[q, k]))],
+                    why=why(q, int(k)),
                 )
                 for k in thrown
             ],
@@ -130,15 +157,21 @@ def _mined(run: Run) -> dict[str, Any]:
     return {
         "mining": report.Mining(
             rule=recipe["Mining rule"],
-            teacher=run.config.teacher.model,
+            teacher=teachers.describe(run),
             queries=len(negatives),
             filled=int((kept >= wanted).sum()),
             underfilled=int((kept < wanted).sum()),
             negatives=int(kept.sum()),
             dropped={
-                _WHY[verdict]: int((verdicts_qk == verdict).sum())
-                for verdict in _WHY
-                if (verdicts_qk == verdict).any()
+                words: int(count)
+                for words, count in (
+                    *((_WHY[v], (verdicts_qk == v).sum()) for v in _WHY),
+                    *(
+                        (_WHY_EXCLUDED[r], ((reasons_qk == r) & thrown_qk).sum())
+                        for r in _WHY_EXCLUDED
+                    ),
+                )
+                if count
             },
         ),
         "teacher_scores": report.TeacherScores(

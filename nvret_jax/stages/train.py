@@ -13,7 +13,6 @@ from nvret_jax.evaluation import retrieval
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.run import Run
-from nvret_jax.search.backend import make_index
 from nvret_jax.stages.stage import Stage
 from nvret_jax.training import loop
 from nvret_jax.training.examples import Examples
@@ -62,14 +61,8 @@ def _dev_score(run: Run) -> Callable[[Encoder], float] | None:
     ids = ids[: run.config.train.dev_queries or None]
     corpus = data.corpus
     if limit and limit < len(corpus):
-        table = data.split_queries(run.dev_split)
-        queries = np.asarray(run.open("teacher", data, f"queries-{run.dev_split}")[:])
-        passages = run.open("teacher", data, "passages")
-        index = make_index(passages, mesh=run.mesh, backend=run.config.search.backend)
-        depth = min(len(corpus), max(10, limit // len(ids)))
-        _, found_qk = index.search(queries[[table.row[i] for i in ids]], depth)
         wanted = dict.fromkeys(corpus.row[p] for i in ids for p in qrels[i])
-        for row in found_qk.T.ravel().tolist():  # rank by rank over all queries
+        for row in _hard_first(run, ids, max(10, limit // len(ids))):
             if len(wanted) >= limit:
                 break
             wanted.setdefault(row)
@@ -95,6 +88,22 @@ def _dev_score(run: Run) -> Callable[[Encoder], float] | None:
         return result.metrics["ndcg_cut_10"]
 
     return score
+
+
+def _hard_first(run: Run, ids: list[str], depth: int) -> list[int]:
+    """Passage rows for a dev corpus: what the teacher ranks high for these queries, rank by rank.
+
+    Where no teacher is an encoder: the passages in corpus order.
+    """
+    data, name = run.train_data, run.guide
+    if not name:
+        return list(range(len(data.corpus)))
+    table = data.split_queries(run.dev_split)
+    queries_qd = np.asarray(run.open(name, data, f"queries-{run.dev_split}")[:])
+    index = run.make_index(run.open(name, data, "passages"))
+    depth = min(len(data.corpus), depth)
+    _, found_qk = index.search(queries_qd[[table.row[i] for i in ids]], depth)
+    return found_qk.T.ravel().tolist()
 
 
 STAGE = Stage(_train_artifacts, _make_checkpoints)

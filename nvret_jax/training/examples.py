@@ -115,7 +115,7 @@ class Examples:
 
     @property
     def max_positives(self) -> int:
-        return int(self.negatives.positive_rows.counts.max())
+        return int(self.negatives.judged_rows.counts.max())
 
     def steps_per_epoch(self) -> float:
         return len(self.negatives) / self.batch_size
@@ -153,7 +153,7 @@ class Examples:
         passage_width = self._width(self.passages.lengths(passages.ravel()))
         numbers, passages = numbers[start:stop], passages[start:stop].ravel()
         query_rows = query_rows[start:stop]
-        positives = self.negatives.positive_rows.take(numbers).padded(-1, self.max_positives)
+        positives = self.negatives.judged_rows.take(numbers).padded(-1, self.max_positives)
         return {
             "query_tokens": self.queries.matrix(query_rows, query_width, self.pad_id),
             "query_lengths": self.queries.lengths(query_rows),

@@ -252,7 +252,9 @@ def test_no_query_is_an_error():
 
 def test_teachers_of_other_queries_are_refused():
     rng = np.random.default_rng(0)
-    one, other = (table(rng.random((3, 9)).astype(np.float32), p, 5) for p in ([[0]] * 3, [[1]] * 3))
+    one, other = (
+        table(rng.random((3, 9)).astype(np.float32), p, 5) for p in ([[0]] * 3, [[1]] * 3)
+    )
     with pytest.raises(InputError, match="'second'"):
         mine(
             [Teacher("first", one), Teacher("second", other)],

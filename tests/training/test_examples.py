@@ -24,11 +24,13 @@ def build(seed=0, batch_size=4, num_negatives=2):
         query_rows=np.arange(QUERIES, dtype=np.int32)[::-1].copy(),
         positive_rows=Ragged.from_rows(positives, np.int32),
         positive_scores=None,
+        judged_rows=Ragged.from_rows(positives, np.int32),
         negative_rows=Ragged.from_rows(hard, np.int32),
         negative_scores=None,
         negative_ranks=None,
         teachers=("t",),
         negative_teachers=None,
+        negative_ceilings=None,
         ceilings=None,
     )
     return Examples.build(
@@ -125,8 +127,7 @@ def test_the_iterator_resumes_where_it_was():
 
 def test_an_empty_table_is_an_error():
     examples = build()
-    nothing = examples.negatives.positive_rows.take(np.zeros(0, np.int64))
-    negatives = Negatives(np.zeros(0, np.int32), nothing, None, nothing, None, None, (), None, None)
+    negatives = examples.negatives.take(np.zeros(0, np.int64))
     with pytest.raises(InputError, match="no rows"):
         Examples.build(
             negatives, [], [], tokenize, tokenize, batch_size=1, num_negatives=0, pad_id=0, seed=0

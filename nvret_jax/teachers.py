@@ -1,0 +1,113 @@
+"""From the name of a teacher to something that ranks the corpus, and what its ranking depends on.
+
+`model` of a teacher's block says what kind it is:
+
+    a folder, package or hub id    one of our encoders
+    bm25:                          BM25 over the texts
+    random:                        the paper's baseline: negatives drawn at random
+    vectors:DIR                    vectors that somebody else computed (search/vectors.py)
+    run:FILE                       a ranking that somebody else made (search/run_file.py)
+
+Only encoders have embeddings in the workdir; the others are read or indexed where they are needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nvret_jax.artifacts import digest
+from nvret_jax.data.dataset import TextTable
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.errors import InputError
+from nvret_jax.models.weights import file_sha256
+from nvret_jax.search import vectors
+from nvret_jax.search.bm25 import Bm25Ranker
+from nvret_jax.search.random_ranker import RandomRanker
+from nvret_jax.search.ranker import DenseRanker, Ranker
+from nvret_jax.search.run_file import RunRanker
+
+if TYPE_CHECKING:
+    from nvret_jax.run import Run
+
+SCHEMES = ("bm25", "random", "vectors", "run")
+
+
+def kind(model: str) -> str:
+    """'encoder' or one of `SCHEMES`.
+
+    Raises:
+        InputError: something stands, or is missing, behind the colon.
+    """
+    scheme, colon, rest = model.partition(":")
+    if not colon or scheme not in SCHEMES:
+        return "encoder"
+    if scheme in ("bm25", "random") and rest:
+        raise InputError(f"teacher {model!r}: '{scheme}:' takes nothing after the colon")
+    if scheme in ("vectors", "run") and not rest:
+        what = "a folder" if scheme == "vectors" else "a file"
+        raise InputError(f"teacher {model!r}: name {what}, as in '{scheme}:/data/teacher'")
+    return scheme
+
+
+def parts(run: Run, name: str) -> dict[str, Any]:
+    """What a teacher's ranking of the training queries is a function of, positives aside."""
+    data, split = run.train_data, run.config.data.train_split
+    block = run.block(name)
+    scheme, rest = kind(block.model), block.model.partition(":")[2]
+    if scheme == "encoder":
+        return {
+            "passages": run.embeddings(name, data, "passages").fingerprint,
+            "queries": run.embeddings(name, data, f"queries-{split}").fingerprint,
+        }
+    texts = [run.text_digest(data, "passages"), run.text_digest(data, f"queries-{split}")]
+    if scheme == "bm25":
+        return {"bm25": list(texts)}
+    if scheme == "random":
+        return {"random": [run.config.seed, *texts]}
+    if scheme == "vectors":
+        return {"vectors": vectors.fingerprint(rest), "normalize": block.normalize, "ids": texts}
+    try:
+        return {"run": file_sha256(rest), "ids": texts}
+    except OSError as error:
+        raise InputError(f"{rest}: cannot be read ({error.strerror or error})") from None
+
+
+def open_ranker(run: Run, name: str) -> Ranker:
+    """The teacher over the training queries that have a positive, numbered in their order."""
+    data, split = run.train_data, run.config.data.train_split
+    block = run.block(name)
+    scheme, rest = kind(block.model), block.model.partition(":")[2]
+    queries = data.queries.select(run.positives())
+    if scheme == "encoder":
+        table = data.split_queries(split)
+        rows = np.array([table.row[query_id] for query_id in queries.ids], np.int64)
+        vectors_qd = np.asarray(run.open(name, data, f"queries-{split}")[:])[rows]
+        return DenseRanker(vectors_qd, run.open(name, data, "passages"), run.make_index)
+    if scheme == "vectors":
+        passages_nd, queries_qd = vectors.open_pair(
+            rest, data.corpus.ids, queries.ids, normalize=block.normalize
+        )
+        return DenseRanker(np.asarray(queries_qd), passages_nd, run.make_index)
+    return _without_vectors(scheme, rest, queries, data.corpus, run.positive_rows(), run)
+
+
+def _without_vectors(
+    scheme: str, rest: str, queries: TextTable, corpus: TextTable, positive_rows: Ragged, run: Run
+) -> Ranker:
+    if scheme == "bm25":
+        return Bm25Ranker(queries.texts, corpus.texts)
+    if scheme == "random":
+        return RandomRanker(queries.ids, corpus.ids, positive_rows, run.config.seed)
+    return RunRanker.read(rest, queries.ids, corpus.ids, positive_rows)
+
+
+def describe(run: Run) -> str:
+    """The teachers' models, for people."""
+    return ", ".join(run.block(name).model for name in run.teacher_names)
+
+
+def told(run: Run) -> str:
+    """A digest of the teachers' names, for artefacts that tell them."""
+    return digest([[name, run.block(name).model] for name in run.teacher_names])
