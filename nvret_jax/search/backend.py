@@ -1,21 +1,27 @@
 """Which search runs where: the device path on accelerators, FAISS on a host with only a CPU.
 
-Both give the same answers, so the choice is about speed and about what is installed. Several
-processes on CPUs take the device path, where each holds only its share of the passages.
+All give the same answers, so the choice is about speed, about memory and about what is installed:
+
+* Passages that fit the devices' budget stay there (`exact`), others stream from disk (`stream`).
+* FAISS holds the whole corpus as float32 in host memory, in every process. It is taken by itself
+  only for one process on a CPU, and only if the corpus fits the budget that way.
+* Several processes on CPUs take the device path, where each holds only its share.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from nvret_jax import mesh as mesh_lib
 from nvret_jax.console import say
 from nvret_jax.errors import InputError
-from nvret_jax.search import checks, exact
+from nvret_jax.search import checks, exact, memory, steps, stream
 
 BACKENDS = ("auto", "device", "faiss")
 
@@ -31,41 +37,99 @@ def search(
     tile: int | None = None,
     progress: bool = False,
     backend: str = "auto",
+    memory_bytes: int | None = None,
+    resume: os.PathLike | str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`exact.search`, by the backend of that name: 'auto', 'device' or 'faiss'.
+
+    Args:
+        memory_bytes, backend: see `make_index`.
+        resume: a folder from which a search that streams goes on; see `stream.StreamIndex.search`.
 
     Raises:
         InputError: an unknown backend, and whatever `exact.search` raises.
     """
     checks.check_arguments(queries_qd, passages_nd, k)
-    index = make_index(passages_nd, mesh=mesh, tile=tile, backend=backend)
-    return index.search(queries_qd, k, ceiling_q=ceiling_q, exclude=exclude, progress=progress)
+    index = make_index(
+        passages_nd, mesh=mesh, tile=tile, backend=backend, memory_bytes=memory_bytes
+    )
+    more = {"resume": resume} if getattr(index, "streams", False) else {}
+    return index.search(
+        queries_qd, k, ceiling_q=ceiling_q, exclude=exclude, progress=progress, **more
+    )
 
 
 def make_index(
-    passages_nd, *, mesh: Mesh | None = None, tile: int | None = None, backend: str = "auto"
+    passages_nd,
+    *,
+    mesh: Mesh | None = None,
+    tile: int | None = None,
+    backend: str = "auto",
+    memory_bytes: int | None = None,
 ):
-    """Passages made ready for many searches: an `exact.ExactIndex` or a `faiss_index.FaissIndex`.
+    """Passages made ready for many searches.
 
-    Both have `.shape` and `.search(queries_qd, k, ceiling_q=, exclude=, progress=)`.
+    Args:
+        passages_nd: float [N, D], an array or a store that slices by rows.
+        mesh: default: all devices.
+        tile: rows per device and step; default: from the shapes.
+        backend: 'auto', 'device' or 'faiss'.
+        memory_bytes: what the search may hold on each device (on a CPU, whose devices share the
+            host's memory, buffers of the host count too); None or 0: a share of what is free.
+
+    Returns:
+        An `exact.ExactIndex`, a `stream.StreamIndex` or a `faiss_index.FaissIndex`. All have
+        `.shape` and `.search(queries_qd, k, ceiling_q=, exclude=, progress=)`; the first two also
+        `.streams`, `.plan` and `search(resume=)`.
+
+    Raises:
+        InputError: an unknown backend; passages that cannot be searched.
     """
-    if choose(backend) == "faiss":
+    shape, dtype = checks.check_passages(passages_nd), np.dtype(passages_nd.dtype)
+    mesh = mesh_lib.make_mesh() if mesh is None else mesh
+    budget = memory.budget_bytes(mesh, memory_bytes)
+    if choose(backend, shape, budget * len(mesh.local_devices)) == "faiss":
         from nvret_jax.search import faiss_index  # FAISS is loaded only where it is used
 
         return faiss_index.FaissIndex(passages_nd)
-    return exact.ExactIndex(passages_nd, mesh=mesh, tile=tile)
+    plan = memory.estimate(
+        shape,
+        dtype,
+        steps.PIECES,
+        1,
+        mesh_lib.shards(mesh, "rows"),
+        budget,
+        platform=steps.platform_of(mesh),
+        tile=tile,
+        chunk_rows=getattr(passages_nd, "chunk_rows", 1),
+    )
+    kind = stream.StreamIndex if plan.streams else exact.ExactIndex
+    return kind(passages_nd, mesh=mesh, tile=tile, memory_bytes=budget)
 
 
-def choose(backend: str) -> str:
-    """'device' or 'faiss' for one of `BACKENDS`; says once which and why."""
+def choose(backend: str, shape: tuple[int, int] | None = None, budget: int | None = None) -> str:
+    """'device' or 'faiss' for one of `BACKENDS`; says once which and why.
+
+    Args:
+        backend: what was asked for.
+        shape: (N, D) of the passages, if memory is to count.
+        budget: bytes the process may hold, likewise.
+    """
     if backend not in BACKENDS:
         raise InputError(f"search.backend={backend!r}; expected one of {', '.join(BACKENDS)}")
+    faiss_bytes = 4 * shape[0] * shape[1] if shape and budget else 0
     if backend != "auto":
         chosen, why = backend, "as asked"
     elif jax.default_backend() != "cpu":
         chosen, why = "device", f"JAX runs on {jax.default_backend()}"
     elif jax.process_count() > 1:
         chosen, why = "device", f"{jax.process_count()} processes share the passages"
+    elif faiss_bytes and faiss_bytes > budget:
+        chosen = "device"
+        why = (
+            f"FAISS would hold {memory.gib(faiss_bytes)} GiB in memory, more than the "
+            f"{memory.gib(budget)} allowed"
+        )
     else:
         chosen, why = "faiss", "a single host with only a CPU"
     _say(chosen, why)

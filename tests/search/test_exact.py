@@ -15,7 +15,7 @@ from search_reference import (
 
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import make_mesh
-from nvret_jax.search import exact
+from nvret_jax.search import exact, memory, steps
 
 ONE = make_mesh(devices=jax.devices()[:1])
 
@@ -47,7 +47,7 @@ def test_any_shape_any_mask(n, queries, k, tile, with_ceiling, with_exclude, see
 @pytest.mark.parametrize(("n", "k", "tile"), [(4096, 10, 4096), (4096, 50, 1024), (3000, 10, 512)])
 def test_groups_find_ties_in_other_groups(n, k, tile):
     """Sizes at which groups of passages are used; all scores equal but for a few."""
-    assert exact.group_size(tile, k) > 1
+    assert steps.group_size(tile, k, "cpu") > 1
     passages_nd = np.ones((n, 2), np.float32)
     passages_nd[[5, n - 1, n // 2]] = 2
     passages_nd[::3] *= -1
@@ -58,10 +58,10 @@ def test_groups_find_ties_in_other_groups(n, k, tile):
 
 def test_clustered_vectors_and_many_query_blocks(monkeypatch):
     """With the sizes set so low that blocks, pieces and masked pieces are all in use."""
-    monkeypatch.setattr(exact, "SCORES", 2048 * 16)
-    monkeypatch.setattr(exact, "SPLIT", 0)
-    monkeypatch.setattr(exact, "MASKED", 2048 * 4)
-    exact._step.cache_clear()
+    monkeypatch.setattr(memory, "SCORES", 2048 * 16)
+    monkeypatch.setattr(steps, "SPLIT", 0)
+    monkeypatch.setattr(steps, "MASKED", 2048 * 4)
+    steps.fold.cache_clear()
     rng = np.random.default_rng(3)
     centres = rng.standard_normal((6, 24))
     passages_nd = centres[rng.integers(0, 6, 4000)] + 0.1 * rng.standard_normal((4000, 24))
@@ -71,10 +71,10 @@ def test_clustered_vectors_and_many_query_blocks(monkeypatch):
     ceiling_q = reference[0][:, 10:12].mean(axis=1, dtype=np.float64)
     exclude = [list(rows[[12, 15]]) for rows in reference[1]]
     index = exact.ExactIndex(passages_nd, mesh=ONE, tile=2048)
-    assert index._query_block(45) == 16
     for masks in ({}, {"ceiling_q": ceiling_q}, {"exclude": exclude}):
         want = brute_force(queries_qd, passages_nd, 30, **masks)
         got = index.search(queries_qd, 30, **masks)
+        assert (index.plan.query_block, index.plan.query_blocks) == (16, 3)
         assert_same_up_to_rounding(got, want, passages_nd, queries_qd)
 
 
@@ -126,7 +126,7 @@ class Rows:
 
 
 def test_passages_are_read_once_in_slices(monkeypatch):
-    monkeypatch.setattr(exact, "READ_ROWS", 100)
+    monkeypatch.setattr(memory, "READ_ROWS", 100)
     rng = np.random.default_rng(5)
     passages, queries_qd = Rows(integers(rng, 777).astype(np.float16)), integers(rng, 4)
     got = exact.search(queries_qd, passages, 5, mesh=ONE, tile=256)
@@ -187,7 +187,9 @@ def test_bad_input(search, change, words):
 def test_group_size_divides_and_leaves_enough_groups():
     for n in (1, 8, 100, 4096, 5184, 131072):
         for k in (1, 10, 100, 1000):
-            group = exact.group_size(n, k)
-            assert n % group == 0
-            assert group == 1 or n // group > k
-    assert exact.group_size(131072, 100) == 32
+            for platform in ("cpu", "gpu", "tpu"):
+                group = steps.group_size(n, k, platform)
+                assert n % group == 0
+                assert group == 1 or n // group > k
+    assert steps.group_size(131072, 100, "gpu") == 32
+    assert steps.group_size(131072, 100, "tpu") == steps.LANES
