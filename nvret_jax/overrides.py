@@ -155,5 +155,9 @@ def _only(config: ConfigDict, key: str) -> ConfigDict:
     """A config that holds one value of another, under the name 'value'."""
     for block in key.split("."):
         last, config = config, config[block]
-    value = config_dict.placeholder(last.get_type(block)) if config is None else config
+    kind, value = last.get_type(block), config
+    if value is None:
+        value = config_dict.placeholder(kind)
+    elif kind is object:  # a number or a word
+        value = config_dict.FieldReference(value, field_type=object)
     return ConfigDict({"value": value})

@@ -367,7 +367,7 @@ class Run:
             parts[VALUES[name]] = ["auto", self.config.mining.calibration.to_dict()]
         if self.config.mining.verdicts:
             mining = self.config.mining
-            judged = file_sha256(mining.verdicts)
+            judged = _file_digest(mining.verdicts)
             parts["verdicts"] = [judged, mining.verdict_mode, mining.max_promoted]
         return self.workdir.negatives(self.config.data.train_split, parts)
 
@@ -503,5 +503,13 @@ def _mining_parts(options: Options) -> dict[str, Any]:
 def _exclusion_parts(settings: Settings) -> dict[str, Any]:
     parts = dataclasses.asdict(settings)
     if settings.document_map:
-        parts["document_map"] = file_sha256(settings.document_map)
+        parts["document_map"] = _file_digest(settings.document_map)
     return parts
+
+
+def _file_digest(path: str) -> str:
+    """sha256 of a file that the config names."""
+    try:
+        return file_sha256(epath.Path(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from etils import epath
 
 from nvret_jax.artifacts import digest
 from nvret_jax.data.dataset import TextTable
@@ -69,7 +70,7 @@ def parts(run: Run, name: str) -> dict[str, Any]:
     if scheme == "vectors":
         return {"vectors": vectors.fingerprint(rest), "normalize": block.normalize, "ids": texts}
     try:
-        return {"run": file_sha256(rest), "ids": texts}
+        return {"run": file_sha256(epath.Path(rest)), "ids": texts}
     except OSError as error:
         raise InputError(f"{rest}: cannot be read ({error.strerror or error})") from None
 

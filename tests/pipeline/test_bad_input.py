@@ -8,17 +8,15 @@ put right and the same workdir: it must then succeed.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import pathlib
-import shutil
 
 import command
 import numpy as np
 import pytest
 import tiny_models
 import tiny_project
-from breakage import Break, cut, line, remove, weights, write
+from bad_rows import check, config, file, flag
+from breakage import cut, line, remove, weights, write
 
 from nvret_jax import api
 from nvret_jax.data import tables
@@ -38,42 +36,6 @@ JUDGED = "query-id\tcorpus-id\tscore\n"
 GET = "def get_config(arg=''):\n"
 BASE = f"from nvret_jax.config import base\n{GET}    c = base()\n"
 MINILM = "--config.teacher.model=sentence-transformers/all-MiniLM-L6-v2"
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One mistake.
-
-    Attributes:
-        name: of the test.
-        words: what the error line must have; {} stands for the project's folder.
-        flags: behind the usual ones; {} as above.
-        breaks: what is done to the project first.
-        alone: run as its own process, with this many devices; 0: inside this one.
-        bare: without the usual config file, workdir and overrides.
-        early: refused before anything is written, but for config.json.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    flags: tuple[str, ...] = ()
-    breaks: Break | None = None
-    alone: int = 0
-    bare: bool = False
-    early: bool = True
-
-
-def flag(name, words, *flags, **more) -> Row:
-    return Row(name, words, flags, **more)
-
-
-def file(name, words, breaks, *flags, **more) -> Row:
-    return Row(name, words, flags or ("--stages=embed",), breaks, **more)
-
-
-def config(name, words, content, **more) -> Row:
-    flags = ("--config={}/c.py", "--workdir={}/w")
-    return Row(name, words, flags, write("c.py", content), bare=True, **more)
 
 
 TABLE = [
@@ -257,44 +219,9 @@ TABLE = [
 ]
 
 
-def arguments(row: Row, project: pathlib.Path) -> list[str]:
-    given = [flag.replace("{}", str(project)) for flag in row.flags]
-    if row.bare:
-        return given
-    return [command.CONFIG, f"--workdir={project / 'w'}", *command.flags_of(project), *given]
-
-
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name.replace(" ", "-"))
 def test_bad_input(row, pristine, tmp_path):
-    project = tmp_path / "project"
-    shutil.copytree(pristine, project)
-    if row.breaks:
-        row.breaks(project)
-    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
-    argv = arguments(row, project)
-    result = command.alone(*argv, devices=row.alone) if row.alone else command.inside(*argv)
-
-    for words in row.words:
-        assert words.replace("{}", str(project)) in result.error
-    workdir = project / "w"
-    after = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
-    changed = {p for p in before | after if before.get(p) != after.get(p)}
-    assert all(workdir in p.parents for p in changed)
-    if row.early:
-        assert result.stderr == result.error + "\n"  # the one line is all
-        assert changed <= {workdir / "config.json"}
-    command.assert_only_whole_artefacts(workdir)
-
-    if row.breaks and not row.bare:
-        if row.name == "damaged config.json":
-            (workdir / "config.json").unlink()  # as the line says
-        shutil.rmtree(project / "data")
-        shutil.rmtree(project / "model")
-        shutil.copytree(pristine, project, dirs_exist_ok=True)
-        again = command.inside(*arguments(row, project))
-        assert again.status == 0, again.stderr[-2000:]
-        assert not [p for p in workdir.rglob("*.partial")]
-        command.assert_only_whole_artefacts(workdir)
+    check(row, pristine, tmp_path)
 
 
 def test_the_table_is_long_and_its_names_differ():
