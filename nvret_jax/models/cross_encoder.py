@@ -1,0 +1,485 @@
+"""A cross-encoder: query and passage read together, one number out. For rescoring candidates.
+
+    scorer = CrossEncoder.from_pretrained("cross-encoder/ms-marco-MiniLM-L6-v2")
+    scorer.score([("a query", "a passage"), ("a query", "another")])
+
+What transformers calls `BertForSequenceClassification`, and the same for RoBERTa, XLM-R and
+CamemBERT. The backbone is `models.bert.Bert`; this file adds token types, the head and the pairs.
+Choices:
+
+- **Scores are logits, as the head gives them.** sentence-transformers shows a sigmoid of them,
+  which orders the same way but squeezes margins together; logits are often negative, which the
+  rules of mining allow for.
+- One label: its logit. Two labels: logit of label 1 minus logit of label 0, the log odds of
+  "relevant". More than two say nothing about relevance alone and are refused.
+- BERT tells the second text by token type; RoBERTa and its descendants do not. A tokenizer whose
+  `model_input_names` leave out token_type_ids has them all 0, as transformers does.
+- Too long a pair is cut as transformers cuts it: tokens go from whichever text is longer.
+- The head is computed in float32 and lies whole on every device; it is at most a few MB.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.data.batches import Batch, pad_batch, plan_batches
+from nvret_jax.data.tokenizer import Tokenizer
+from nvret_jax.errors import InputError
+from nvret_jax.models import weights
+from nvret_jax.models.bert import (
+    OFFSET_POSITIONS,
+    Bert,
+    BertConfig,
+    Embeddings,
+    Options,
+    _layer_norm,
+    _Weights,
+    check_mesh,
+)
+from nvret_jax.models.encoder import TOKENS_PER_DEVICE
+from nvret_jax.models.resolve import resolve
+from nvret_jax.models.spec import check_max_length
+
+MAX_LENGTH = 512  # where nobody says otherwise
+BLOCK = 16384  # pairs tokenised, sorted by length and scored at a time
+_TOKENIZED = 1024  # pairs tokenised at a time
+# A token and its type travel as one number, so that a batch of pairs is a batch like any other.
+_TYPE = 1 << 24
+
+# The two heads: HF's name of the inner layer (after the backbone's prefix or not) and the outer.
+BERT_HEAD = (r"(bert\.)?pooler\.dense", r"classifier")
+ROBERTA_HEAD = (r"classifier\.dense", r"classifier\.out_proj")
+
+
+class PairTokenizer(Tokenizer):
+    """The model's tokenizer, for pairs."""
+
+    @property
+    def has_types(self) -> bool:
+        """Whether the model is told which of the two texts a token is from."""
+        names = self._config.get("model_input_names")
+        return names is None or "token_type_ids" in names
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> list[np.ndarray]:
+        """Tokens of each pair, special tokens included, as token + type × 2^24, int32.
+
+        Args:
+            pairs: (query, passage).
+            max_length: limit in tokens; the longer text is cut first.
+
+        Raises:
+            InputError: `max_length` leaves no room for the special tokens.
+        """
+        backend = self._backend
+        specials = backend.num_special_tokens_to_add(True)
+        if max_length <= specials:
+            raise InputError(
+                f"max_length={max_length}: a pair has {specials} special tokens, so it must be at "
+                f"least {specials + 1}"
+            )
+        backend.enable_truncation(max_length, strategy="longest_first", direction=self._side)
+        found = []
+        try:
+            for start in range(0, len(pairs), _TOKENIZED):
+                block = [tuple(pair) for pair in pairs[start : start + _TOKENIZED]]
+                for encoding in backend.encode_batch_fast(block):
+                    ids = np.asarray(encoding.ids, np.int32)
+                    found.append(ids + np.asarray(encoding.type_ids, np.int32) * _TYPE)
+        finally:
+            backend.no_truncation()
+        return found
+
+
+class PairEmbeddings(Embeddings):
+    """`Embeddings` of tokens that carry their type; see `_TYPE`."""
+
+    def __call__(self, packed_bt: jax.Array, config: BertConfig) -> jax.Array:
+        """int32 [B, T] -> float32 [B, T, D]."""
+        tokens_bt, types_bt = packed_bt % _TYPE, packed_bt // _TYPE
+        embed = mesh_lib.RULES["embed"]  # how the token table is cut, see `Embeddings`
+        batch = tuple(axis for axis in mesh_lib.RULES["batch"] if axis not in embed)
+        out = mesh_lib.spec("batch", None, None)
+        tokens_bt = jax.reshard(tokens_bt, P(batch, None))
+        hidden_btd = (
+            self.word[...].at[tokens_bt].get(out_sharding=P(batch, None, embed), mode="clip")
+        )
+        hidden_btd = jax.reshard(hidden_btd.astype(jnp.float32), out)
+        types_btd = (
+            self._use("token_type", jnp.float32)
+            .at[jax.reshard(types_bt, mesh_lib.spec("batch", None))]
+            .get(out_sharding=out, mode="clip")
+        )
+        first = config.position_offset
+        position_td = self._use("position", jnp.float32)[first : first + packed_bt.shape[1]]
+        scale_d = self._use("norm_scale", jnp.float32)
+        bias_d = self._use("norm_bias", jnp.float32)
+        hidden_btd = hidden_btd + types_btd + position_td
+        return _layer_norm(hidden_btd, scale_d, bias_d, config.layer_norm_eps)
+
+
+class PairBert(Bert):
+    """`Bert` of pairs: its tokens carry their type."""
+
+    def __init__(self, config: BertConfig, *, options: Options, param_dtype: Any, rngs: nnx.Rngs):
+        super().__init__(config, options=options, param_dtype=param_dtype, rngs=rngs)
+        self.embeddings = PairEmbeddings(config, param_dtype=param_dtype, rngs=rngs)
+
+
+class Head(_Weights):
+    """The first token's vector to one number: dense, tanh, dense."""
+
+    AXES: ClassVar = {
+        "dense_kernel": (None, None),  # [D, D]
+        "dense_bias": (None,),
+        "out_kernel": (None, None),  # [D, labels]
+        "out_bias": (None,),
+    }
+
+    def __init__(self, width: int, labels: int, *, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(0.02)
+        self.dense_kernel = nnx.Param(normal(rngs.params(), (width, width), jnp.float32))
+        self.dense_bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.out_kernel = nnx.Param(normal(rngs.params(), (width, labels), jnp.float32))
+        self.out_bias = nnx.Param(jnp.zeros((labels,), jnp.float32))
+
+    def __call__(self, hidden_btd: jax.Array) -> jax.Array:
+        """float32 [B, T, D] -> float32 [B]."""
+        product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+        first_bd = hidden_btd[:, 0].astype(jnp.float32)
+        inner_bd = product("bd,de->be", first_bd, self.dense_kernel[...]) + self.dense_bias[...]
+        logits_bc = product("bd,dc->bc", jnp.tanh(inner_bd), self.out_kernel[...])
+        logits_bc = logits_bc + self.out_bias[...]
+        return logits_bc[:, 0] if logits_bc.shape[1] == 1 else logits_bc[:, 1] - logits_bc[:, 0]
+
+
+class PairModel(nnx.Module):
+    """Tokens of pairs to one score each."""
+
+    def __init__(self, backbone: PairBert, head: Head):
+        self.backbone, self.head = backbone, head
+
+    def __call__(self, packed_bt: jax.Array, lengths_b: jax.Array) -> jax.Array:
+        """Scores right-padded pairs; call it under `jax.set_mesh`.
+
+        Args:
+            packed_bt: int32 [B, T], token + type × 2^24, sharded over "batch".
+            lengths_b: int32 [B], real tokens of each, at least 1.
+
+        Returns:
+            float32 [B], sharded over "batch".
+        """
+        hidden_btd = self.backbone(packed_bt, lengths_b)
+        with jax.named_scope("head"):
+            return self.head(hidden_btd)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(graphdef: Any, state: Any, packed_bt: jax.Array, lengths_b: jax.Array) -> jax.Array:
+    scores_b = nnx.merge(graphdef, state)(packed_bt, lengths_b)
+    return jax.reshard(scores_b, P(None))  # whole on every process, to be read there
+
+
+class CrossEncoder:
+    """A model that scores pairs of texts, on a mesh.
+
+    Attributes:
+        config: what shapes the backbone.
+        labels: 1 or 2.
+        max_length: tokens a pair is cut to.
+        tokenizer: the model's own.
+        mesh: where the weights lie and the work is done.
+        folder: where the model was read from.
+        fingerprint: sha256, hex, of all that decides a score.
+    """
+
+    def __init__(
+        self,
+        graphdef: Any,
+        state: Any,
+        *,
+        config: BertConfig,
+        labels: int,
+        max_length: int,
+        tokenizer: PairTokenizer,
+        mesh: Mesh,
+        folder: epath.Path,
+        fingerprint: str,
+    ):
+        """Use `from_pretrained`."""
+        self._graphdef, self._state = graphdef, state
+        self.config, self.labels, self.max_length = config, labels, max_length
+        self.tokenizer, self.mesh, self.folder = tokenizer, mesh, folder
+        self.fingerprint = fingerprint
+        self._typed = tokenizer.has_types and config.position_offset == 0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        mesh: Mesh | None = None,
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        max_length: int | None = None,
+        attention: str = "xla",
+        download: bool = False,
+    ) -> CrossEncoder:
+        """Reads a model; see `resolve` for how a name becomes a folder.
+
+        Args:
+            name_or_path: a folder, or a hub id.
+            mesh: default: all devices, the batch split over them.
+            dtype: of the backbone's products; 'bfloat16' is the fast one on accelerators.
+            param_dtype: of the backbone's weights at rest.
+            max_length: tokens a pair is cut to; default 512, or less where the tokenizer or the
+                model's positions say so.
+            attention: an implementation by name.
+            download: whether the hub may be asked over the network.
+
+        Raises:
+            InputError: no such model, or none that scores pairs; one line saying what to do.
+        """
+        folder = resolve(name_or_path, download=download)
+        mesh = mesh_lib.make_mesh() if mesh is None else mesh
+        content, config = _read_config(folder)
+        check_mesh(config, mesh)
+        tokenizer = PairTokenizer.from_folder(folder)
+        if max_length is None:
+            max_length = min(MAX_LENGTH, tokenizer.max_length or MAX_LENGTH, config.max_tokens)
+        check_max_length(max_length, config.max_tokens)
+        roberta = OFFSET_POSITIONS[content["model_type"]]
+        head = _read_head(folder, config.hidden_size, ROBERTA_HEAD if roberta else BERT_HEAD)
+        labels = head["out_kernel"].shape[1]
+        options = Options(dtype=dtype, attention=attention)
+
+        def build() -> PairModel:
+            rngs = nnx.Rngs(0)
+            backbone = PairBert(config, options=options, param_dtype=param_dtype, rngs=rngs)
+            return PairModel(backbone, Head(config.hidden_size, labels, rngs=rngs))
+
+        abstract = nnx.eval_shape(build)  # shapes only: no weight exists before it is read
+        graphdef, state = nnx.split(abstract)
+        flat = nnx.to_flat_state(state)
+        shapes = {path[1:]: value.shape for path, value in flat if path[0] == "backbone"}
+        arrays = weights.load(
+            folder, shapes, abstract.backbone.logical_axes(), mesh, dtype=param_dtype
+        )
+        arrays = {("backbone", *path): array for path, array in arrays.items()}
+        for name, value in head.items():
+            where = mesh_lib.sharding(mesh, *Head.AXES[name])
+            arrays["head", name] = jax.make_array_from_callback(
+                value.shape, where, lambda index, value=value: value[index]
+            )
+        state = nnx.from_flat_state(
+            [(path, variable.replace(arrays[path])) for path, variable in flat]
+        )
+        files = [weights.file_sha256(file) for file in weights.weight_files(folder)]
+        decides = [files, tokenizer.fingerprint, tokenizer.has_types, content, max_length, dtype]
+        decides.append(param_dtype)
+        return cls(
+            graphdef,
+            state,
+            config=config,
+            labels=labels,
+            max_length=max_length,
+            tokenizer=tokenizer,
+            mesh=mesh,
+            folder=folder,
+            fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
+        )
+
+    @property
+    def model(self) -> PairModel:
+        """The module, around this scorer's own arrays (nothing is copied)."""
+        return nnx.merge(self._graphdef, self._state)
+
+    def score(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        token_budget: int | None = None,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Scores pairs of texts.
+
+        Args:
+            pairs: (query, passage), any number, in any order: they are batched by length.
+            token_budget: tokens (padding included) of one step per device the batch is split
+                over; default by device.
+            progress: a bar on the main process.
+
+        Returns:
+            float32 [len(pairs)], raw logits, number i for pair i; the same array on every process.
+            All processes must call it with the same pairs.
+
+        Raises:
+            InputError: a pair is not two strings, or a score is not finite (naming the pair).
+        """
+        _check_pairs(pairs)
+        shards = mesh_lib.shards(self.mesh, "batch")
+        if token_budget is None:
+            token_budget = TOKENS_PER_DEVICE.get(self.mesh.devices.flat[0].platform, 65536)
+        if token_budget < 1:
+            raise InputError(f"token_budget={token_budget}: expected a positive number of tokens")
+        scores = np.empty(len(pairs), np.float32)
+        bar = tqdm.tqdm(
+            total=len(pairs),
+            desc="score pairs",
+            unit=" pairs",
+            disable=not (progress and mesh_lib.is_main()),
+        )
+        with bar, jax.set_mesh(self.mesh):
+            for start in range(0, len(pairs), BLOCK):
+                block = pairs[start : start + BLOCK]
+                out = scores[start : start + len(block)]
+                self._score_block(block, out, token_budget * shards, shards, bar)
+                bad = np.flatnonzero(~np.isfinite(out))
+                if bad.size:
+                    raise InputError(
+                        f"the score of pair {start + bad[0]} is {out[bad[0]]} ({bad.size} such in "
+                        f"this block of {len(block)}); the weights in {self.folder} are damaged, "
+                        "or dtype overflows: try dtype='float32'"
+                    )
+        return scores
+
+    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+        """Tokens of pairs with their types, as `PairTokenizer.encode_pairs` gives them.
+
+        Raises:
+            InputError: the tokenizer knows more tokens than the model.
+        """
+        tokens = self.tokenizer.encode_pairs(pairs, self.max_length)
+        if not self._typed:
+            tokens = [packed % _TYPE for packed in tokens]
+        highest = max((int((packed % _TYPE).max()) for packed in tokens), default=0)
+        if highest >= self.config.vocab_size:
+            raise InputError(
+                f"{self.folder}: the tokenizer gives token {highest}, but the model has "
+                f"{self.config.vocab_size} (config.json: vocab_size); they do not belong together"
+            )
+        return tokens
+
+    def _score_block(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        out: np.ndarray,
+        token_budget: int,
+        multiple_of: int,
+        bar: tqdm.tqdm,
+    ) -> None:
+        """Fills `out` with the scores of `pairs`."""
+        tokens = self.tokenize(pairs)
+        plan = plan_batches(
+            [len(packed) for packed in tokens],
+            max_length=self.max_length,
+            token_budget=token_budget,
+            multiple_of=multiple_of,
+        )
+        waiting: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
+
+        def fetch() -> None:
+            rows, scores_b = waiting.popleft()
+            real = rows >= 0
+            out[rows[real]] = np.asarray(scores_b.addressable_data(0))[real]
+            bar.update(int(real.sum()))
+
+        for rows, length in plan:
+            batch = pad_batch(tokens, rows, length, self.tokenizer.pad_id)
+            waiting.append((batch.rows, self._step(batch)))
+            if len(waiting) > 1:  # one step late: the device never waits for the host
+                fetch()
+        while waiting:
+            fetch()
+
+    def _step(self, batch: Batch) -> jax.Array:
+        """Dispatches one batch; returns at once, with an array that is still being computed."""
+
+        def put(x: np.ndarray, *axes: str | None) -> jax.Array:
+            # Every process holds the whole batch and hands its devices their part.
+            target = mesh_lib.sharding(self.mesh, *axes)
+            return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
+
+        return _score(
+            self._graphdef,
+            self._state,
+            put(batch.tokens_bt, "batch", None),
+            put(batch.lengths_b, "batch"),
+        )
+
+
+def _read_config(folder: epath.Path) -> tuple[dict[str, Any], BertConfig]:
+    """config.json, as it is and as we need it."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder}: no config.json; it does not hold a cross-encoder")
+    content = weights.read_json(path)
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind not in OFFSET_POSITIONS:
+        raise InputError(
+            f"{path}: model_type={kind!r}; cross-encoders of {', '.join(OFFSET_POSITIONS)} are "
+            "supported"
+        )
+    config = BertConfig.from_hf(content, str(path))
+    if config.vocab_size > _TYPE:
+        raise InputError(f"{path}: vocab_size={config.vocab_size}; at most {_TYPE} is supported")
+    return content, config
+
+
+def _read_head(folder: epath.Path, width: int, names: tuple[str, str]) -> dict[str, np.ndarray]:
+    """The weights of `Head`, float32; InputError unless the checkpoint has exactly such a head."""
+    with weights.Checkpoint(folder) as checkpoint:
+        found: dict[str, np.ndarray] = {}
+        for ours, name in zip(("dense", "out"), names, strict=True):
+            for part in ("weight", "bias"):
+                keys = [k for k in checkpoint.shapes if re.fullmatch(rf"{name}\.{part}", k)]
+                if not keys:
+                    plain = re.sub(r"[\\()?]", "", name)
+                    raise InputError(
+                        f"{checkpoint.name}: no {plain}.{part}; a cross-encoder has the head of "
+                        "a sequence classification model, an embedding model has none"
+                    )
+                value = checkpoint.read(keys[0]).astype(np.float32)
+                found[f"{ours}_{'kernel' if part == 'weight' else 'bias'}"] = np.ascontiguousarray(
+                    value.T
+                )
+        labels = found["out_kernel"].shape[-1]
+        if labels not in (1, 2):
+            raise InputError(
+                f"{checkpoint.name}: a head of {labels} labels; expected 1 (a relevance score) or "
+                "2 (not relevant, relevant)"
+            )
+        expected = {
+            "dense_kernel": (width, width),
+            "dense_bias": (width,),
+            "out_kernel": (width, labels),
+            "out_bias": (labels,),
+        }
+        for name, shape in expected.items():
+            if found[name].shape != shape:
+                raise InputError(
+                    f"{checkpoint.name}: the head's {name} is {found[name].shape}, expected {shape}"
+                )
+    return found
+
+
+def _check_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    for number, pair in enumerate(pairs):
+        texts = isinstance(pair, tuple | list) and len(pair) == 2
+        if not texts or not all(isinstance(text, str) for text in pair):
+            raise InputError(f"pair {number} is {str(pair)[:60]!r}; expected (query, passage)")
