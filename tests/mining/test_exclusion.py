@@ -167,6 +167,8 @@ def test_the_search_goes_deeper_only_where_the_threshold_is_not_reached():
     found = exclusion.near_copies(rows([0], [40], [41]), passages_nd, search, 0.9)
     assert lists(found) == [list(range(40)), [40], [41]]
     assert calls == [(3, 16), (1, 32), (1, 42)]
+    one_by_one = neighbours.neighbours(np.array([0, 40]), passages_nd, search, 0.9)
+    assert lists(one_by_one) == [list(range(40)), [40]]
 
 
 def test_what_a_search_returns_at_a_time_is_bounded(monkeypatch):
@@ -298,6 +300,19 @@ def test_a_pair_at_the_threshold_is_proposed_almost_surely(threshold):
     wider = width + 1
     if wider <= overlap.PERMUTATIONS // 2:
         assert 1 - (1 - threshold**wider) ** (overlap.PERMUTATIONS // wider) < 0.999
+
+
+def test_the_seed_of_the_settings_reaches_minhash(monkeypatch):
+    seeds = []
+
+    def near_copies(distinct, texts, threshold, *, seed):
+        seeds.append(seed)
+        return Ragged.from_rows([[row] for row in distinct], np.int32)
+
+    monkeypatch.setattr(overlap, "near_copies", near_copies)
+    corpus = TextTable(("a", "b"), ["x", "y"])
+    exclusion.build(["q"], corpus, rows([1]), Settings(jaccard=0.9, seed=7))
+    assert seeds == [7]
 
 
 def test_build_calls_near_copies_of_both_kinds_by_one_reason():
