@@ -127,8 +127,8 @@ def choose(backend: str, shape: tuple[int, int] | None = None, budget: int | Non
     elif faiss_bytes and faiss_bytes > budget:
         chosen = "device"
         why = (
-            f"FAISS would hold {memory.gib(faiss_bytes)} GiB in memory, more than the "
-            f"{memory.gib(budget)} allowed"
+            f"FAISS would hold {memory.size(faiss_bytes)} in memory, more than the "
+            f"{memory.size(budget)} allowed"
         )
     else:
         chosen, why = "faiss", "a single host with only a CPU"

@@ -114,14 +114,14 @@ class Plan:
             "queries": self.query_bytes,
             "lists": self.list_bytes,
         }
-        held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
-        host = f"; host {gib(self.host_bytes)}" + (" of it" if self.shared else "")
+        held = ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
+        host = f"; host {size(self.host_bytes)}" + (" of it" if self.shared else "")
         passes = f", {self.passes} passes" if self.passes > 1 else ""
         return (
             f"search memory: {n:,} x {width} {self.dtype} {verb} {devices} in {self.tiles} "
             f"tile{'s' * (self.tiles > 1)} of {self.tile:,} rows, {self.query_blocks} "
             f"block{'s' * (self.query_blocks != 1)} of {self.query_block} queries{passes}; "
-            f"{gib(self.total)} GiB of {gib(self.budget)} a device ({held}{host})"
+            f"{size(self.total)} of {size(self.budget)} a device ({held}{host})"
         )
 
 
@@ -186,7 +186,7 @@ def estimate(
                     return of_block(query_block or _largest_block(of_block, rows, per_pass))
     raise InputError(
         f"search.memory_gib: {memory_bytes:,} bytes a device are too few for {shape[0]:,} passages "
-        f"of width {shape[1]} with k={k}; the least is {least:,} bytes ({least / GIB:.2g} GiB)"
+        f"of width {shape[1]} with k={k}; the least is {least:,} bytes ({size(least)})"
     )
 
 
@@ -277,10 +277,13 @@ def host_free_bytes() -> int:
     return free
 
 
-def gib(size: float) -> str:
-    """Bytes in GiB, to two figures where there is little."""
-    size /= GIB
-    return f"{size:.2f}" if size >= 0.1 or size == 0 else f"{size:.2g}"
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
 
 
 def _least_of_all(own: int, shared: bool = False) -> int:
