@@ -1,5 +1,6 @@
 """`python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`
 
+`python -m nvret_jax.main convert SOURCE TARGET` turns training data of one tool into another's.
 Flags, logging and the multi-host start; everything else is importable and lives elsewhere.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging as std_logging
 import os
 import sys
+from collections.abc import Callable
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -64,6 +66,14 @@ def _guarded(argv: list[str]) -> int:
         return fail(error)
 
 
+def _converted(convert: Callable[[list[str]], int], argv: list[str]) -> int:
+    """`python -m nvret_jax.main convert …`: no config, no workdir, no devices."""
+    try:
+        return convert(argv)
+    except InputError as error:
+        return fail(error)
+
+
 def fail(error: InputError) -> int:
     """Prints the one line a user needs and returns the exit status."""
     print(f"error: {error}", file=sys.stderr, flush=True)
@@ -72,6 +82,10 @@ def fail(error: InputError) -> int:
 
 def cli() -> None:
     """The console entry; also `python -m nvret_jax.main`."""
+    if sys.argv[1:2] == ["convert"]:
+        from nvret_jax import convert
+
+        sys.exit(_converted(convert.main, sys.argv[2:]))
     # A fixed place for compiled programs: the second run of a command starts at once.
     cache = os.path.join(os.path.expanduser("~"), ".cache", "nvret_jax", "xla")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)

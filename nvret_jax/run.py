@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -24,19 +23,16 @@ from nvret_jax.artifacts import Artifact, Workdir, digest
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.subset import subset
-from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.mining.exclusion import Settings
 from nvret_jax.mining.options import Options, compatible
 from nvret_jax.mining.rules import VALUES, Rule
-from nvret_jax.models import weights
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.resolve import resolve
-from nvret_jax.models.spec import EncoderSpec, read_spec
 from nvret_jax.models.weights import file_sha256
 from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.store import EmbeddingStore
+from nvret_jax.sides import Rescorer, Side
 from nvret_jax.training.loop import load_trained
 
 # Knobs of `train` that change how a run is done or told, not what comes out of it.
@@ -57,78 +53,6 @@ _MADE_BY = {
     "checkpoints": "train",
     "evaluation": "evaluate",
 }
-
-
-class Side:
-    """An encoder, a teacher or the student, as configured; loaded when first used."""
-
-    def __init__(self, name: str, config: ConfigDict, run: Run):
-        self.name, self.config, self._run = name, config, run
-
-    @functools.cached_property
-    def folder(self) -> epath.Path:
-        return resolve(self.config.model, download=self._run.config.download)
-
-    def _overrides(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "dtype": config.dtype,
-            "pooling": config.pooling,
-            "normalize": config.normalize,
-            "query_prompt": config.query_prompt,
-            "passage_prompt": config.passage_prompt,
-        }
-
-    @functools.cached_property
-    def _own(self) -> tuple[EncoderSpec, epath.Path]:
-        """The model with the configured overrides, at its own length."""
-        return read_spec(self.folder, param_dtype="float32", **self._overrides())
-
-    def length(self, kind: str) -> int:
-        """Tokens kept of a text of this kind."""
-        return self.config[f"{kind}_length"] or self._own[0].max_length
-
-    @functools.cached_property
-    def spec(self) -> EncoderSpec:
-        """What the encoder is read and exported with: its length is the longer side's."""
-        longest = max(self.length("query"), self.length("passage"))
-        return read_spec(
-            self.folder, param_dtype="float32", max_length=longest, **self._overrides()
-        )[0]
-
-    @functools.cached_property
-    def _content(self) -> dict[str, str]:
-        """Hashes of what lies in the folder, without loading it."""
-        folder = self._own[1]
-        with weights.Checkpoint(folder):
-            pass  # a file cut short shows before anything is made
-        sums = "".join(weights.file_sha256(f) for f in weights.weight_files(folder))
-        return {
-            "weights": hashlib.sha256(sums.encode()).hexdigest(),
-            "tokenizer": Tokenizer.from_folder(folder).fingerprint,
-        }
-
-    def parts(self, kind: str) -> dict[str, Any]:
-        """What decides this side's embedding of a text of one kind."""
-        spec = self.spec
-        return {
-            **self._content,
-            "pooling": spec.pooling,
-            "normalize": spec.normalize,
-            "dtype": self.config.dtype,
-            "prompt": spec.prompt(kind),
-            "length": self.length(kind),
-        }
-
-    @functools.cached_property
-    def encoder(self) -> Encoder:
-        return Encoder.from_pretrained(
-            str(self.folder),
-            mesh=self._run.mesh,
-            max_length=self.spec.max_length,
-            dropout=self._run.config.train.dropout if self.name == "student" else 0.0,
-            **self._overrides(),
-        )
 
 
 class Run:
@@ -249,7 +173,13 @@ class Run:
 
     def make_index(self, passages_nd):
         """A search index over passages, as configured."""
-        return make_index(passages_nd, mesh=self.mesh, backend=self.config.search.backend)
+        config = self.config.search
+        return make_index(
+            passages_nd,
+            mesh=self.mesh,
+            backend=config.backend,
+            memory_bytes=int(config.memory_gib * 2**30) or None,
+        )
 
     @functools.cached_property
     def _table_digests(self) -> dict[tuple[int, str], str]:
@@ -306,6 +236,20 @@ class Run:
         )
 
     @functools.cached_property
+    def rescorer(self) -> Rescorer | None:
+        """What scores candidates anew; None where there is none, or no rule asks for its scores."""
+        return Rescorer(self) if self.config.rescorer.model else None
+
+    def rescored(self, name: str) -> Artifact | None:
+        """One teacher's candidates with the rescorer's scores; None without one."""
+        if self.rescorer is None or not self.rescorer.is_needed:
+            return None
+        parts = {"candidates": self.candidates(name).fingerprint, **self.rescorer.parts()}
+        if self.config.rescorer.order == "teacher":
+            parts |= _mining_parts(self.options) | self.exclusion_parts()
+        return self.workdir.candidates(f"{name}.rescored", parts)
+
+    @functools.cached_property
     def calibrated(self) -> tuple[str, ...]:
         """The rules whose value is 'auto'."""
         mining = self.config.mining
@@ -352,23 +296,31 @@ class Run:
             document_map=config.document_map or None,
         )
 
-    def negatives(self) -> Artifact:
-        """What the rule kept."""
-        parts = {
-            "candidates": [self.candidates(name).fingerprint for name in self.teacher_names],
-            **_mining_parts(self.options),
-            "exclude": _exclusion_parts(self.exclusions),
-        }
+    def exclusion_parts(self) -> dict[str, Any]:
+        """What decides which passages are never negatives."""
+        parts: dict[str, Any] = {"exclude": _exclusion_parts(self.exclusions)}
         if self.exclusions.own_text != "off" or self.exclusions.same_text:
             data, split = self.train_data, self.config.data.train_split
             tables = ("passages", f"queries-{split}")
             parts["texts"] = [self.text_digest(data, table) for table in tables]
-        for name in self.calibrated:
-            parts[VALUES[name]] = ["auto", self.config.mining.calibration.to_dict()]
-        if self.config.mining.verdicts:
-            mining = self.config.mining
+        mining = self.config.mining
+        if mining.verdicts:
             judged = _file_digest(mining.verdicts)
             parts["verdicts"] = [judged, mining.verdict_mode, mining.max_promoted]
+        return parts
+
+    def negatives(self) -> Artifact:
+        """What the rule kept."""
+        parts = {
+            "candidates": [
+                (self.rescored(name) or self.candidates(name)).fingerprint
+                for name in self.teacher_names
+            ],
+            **_mining_parts(self.options),
+            **self.exclusion_parts(),
+        }
+        for name in self.calibrated:
+            parts[VALUES[name]] = ["auto", self.config.mining.calibration.to_dict()]
         return self.workdir.negatives(self.config.data.train_split, parts)
 
     def checkpoints(self) -> Artifact:

@@ -13,6 +13,7 @@ Only encoders have embeddings in the workdir; the others are read or indexed whe
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def parts(run: Run, name: str) -> dict[str, Any]:
         }
     texts = [run.text_digest(data, "passages"), run.text_digest(data, f"queries-{split}")]
     if scheme == "bm25":
-        return {"bm25": list(texts)}
+        return {"bm25": [importlib.metadata.version("bm25s"), *texts]}
     if scheme == "random":
         return {"random": [run.config.seed, *texts]}
     if scheme == "vectors":
@@ -75,8 +76,13 @@ def parts(run: Run, name: str) -> dict[str, Any]:
         raise InputError(f"{rest}: cannot be read ({error.strerror or error})") from None
 
 
-def open_ranker(run: Run, name: str) -> Ranker:
-    """The teacher over the training queries that have a positive, numbered in their order."""
+def open_ranker(run: Run, name: str, resume: epath.Path | None = None) -> Ranker:
+    """The teacher over the training queries that have a positive, numbered in their order.
+
+    Args:
+        name: of the teacher.
+        resume: where searches that stream the passages keep what a kill must not cost.
+    """
     data, split = run.train_data, run.config.data.train_split
     block = run.block(name)
     scheme, rest = kind(block.model), block.model.partition(":")[2]
@@ -85,12 +91,12 @@ def open_ranker(run: Run, name: str) -> Ranker:
         table = data.split_queries(split)
         rows = np.array([table.row[query_id] for query_id in queries.ids], np.int64)
         vectors_qd = np.asarray(run.open(name, data, f"queries-{split}")[:])[rows]
-        return DenseRanker(vectors_qd, run.open(name, data, "passages"), run.make_index)
+        return DenseRanker(vectors_qd, run.open(name, data, "passages"), run.make_index, resume)
     if scheme == "vectors":
         passages_nd, queries_qd = vectors.open_pair(
             rest, data.corpus.ids, queries.ids, normalize=block.normalize
         )
-        return DenseRanker(np.asarray(queries_qd), passages_nd, run.make_index)
+        return DenseRanker(np.asarray(queries_qd), passages_nd, run.make_index, resume)
     return _without_vectors(scheme, rest, queries, data.corpus, run.positive_rows(), run)
 
 

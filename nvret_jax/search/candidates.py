@@ -124,6 +124,7 @@ def find(
         positive_rows.like(ranker.score(numbers, positive_rows)),
     )
 
+
 def score_pairs(queries_qd: np.ndarray, passages_nd, pairs: Ragged) -> np.ndarray:
     """Inner products of each query with its own list of passages, float32 [len(pairs.values)]."""
     wanted, position = np.unique(pairs.values, return_inverse=True)

@@ -8,6 +8,7 @@ this interface, so a new kind of teacher is one class.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -79,16 +80,24 @@ class DenseRanker:
 
     deep = True
 
-    def __init__(self, queries_qd: np.ndarray, passages_nd, make_index: Callable):
+    def __init__(
+        self,
+        queries_qd: np.ndarray,
+        passages_nd,
+        make_index: Callable,
+        resume: os.PathLike | str | None = None,
+    ):
         """
         Args:
             queries_qd: float [Q, D].
             passages_nd: float [N, D], an array or a store that slices by rows.
             make_index: called once with the passages, when the first search needs it.
+            resume: a folder in which searches that stream the passages keep what they have found,
+                and from which they go on.
         """
         self.queries, self.passages = len(queries_qd), passages_nd.shape[0]
         self._queries_qd, self.passages_nd = queries_qd, passages_nd
-        self._make_index, self._index = make_index, None
+        self._make_index, self._index, self._resume = make_index, None, resume
 
     @property
     def index(self):
@@ -97,10 +106,54 @@ class DenseRanker:
             self._index = self._make_index(self.passages_nd)
         return self._index
 
+    @property
+    def streams(self) -> bool:
+        """Whether a search passes over the whole corpus, so that few large ones are best."""
+        return getattr(self.index, "streams", False)
+
     def rank(self, numbers, k, **how):
         """See `Ranker.rank`; what else `search` of the index takes is passed on."""
+        if self._resume is not None and self.streams:
+            how["resume"] = self._resume
         return self.index.search(self._queries_qd[numbers], k, **how)
 
     def score(self, numbers, pairs):
         """See `Ranker.score`."""
         return score_pairs(self._queries_qd[numbers], self.passages_nd, pairs)
+
+
+class ListRanker:
+    """A teacher whose lists are all it knows, but that can score any pair: a rescored list.
+
+    Attributes:
+        queries, passages, deep: see `Ranker`.
+    """
+
+    deep = False
+
+    def __init__(
+        self,
+        query_rows: np.ndarray,
+        passages: int,
+        score_pairs: Callable[[np.ndarray], np.ndarray],
+    ):
+        """
+        Args:
+            query_rows: int [Q], rows of the data set.
+            passages: N.
+            score_pairs: int64 [M, 2] (row of the query, row of the passage) -> float32 [M].
+        """
+        self.queries, self.passages = len(query_rows), passages
+        self._query_rows, self._score_pairs = query_rows, score_pairs
+
+    def rank(self, numbers, k, **how):
+        """See `Ranker.rank`: nothing beyond the lists that mining has already."""
+        shape = (len(numbers), k)
+        return np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)
+
+    def score(self, numbers, pairs):
+        """See `Ranker.score`."""
+        if not len(pairs.values):
+            return np.zeros(0, np.float32)
+        queries = self._query_rows[numbers][pairs.row_of]
+        return self._score_pairs(np.stack([queries, pairs.values], axis=1).astype(np.int64))

@@ -14,11 +14,13 @@ from nvret_jax.artifacts import Artifact, write_atomic
 from nvret_jax.console import say
 from nvret_jax.data.ragged import join_rows
 from nvret_jax.errors import InputError
-from nvret_jax.mining import exclusion, verdicts
+from nvret_jax.mining import verdicts
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.run import Run
 from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.ranker import ListRanker, Ranker
+from nvret_jax.stages import exclusions
 from nvret_jax.stages.stage import Stage
 
 
@@ -29,13 +31,11 @@ def _mine_artifacts(run: Run) -> list[Artifact]:
 def _make_negatives(run: Run, artifact: Artifact) -> None:
     data, split = run.train_data, run.config.data.train_split
     queries = data.queries.select(run.positives())
-    asked = [
-        Teacher(name, run.read_candidates(name), teachers.open_ranker(run, name))
-        for name in run.teacher_names
-    ]
+    artifact.begin()
+    asked = [Teacher(name, *_ranked(run, artifact, name)) for name in run.teacher_names]
     candidates = asked[0].candidates
-    effect = verdict_effect(run, candidates)
-    excluded = excluded_passages(run, candidates, effect)
+    effect = exclusions.verdict_effect(run, candidates)
+    excluded = exclusions.excluded_passages(run, candidates, effect)
     negatives, counts = mine(
         asked,
         run.options,
@@ -53,54 +53,22 @@ def _make_negatives(run: Run, artifact: Artifact) -> None:
     if mesh_lib.is_main():
         path = artifact.path.parent / f"{split}.counts.json"
         write_atomic(path, json.dumps(told, indent=1, allow_nan=False))
-    artifact.write_file(lambda path: negatives.write(path, data.queries, data.corpus))
+    artifact.finish_file(lambda path: negatives.write(path, data.queries, data.corpus))
 
 
-def excluded_passages(
-    run: Run, candidates: Candidates, effect: verdicts.VerdictEffect | None = None
-) -> exclusion.Exclusions:
-    """What can never be a negative of the training queries, as configured."""
-    data, settings = run.train_data, run.exclusions
-    vectors: dict[str, Any] = {}
-    if settings.cosine:
-        if not run.guide:
-            raise InputError(
-                f"mining.exclude.near_copy={settings.cosine} needs a teacher that is an encoder; "
-                "use mining.exclude.minhash"
-            )
-        passages_nd = run.open(run.guide, data, "passages")
-        if not run.block(run.guide).normalize:
-            passages_nd = exclusion.UnitRows(passages_nd)
-        index = run.make_index(passages_nd)
-        vectors = {"passages_nd": passages_nd, "search": index.search}
-    ruled_out = None
-    if effect is not None:
-        ruled_out = exclusion.combine(
-            [(exclusion.Reason.VERDICT, rows) for rows in (effect.promoted, effect.dropped)],
-            candidates.positive_rows,
-        ).rows
-    return exclusion.build(
-        [data.queries.texts[row] for row in candidates.query_rows],
-        data.corpus,
-        candidates.positive_rows,
-        settings,
-        verdict_rows=ruled_out,
-        **vectors,
-    )
+def _ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]:
+    """A teacher's candidates, rescored where that is configured, and what ranks beyond them."""
+    rescored = run.rescored(name)
+    if rescored is None:
+        ranker = teachers.open_ranker(run, name, artifact.partial / "lists")
+        return run.read_candidates(name), ranker
+    data = run.train_data
+    candidates = Candidates.read(run.need(rescored).path, data.queries, data.corpus)
 
+    def score_pairs(pairs: np.ndarray) -> np.ndarray:  # loads the model only if it is asked
+        return run.rescorer.score_pairs(pairs)
 
-def verdict_effect(run: Run, candidates: Candidates) -> verdicts.VerdictEffect | None:
-    """What a judge's file changes, or None where there is none."""
-    mining, data = run.config.mining, run.train_data
-    if not mining.verdicts:
-        return None
-    read = verdicts.read_verdicts(mining.verdicts, data.queries, data.corpus)
-    return read.for_queries(
-        candidates.query_rows,
-        candidates.positive_rows,
-        mode=mining.verdict_mode,
-        max_promoted=mining.max_promoted,
-    )
+    return candidates, ListRanker(candidates.query_rows, len(data.corpus), score_pairs)
 
 
 def _promoted(

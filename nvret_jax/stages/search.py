@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import teachers
-from nvret_jax.artifacts import Artifact
+from nvret_jax.artifacts import Artifact, write_atomic
+from nvret_jax.console import say
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.mining import rescoring
+from nvret_jax.mining.rules import anchors
 from nvret_jax.run import Run
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.ranker import DenseRanker
+from nvret_jax.stages import exclusions
 from nvret_jax.stages.stage import Stage
 
 
 def _search_artifacts(run: Run) -> list[Artifact]:
-    return [run.candidates(name) for name in run.teacher_names]
+    made = [run.candidates(name) for name in run.teacher_names]
+    return made + [item for name in run.teacher_names if (item := run.rescored(name))]
 
 
-def _make_candidates(run: Run, artifact: Artifact) -> None:
-    data = run.train_data
+def _make(run: Run, artifact: Artifact) -> None:
     name = artifact.path.stem
+    if name.endswith(".rescored"):
+        _make_rescored(run, artifact, name.removesuffix(".rescored"))
+    else:
+        _make_candidates(run, artifact, name)
+
+
+def _make_candidates(run: Run, artifact: Artifact, name: str) -> None:
+    data = run.train_data
     # The queries of the split without a positive are not mined for.
     query_rows = np.array([data.queries.row[query_id] for query_id in run.positives()], np.int32)
     positive_rows = run.positive_rows()
-    ranker = teachers.open_ranker(run, name)
+    ranker = teachers.open_ranker(run, name, artifact.partial / "lists")
     artifact.begin()
-    step = run.config.search.query_block
+    # A search that streams the passages resumes by itself, and wants all queries in one pass.
+    streams = isinstance(ranker, DenseRanker) and ranker.streams
+    step = len(query_rows) if streams else run.config.search.query_block
     parts = []
     for block in tqdm(
         range(-(-len(query_rows) // step)),
@@ -53,4 +71,62 @@ def _make_candidates(run: Run, artifact: Artifact) -> None:
     artifact.finish_file(lambda path: whole.write(path, data.queries, data.corpus))
 
 
-STAGE = Stage(_search_artifacts, _make_candidates)
+def _make_rescored(run: Run, artifact: Artifact, name: str) -> None:
+    """New scores for a teacher's candidates."""
+    data, config, options = run.train_data, run.config.rescorer, run.options
+    candidates = run.read_candidates(name)
+    artifact.begin()
+    store = _Chunks(artifact)
+    if config.order == "rescored":
+        rescored, counts = rescoring.rescore(
+            candidates, run.rescorer.score_pairs, options.window or config.depth, store=store
+        )
+    else:
+        rule = options.rule
+        skipped = rule.ranks_to_skip
+
+        def ceilings(scores: Ragged) -> np.ndarray:
+            anchor = "min" if rule.anchor == "own" else rule.anchor
+            return rule.ceilings(anchors(scores, anchor))
+
+        rescored, counts = rescoring.rescore_lazily(
+            candidates,
+            run.rescorer.score_pairs,
+            config.depth,
+            ceilings=ceilings,
+            num_negatives=options.pool_size + (skipped if rule.ranks == "survivors" else 0),
+            excluded=exclusions.excluded_passages(run, candidates).rows,
+            ranks_to_skip=skipped if rule.ranks == "raw" else 0,
+            min_score=rule.min_score,
+            store=store,
+        )
+    say(
+        f"search    {config.model} scored {counts.scored:,} of {counts.possible:,} pairs; "
+        f"{counts.full:,} of {counts.queries:,} queries have enough negatives"
+    )
+    artifact.finish_file(lambda path: rescored.write(path, data.queries, data.corpus))
+
+
+class _Chunks:
+    """Scored pairs in the unfinished folder of an artefact: what a kill must not cost."""
+
+    def __init__(self, artifact: Artifact):
+        self._folder = artifact.partial
+
+    def load(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        path = self._folder / f"pairs-{number:06d}.npz"
+        there = path.exists()
+        mesh_lib.barrier(f"pairs {number}")  # all have looked before one writes
+        if not there:
+            return None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return arrays["pairs"], arrays["scores"]
+
+    def save(self, number: int, pairs: np.ndarray, scores: np.ndarray) -> None:
+        if mesh_lib.is_main():
+            buffer = io.BytesIO()
+            np.savez(buffer, pairs=pairs, scores=scores)
+            write_atomic(self._folder / f"pairs-{number:06d}.npz", buffer.getvalue())
+
+
+STAGE = Stage(_search_artifacts, _make)

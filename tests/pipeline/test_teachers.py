@@ -5,11 +5,14 @@ import json
 import command
 import numpy as np
 import pytest
+import tiny_cross_encoders
 import tiny_project
 
 from nvret_jax.data import tables
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.models.cross_encoder import CrossEncoder
+from nvret_jax.search.candidates import Candidates
 
 CONFIG = """
 from nvret_jax.config import add_teacher, base
@@ -161,6 +164,49 @@ def test_verdicts_promote_and_drop(project, tmp_path):
     assert judged.positive_scores[0][-1] < 1  # the teacher's own score of it
     assert counts["verdicts"]["promoted"] == counts["verdicts"]["dropped"] == 1
     assert judged.negative_rows[1].tolist() == plain.negative_rows[1].tolist()
+
+
+@pytest.mark.parametrize("order", ["teacher", "rescored"])
+def test_a_cross_encoder_decides_on_its_own_scale(order, project, tmp_path):
+    model = tiny_cross_encoders.write(tmp_path / "pairs")
+    flags = (
+        f"--config.rescorer.model={model}",
+        f"--config.rescorer.order={order}",
+        "--config.rescorer.depth=30",
+        "--config.mining.rule=margin_pos",
+        "--config.mining.margin=0.01",
+        "--config.mining.num_negatives=3",
+    )
+    negatives, _, data, result = mined(project, tmp_path / "w", *flags)
+    scorer = CrossEncoder.from_pretrained(str(model))
+    teacher = Candidates.read(
+        tmp_path / "w" / "candidates" / "teacher.parquet", data.queries, data.corpus
+    )
+    assert "pairs" in result.stdout
+    for r, row in enumerate(negatives.query_rows):
+        query = data.queries.texts[row]
+        positives = scorer.score(
+            [(query, data.corpus.texts[p]) for p in negatives.positive_rows[r]]
+        )
+        np.testing.assert_allclose(negatives.positive_scores[r], positives, atol=1e-5)
+        ceiling = positives.min() - 0.01
+        listed = [p for p in teacher.passage_rows[r][:30] if p not in own]
+        scores = scorer.score([(query, data.corpus.texts[p]) for p in listed])
+        allowed = [(p, s) for p, s in zip(listed, scores, strict=True) if s < ceiling]
+        if order == "rescored":
+            allowed.sort(key=lambda pair: (-pair[1], pair[0]))
+        near = any(abs(s - ceiling) < 1e-4 for s in scores)
+        if not near:
+            assert negatives.negative_rows[r].tolist() == [p for p, _ in allowed[:3]]
+    made = sorted(path.name for path in (tmp_path / "w" / "candidates").iterdir())
+    assert made == ["teacher.parquet", "teacher.rescored.parquet"]
+
+
+def test_a_rule_without_ceiling_asks_no_cross_encoder(project, tmp_path):
+    model = tiny_cross_encoders.write(tmp_path / "pairs")
+    flags = (f"--config.rescorer.model={model}", "--config.mining.rule=shifted")
+    _, _, _, result = mined(project, tmp_path / "w", *flags)
+    assert "rescored" not in result.stdout
 
 
 def test_copies_of_a_positive_are_never_negatives(project, tmp_path):

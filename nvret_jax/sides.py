@@ -1,0 +1,143 @@
+"""The models of a run: teachers, student and rescorer, loaded when first used.
+
+A config names them; here is what that name means, and on what their output depends: `parts` come
+from the files alone, so that the state of every stage is known before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from nvret_jax.data.tokenizer import Tokenizer
+from nvret_jax.mining.rescoring import ScorePairs, text_scorer
+from nvret_jax.models import weights
+from nvret_jax.models.cross_encoder import CrossEncoder
+from nvret_jax.models.encoder import Encoder
+from nvret_jax.models.resolve import resolve
+from nvret_jax.models.spec import EncoderSpec, read_spec
+
+if TYPE_CHECKING:
+    from nvret_jax.run import Run
+
+
+class Side:
+    """An encoder, a teacher or the student, as configured; loaded when first used."""
+
+    def __init__(self, name: str, config: ConfigDict, run: Run):
+        self.name, self.config, self._run = name, config, run
+
+    @functools.cached_property
+    def folder(self) -> epath.Path:
+        return resolve(self.config.model, download=self._run.config.download)
+
+    def _overrides(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "dtype": config.dtype,
+            "pooling": config.pooling,
+            "normalize": config.normalize,
+            "query_prompt": config.query_prompt,
+            "passage_prompt": config.passage_prompt,
+        }
+
+    @functools.cached_property
+    def _own(self) -> tuple[EncoderSpec, epath.Path]:
+        """The model with the configured overrides, at its own length."""
+        return read_spec(self.folder, param_dtype="float32", **self._overrides())
+
+    def length(self, kind: str) -> int:
+        """Tokens kept of a text of this kind."""
+        return self.config[f"{kind}_length"] or self._own[0].max_length
+
+    @functools.cached_property
+    def spec(self) -> EncoderSpec:
+        """What the encoder is read and exported with: its length is the longer side's."""
+        longest = max(self.length("query"), self.length("passage"))
+        return read_spec(
+            self.folder, param_dtype="float32", max_length=longest, **self._overrides()
+        )[0]
+
+    @functools.cached_property
+    def _content(self) -> dict[str, str]:
+        """Hashes of what lies in the folder, without loading it."""
+        folder = self._own[1]
+        with weights.Checkpoint(folder):
+            pass  # a file cut short shows before anything is made
+        sums = "".join(weights.file_sha256(f) for f in weights.weight_files(folder))
+        return {
+            "weights": hashlib.sha256(sums.encode()).hexdigest(),
+            "tokenizer": Tokenizer.from_folder(folder).fingerprint,
+        }
+
+    def parts(self, kind: str) -> dict[str, Any]:
+        """What decides this side's embedding of a text of one kind."""
+        spec = self.spec
+        return {
+            **self._content,
+            "pooling": spec.pooling,
+            "normalize": spec.normalize,
+            "dtype": self.config.dtype,
+            "prompt": spec.prompt(kind),
+            "length": self.length(kind),
+        }
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        return Encoder.from_pretrained(
+            str(self.folder),
+            mesh=self._run.mesh,
+            max_length=self.spec.max_length,
+            dropout=self._run.config.train.dropout if self.name == "student" else 0.0,
+            **self._overrides(),
+        )
+
+
+class Rescorer:
+    """The cross-encoder, as configured; loaded when first used."""
+
+    def __init__(self, run: Run):
+        self.config, self._run = run.config.rescorer, run
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anything reads its scores; in the teacher's order only a bound or a draw."""
+        rule, sampling = self._run.options.rule, self._run.options.sampling
+        bounded = not {"naive", "shifted"} >= set(rule.names) or np.isfinite(rule.min_score)
+        return self.config.order == "rescored" or bounded or "softmax" in sampling
+
+    @functools.cached_property
+    def _folder(self) -> epath.Path:
+        return resolve(self.config.model, download=self._run.config.download)
+
+    def parts(self) -> dict[str, Any]:
+        """What decides its scores and how many there are."""
+        files = [*weights.weight_files(self._folder), self._folder / "config.json"]
+        return {
+            "rescorer": [weights.file_sha256(file) for file in files],
+            "rescorer tokenizer": Tokenizer.from_folder(self._folder).fingerprint,
+            "rescorer length": self.config.length,
+            "rescorer dtype": self.config.dtype,
+            "rescorer depth": self.config.depth,
+            "rescorer order": self.config.order,
+        }
+
+    @functools.cached_property
+    def model(self) -> CrossEncoder:
+        return CrossEncoder.from_pretrained(
+            str(self._folder),
+            mesh=self._run.mesh,
+            dtype=self.config.dtype,
+            max_length=self.config.length or None,
+        )
+
+    @functools.cached_property
+    def score_pairs(self) -> ScorePairs:
+        """Scores of pairs of rows of the training data."""
+        data = self._run.train_data
+        return text_scorer(self.model.score, data.queries.texts, data.corpus.texts)

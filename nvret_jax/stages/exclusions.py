@@ -1,0 +1,70 @@
+"""What can never be a negative of the training queries, and what a judge has said of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.errors import InputError
+from nvret_jax.mining import exclusion, verdicts
+from nvret_jax.run import Run
+from nvret_jax.search.candidates import Candidates
+
+
+def excluded_passages(
+    run: Run,
+    candidates: Candidates,
+    effect: verdicts.VerdictEffect | None = None,
+    positive_rows: Ragged | None = None,
+) -> exclusion.Exclusions:
+    """What can never be a negative of the training queries, as configured.
+
+    Args:
+        candidates: of the training queries.
+        effect: of a judge's verdicts; default: read where a file is configured.
+        positive_rows: the positives that decide what a copy is; default: all.
+    """
+    if effect is None:
+        effect = verdict_effect(run, candidates)
+    positive_rows = candidates.positive_rows if positive_rows is None else positive_rows
+    data, settings = run.train_data, run.exclusions
+    vectors: dict[str, Any] = {}
+    if settings.cosine:
+        if not run.guide:
+            raise InputError(
+                f"mining.exclude.near_copy={settings.cosine} needs a teacher that is an encoder; "
+                "use mining.exclude.minhash"
+            )
+        passages_nd = run.open(run.guide, data, "passages")
+        if not run.block(run.guide).normalize:
+            passages_nd = exclusion.UnitRows(passages_nd)
+        index = run.make_index(passages_nd)
+        vectors = {"passages_nd": passages_nd, "search": index.search}
+    ruled_out = None
+    if effect is not None:
+        ruled_out = exclusion.combine(
+            [(exclusion.Reason.VERDICT, rows) for rows in (effect.promoted, effect.dropped)],
+            positive_rows,
+        ).rows
+    return exclusion.build(
+        [data.queries.texts[row] for row in candidates.query_rows],
+        data.corpus,
+        positive_rows,
+        settings,
+        verdict_rows=ruled_out,
+        **vectors,
+    )
+
+
+def verdict_effect(run: Run, candidates: Candidates) -> verdicts.VerdictEffect | None:
+    """What a judge's file changes, or None where there is none."""
+    mining, data = run.config.mining, run.train_data
+    if not mining.verdicts:
+        return None
+    read = verdicts.read_verdicts(mining.verdicts, data.queries, data.corpus)
+    return read.for_queries(
+        candidates.query_rows,
+        candidates.positive_rows,
+        mode=mining.verdict_mode,
+        max_promoted=mining.max_promoted,
+    )
