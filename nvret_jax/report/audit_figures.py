@@ -1,0 +1,126 @@
+"""The audit's chart: what each rule leaves of false negatives, against how hard its negatives are.
+
+One line a rule, through its values in their order; naive mining is a point of its own. The better a
+rule, the further to the lower right its line lies: harder negatives at fewer false ones. The bars
+are 95 % intervals over queries. Each rule has a marker of its own, so that nothing hangs on colour
+alone, and values stand beside their points. Drawn in the report's style, see `figures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nvret_jax.mining.audit import Row
+from nvret_jax.report import figures
+from nvret_jax.report.figures import CEILING, DROPPED, INK, LINE, MUTED, NEGATIVE, POSITIVE, Chart
+
+# rule -> (colour, marker); a combined rule takes the last.
+_STYLES = {
+    "naive": (INK, "D"),
+    "shifted": (DROPPED, "s"),
+    "abs": (CEILING, "^"),
+    "margin_pos": (NEGATIVE, "v"),
+    "perc_pos": (POSITIVE, "o"),
+}
+_COMBINED = (INK, "*")
+_NARROW = 500  # a figure of fewer pixels names only the ends of each line
+
+
+def charts(rows: Sequence[Row]) -> list[tuple[str, Chart]]:
+    """A chart for each data set and teacher, with its heading, in the order of `rows`."""
+    blocks = list(dict.fromkeys((row.dataset, row.teacher) for row in rows))
+    return [
+        (
+            f"{dataset}, teacher {teacher}",
+            false_negatives(
+                [row for row in rows if (row.dataset, row.teacher) == (dataset, teacher)],
+                f"audit-{number}",
+            ),
+        )
+        for number, (dataset, teacher) in enumerate(blocks)
+    ]
+
+
+def false_negatives(rows: Sequence[Row], name: str = "audit") -> Chart:
+    """The share of false negatives over hardness, for the rows of one data set and teacher.
+
+    Args:
+        rows: of `mining.audit`; those that mined nothing are left out.
+        name: prefix of the drawing's ids, its own for each chart of a page.
+    """
+    rows = [row for row in rows if row.slots and np.isfinite(row.hardness)]
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row.rule, []).append(row)
+
+    def draw(figure):
+        axes = figure.subplots()
+        figures._plain(axes)
+        axes.grid(axis="x", color=LINE, lw=0.8)
+        narrow = figure.get_figwidth() * 72 < _NARROW
+        for rule, points in lines.items():
+            _line(axes, rule, points, narrow)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.06)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        axes.xaxis.get_major_locator().set_params(nbins=5 if narrow else 9)
+        axes.set_xlabel("hardness: score of a negative / score of the positive", color=MUTED)
+        axes.set_ylabel("false negatives", color=MUTED)
+        if rows:
+            figure.legend(
+                loc="outside upper left",
+                ncols=2 if narrow else len(lines),
+                frameon=False,
+                labelcolor=INK,
+                handletextpad=0.4,
+                columnspacing=1.6,
+                borderaxespad=0.2,
+            )
+
+    return figures._chart(name, draw, 400, _words(rows))
+
+
+def _line(axes, rule: str, rows: Sequence[Row], narrow: bool) -> None:
+    colour, marker = _STYLES.get(rule, _COMBINED)
+    x = np.array([row.hardness for row in rows])
+    y = np.array([row.false_negative_share for row in rows])
+    low, high = (np.array([getattr(row, end) for row in rows]) for end in ("low", "high"))
+    axes.errorbar(
+        x,
+        y,
+        # An interval can lie beside its point where a handful of queries decides.
+        yerr=np.stack([np.maximum(y - low, 0), np.maximum(high - y, 0)]),
+        color=colour,
+        marker=marker,
+        ms=9 if rule == "naive" else 6,
+        lw=1.6,
+        elinewidth=1,
+        label=rule,
+        zorder=4 if rule == "naive" else 3,
+    )
+    shown = {0, len(rows) - 1} if narrow else range(len(rows))
+    for i in shown:
+        axes.annotate(
+            rows[i].value,
+            (x[i], y[i]),
+            xytext=(6, -4),
+            textcoords="offset points",
+            ha="left",
+            va="top",
+            color=colour,
+            fontsize=10,
+        )
+
+
+def _words(rows: Sequence[Row]) -> str:
+    """What the chart shows, for those who do not see it."""
+    if not rows:
+        return "False negatives by rule: nothing was mined."
+    said = [
+        f"{row.rule}{' ' + row.value if row.value else ''}: {100 * row.false_negative_share:.1f} % "
+        f"({100 * row.low:.1f} to {100 * row.high:.1f} %) at hardness {row.hardness:.2f}"
+        for row in rows
+    ]
+    return "Share of false negatives against hardness. " + "; ".join(said) + "."
