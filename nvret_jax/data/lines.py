@@ -26,9 +26,9 @@ class Mistakes:
         self._first: list[str] = []
         self.count = 0
 
-    def add(self, message: str, times: int = 1) -> None:
-        """Notes a mistake; `times` of the same kind count as that many."""
-        self.count += times
+    def add(self, message: str) -> None:
+        """Notes a mistake."""
+        self.count += 1
         if len(self._first) < SHOWN:
             self._first.append(message)
 

@@ -32,7 +32,7 @@ import numpy as np
 
 KEY_DTYPE = np.dtype("S16")  # 16 raw bytes; only ever compared with its like
 
-_MEANINGFUL = frozenset("#%&*@/\\‰_")  # punctuation to Unicode, part of the word to a reader
+_MEANINGFUL = frozenset("#%&*@/\\‰")  # punctuation to Unicode, part of the word to a reader
 # . , : - stay between two digits, . and - also in front of a number; anywhere else they go.
 # (The mark leads the pattern: that is many times faster than beginning with a look behind.)
 _LOOSE_MARK = re.compile(r"[.,:-](?:(?!\d)|(?<=[^\W\d].)|(?<=[,:])(?<!\d.))")

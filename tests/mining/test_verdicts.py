@@ -100,9 +100,9 @@ def test_empty_verdicts_are_counted_and_passed_over(tmp_path):
 
 
 def test_the_same_verdict_twice_counts_once(tmp_path):
-    pairs = [("q1", "p1", "no"), ("q0", "p1", "yes"), ("q1", "p1", "keep"), ("q1", "p1", "")]
+    pairs = [("q0", "p1", "no"), ("q1", "p2", "yes"), ("q0", "p1", "keep"), ("q0", "p1", "")]
     found = read_verdicts(write(tmp_path / "v.tsv", pairs), QUERIES, CORPUS)
-    assert content(found) == [(0, 1, Answer.POSITIVE), (1, 1, Answer.KEEP)]
+    assert content(found) == [(0, 1, Answer.KEEP), (1, 2, Answer.POSITIVE)]
     assert (found.repeated, found.unanswered) == (1, 1)
 
 
@@ -154,6 +154,11 @@ GOOD_LINE = '{"query_id": "q0", "passage_id": "p0", "verdict": "yes"}\n'
             "v.jsonl",
             GOOD_LINE + GOOD_LINE.replace("p0", "p1") + GOOD_LINE.replace("yes", "drop"),
             r"v\.jsonl:3: query 'q0' and passage 'p0' are judged drop here and positive on line 1",
+        ),
+        (
+            "v.jsonl",
+            GOOD_LINE.replace("yes", "no") + GOOD_LINE,
+            r"v\.jsonl:2: .* are judged positive here and keep on line 1",
         ),
         ("v.jsonl", GOOD_LINE.replace("yes", ""), r"v\.jsonl: all 1 verdicts are still empty"),
         ("v.jsonl", 5 * "x\n", r"v\.jsonl:3: not valid.*; … and 2 more"),
