@@ -324,6 +324,10 @@ class Workdir:
         """What the teacher ranks high for each training query, before any rule."""
         return self.artifact(f"candidates/{teacher}.parquet", parts)
 
+    def audit(self, parts: Parts) -> Artifact:
+        """How many false negatives each rule lets in."""
+        return self.artifact("audit.csv", parts)
+
     def negatives(self, split: str, parts: Parts) -> Artifact:
         """What a rule kept."""
         return self.artifact(f"negatives/{split}.parquet", parts)

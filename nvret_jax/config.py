@@ -13,7 +13,8 @@ from ml_collections import ConfigDict, config_dict
 
 from nvret_jax.errors import InputError
 
-STAGES = ("embed", "search", "mine", "train", "evaluate", "export", "report")
+STAGES = ("embed", "search", "audit", "mine", "train", "evaluate", "export", "report")
+DEFAULT_STAGES = tuple(stage for stage in STAGES if stage != "audit")
 RULES = ("naive", "shifted", "abs", "margin_pos", "perc_pos")
 ANCHORS = ("own", "min", "max", "mean")
 RANKS = ("raw", "survivors")
@@ -62,7 +63,7 @@ def base() -> ConfigDict:
             # Seeds every draw: batch order, which positive, dropout.
             "seed": 0,
             # Which stages run, whatever order they are written in.
-            "stages": STAGES,
+            "stages": DEFAULT_STAGES,
             # Fetch hub models over the network; off means local files and the local cache only.
             "download": False,
             "data": {
@@ -387,7 +388,7 @@ def validate(config: ConfigDict) -> None:
     need(bool(config.name) and "/" not in config.name, "name", "give a name without '/'")
     need(0 <= config.seed <= MAX_SEED, "seed", f"must lie in 0..{MAX_SEED}")
 
-    training = set(stages) & {"embed", "search", "mine", "train", "export", "report"}
+    training = set(stages) - {"evaluate"}
     if training:
         need(bool(config.data.train), "data.train", "name a data set, such as beir:DIR or pydocs:")
     if "evaluate" in stages:
@@ -517,6 +518,9 @@ def _check_mining(config: ConfigDict, need, one_of) -> None:
     one_of("rescorer.order", rescorer.order, ("teacher", "rescored"))
     one_of("rescorer.dtype", rescorer.dtype, DTYPES)
     need(rescorer.depth >= 1, "rescorer.depth", "must be positive")
+    if rescorer.model and rescorer.order == "teacher" and "auto" in (mining.percent, mining.margin):
+        what = "a value that is 'auto' is chosen from all scores: use 'rescored'"
+        need(False, "rescorer.order", what)
     need(rescorer.length == 0 or rescorer.length >= 5, "rescorer.length", "0 (the model's) or >= 5")
 
     audit = config.audit

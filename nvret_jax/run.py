@@ -49,6 +49,7 @@ _TRAIN_CONDUCT = (
 _MADE_BY = {
     "embeddings": "embed",
     "candidates": "search",
+    "audit.csv": "audit",
     "negatives": "mine",
     "checkpoints": "train",
     "evaluation": "evaluate",
@@ -296,6 +297,21 @@ class Run:
             document_map=config.document_map or None,
         )
 
+    def audit(self) -> Artifact:
+        """How many false negatives each rule lets in."""
+        parts = {
+            "candidates": [
+                (self.rescored(name) or self.candidates(name)).fingerprint
+                for name in self.teacher_names
+            ],
+            "teachers": list(self.teacher_names),
+            **_mining_parts(self.options),
+            **self.exclusion_parts(),
+            **{f"audit.{key}": value for key, value in self.config.audit.to_dict().items()},
+            "seed": self.config.seed,
+        }
+        return self.workdir.audit(parts)
+
     def exclusion_parts(self) -> dict[str, Any]:
         """What decides which passages are never negatives."""
         parts: dict[str, Any] = {"exclude": _exclusion_parts(self.exclusions)}
@@ -369,6 +385,8 @@ class Run:
         """report.html."""
         parts = {**self._student_parts(), "examples": self.config.report.examples}
         parts["told"] = [self.config.name, self.recipe()]
+        if "audit" in self.config.stages:
+            parts["audit"] = self.audit().fingerprint
         if "mine" in self.config.stages:
             parts["negatives"] = self.negatives().fingerprint
         if self.evaluates:

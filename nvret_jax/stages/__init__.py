@@ -4,11 +4,12 @@ Stages know each other only through artefacts. What several of them need (data, 
 loaded once, when first used, by `nvret_jax.run.Run`.
 """
 
-from nvret_jax.stages import embed, evaluate, export, mine, report, search, train
+from nvret_jax.stages import audit, embed, evaluate, export, mine, report, search, train
 
 STAGES = {
     "embed": embed.STAGE,
     "search": search.STAGE,
+    "audit": audit.STAGE,
     "mine": mine.STAGE,
     "train": train.STAGE,
     "evaluate": evaluate.STAGE,

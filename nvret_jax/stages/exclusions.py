@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.mining import exclusion, verdicts
+from nvret_jax.mining import exclusion, neighbours, verdicts
 from nvret_jax.run import Run
 from nvret_jax.search.candidates import Candidates
 
 
 def excluded_passages(
     run: Run,
-    candidates: Candidates,
+    query_rows: np.ndarray,
+    positive_rows: Ragged,
     effect: verdicts.VerdictEffect | None = None,
-    positive_rows: Ragged | None = None,
 ) -> exclusion.Exclusions:
-    """What can never be a negative of the training queries, as configured.
+    """What can never be a negative of some queries, as configured.
 
     Args:
-        candidates: of the training queries.
-        effect: of a judge's verdicts; default: read where a file is configured.
-        positive_rows: the positives that decide what a copy is; default: all.
+        query_rows: int [S], rows of the training data's queries.
+        positive_rows: their known positives, which decide what a copy of one is.
+        effect: what a judge has said of these queries.
     """
-    if effect is None:
-        effect = verdict_effect(run, candidates)
-    positive_rows = candidates.positive_rows if positive_rows is None else positive_rows
     data, settings = run.train_data, run.exclusions
     vectors: dict[str, Any] = {}
     if settings.cosine:
@@ -37,7 +36,7 @@ def excluded_passages(
             )
         passages_nd = run.open(run.guide, data, "passages")
         if not run.block(run.guide).normalize:
-            passages_nd = exclusion.UnitRows(passages_nd)
+            passages_nd = neighbours.UnitRows(passages_nd)
         index = run.make_index(passages_nd)
         vectors = {"passages_nd": passages_nd, "search": index.search}
     ruled_out = None
@@ -47,13 +46,19 @@ def excluded_passages(
             positive_rows,
         ).rows
     return exclusion.build(
-        [data.queries.texts[row] for row in candidates.query_rows],
+        [data.queries.texts[row] for row in query_rows],
         data.corpus,
         positive_rows,
         settings,
         verdict_rows=ruled_out,
         **vectors,
     )
+
+
+def of_candidates(run: Run, candidates: Candidates) -> exclusion.Exclusions:
+    """The same for all training queries, verdicts included."""
+    effect = verdict_effect(run, candidates)
+    return excluded_passages(run, candidates.query_rows, candidates.positive_rows, effect)
 
 
 def verdict_effect(run: Run, candidates: Candidates) -> verdicts.VerdictEffect | None:

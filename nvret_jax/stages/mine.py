@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import teachers
 from nvret_jax.artifacts import Artifact, write_atomic
 from nvret_jax.console import say
-from nvret_jax.data.ragged import join_rows
+from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
 from nvret_jax.mining import verdicts
+from nvret_jax.mining.calibrate import calibrate
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.rules import VALUES, Rule
 from nvret_jax.run import Run
 from nvret_jax.search.candidates import Candidates
-from nvret_jax.search.ranker import ListRanker, Ranker
 from nvret_jax.stages import exclusions
+from nvret_jax.stages.ranked import ranked
 from nvret_jax.stages.stage import Stage
 
 
@@ -32,10 +34,17 @@ def _make_negatives(run: Run, artifact: Artifact) -> None:
     data, split = run.train_data, run.config.data.train_split
     queries = data.queries.select(run.positives())
     artifact.begin()
-    asked = [Teacher(name, *_ranked(run, artifact, name)) for name in run.teacher_names]
+    asked = [Teacher(name, *ranked(run, artifact, name)) for name in run.teacher_names]
+    chosen: list[dict[str, Any]] = []
+    for number, teacher in enumerate(asked if run.calibrated else ()):
+        rule, records = _calibrated(run, teacher, queries.ids)
+        asked[number] = dataclasses.replace(teacher, rule=rule)
+        chosen += records
     candidates = asked[0].candidates
     effect = exclusions.verdict_effect(run, candidates)
-    excluded = exclusions.excluded_passages(run, candidates, effect)
+    excluded = exclusions.excluded_passages(
+        run, candidates.query_rows, candidates.positive_rows, effect
+    )
     negatives, counts = mine(
         asked,
         run.options,
@@ -44,6 +53,8 @@ def _make_negatives(run: Run, artifact: Artifact) -> None:
         passage_ids=data.corpus.ids,
     )
     told: dict[str, Any] = dataclasses.asdict(counts) | {"excluded": excluded.counts()}
+    if chosen:
+        told["calibration"] = chosen
     if effect is not None:
         negatives = _promoted(negatives, effect, asked[0], candidates)
         told["verdicts"] = dataclasses.asdict(effect.counts)
@@ -56,19 +67,34 @@ def _make_negatives(run: Run, artifact: Artifact) -> None:
     artifact.finish_file(lambda path: negatives.write(path, data.queries, data.corpus))
 
 
-def _ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]:
-    """A teacher's candidates, rescored where that is configured, and what ranks beyond them."""
-    rescored = run.rescored(name)
-    if rescored is None:
-        ranker = teachers.open_ranker(run, name, artifact.partial / "lists")
-        return run.read_candidates(name), ranker
-    data = run.train_data
-    candidates = Candidates.read(run.need(rescored).path, data.queries, data.corpus)
+def _calibrated(
+    run: Run, teacher: Teacher, query_ids: Sequence[str]
+) -> tuple[Rule, list[dict[str, Any]]]:
+    """The rule with values chosen for a teacher where they are 'auto', and how they were chosen."""
+    candidates, records, rule = teacher.candidates, [], run.options.rule
 
-    def score_pairs(pairs: np.ndarray) -> np.ndarray:  # loads the model only if it is asked
-        return run.rescorer.score_pairs(pairs)
+    def excluded(numbers: np.ndarray, positive_rows: Ragged) -> Ragged:
+        rows = candidates.query_rows[numbers]
+        return exclusions.excluded_passages(run, rows, positive_rows).rows
 
-    return candidates, ListRanker(candidates.query_rows, len(data.corpus), score_pairs)
+    for name in run.calibrated:
+        choice = calibrate(
+            candidates,
+            teacher.ranker,
+            run.options,
+            name,
+            target=run.config.mining.calibration.target,
+            max_queries=run.config.mining.calibration.queries,
+            excluded=excluded,
+            query_ids=query_ids,
+            passage_ids=run.train_data.corpus.ids,
+            seed=run.config.seed,
+            teacher=teacher.name,
+        )
+        rule = dataclasses.replace(rule, **{VALUES[name]: choice.value})
+        records.append(choice.record)
+        say(f"mine      {teacher.name}: {VALUES[name]} {choice.value:g}; {choice.record['why']}")
+    return rule, records
 
 
 def _promoted(

@@ -15,8 +15,8 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.survivors import Verdict, judge
 from nvret_jax.report import report
 from nvret_jax.run import Run
+from nvret_jax.stages import exclusions
 from nvret_jax.stages.evaluate import read_scores
-from nvret_jax.stages.exclusions import excluded_passages
 from nvret_jax.stages.stage import Stage
 from nvret_jax.training.writer import read_metrics
 
@@ -95,7 +95,7 @@ def _mined(run: Run) -> dict[str, Any]:
     # drawn query by query.
     candidates = run.read_candidates(run.teacher_names[0])
     negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
-    excluded = excluded_passages(run, candidates)
+    excluded = exclusions.of_candidates(run, candidates)
     place = {int(row): number for number, row in enumerate(candidates.query_rows)}
     numbers_r = np.array([place[int(row)] for row in negatives.query_rows], np.int64)
     ceilings_q, options = negatives.ceilings, run.options

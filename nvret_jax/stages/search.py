@@ -95,7 +95,7 @@ def _make_rescored(run: Run, artifact: Artifact, name: str) -> None:
             config.depth,
             ceilings=ceilings,
             num_negatives=options.pool_size + (skipped if rule.ranks == "survivors" else 0),
-            excluded=exclusions.excluded_passages(run, candidates).rows,
+            excluded=exclusions.of_candidates(run, candidates).rows,
             ranks_to_skip=skipped if rule.ranks == "raw" else 0,
             min_score=rule.min_score,
             store=store,

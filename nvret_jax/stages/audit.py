@@ -1,0 +1,61 @@
+"""audit: how many mined negatives are positives that were hidden, for every rule and teacher."""
+
+from __future__ import annotations
+
+from nvret_jax.artifacts import Artifact
+from nvret_jax.console import say
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.evaluation.comparison import table_text
+from nvret_jax.mining import audit
+from nvret_jax.run import Run
+from nvret_jax.stages.exclusions import excluded_passages
+from nvret_jax.stages.ranked import ranked
+from nvret_jax.stages.stage import Stage
+
+
+def _audit_artifacts(run: Run) -> list[Artifact]:
+    return [run.audit()]
+
+
+def _make_audit(run: Run, artifact: Artifact) -> None:
+    data, config = run.train_data, run.config.audit
+    query_ids = tuple(run.positives())
+    artifact.begin()
+    rules = audit.rules_to_try(
+        run.options,
+        shifts=config.shifts,
+        thresholds=config.thresholds,
+        margins=config.margins,
+        percents=config.percents,
+    )
+    rows: list[audit.Row] = []
+    excluded: Ragged | None = None
+    for name in run.teacher_names:
+        candidates, ranker = ranked(run, artifact, name)
+        visible = audit.visible_positives(
+            candidates.positive_rows, query_ids, data.corpus.ids, run.config.seed
+        )
+        if excluded is None:  # the same for all teachers: what is visible decides what is a copy
+            shown = audit.visible_rows(candidates.positive_rows, visible)
+            excluded = excluded_passages(run, candidates.query_rows, shown).rows
+        rows += audit.audit(
+            candidates,
+            ranker,
+            run.options,
+            rules,
+            visible=visible,
+            excluded=excluded,
+            query_ids=query_ids,
+            passage_ids=data.corpus.ids,
+            dataset=data.name,
+            teacher=name,
+            max_queries=config.queries,
+            resamples=config.resamples,
+            seed=run.config.seed,
+        )
+    text = audit.csv_text(rows)
+    artifact.finish_file(lambda path: path.write_text(text))
+    say(table_text(audit.audit_table(rows)))
+
+
+STAGE = Stage(_audit_artifacts, _make_audit)
