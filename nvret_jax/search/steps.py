@@ -79,13 +79,10 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
     """On one device: scores its tile and folds it into its running list of the k best."""
     offset = jax.lax.axis_index(ROWS) * per_shard + first_row  # row number of the tile's first row
     with jax.named_scope("scores"):
-        scores_qn = jax.lax.dot_general(
-            queries_qd,
-            tile_nd.astype(queries_qd.dtype),
-            (((1,), (1,)), ((), ())),
-            precision=jax.lax.Precision.HIGHEST if queries_qd.dtype == jnp.float32 else None,
-            preferred_element_type=jnp.float32,
-        )
+        # Made as [Q, groups, group], the form in which they are looked at next, a TPU takes the
+        # maxima as it multiplies; from [Q, n] it would first copy all scores to another layout.
+        group = group_size(len(tile_nd), k, platform) if platform == "tpu" else 1
+        scores_qn = _scores(queries_qd, tile_nd, group)
     if "pairs_2m" in masks:
         query_m, row_m = masks["pairs_2m"]
         column_m = row_m - offset
@@ -105,6 +102,22 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
             values, position = top_k(values, k, platform)
             rows = jnp.take_along_axis(rows, position, axis=1)
     return values[None], rows[None]
+
+
+def _scores(queries_qd, tile_nd, group):
+    """Inner products [Q, n] in float32, made in groups of that many passages where it is not 1."""
+    tile_nd = tile_nd.astype(queries_qd.dtype)
+    shape = tile_nd.shape
+    if group > 1:
+        tile_nd = tile_nd.reshape(shape[0] // group, group, shape[1])
+    scores = jax.lax.dot_general(
+        queries_qd,
+        tile_nd,
+        (((1,), (tile_nd.ndim - 1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if queries_qd.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+    return scores.reshape(queries_qd.shape[0], shape[0])
 
 
 def _top_k_of_tile(scores_qn, k, ceiling_q, columns, platform):
