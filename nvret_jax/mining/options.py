@@ -78,7 +78,9 @@ class Options:
         return pool_size(self.sampling, self.num_negatives, self.sample_from)
 
 
-def compatible(options: Options, compat: str, max_positives: int) -> Options:
+def compatible(
+    options: Options, compat: str, max_positives: int, *, rescored: bool = False
+) -> Options:
     """`options` with the choices of a preset; see the module's docstring.
 
     Args:
@@ -86,6 +88,8 @@ def compatible(options: Options, compat: str, max_positives: int) -> Options:
         compat: one of `COMPAT`; '' changes nothing.
         max_positives: the most positives a query has, which sentence-transformers' window of
             candidates depends on.
+        rescored: whether a cross-encoder scores the candidates again; its window is then wider
+            where `min_score` is given, too.
 
     Raises:
         InputError: the preset is not known, or asks for what the options rule out.
@@ -100,6 +104,7 @@ def compatible(options: Options, compat: str, max_positives: int) -> Options:
         raise InputError(f"mining.compat={compat!r} is not known; choose one of {known}")
     names = set(options.rule.names)
     wide = bool(names & {"abs", "margin_pos", "perc_pos"})
+    wide |= rescored and options.rule.min_score > float("-inf")
     skip = options.rule.ranks_to_skip
     # Its own default: ten times as many candidates as negatives where a filter may remove some.
     max_rank = options.rule.max_rank or (

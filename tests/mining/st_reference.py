@@ -30,6 +30,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.mining.miner import Teacher, mine
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Options, compatible
+from nvret_jax.mining.rescoring import rescore
 from nvret_jax.mining.rules import Rule, anchors
 from nvret_jax.mining.survivors import Tasks, survivors
 from nvret_jax.search.backend import make_index
@@ -121,6 +122,10 @@ class CrossEncoder:
         cells = [(self._row[query], self._column[passage]) for query, passage in pairs]
         return torch.tensor([self.scores_qn[cell] for cell in cells])
 
+    def score_pairs(self, pairs: np.ndarray) -> np.ndarray:
+        """The same for our side, which asks by rows."""
+        return self.scores_qn[pairs[:, 0], pairs[:, 1]]
+
 
 # --- their arguments as ours ---------------------------------------------------------------------
 
@@ -175,16 +180,12 @@ def options_of(settings: dict, max_positives: int) -> Options:
         values["percent"] = 1 - given["relative_margin"]
     if given["min_score"] is not None:
         values["min_score"] = given["min_score"]
-    count, window = settings.get("num_negatives", 3), settings.get("range_max") or 0
-    if not window and rescores(settings) and given["min_score"] is not None:
-        # With a cross-encoder min_score widens their window as the other filters do.
-        window = settings.get("range_min", 0) + 10 * count + max_positives
     options = Options(
-        rule=Rule("+".join(names) or "naive", max_rank=window, **values),
-        num_negatives=count,
+        rule=Rule("+".join(names) or "naive", max_rank=settings.get("range_max") or 0, **values),
+        num_negatives=settings.get("num_negatives", 3),
         sampling="uniform" if settings.get("sampling_strategy") == "random" else "top",
     )
-    return compatible(options, "sentence_transformers", max_positives)
+    return compatible(options, "sentence_transformers", max_positives, rescored=rescores(settings))
 
 
 def rescores(settings: dict) -> bool:
@@ -228,7 +229,8 @@ def ours(given: Inputs, ranker, settings: dict, depth: int = 0) -> Negatives:
     options = options_of(settings, given.max_positives)
     candidates = stored(given, ranker, max(options.window, depth))
     if rescores(settings):
-        candidates = rescored(candidates, options.window, settings["cross_encoder"].scores_qn)
+        score_pairs = settings["cross_encoder"].score_pairs
+        candidates, _ = rescore(candidates, score_pairs, options.window, "rescored")
     empty = Ragged.from_rows([[]] * len(given.queries), np.int32)
     teacher = Teacher("teacher", candidates, ranker)
     negatives, _ = mine(
@@ -247,21 +249,6 @@ def stored(given: Inputs, ranker, depth: int) -> Candidates:
     """Candidates of all queries."""
     numbers = np.arange(len(given.queries))
     return find(numbers, numbers, ranker, given.positive_rows, depth)
-
-
-def rescored(candidates: Candidates, window: int, scores_qn: np.ndarray) -> Candidates:
-    """The first `window` candidates of each query under other scores, in their order."""
-    lists = candidates.passage_rows.head(window)
-    scores = scores_qn[lists.row_of, lists.values]
-    order = np.lexsort((lists.values, -scores, lists.row_of))
-    positives = candidates.positive_rows
-    return Candidates(
-        candidates.query_rows,
-        lists.like(lists.values[order]),
-        lists.like(scores[order]),
-        positives,
-        positives.like(scores_qn[positives.row_of, positives.values]),
-    )
 
 
 def with_positives(negatives: Negatives, candidates: Candidates, options: Options) -> Negatives:

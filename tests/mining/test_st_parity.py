@@ -15,6 +15,7 @@ pytest.importorskip("sentence_transformers")
 import st_reference as st
 from mining_reference import MatrixRanker
 
+from nvret_jax import api
 from nvret_jax.errors import InputError
 
 pytestmark = pytest.mark.parity
@@ -194,6 +195,37 @@ def test_rows_are_equal_whatever_searches_on_either_side(case, backend, use_fais
     ranker = st.dense_ranker(WORLDS[kind], backend)
     forms = [("triplet", True), ("labeled-pair", False)]
     compare(WORLDS[kind], settings, folder, forms, ranker=ranker, use_faiss=use_faiss)
+
+
+@pytest.mark.parametrize("kind", ["plain", "several", "own_text", "few"])
+def test_one_call_of_the_python_api_gives_the_same(kind):
+    given = WORLDS[kind]
+    rows, (queries_qd, passages_nd) = st.inputs(given.pairs, given.corpus), given.vectors
+    negatives = api.mine(
+        given.queries,
+        given.passages,
+        list(rows.positive_rows),
+        query_embeddings=queries_qd,
+        passage_embeddings=passages_nd,
+        rule="perc_pos+abs",
+        percent=0.875,
+        threshold=0.75,
+        num_negatives=5,
+        compat="sentence_transformers",
+        backend="faiss",
+        progress=False,
+    )
+    settings = {"relative_margin": 0.125, "max_score": 0.75, "num_negatives": 5}
+    theirs = st.theirs(st.Stub(given), given.pairs, given.corpus, **settings)
+    ours = [
+        (given.queries[q], given.passages[positive], given.passages[negative])
+        for q, positives, negatives in each(
+            negatives, "query_rows", "positive_rows", "negative_rows"
+        )
+        for positive in positives
+        for negative in negatives
+    ]
+    assert ours == [tuple(row.values()) for row in theirs]
 
 
 @pytest.mark.parametrize("setting", ["defaults", "relative_margin", "range_min behind a margin"])
