@@ -15,7 +15,7 @@ from nvret_jax.data import interchange
 from nvret_jax.errors import InputError
 
 TEXT_ST = [name for name in interchange.FORMATS if name.startswith("st-")]
-ROUNDS = int(os.environ.get("NVRET_FUZZ_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("NVRET_FUZZ_ROUNDS", "30"))
 ODD = [
     None,
     True,
