@@ -131,7 +131,7 @@ def calibrate(
     else:
         law = unlabelled.rank_law(hidden)
         measure = _ranks(hidden, law, resamples, seed)
-        found = {"method": "ranks", "relevant_per_query": law.relevant}
+        found = {"method": "ranks", "relevant_per_query": round(law.relevant, 3)}
     values = _values(rule_name, hidden)
     tried: dict[int, dict[str, float]] = {}
 
@@ -139,13 +139,9 @@ def calibrate(
         rule = dataclasses.replace(options.rule, **{VALUES[rule_name]: values[place]})
         trial = try_rule(hidden, options, rule, passage_ids)
         share, upper = measure(trial)
-        tried[place] = {
-            "value": values[place],
-            "share": share,
-            "upper": upper,
-            "hardness": trial.hardness,
-            "fill": int(trial.slots_q.sum()) / (options.num_negatives * len(numbers)),
-        }
+        fill = int(trial.slots_q.sum()) / (options.num_negatives * len(numbers))
+        numbers_of = {"share": share, "upper": upper, "hardness": trial.hardness, "fill": fill}
+        tried[place] = {"value": values[place]} | {k: round(v, 6) for k, v in numbers_of.items()}
         return upper <= target
 
     place = _least_strict(holds, len(values))

@@ -1,14 +1,18 @@
 """How many mined negatives are relevant, estimated where each query has one known positive.
 
 No label says so, but the ranks of the known positives do. Let a query have m relevant passages, of
-which the known one is a random one. If positives stand at rank r with frequency rho(r), then a
-passage at rank r is relevant with probability m rho(r), and one that is not the known one with
-about (m - 1) rho(r). So the share of false negatives among mined negatives is the mean of
-(m - 1) rho over their ranks. rho is counted; m is not known, but bounded: no more than all of the k
-best can be relevant, so m <= k / P(rank of the positive <= k). The bound is taken, at the smallest
-k for which P rests on `_INSIDE` positives. A teacher that ranks the known positive first in most
-queries thereby says that there is little else to find; one whose positives are strewn over the
-first hundred ranks says that a hundred passages may be as good.
+which the known one is a random one, and let the known one stand at rank r with frequency rho(r).
+Then a relevant passage that is not the known one stands there with frequency (m - 1) rho(r), and
+what stands there while the known one stands elsewhere is relevant with probability
+
+    (m - 1) rho(r) / (1 - rho(r))
+
+The share of false negatives is the mean of that over the ranks of the mined negatives. rho is
+counted; m is not known, but bounded: no more than all of the k best can be relevant, so
+m <= k / P(rank of the positive <= k). The bound is taken, at the smallest k for which P rests on
+`_INSIDE` positives. A teacher that ranks the known positive first in most queries thereby says that
+there is little else to find; one whose positives are strewn over the first hundred ranks says that
+a hundred passages may be as good.
 
 What is assumed: the known positive is a random one of the relevant (annotators who judged what
 some engine ranked high make m look smaller than it is), and the queries have much the same m and
@@ -100,9 +104,10 @@ def estimate(
         slots_sb = weights_sq @ slots_qb
         within = np.maximum(weights_sq @ inside_q / queries, 1 / queries)
         most = np.maximum(1.0, law.first / within)
-        with np.errstate(invalid="ignore"):
-            mean = (rho_sb * slots_sb).sum(axis=1) / slots_sb.sum(axis=1)
-        return np.minimum((most - 1.0) * mean, 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            odds_sb = np.nan_to_num(rho_sb / (1.0 - rho_sb))
+            false_sb = np.minimum((most[:, None] - 1.0) * odds_sb, 1.0)
+            return (false_sb * slots_sb).sum(axis=1) / slots_sb.sum(axis=1)
 
     order = np.argsort(stable_hash(hidden.query_ids), kind="stable")
     slots_qb, found_qb, inside_q = slots_qb[order], found_qb[order], inside_q[order]

@@ -25,6 +25,8 @@ _STYLES = {
     "perc_pos": (POSITIVE, "o"),
 }
 _COMBINED = (INK, "*")
+# Lines that often run close together have their values on different sides.
+_LEFT = ("shifted", "margin_pos")
 _NARROW = 500  # a figure of fewer pixels names only the ends of each line
 
 
@@ -66,7 +68,8 @@ def false_negatives(rows: Sequence[Row], name: str = "audit") -> Chart:
         axes.margins(x=0.06)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
         axes.xaxis.get_major_locator().set_params(nbins=5 if narrow else 9)
-        axes.set_xlabel("hardness: score of a negative / score of the positive", color=MUTED)
+        label = "hardness: score of a negative / score of the positive"
+        axes.set_xlabel("hardness" if narrow else label, color=MUTED)
         axes.set_ylabel("false negatives", color=MUTED)
         if rows:
             figure.legend(
@@ -100,15 +103,16 @@ def _line(axes, rule: str, rows: Sequence[Row], narrow: bool) -> None:
         label=rule,
         zorder=4 if rule == "naive" else 3,
     )
+    left = rule in _LEFT
     shown = {0, len(rows) - 1} if narrow else range(len(rows))
     for i in shown:
         axes.annotate(
             rows[i].value,
             (x[i], y[i]),
-            xytext=(6, -4),
+            xytext=(-6, 4) if left else (6, -4),
             textcoords="offset points",
-            ha="left",
-            va="top",
+            ha="right" if left else "left",
+            va="bottom" if left else "top",
             color=colour,
             fontsize=10,
         )
