@@ -3,26 +3,28 @@
 Every distinct (batch size, length) is compiled once, and every position between a text's end and
 its row's end is computed for nothing. The choice made here:
 
-- Lengths are rounded up to a bucket: multiples of 8 from 16 to 64, of 16 to 128, of 32 to 256, and
-  so on, four a doubling. A row above 16 tokens is never more than a third padding, and a limit of
-  256 tokens has at most 15 shapes, one of 512 has 19. Powers of two would have 5 and 6 and compute
-  three times the padding; eight a doubling would have 23 and save one position in a hundred.
+- Lengths are rounded up to a bucket. The buckets to choose from are a fine grid, eight a doubling
+  from 16 on: a row above 16 tokens is never more than an eighth padding.
+- Of these a call uses the ones that pay: a bucket more is a shape more, and must save as much as
+  one whole batch. Which ones pay follows from the lengths of the call, by dynamic programming over
+  the grid. A few hundred queries get a handful of shapes, a corpus gets most of the grid, and equal
+  calls get equal batches, whatever was encoded before.
 - Each bucket has one batch size, the most rows that fit the token budget, so a batch costs about
   the same whatever its length. Texts are sorted by length, hence the batches of a bucket are full
   but for its last.
 - The rows left over in a bucket go up into the next one when that costs less than a padded batch
-  of their own. A few hundred queries then need a handful of shapes, not one for every bucket.
+  of their own.
 - The longest come first: a job that does not fit into memory fails at once.
 
-Share of computed positions that are padding, at a budget of 1,024 tokens (MiniLM's tokenizer):
+Share of computed positions that are padding, and shapes used, at a limit of 256 tokens and a
+budget of 1,024 (MiniLM's tokenizer). Before, there were four buckets a doubling in steps of at
+least 8, and all of them were used:
 
-    texts                         one length   powers of two   four a doubling   eight
-    SciFact passages, 256 tokens        .064            .054              .018    .009
-    SQuAD passages, 256 tokens          .859            .296              .099    .092
-    pydocs passages, 128 tokens         .209            .075              .021    .015
-    SQuAD queries, 256 tokens           .943            .288              .210    .210
-
-(Queries of 9 tokens in rows of 16 make up the last line; they cost next to nothing.)
+    texts                        before        now
+    5,183 SciFact passages     .018 in 7     .010 in 9
+    13,447 SQuAD passages      .099 in 14    .039 in 24
+    22,447 SQuAD queries       .210 in 5     .043 in 11
+    300 SQuAD queries          .236 in 3     .342 in 2
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ import numpy as np
 
 from nvret_jax.errors import InputError
 
-_SHORTEST = 16  # below this a matmul is too narrow for its rows to be worth a shape of their own
+_SHORTEST = 4  # three words and less are too rare to be worth a shape of their own
+_STEP = 2  # the finest grid: below it a shape saves less than its batches cost to schedule
+_PER_DOUBLING = 8
 
 
 @dataclass
@@ -55,16 +59,16 @@ class Batch:
 
 
 def length_buckets(max_length: int) -> tuple[int, ...]:
-    """Lengths that texts of at most `max_length` tokens are padded to, ascending.
+    """Lengths that texts of at most `max_length` tokens may be padded to, ascending.
 
-    16, 24, …, 64, 80, …, 128, 160, …, 256, 320, …; the last one is `max_length` itself.
+    4, 6, …, 32, 36, …, 64, 72, …, 128, 144, …, 256, 288, …; the last one is `max_length` itself.
     """
     if max_length < 1:
         raise InputError(f"max_length={max_length}: expected at least 1 token")
     buckets, length = [], _SHORTEST
     while length < max_length:
         buckets.append(length)
-        length += max(8, 2 ** (length.bit_length() - 1) // 4)
+        length += max(_STEP, 2 ** (length.bit_length() - 1) // _PER_DOUBLING)
     return (*buckets, max_length)
 
 
@@ -83,6 +87,35 @@ def bucket(n: int, buckets: Sequence[int]) -> int:
 def batch_size(length: int, token_budget: int, multiple_of: int = 1) -> int:
     """Rows per batch at this length: within the budget, but never less than `multiple_of`."""
     return max(1, token_budget // length // multiple_of) * multiple_of
+
+
+def choose_buckets(lengths: np.ndarray, buckets: Sequence[int], price: int) -> list[int]:
+    """The buckets worth a shape of their own, ascending.
+
+    Minimises, over all ways to join neighbouring buckets, the positions that the texts take when
+    padded plus `price` for each bucket used.
+
+    Args:
+        lengths: [N], none longer than the last bucket.
+        buckets: ascending.
+        price: positions that a bucket more must save.
+    """
+    below = [0, *np.searchsorted(np.sort(lengths), buckets, side="right").tolist()]
+    # cheapest[j]: of all texts up to bucket j - 1; came_from[j]: where its last bucket begins.
+    cheapest, came_from = [0], [0]
+    for j, length in enumerate(buckets, 1):
+        costs = [
+            cheapest[i] + (price + (below[j] - below[i]) * length if below[j] > below[i] else 0)
+            for i in range(j)
+        ]
+        cheapest.append(min(costs))
+        came_from.append(costs.index(cheapest[-1]))
+    chosen, j = [], len(buckets)
+    while j:
+        if below[j] > below[came_from[j]]:
+            chosen.append(buckets[j - 1])
+        j = came_from[j]
+    return chosen[::-1]
 
 
 def plan_batches(
@@ -118,11 +151,10 @@ def plan_batches(
     buckets = length_buckets(max_length)
     if len(lengths) and lengths.max() > max_length:
         bucket(int(lengths.max()), buckets)  # raises
+    buckets = choose_buckets(lengths, buckets, token_budget)
     order = np.argsort(lengths, kind="stable").astype(np.int32)
     ends = np.searchsorted(lengths[order], buckets, side="right").tolist()
-    starts = [0, *ends[:-1]]
-    # (length, end of its rows in `order`) of the buckets that some text is as long as
-    used = [(b, e) for b, s, e in zip(buckets, starts, ends, strict=True) if e > s]
+    used = list(zip(buckets, ends, strict=True))  # (length, end of its rows in `order`)
 
     batches: list[tuple[np.ndarray, int]] = []
     start = 0  # rows before it are in a batch

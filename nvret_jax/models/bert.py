@@ -10,9 +10,13 @@ The choices:
 - The token table alone is never gathered; see `Embeddings`.
 - Vectors of model width (biases, LayerNorm) are never split: a gather each would cost more than
   the few KB they take.
-- LayerNorm, softmax and residual sums are float32 whatever the compute dtype is. With compute
-  dtype float32 the products are float32 too (`Precision.HIGHEST`), on every device: an accelerator
-  would otherwise quietly take TF32 or bfloat16. For speed there, ask for dtype 'bfloat16'.
+- LayerNorm, softmax and residual sums are float32 whatever the compute dtype is. With
+  `Options.wide` so is all that is not an operand of a product with a weight: the products give
+  float32, and bias, activation and attention stay in it. On a CPU that is the only fast way to
+  have bfloat16 (there are instructions for bfloat16 products and none for the rest); on an
+  accelerator it would double what goes through memory.
+- With compute dtype float32 the products are float32 too (`Precision.HIGHEST`), on every device:
+  an accelerator would otherwise quietly take TF32 or bfloat16. For speed, ask for 'bfloat16'.
 - **Dropout keys belong to examples**, not to calls: what is dropped depends on the example's key,
   the layer and the place in it, so it is the same on any mesh and for any chunking.
 - The pooler of HF checkpoints and token types other than 0 are not part of an encoder of texts.
@@ -283,51 +287,46 @@ class Layer(_Weights):
         options: Options,
     ) -> jax.Array:
         """float32 [B, T, D] -> float32 [B, T, D]."""
-        dtype, precision, rate = options.dtype, options.precision, options.dropout
-        einsum = functools.partial(jnp.einsum, precision=precision)
+        rate, inner = options.dropout, options.inner_dtype
         act_btd = mesh_lib.spec("batch", None, None)
 
+        def product(einsum: str, x: jax.Array, name: str, **kwargs) -> jax.Array:
+            """x · kernel + bias: operands in the compute dtype, the result in `inner`."""
+            out = jnp.einsum(
+                einsum,
+                x.astype(options.dtype),
+                self._use(f"{name}_kernel", options.dtype),
+                precision=options.precision,
+                preferred_element_type=inner,
+                **kwargs,
+            )
+            return out + self._use(f"{name}_bias", inner)
+
+        def residual(hidden_btd: jax.Array, out_btd: jax.Array, name: str) -> jax.Array:
+            return _layer_norm(
+                hidden_btd + out_btd.astype(jnp.float32),
+                self._use(f"{name}_norm_scale", jnp.float32),
+                self._use(f"{name}_norm_bias", jnp.float32),
+                config.layer_norm_eps,
+            )
+
         with jax.named_scope("attention"):
-            x_btd = hidden_btd.astype(dtype)
-
-            def project(name: str) -> jax.Array:
-                kernel_dhk = self._use(f"{name}_kernel", dtype)
-                return einsum("btd,dhk->bthk", x_btd, kernel_dhk) + self._use(f"{name}_bias", dtype)
-
             mixed_bthk = attention(
-                project("query"),
-                project("key"),
-                project("value"),
+                product("btd,dhk->bthk", hidden_btd, "query"),
+                product("btd,dhk->bthk", hidden_btd, "key"),
+                product("btd,dhk->bthk", hidden_btd, "value"),
                 lengths_b,
                 implementation=options.attention,
-                precision=precision,
+                precision=options.precision,
                 dropout=functools.partial(dropout, keys_b=keys_b, place=0, rate=rate),
             )
             # Summed over heads, which the tensor axis splits: the result is whole on each device.
-            out_btd = einsum(
-                "bthk,hkd->btd", mixed_bthk, self._use("out_kernel", dtype), out_sharding=act_btd
-            )
-            out_btd = dropout(out_btd + self._use("out_bias", dtype), keys_b, 1, rate)
-            hidden_btd = _layer_norm(
-                hidden_btd + out_btd.astype(jnp.float32),
-                self._use("attention_norm_scale", jnp.float32),
-                self._use("attention_norm_bias", jnp.float32),
-                config.layer_norm_eps,
-            )
+            out_btd = product("bthk,hkd->btd", mixed_bthk, "out", out_sharding=act_btd)
+            hidden_btd = residual(hidden_btd, dropout(out_btd, keys_b, 1, rate), "attention")
         with jax.named_scope("mlp"):
-            x_btd = hidden_btd.astype(dtype)
-            wide_btf = einsum("btd,df->btf", x_btd, self._use("up_kernel", dtype))
-            wide_btf = ACTIVATIONS[config.hidden_act](wide_btf + self._use("up_bias", dtype))
-            out_btd = einsum(
-                "btf,fd->btd", wide_btf, self._use("down_kernel", dtype), out_sharding=act_btd
-            )
-            out_btd = dropout(out_btd + self._use("down_bias", dtype), keys_b, 2, rate)
-            return _layer_norm(
-                hidden_btd + out_btd.astype(jnp.float32),
-                self._use("mlp_norm_scale", jnp.float32),
-                self._use("mlp_norm_bias", jnp.float32),
-                config.layer_norm_eps,
-            )
+            wide_btf = ACTIVATIONS[config.hidden_act](product("btd,df->btf", hidden_btd, "up"))
+            out_btd = product("btf,fd->btd", wide_btf, "down", out_sharding=act_btd)
+            return residual(hidden_btd, dropout(out_btd, keys_b, 2, rate), "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,12 +338,14 @@ class Options:
         dropout: rate on embeddings, attention probabilities and both residual branches.
         remat: recompute each layer in the backward pass instead of keeping its activations.
         attention: a key of `attention.IMPLEMENTATIONS`.
+        wide: products of a narrow dtype give float32, and what lies between them is float32.
     """
 
     dtype: str = "float32"
     dropout: float = 0.0
     remat: bool = False
     attention: str = "xla"
+    wide: bool = False
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -352,6 +353,11 @@ class Options:
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout}: expected a rate in [0, 1)")
         check_implementation(self.attention)
+
+    @property
+    def inner_dtype(self) -> str:
+        """Of what a product with a weight gives, and of all up to the next one."""
+        return "float32" if self.wide else self.dtype
 
     @property
     def precision(self) -> jax.lax.Precision | None:

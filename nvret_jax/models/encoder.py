@@ -8,13 +8,14 @@ used: it owns the mesh, reads the folder, and turns any number of texts into one
 
 Encoding is a loop over one compiled step per bucket of lengths. How many tokens a step takes is a
 property of the device (`TOKENS_PER_DEVICE`): a CPU is fastest when a layer's activations stay in
-its cache, an accelerator when its matrix units are full. Results come back one step late, so that
-the device never waits for the host.
+its cache, an accelerator when its matrix units are full. Results come back one step late, and the
+next block of texts is tokenised by a thread meanwhile, so that the device never waits for the host.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -96,6 +97,10 @@ def _embed(graphdef: Any, state: Any, tokens_bt: jax.Array, lengths_b: jax.Array
     return jax.reshard(emb_bd, P(None, None))  # whole on every process, to be read there
 
 
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise InputError("encode expects a sequence of texts, got one str; wrap it in a list")
@@ -171,7 +176,13 @@ class Encoder:
         """
         folder = resolve(name_or_path, download=download)
         mesh = mesh_lib.make_mesh() if mesh is None else mesh
-        options = Options(dtype=dtype, dropout=dropout, remat=remat, attention=attention)
+        options = Options(
+            dtype=dtype,
+            dropout=dropout,
+            remat=remat,
+            attention=attention,
+            wide=_platform(mesh) == "cpu",
+        )
         if param_dtype not in ("float32", "bfloat16", "float16"):
             raise InputError(f"param_dtype={param_dtype!r}: expected float32, bfloat16 or float16")
         spec, backbone_folder = read_spec(
@@ -329,7 +340,7 @@ class Encoder:
         check_max_length(max_length, self.spec.bert.max_tokens)
         shards = mesh_lib.shards(self.mesh, "batch")
         if token_budget is None:
-            token_budget = TOKENS_PER_DEVICE.get(self.mesh.devices.flat[0].platform, 65536)
+            token_budget = TOKENS_PER_DEVICE.get(_platform(self.mesh), 65536)
         if token_budget < 1:
             raise InputError(f"token_budget={token_budget}: expected a positive number of tokens")
         emb_nd = np.empty((len(texts), self.width), np.float32)
@@ -339,13 +350,16 @@ class Encoder:
             unit=" texts",
             disable=not (progress and mesh_lib.is_main()),
         )
-        with bar, jax.set_mesh(self.mesh):
-            for start in range(0, len(texts), BLOCK):
-                block = texts[start : start + BLOCK]
+        tokenize = functools.partial(self.tokenize, kind=kind, max_length=max_length)
+        blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
+        with bar, jax.set_mesh(self.mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
+            coming = [thread.submit(tokenize, block) for block in blocks[:1]]
+            for number, block in enumerate(blocks):
+                tokens = coming.pop().result()
+                coming += [thread.submit(tokenize, b) for b in blocks[number + 1 : number + 2]]
+                start = number * BLOCK
                 out_nd = emb_nd[start : start + len(block)]
-                self._encode_block(
-                    block, kind, out_nd, max_length, token_budget * shards, shards, bar
-                )
+                self._encode_block(tokens, out_nd, max_length, token_budget * shards, shards, bar)
                 bad = np.flatnonzero(~np.isfinite(out_nd).all(axis=1))
                 if bad.size:
                     raise InputError(
@@ -357,16 +371,14 @@ class Encoder:
 
     def _encode_block(
         self,
-        texts: Sequence[str],
-        kind: str,
+        tokens: list[np.ndarray],
         out_nd: np.ndarray,
         max_length: int,
         token_budget: int,
         multiple_of: int,
         bar: tqdm.tqdm,
     ) -> None:
-        """Fills `out_nd` with the embeddings of `texts`."""
-        tokens = self.tokenize(texts, kind=kind, max_length=max_length)
+        """Fills `out_nd` with the embeddings of texts, given their tokens."""
         plan = plan_batches(
             [len(ids) for ids in tokens],
             max_length=max_length,
@@ -389,6 +401,23 @@ class Encoder:
         while waiting:
             fetch()
 
+    @functools.cached_property
+    def _operands(self) -> Any:
+        """The weights as a step takes them.
+
+        On a CPU casting all kernels takes about a tenth of the time of a narrow step, which is a
+        small one there: it is done once. An accelerator casts in the step and keeps the memory.
+        """
+        dtype = self.spec.dtype
+        if _platform(self.mesh) != "cpu" or dtype == self.spec.param_dtype:
+            return self._state
+        return nnx.from_flat_state(
+            [
+                (path, value.replace(value[...].astype(dtype)) if "kernel" in path[-1] else value)
+                for path, value in nnx.to_flat_state(self._state)
+            ]
+        )
+
     def _step(self, batch: Batch) -> jax.Array:
         """Dispatches one batch; returns at once, with an array that is still being computed."""
 
@@ -399,7 +428,7 @@ class Encoder:
 
         return _embed(
             self._graphdef,
-            self._state,
+            self._operands,
             put(batch.tokens_bt, "batch", None),
             put(batch.lengths_b, "batch"),
         )

@@ -99,6 +99,16 @@ def test_bfloat16_is_near_float32_and_float32_outside(mesh):
     assert 1e-4 < np.abs(exact - rough).max() < 0.1
 
 
+def test_wide_rounds_only_the_operands_of_products_with_weights(mesh):
+    tokens, lengths = batch()
+    exact = run(build(), tokens, lengths)
+    narrow = run(build(dtype="bfloat16"), tokens, lengths)
+    wide = run(build(dtype="bfloat16", wide=True), tokens, lengths)
+    assert wide.dtype == jnp.float32
+    assert 1e-5 < np.abs(exact - wide).mean() < 0.8 * np.abs(exact - narrow).mean()
+    np.testing.assert_array_equal(exact, run(build(wide=True), tokens, lengths))
+
+
 def test_every_weight_has_logical_axes_of_its_rank(mesh):
     state = dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(build))))
     axes = Bert.logical_axes()

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
@@ -127,6 +128,34 @@ def test_an_embedding_that_is_not_finite_names_the_first_row(tmp_path):
     fine = next(w for w in tiny_models.WORDS if w != word)
     with pytest.raises(InputError, match=r"text 2 is not finite \(2 such in this block of 4\)"):
         encoder.encode([fine, f"{fine} {fine}", f"{word} {fine} {fine}", word])
+
+
+def test_bfloat16_casts_the_kernels_once_and_stays_near_float32(folder, encoder, emb_nd):
+    narrow = Encoder.from_pretrained(str(folder), dtype="bfloat16")
+    dtypes = {path[-1]: value[...].dtype for path, value in nnx.to_flat_state(narrow._operands)}
+    assert {name for name, dtype in dtypes.items() if dtype == jnp.bfloat16} == {
+        name for name in dtypes if name.endswith("_kernel")
+    }
+    assert narrow.model.backbone.layers.up_kernel.dtype == np.float32  # those at rest
+    cosines = (narrow.encode(TEXTS) * emb_nd).sum(axis=1)
+    assert 1e-7 < 1 - cosines.min() < 1e-3
+    assert encoder._operands is encoder._state
+
+
+def test_a_mistake_in_a_later_block_is_still_reported(encoder, monkeypatch):
+    monkeypatch.setattr(encoder_lib, "BLOCK", 3)
+    calls = []
+
+    def tokenize(block, **kwargs):
+        calls.append(len(block))
+        if len(calls) == 3:
+            raise InputError("third block")
+        return Encoder.tokenize(encoder, block, **kwargs)
+
+    monkeypatch.setattr(encoder, "tokenize", tokenize)
+    with pytest.raises(InputError, match="third block"):
+        encoder.encode(TEXTS[:10])
+    assert calls == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
