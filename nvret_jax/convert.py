@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 
-import numpy as np
-import pyarrow as pa
 from etils import epath
 
-from nvret_jax.data import interchange, tables
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data import interchange
+from nvret_jax.data.dataset import Dataset, load_dataset
 from nvret_jax.errors import InputError
+from nvret_jax.mining import verdicts
+from nvret_jax.mining.negatives import Negatives
 
 _USAGE = """\
 usage: python -m nvret_jax.convert SOURCE TARGET
@@ -26,11 +25,12 @@ usage: python -m nvret_jax.convert SOURCE TARGET
 SOURCE and TARGET are format:path, for example
   python -m nvret_jax.convert flagembedding:train.jsonl st-triplet:out.parquet
   python -m nvret_jax.convert workdir:runs/quickstart tevatron:train.jsonl
+  python -m nvret_jax.convert workdir:runs/quickstart questions:judge.jsonl
   python -m nvret_jax.convert trec:run.trec msmarco:run.tsv
 A file is replaced; a folder must be new or empty.
 """
 _WORKDIR = "source only; a run's negatives: its workdir, or negatives/<split>.parquet in it"
-_COLUMNS = ("query_id", "positive_ids", "positive_scores", "negative_ids", "negative_scores")
+_QUESTIONS = "target only; a run's negatives with their texts, for a judge to fill in"
 
 
 def convert(source: str, target: str, *, say: Callable[[str], None] = print) -> None:
@@ -47,10 +47,18 @@ def convert(source: str, target: str, *, say: Callable[[str], None] = print) -> 
     target_format, target_path = _parse(target, "target")
     if target_format == "workdir":
         raise InputError(f"target {target!r}: a workdir is a source only")
-    interchange.find(target_format)
     source_format, source_path = _parse(source, "source")
+    if target_format == "questions":
+        if source_format != "workdir":
+            raise InputError(f"source {source!r}: questions are asked about a run's negatives")
+        dataset, negatives = read_workdir(source_path)
+        count = verdicts.write_questions(target_path, negatives, dataset.queries, dataset.corpus)
+        say(f"{target_path}: {count:,} pairs for a judge; fill in 'verdict' and mine with it")
+        return
+    interchange.find(target_format)
     if source_format == "workdir":
-        content = read_workdir(source_path)
+        dataset, negatives = read_workdir(source_path)
+        content = interchange.from_negatives(negatives, dataset.queries, dataset.corpus)
     else:
         kinds = interchange.find(source_format).kind, interchange.find(target_format).kind
         if kinds[0] != kinds[1]:
@@ -77,14 +85,11 @@ def _size(content: interchange.Rows | interchange.Run) -> str:
     return f"{len(content):,} queries, {sum(map(len, content.values())):,} hits"
 
 
-def read_workdir(path: epath.PathLike) -> interchange.Rows:
-    """The negatives mined in a run, with the texts they are made of.
+def read_workdir(path: epath.PathLike) -> tuple[Dataset, Negatives]:
+    """The negatives mined in a run, and the data set whose rows they name.
 
     Args:
         path: the workdir (the training split of its config), or a negatives/<split>.parquet in it.
-
-    Returns:
-        Rows in the order of the file; every query and passage of the data set is in the tables.
 
     Raises:
         InputError: no config.json, no negatives, or ids the data set does not have.
@@ -99,29 +104,7 @@ def read_workdir(path: epath.PathLike) -> interchange.Rows:
     if not table.exists():
         raise InputError(f"{table}: no such file; run the stage mine, which makes it")
     dataset = load_dataset(data["train"], splits=[], allow_empty=bool(data.get("allow_empty")))
-    columns = tables.read_table(table, _COLUMNS)
-    queries, passages = tables.id_array(dataset.queries.ids), tables.id_array(dataset.corpus.ids)
-
-    def rows(name: str, ids):
-        return tables.rows_of(columns[name], ids, f"{table}, {name}")
-
-    try:
-        found = SimpleNamespace(
-            query_rows=rows("query_id", queries),
-            positive_rows=rows("positive_ids", passages),
-            positive_scores=tables.ragged_numbers(columns["positive_scores"], np.float32),
-            negative_rows=rows("negative_ids", passages),
-            negative_scores=tables.ragged_numbers(columns["negative_scores"], np.float32),
-        )
-        for side in ("positive", "negative"):
-            ids, scores = getattr(found, f"{side}_rows"), getattr(found, f"{side}_scores")
-            if ids.offsets.tolist() != scores.offsets.tolist():
-                raise InputError(f"{table}: {side}_ids and {side}_scores differ in length")
-    except InputError:
-        raise
-    except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{table}: is not a table of negatives ({error})") from None
-    return interchange.from_negatives(found, dataset.queries, dataset.corpus)
+    return dataset, Negatives.read(table, dataset.queries, dataset.corpus)
 
 
 def _data_of(path: epath.Path) -> dict:
@@ -144,6 +127,7 @@ def help_text() -> str:
     width = max(map(len, interchange.FORMATS))
     lines = [f"  {name:<{width}}  {form.about}" for name, form in interchange.FORMATS.items()]
     lines.append(f"  {'workdir':<{width}}  {_WORKDIR}")
+    lines.append(f"  {'questions':<{width}}  {_QUESTIONS}")
     return f"{_USAGE}\nformats:\n" + "\n".join(lines)
 
 

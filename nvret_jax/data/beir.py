@@ -14,34 +14,15 @@ Choices:
 from __future__ import annotations
 
 import json
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from etils import epath
 
 from nvret_jax.data.dataset import Dataset, Qrels, TextTable, content_hash, safe_name
+from nvret_jax.data.lines import Mistakes, is_plain, json_kind, lines
 from nvret_jax.errors import InputError
 
-_SHOWN = 3  # mistakes spelled out in one message
 _HEADER = ("query-id", "corpus-id", "score")
-
-
-class _Mistakes:
-    """Collects mistakes, and raises them as one line."""
-
-    def __init__(self):
-        self._first: list[str] = []
-        self.count = 0
-
-    def add(self, message: str) -> None:
-        self.count += 1
-        if len(self._first) < _SHOWN:
-            self._first.append(message)
-
-    def check(self) -> None:
-        if self.count:
-            more = f"; … and {self.count - _SHOWN} more" if self.count > _SHOWN else ""
-            raise InputError("; ".join(self._first) + more)
 
 
 def read_beir(
@@ -65,7 +46,7 @@ def read_beir(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected corpus.jsonl, queries.jsonl, qrels/")
     splits = _find_splits(folder) if splits is None else list(dict.fromkeys(splits))
-    mistakes = _Mistakes()
+    mistakes = Mistakes()
     corpus = _read_table(folder / "corpus.jsonl", "passage", True, allow_empty, mistakes)
     queries = _read_table(folder / "queries.jsonl", "query", False, allow_empty, mistakes)
     mistakes.check()  # before the judgments, which would report every id of a broken line again
@@ -94,64 +75,42 @@ def _find_splits(folder: epath.Path) -> list[str]:
     return usual + [split for split in found if split not in usual]
 
 
-def _lines(path: epath.Path, what: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of each line that is not blank."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; it should hold the {what}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = error.object[error.start]
-        raise InputError(
-            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
-    # Not splitlines(): JSON may hold U+2028 and its like unescaped inside a string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line and not line.isspace():
-            yield number, line
-
-
 def _read_table(
-    path: epath.Path, what: str, has_title: bool, allow_empty: bool, mistakes: _Mistakes
+    path: epath.Path, what: str, has_title: bool, allow_empty: bool, mistakes: Mistakes
 ) -> TextTable:
     plural = {"passage": "passages", "query": "queries"}[what]
-    lines: dict[str, int] = {}  # id -> line it came from
+    found: dict[str, int] = {}  # id -> line it came from
     texts: list[str] = []
     before = mistakes.count
     loads = json.loads
-    for number, line in _lines(path, plural):
+    for number, line in lines(path, plural):
         try:
             record = loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
             column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             mistakes.add(f"{path}:{number}: not valid JSON ({_reason(error)}{column})")
             continue
         if not isinstance(record, dict):
-            mistakes.add(f"{path}:{number}: expected a JSON object, got {_kind(record)}")
+            mistakes.add(f"{path}:{number}: expected a JSON object, got {json_kind(record)}")
             continue
         identifier, text = record.get("_id"), record.get("text")
         title = record.get("title") if has_title else None
         if not isinstance(identifier, str) or not isinstance(text, str):
             key = "text" if isinstance(identifier, str) else "_id"
-            got = f"got {_kind(record[key])}" if key in record else "there is none"
+            got = f"got {json_kind(record[key])}" if key in record else "there is none"
             mistakes.add(f"{path}:{number}: key '{key}' must be a string, {got}")
             continue
         if title is not None and not isinstance(title, str):
-            mistakes.add(f"{path}:{number}: key 'title' must be a string, got {_kind(title)}")
+            mistakes.add(f"{path}:{number}: key 'title' must be a string, got {json_kind(title)}")
             continue
-        if not _is_plain(identifier):
+        if not is_plain(identifier):
             mistakes.add(
                 f"{path}:{number}: _id {identifier!r} is empty or has white space or control "
                 "characters, which a TREC run cannot hold"
             )
             continue
-        if identifier in lines:
-            first = lines[identifier]
+        if identifier in found:
+            first = found[identifier]
             mistakes.add(f"{path}:{number}: _id '{identifier}' was already used on line {first}")
             continue
         text = f"{title} {text}".strip() if title else text.strip()
@@ -171,15 +130,15 @@ def _read_table(
                 f"(\\u{code:04x}), which is not text"
             )
             continue
-        lines[identifier] = number
+        found[identifier] = number
         texts.append(text)
     if not texts and mistakes.count == before:
         mistakes.add(f"{path}: empty; expected one JSON object a line, with the {plural}")
-    return TextTable(tuple(lines), texts)
+    return TextTable(tuple(found), texts)
 
 
 def _read_qrels(
-    path: epath.Path, queries: TextTable, corpus: TextTable, mistakes: _Mistakes
+    path: epath.Path, queries: TextTable, corpus: TextTable, mistakes: Mistakes
 ) -> Qrels:
     if not path.exists():
         there = ", ".join(_find_splits(path.parent.parent))
@@ -188,8 +147,8 @@ def _read_qrels(
     seen: dict[tuple[str, str], int] = {}  # (query, passage) -> line
     known_queries, known_passages = queries.row, corpus.row
     width, positives, before = 0, 0, mistakes.count
-    for number, line in _lines(path, "judgments"):
-        fields = line.rstrip("\r").split("\t")
+    for number, line in lines(path, "judgments"):
+        fields = line.split("\t")
         if len(fields) not in (3, 4):
             fields = line.split()
         if not width:
@@ -226,18 +185,7 @@ def _read_qrels(
     return qrels
 
 
-def _is_plain(identifier: str) -> bool:
-    """Whether `identifier` survives being written into a TREC run, one column of several."""
-    if identifier.isprintable() and " " not in identifier:  # the quick answer for nearly all
-        return bool(identifier)
-    return not any(c.isspace() or unicodedata.category(c) == "Cc" for c in identifier)
-
-
 def _reason(error: Exception) -> str:
-    return error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-
-
-def _kind(value: object) -> str:
-    """What a JSON value is called in JSON's own words."""
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
-    return names.get(type(value), "null" if value is None else f"the number {value}")
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)

@@ -6,6 +6,7 @@ the rest counted, so that one look at the message is enough to repair the file.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 
 from etils import epath
@@ -72,3 +73,19 @@ def lines(path: epath.PathLike, what: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(read_text(path, what).split("\n"), 1):
         if line and not line.isspace():
             yield number, line.rstrip("\r")
+
+
+def is_plain(identifier: str) -> bool:
+    """Whether an id survives as one column of a file that is split at white space, as runs are."""
+    if identifier.isprintable() and " " not in identifier:  # the quick answer for nearly all
+        return bool(identifier)
+    return not any(c.isspace() or unicodedata.category(c) == "Cc" for c in identifier)
+
+
+def json_kind(value: object) -> str:
+    """What a JSON value is called in JSON's own words."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        shown = str(value) if isinstance(value, float) or abs(value) < 1e18 else f"{value:.3e}"
+        return f"the number {shown}"
+    return names.get(type(value), "null" if value is None else type(value).__name__)

@@ -11,6 +11,7 @@ from etils import epath
 from nvret_jax.data import tables
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.errors import InputError
 
 COLUMNS = (
     "query_id",
@@ -24,6 +25,12 @@ COLUMNS = (
     "negative_ceilings",
     "ceiling",
 )
+
+
+_ALIGNED = {
+    "positive": ("positive_scores",),
+    "negative": ("negative_scores", "negative_ranks", "negative_teachers", "negative_ceilings"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,29 +105,38 @@ class Negatives:
         """Reads what `write` wrote, against the same data set.
 
         Raises:
-            InputError: the file is damaged or names an id the data set does not have.
+            InputError: the file is damaged, is another table, or names an id the data set does
+                not have.
         """
         table = tables.read_table(path, COLUMNS)
         passage_ids, query_ids = tables.id_array(corpus.ids), tables.id_array(queries.ids)
-        flat = table["negative_teachers"].combine_chunks().flatten()
-        teachers = tuple(sorted(set(flat.to_pylist())))
-        names = pa.array(teachers, pa.large_string())
-        return cls(
-            query_rows=tables.rows_of(table["query_id"], query_ids, f"{path}, query_id"),
-            positive_rows=tables.rows_of(
-                table["positive_ids"], passage_ids, f"{path}, positive_ids"
-            ),
-            positive_scores=tables.ragged_numbers(table["positive_scores"], np.float32),
-            judged_rows=tables.rows_of(table["judged_ids"], passage_ids, f"{path}, judged_ids"),
-            negative_rows=tables.rows_of(
-                table["negative_ids"], passage_ids, f"{path}, negative_ids"
-            ),
-            negative_scores=tables.ragged_numbers(table["negative_scores"], np.float32),
-            negative_ranks=tables.ragged_numbers(table["negative_ranks"], np.int32),
-            teachers=teachers,
-            negative_teachers=tables.rows_of(
-                table["negative_teachers"], names, f"{path}, negative_teachers"
-            ),
-            negative_ceilings=tables.ragged_numbers(table["negative_ceilings"], np.float32),
-            ceilings=table["ceiling"].to_numpy().astype(np.float32),
-        )
+
+        def rows(name: str, ids: pa.Array):
+            return tables.rows_of(table[name], ids, f"{path}, {name}")
+
+        try:
+            flat = table["negative_teachers"].combine_chunks().flatten()
+            teachers = tuple(sorted(set(flat.to_pylist())))
+            found = cls(
+                query_rows=rows("query_id", query_ids),
+                positive_rows=rows("positive_ids", passage_ids),
+                positive_scores=tables.ragged_numbers(table["positive_scores"], np.float32),
+                judged_rows=rows("judged_ids", passage_ids),
+                negative_rows=rows("negative_ids", passage_ids),
+                negative_scores=tables.ragged_numbers(table["negative_scores"], np.float32),
+                negative_ranks=tables.ragged_numbers(table["negative_ranks"], np.int32),
+                teachers=teachers,
+                negative_teachers=rows("negative_teachers", pa.array(teachers, pa.large_string())),
+                negative_ceilings=tables.ragged_numbers(table["negative_ceilings"], np.float32),
+                ceilings=table["ceiling"].to_numpy().astype(np.float32),
+            )
+            for side, names in _ALIGNED.items():
+                counts = getattr(found, f"{side}_rows").counts
+                for name in names:
+                    if not np.array_equal(getattr(found, name).counts, counts):
+                        raise InputError(f"{path}: {side}_ids and {name} differ in length")
+        except InputError:
+            raise
+        except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
+            raise InputError(f"{path}: is not a table of negatives ({error})") from None
+        return found

@@ -6,6 +6,7 @@ import ir_measures
 import numpy as np
 import pytest
 
+from nvret_jax.data import interchange
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import comparison, retrieval, runs
 
@@ -44,7 +45,7 @@ def test_trec_eval_on_the_file_sees_our_order(tied, tmp_path):
     )
     assert {m.query_id: m.value for m in found} == pytest.approx({"q0": 1 / 3, "q1": 1 / 2})
     ours = retrieval.metrics(tied, qrels)
-    assert retrieval.metrics(runs.read_trec_run(path), qrels) == ours
+    assert retrieval.metrics(interchange.read_run(path), qrels) == ours
 
 
 def test_written_scores_come_back_as_the_same_float32(tmp_path):
@@ -53,32 +54,14 @@ def test_written_scores_come_back_as_the_same_float32(tmp_path):
     ids = np.tile(np.arange(50, dtype=np.int32), (20, 1))
     names = [f"q{i}" for i in range(20)]
     runs.write_trec_run(tmp_path / "r", names, [f"p{i}" for i in range(50)], scores, ids)
-    back = runs.read_trec_run(tmp_path / "r")
+    back = interchange.read_run(tmp_path / "r")
     found = np.array([[back[q][f"p{i}"] for i in range(50)] for q in names], np.float32)
     np.testing.assert_array_equal(found, retrieval.strict_scores(scores))
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("q Q0 p 1 0.5", r"run:2: 5 columns, expected 6"),
-        ("q Q0 p one 0.5 t", r"run:2: rank 'one'"),
-        ("q Q0 p 1 high t", r"run:2: score 'high' is not a number"),
-        ("q Q0 p 1 nan t", r"run:2: score 'nan' is not a finite"),
-        ("q0 Q0 p 2 0.1 t", r"run:2: passage 'p' again for query 'q0'"),
-    ],
-)
-def test_bad_run_lines_are_named(tmp_path, line, message):
-    (tmp_path / "run").write_text(f"q0 Q0 p 1 0.5 t\n{line}\n")
-    with pytest.raises(InputError, match=message):
-        runs.read_trec_run(tmp_path / "run")
-
-
-def test_missing_run_and_ids_with_spaces_are_refused(tied, tmp_path):
-    with pytest.raises(InputError, match="no such run file"):
-        runs.read_trec_run(tmp_path / "none")
+def test_ids_with_spaces_are_refused(tied, tmp_path):
     _, passage_ids, scores, ids = tied
-    with pytest.raises(InputError, match="query id 'a b'"):
+    with pytest.raises(InputError, match="'a b'"):
         runs.write_trec_run(tmp_path / "r", ["a b", "q1"], passage_ids, scores, ids)
     with pytest.raises(InputError, match="tag ''"):
         runs.write_trec_run(tmp_path / "r", *tied, tag="")

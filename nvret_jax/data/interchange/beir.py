@@ -23,6 +23,7 @@ from nvret_jax.data import beir as beir_lib
 from nvret_jax.data.interchange import fields, files
 from nvret_jax.data.interchange.fields import Json, Notes
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, Texts, need_rows, tell_losses
+from nvret_jax.data.lines import is_plain
 from nvret_jax.errors import InputError
 
 _OWN = frozenset(
@@ -166,7 +167,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
 
 def _check(table: Texts, what: str, where: str, notes: Notes) -> None:
     for row, name in enumerate(table.ids):
-        if not fields.is_plain(name):
+        if not is_plain(name):
             raise InputError(
                 f"{where}: {what} id {name!r} is empty or has white space or control characters, "
                 "which BEIR's judgments cannot hold"

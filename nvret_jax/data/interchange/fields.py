@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nvret_jax.data.lines import json_kind as kind
 from nvret_jax.errors import InputError
 
 Json = dict[str, Any]
@@ -34,15 +34,6 @@ class Notes:
         """Says all notes, in the order in which they first came up."""
         for what, (where, count) in self._found.items():
             say(f"{where}: {what}" + (f" (and {count - 1:,} times more)" if count > 1 else ""))
-
-
-def kind(value: Any) -> str:
-    """What a JSON value is called in JSON's own words."""
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        shown = str(value) if isinstance(value, float) or abs(value) < 1e18 else f"{value:.3e}"
-        return f"the number {shown}"
-    return names.get(type(value), "null" if value is None else type(value).__name__)
 
 
 def need(record: Mapping[str, Any], key: str, where: str) -> Any:
@@ -165,10 +156,3 @@ def with_extra(record: Json, extra: Json, where: str, notes: Notes) -> Json:
 def known_or_null(value: float) -> float | None:
     """A score as JSON and parquet say it."""
     return None if math.isnan(value) else value
-
-
-def is_plain(name: str) -> bool:
-    """Whether an id survives as one column of a file that is split at white space."""
-    if name.isprintable() and " " not in name:
-        return bool(name)
-    return not any(c.isspace() or unicodedata.category(c) == "Cc" for c in name)

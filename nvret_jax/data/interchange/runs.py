@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from nvret_jax.data.interchange import fields, files
+from nvret_jax.data.interchange import files
+from nvret_jax.data.lines import is_plain
 from nvret_jax.errors import InputError
 
 Run = dict[str, dict[str, float]]
@@ -134,7 +135,7 @@ def write_run(
     _check_form(form, where)
     if not any(run.values()):
         raise InputError(f"{where}: the run is empty; there is nothing to write")
-    if not fields.is_plain(tag):
+    if not is_plain(tag):
         raise InputError(f"{where}: tag {tag!r} must be one word")
     with files.whole_file(path) as file:
         for line in _lines(run, form, tag, where):
@@ -159,6 +160,6 @@ def _lines(
 
 
 def _check_id(name: str, what: str, form: str, where: str) -> None:
-    bad = not fields.is_plain(name) if form == "trec" else not name or set(name) & set("\t\r\n")
+    bad = not is_plain(name) if form == "trec" else not name or set(name) & set("\t\r\n")
     if bad:
         raise InputError(f"{where}: {what} id {name!r} cannot stand in a column of {form}")

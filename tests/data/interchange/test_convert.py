@@ -90,7 +90,7 @@ def test_the_module_runs_as_a_command_and_prints_its_error(tmp_path):
 
 @pytest.fixture
 def workdir(tmp_path):
-    """As the stage mine leaves it, with more columns than are needed."""
+    """As the stage mine leaves it."""
     data = tmp_path / "data"
     jsonl(
         data / "corpus.jsonl",
@@ -109,10 +109,28 @@ def workdir(tmp_path):
             "positive_scores": [[0.7]],
             "negative_ids": [["p3", "p0"]],
             "negative_scores": [[0.3, 0.1]],
+            "judged_ids": [["p1"]],
+            "negative_ranks": [[1, 4]],
+            "negative_teachers": [["t", "t"]],
+            "negative_ceilings": [[0.6, 0.6]],
             "ceiling": [0.6],
         },
     )
     return run
+
+
+def test_the_negatives_of_a_run_become_questions_for_a_judge(workdir, tmp_path):
+    convert.convert(f"workdir:{workdir}", f"questions:{tmp_path}/judge.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
+    assert [(line["query_id"], line["passage_id"]) for line in lines] == [
+        ("q1", "p3"),
+        ("q1", "p0"),
+    ]
+    assert {line["verdict"] for line in lines} == {""}
+    with pytest.raises(InputError, match="may hold answers"):
+        convert.convert(f"workdir:{workdir}", f"questions:{tmp_path}/judge.jsonl")
+    with pytest.raises(InputError, match="a run's negatives"):
+        convert.convert(f"trec:{tmp_path}/x.run", f"questions:{tmp_path}/other.jsonl")
 
 
 def test_the_negatives_of_a_run_are_a_source(workdir, tmp_path):
@@ -136,6 +154,11 @@ def replace(workdir, **columns):
         "positive_scores": [[0.7]],
         "negative_ids": [["p3"]],
         "negative_scores": [[0.3]],
+        "judged_ids": [["p1"]],
+        "negative_ranks": [[1]],
+        "negative_teachers": [["t"]],
+        "negative_ceilings": [[0.6]],
+        "ceiling": [0.6],
     }
     parquet(workdir / "negatives" / "train.parquet", whole | columns)
 
