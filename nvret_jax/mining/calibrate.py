@@ -15,6 +15,8 @@ Choices:
   is 3 / queries (the rule of three), because a bootstrap of zeros knows no doubt.
 - Values are a hundredth apart, from the positive's own score down to half of it: no value is chosen
   that would prefer passages scoring above the positive, nor one whose negatives are trivial.
+- Without labels values begin at the paper's 0.95 (a margin of 0.05): what rests on an assumption
+  may be a reason to be stricter than usual, not laxer.
 - The value is found by halving, which takes the share to rise with the value. So each value tried
   costs one pass of mining, and there are at most eight.
 - A target that the strictest value misses is an error, not a choice.
@@ -51,7 +53,8 @@ from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.ranker import Ranker
 
 ENOUGH = 100  # queries: with fewer, zero false negatives would not show a share under 3 %
-_STEPS = 50  # values tried lie between the positive's score and half of it, so many steps apart
+_STEPS = 50  # values are hundredths below the positive's score, at most so many
+_PAPER = 5  # steps of the paper's values, percent 0.95 and margin 0.05
 # Candidates looked at: one deeper search in place of a second search for every value.
 _DEPTH = 1000
 
@@ -132,7 +135,7 @@ def calibrate(
         law = unlabelled.rank_law(hidden)
         measure = _ranks(hidden, law, resamples, seed)
         found = {"method": "ranks", "relevant_per_query": round(law.relevant, 3)}
-    values = _values(rule_name, hidden)
+    values = _values(rule_name, hidden, 0 if labelled else _PAPER)
     tried: dict[int, dict[str, float]] = {}
 
     def holds(place: int) -> bool:
@@ -226,9 +229,9 @@ def _ranks(hidden: Hidden, law: unlabelled.RankLaw, resamples: int, seed: int):
     return measure
 
 
-def _values(rule_name: str, hidden: Hidden) -> list[float]:
-    """The values that can be chosen, the least strict first."""
-    steps = np.arange(_STEPS + 1) / 100
+def _values(rule_name: str, hidden: Hidden, first: int) -> list[float]:
+    """The values that can be chosen, the least strict first, from step `first` on."""
+    steps = np.arange(first, _STEPS + 1) / 100
     if rule_name == "perc_pos":
         return [round(1.0 - float(step), 2) for step in steps]
     # A margin is a distance between scores. Cosines have a scale of 1; others have that of their
@@ -267,7 +270,7 @@ def _why(rule_name, best, target, laxer, found, queries) -> str:
         f"the 95 % interval {best['upper']:.1%}, target {target:.1%}"
     )
     if laxer is None:
-        return f"{said}; it is the least strict value that is tried"
+        return f"{said}; nothing less strict is tried"
     return (
         f"{said}; {laxer['value']:g} would leave {laxer['share']:.1%}, upper {laxer['upper']:.1%}"
     )

@@ -220,14 +220,15 @@ def test_without_labels_the_estimate_and_its_upper_end_are_near_the_truth(releva
         assert 0.75 * truth - 0.005 < share < 1.7 * truth + 0.03, percent
 
 
-def test_without_labels_a_teacher_that_is_always_right_has_nothing_to_fear():
+def test_without_labels_nothing_laxer_than_the_papers_value_is_chosen():
     scores_qn, _, known = world(9, relevant=1, lift=0.65, spread=0.0)
     scores_qn = np.minimum(scores_qn, 0.9)
     scores_qn[np.arange(200), known[:, 0]] = 0.95
     choice = choose(scores_qn, known, target=0.02)
     assert choice.record["method"] == "ranks"
     assert choice.record["relevant_per_query"] == 1
-    assert (choice.value, choice.record["share"]) == (1.0, 0)
+    assert (choice.value, choice.record["share"]) == (0.95, 0)
+    assert choose(scores_qn, known, target=0.02, rule="margin_pos").value == 0.05
 
 
 def test_without_labels_what_is_chosen_meets_the_target():
