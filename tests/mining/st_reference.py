@@ -208,7 +208,7 @@ def theirs(model, pairs, corpus=None, **settings) -> list[dict]:
     data = columns_of(tuple(pairs))
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     with contextlib.redirect_stderr(io.StringIO()):
-        out = mine_hard_negatives(data, model, corpus=corpus, verbose=False, **settings)
+        out = mine_hard_negatives(data, model, corpus=corpus, **({"verbose": False} | settings))
     return out.to_list()
 
 
@@ -217,7 +217,7 @@ def dense_ranker(given: World, backend: str) -> DenseRanker:
     return DenseRanker(*given.vectors, lambda passages: make_index(passages, backend=backend))
 
 
-def ours(given: Inputs, ranker, settings: dict, depth: int = 0) -> Negatives:
+def ours(given: Inputs, ranker, settings: dict, depth: int = 0, seed: int = 0) -> Negatives:
     """Our negatives with the preset, no passage excluded.
 
     Args:
@@ -225,8 +225,9 @@ def ours(given: Inputs, ranker, settings: dict, depth: int = 0) -> Negatives:
         ranker: scores them.
         settings: their arguments.
         depth: candidates stored, where more than the window.
+        seed: of random sampling.
     """
-    options = options_of(settings, given.max_positives)
+    options = dataclasses.replace(options_of(settings, given.max_positives), seed=seed)
     candidates = stored(given, ranker, max(options.window, depth))
     if rescores(settings):
         score_pairs = settings["cross_encoder"].score_pairs

@@ -304,6 +304,31 @@ def test_one_minus_percent_is_their_margin_in_float32():
     assert (np.float32(1 - (1 - margins)) == np.float32(margins)).all()
 
 
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "defaults",
+        "eight negatives",
+        "range_min",
+        "max_score",
+        "min_score",
+        "absolute_margin of nothing",
+        "relative_margin",
+        "range_min behind min_score",
+    ],
+)
+def test_the_window_they_choose_is_ours(setting, crossed, capsys):
+    given, settings = WORLDS["duplicates"], SETTINGS[setting]
+    if crossed:
+        settings = settings | {"cross_encoder": st.CrossEncoder(given, given.scores_qn)}
+    st.theirs(st.Stub(given), given.pairs, given.corpus, verbose=True, **settings)
+    most = st.inputs(given.pairs, given.corpus).max_positives
+    assert most == 4  # one of them comes three times, and counts as three
+    window = st.options_of(settings, most).rule.max_rank
+    assert f"Setting range_max to {window} based" in capsys.readouterr().out
+
+
 RANDOM = {
     "a window of ranks": ("several", {"range_max": 12, "num_negatives": 2}),
     "its own window": ("plain", {"num_negatives": 4}),
@@ -339,6 +364,19 @@ def test_random_sampling_draws_as_many_of_the_same_survivors(case, folder):
             assert list(scores_n) == sorted(scores_n, reverse=True)
     top = st.by_positive(st.theirs(*their, **form, **settings))
     assert any(st.by_positive(ours)[key][0] != top[key][0] for key in top) == (kind != "few")
+
+
+def test_random_sampling_reaches_every_survivor():
+    given, settings = WORLDS["several"], {"range_max": 12, "range_min": 2}
+    rows, ranker = st.inputs(given.pairs, given.corpus), MatrixRanker(given.scores_qn)
+    survivors = st.ours(rows, ranker, settings | {"num_negatives": 10}).negative_rows
+    drawn = [set() for _ in given.queries]
+    for seed in range(60):
+        draw = settings | {"sampling_strategy": "random", "num_negatives": 2}
+        negatives = st.ours(rows, ranker, draw, seed=seed).negative_rows
+        for query, row in enumerate(drawn):
+            row.update(negatives[query].tolist())
+    assert drawn == [set(survivors[query].tolist()) for query in range(len(survivors))]
 
 
 CROSS = {
