@@ -33,8 +33,8 @@ TILE_ROWS = 131_072  # rows of a tile on one device
 SCORES = 1 << 26  # scores held at a time on one device: 256 MiB of float32
 READ_ROWS = 65_536  # rows read from the passages at a time
 LEAST_TILE = 8
-RESIDENT = 0.85  # of the budget may be passages; the rest is for scores and lists
-DEVICE_SHARE = 0.8  # of what a device has free, where nobody said how much to take
+RESIDENT = 0.9  # of the budget may be passages; the rest is for scores and lists
+DEVICE_SHARE = 0.92  # of what a device has free, where nobody said how much to take
 HOST_SHARE = 0.5  # of the host's free memory, likewise
 TILES_HELD = 2  # on a device while streaming: the one in use and the next
 BLOCKS_IN_FLIGHT = 2
@@ -227,7 +227,7 @@ def even_tile(n: int, shards: int, most: int = 0) -> int:
     most = most or TILE_ROWS
     per_shard = math.ceil(n / shards)
     tile = math.ceil(per_shard / math.ceil(per_shard / most))
-    return _round_up(tile, 64 if tile >= 4096 else LEAST_TILE)
+    return _round_up(tile, steps.LANES if tile >= 4096 else LEAST_TILE)
 
 
 def resident_bytes(shape: tuple[int, int], dtype, shards: int, tile: int | None = None) -> int:
@@ -348,7 +348,9 @@ def _step_bytes(tile: int, block: int, k: int, platform: str) -> int:
     """What one step needs beside its arguments: scores, group maxima and the k best groups."""
     group = steps.group_size(tile, k, platform)
     members = k * group if group > 1 else max(tile, k)
-    return int(SCORE_COPIES[platform] * 4 * block * (tile + members)) + 4 * 8 * block * k
+    masked = 4 * min(steps.MASKED, block * tile) if platform == "cpu" else 0
+    copies = int(SCORE_COPIES[platform] * 4 * block * (tile + members))
+    return copies + masked + 4 * 8 * block * k
 
 
 def _round_up(number: int, multiple: int) -> int:
