@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.losses import info_nce
+from nvret_jax.training.losses import Loss, batch_loss
+from nvret_jax.training.multivector import token_mask
 
 # Tokens a device encodes at a time. A CPU is fastest when a chunk stays in its cache; on an
 # accelerator 16,384 fill the matrix units and keep BERT-large's activations under some 25 GiB,
@@ -50,7 +52,11 @@ class TrainState:
 
 
 def chunk_rows(tokens: int, width: int, rows: int) -> int:
-    """Sequences per chunk on one device: the largest divisor of `rows` within the budget.
+    """Sequences per chunk on one device.
+
+    The largest divisor of `rows` within the budget. Where that is less than half of what the budget
+    allows (7 rows a chunk of 8 × 127, say), as many equal chunks as the budget asks for, the last
+    of them not full.
 
     Args:
         tokens: budget; 0: chosen for the device; -1: no chunks.
@@ -61,8 +67,9 @@ def chunk_rows(tokens: int, width: int, rows: int) -> int:
         tokens = CHUNK_TOKENS.get(jax.default_backend(), ACCELERATOR_CHUNK_TOKENS)
     if tokens < 0:
         return rows
-    most = max(1, tokens // width)
-    return next(size for size in range(min(most, rows), 0, -1) if rows % size == 0)
+    most = min(max(1, tokens // width), rows)
+    divisor = next(size for size in range(most, 0, -1) if rows % size == 0)
+    return divisor if 2 * divisor >= most else -(-rows // -(-rows // most))
 
 
 def encode_in_chunks(
@@ -77,14 +84,14 @@ def encode_in_chunks(
     """Embeds a batch chunk by chunk, keeping nothing but the embeddings for the backward pass.
 
     Args:
-        model: tokens, lengths, keys -> float32 embeddings.
+        model: tokens, lengths, keys -> float32 embeddings [., D] or [., T, D].
         tokens_nt: int32 [N, T], split over the batch axis.
         lengths_n: int32 [N].
         keys_n: dropout keys [N], or None.
         chunk_tokens: see `chunk_rows`.
 
     Returns:
-        float32 [N, D], split over the batch axis.
+        float32 [N, D] or [N, T, D], split over the batch axis.
     """
     count, width = tokens_nt.shape
     parts = mesh_lib.shards(mesh, "batch")
@@ -92,12 +99,18 @@ def encode_in_chunks(
     size = chunk_rows(chunk_tokens, width, local)
     if size == local:
         return model(tokens_nt, lengths_n, dropout_keys_b=keys_n)
-    chunks = local // size
+    chunks = -(-local // size)
+    padded = chunks * size
     (batch,) = mesh_lib.spec("batch")
 
     # Chunk c takes rows c·size … of every device's own part, so nothing moves between devices.
+    # Rows behind the end of a part are copies of its first; their embeddings are dropped.
     def cut(x: jax.Array) -> jax.Array:
         rest = x.shape[1:]
+        x = jax.lax.reshape(x, (parts, local, *rest), out_sharding=P(batch))
+        if padded > local:
+            again = jnp.broadcast_to(x[:, :1], (parts, padded - local, *rest))
+            x = jnp.concatenate([x, again], axis=1)
         x = jax.lax.reshape(x, (parts, chunks, size, *rest), out_sharding=P(batch))
         x = jnp.swapaxes(x, 0, 1)
         return jax.lax.reshape(x, (chunks, parts * size, *rest), out_sharding=P(None, batch))
@@ -111,10 +124,11 @@ def encode_in_chunks(
 
     key_data = None if keys_n is None else cut(jax.random.key_data(keys_n))
     emb = jax.lax.map(encode, (cut(tokens_nt), cut(lengths_n), key_data))
-    dim = emb.shape[-1]
-    emb = jax.lax.reshape(emb, (chunks, parts, size, dim), out_sharding=P(None, batch))
+    rest = emb.shape[2:]
+    emb = jax.lax.reshape(emb, (chunks, parts, size, *rest), out_sharding=P(None, batch))
     emb = jnp.swapaxes(emb, 0, 1)
-    return jax.lax.reshape(emb, (count, dim), out_sharding=P(batch))
+    emb = jax.lax.reshape(emb, (parts, padded, *rest), out_sharding=P(batch))[:, :local]
+    return jax.lax.reshape(emb, (count, *rest), out_sharding=P(batch))
 
 
 def example_keys(seed_key: jax.Array, step: jax.Array, count: int, side: int) -> jax.Array:
@@ -124,57 +138,109 @@ def example_keys(seed_key: jax.Array, step: jax.Array, count: int, side: int) ->
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
+def init_optimizer(optimizer: optax.GradientTransformation, loss: Loss, trainable: Any) -> Any:
+    """What a step updates beside the weights.
+
+    Returns:
+        optax's state of the weights; with a learned temperature a dict of it ('weights'), of
+        log(1 / temperature) ('log_scale') and of the latter's own Adam ('log_scale_adam').
+    """
+    weights = jax.jit(optimizer.init)(trainable)
+    if not loss.learned:
+        return weights
+    log_scale = jnp.float32(math.log(loss.scale))
+    return {
+        "weights": weights,
+        "log_scale": log_scale,
+        "log_scale_adam": _temperature_optimizer(loss).init(log_scale),
+    }
+
+
+def _temperature_optimizer(loss: Loss) -> optax.GradientTransformation:
+    """No schedule, no decay, no part in the clipping: the gradient is of another size."""
+    return optax.adam(loss.temperature_learning_rate)
+
+
 def make_step(
     graph: Any,
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh,
-    temperature: float,
-    in_batch: bool,
+    loss: Loss | None = None,
     chunk_tokens: int,
     dropout: bool,
     seed: int,
+    temperature: float = 0.05,
+    in_batch: bool = True,
 ) -> Callable[[Any, Any, Any, dict[str, jax.Array], jax.Array], tuple[Any, Any, Metrics]]:
     """Builds the compiled step.
 
+    Args:
+        graph: of the model, from `nnx.split`.
+        optimizer: of the weights.
+        mesh: the batch is split over it.
+        loss: what is minimised; None: InfoNCE with `temperature` and `in_batch`.
+        chunk_tokens: see `chunk_rows`.
+        dropout: whether the model gets dropout keys.
+        seed: of the dropout.
+        temperature, in_batch: only where `loss` is None.
+
     Returns:
         (trainable, optimizer_state, frozen, batch, step) -> (trainable, optimizer_state, metrics).
-        The first two are donated. Metrics are float32 scalars: loss, accuracy, positive,
-        negatives, masked, grad_norm.
+        The first two are donated; the second begins as `init_optimizer`. Metrics are float32
+        scalars: loss, grad_norm, those of `batch_loss`, and a learned temperature.
     """
+    loss = Loss(temperature=temperature, in_batch=in_batch) if loss is None else loss
 
-    def loss_of(trainable, frozen, batch, step):
-        model = nnx.merge(graph, trainable, frozen)
+    def loss_of(learned, frozen, batch, step):
+        model = nnx.merge(graph, learned["weights"], frozen)
         key = jax.random.key(seed)
+        batch = dict(batch)
 
         def embed(side: str, index: int) -> jax.Array:
             tokens, lengths = batch[f"{side}_tokens"], batch[f"{side}_lengths"]
             keys = example_keys(key, step, tokens.shape[0], index) if dropout else None
+            if loss.scores == "maxsim":
+                batch[f"{side}_real"] = token_mask(lengths, tokens.shape[1])
             with jax.named_scope(f"encode_{side}"):
                 return encode_in_chunks(
                     model, tokens, lengths, keys, chunk_tokens=chunk_tokens, mesh=mesh
                 )
 
-        queries_bd, passages_nd = embed("query", 0), embed("passage", 1)
-        with jax.named_scope("info_nce"):
-            return info_nce(
-                queries_bd,
-                passages_nd,
-                batch["passage_ids"],
-                batch["positive_ids"],
-                temperature=temperature,
-                in_batch=in_batch,
+        queries, passages = embed("query", 0), embed("passage", 1)
+        with jax.named_scope("loss"):
+            return batch_loss(
+                loss,
+                queries,
+                passages,
+                batch,
+                mesh=mesh,
+                scale=jnp.exp(learned["log_scale"]) if loss.learned else None,
+                normalize=getattr(model, "normalize", False),
             )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step_fn(trainable, optimizer_state, frozen, batch, step):
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            trainable, frozen, batch, step
+        learned = {"weights": trainable}
+        of_weights = optimizer_state
+        if loss.learned:
+            learned["log_scale"] = optimizer_state["log_scale"]
+            of_weights = optimizer_state["weights"]
+        (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            learned, frozen, batch, step
         )
+        metrics = {"loss": value, **metrics, "grad_norm": optax.global_norm(grads["weights"])}
         with jax.named_scope("update"):
-            updates, optimizer_state = optimizer.update(grads, optimizer_state, trainable)
+            updates, of_weights = optimizer.update(grads["weights"], of_weights, trainable)
             trainable = optax.apply_updates(trainable, updates)
-        metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
-        return trainable, optimizer_state, metrics
+            if not loss.learned:
+                return trainable, of_weights, metrics
+            metrics["temperature"] = jnp.exp(-learned["log_scale"])
+            update, adam = _temperature_optimizer(loss).update(
+                grads["log_scale"], optimizer_state["log_scale_adam"]
+            )
+            log_scale = jnp.minimum(learned["log_scale"] + update, -math.log(loss.temperature_min))
+        state = {"weights": of_weights, "log_scale": log_scale, "log_scale_adam": adam}
+        return trainable, state, metrics
 
     return step_fn

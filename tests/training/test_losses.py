@@ -1,90 +1,215 @@
-"""InfoNCE and its masks against a float64 loop over queries."""
+"""Every option of the loss against loops over pairs in float64, by both ways to compute it."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from loss_reference import make_batch, reference
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.losses import info_nce
+from nvret_jax.errors import InputError
+from nvret_jax.training.losses import Loss, batch_loss
+
+ALL = ("query_to_passage", "passage_to_query", "query_to_query", "passage_to_passage")
+BOTH = ("query_to_passage", "passage_to_query")
+
+# name: options, what the batch is like, whether prefixes are brought to unit length
+CASES = {
+    "default": ({}, {}, False),
+    "hard negatives alone": ({"in_batch": False}, {}, False),
+    "no hard negatives": ({}, {"hard": 0}, False),
+    "both directions, separate": ({"terms": BOTH, "partition": "separate"}, {}, False),
+    "all terms": ({"terms": ALL}, {"hard": 1}, False),
+    "queries against queries": ({"terms": ("query_to_passage", "query_to_query")}, {}, False),
+    "several positives": ({"num_positives": 3}, {"positives": 3}, False),
+    "several positives, pooled": (
+        {"num_positives": 2, "positives": "pooled", "terms": BOTH},
+        {"positives": 2},
+        False,
+    ),
+    "several positives, all terms, separate": (
+        {"num_positives": 2, "positives": "pooled", "terms": ALL, "partition": "separate"},
+        {"positives": 2},
+        False,
+    ),
+    "own duplicates": ({"mask_own_duplicates": True}, {"rows": 6, "hard": 4}, False),
+    "margin by own scores": ({"score_mask": "margin", "margin": -0.2}, {}, False),
+    "percent by own scores, hard ones too": (
+        {"score_mask": "percent", "percent": 0.9, "mask_hard": True},
+        {},
+        False,
+    ),
+    "a guide, all terms": (
+        {
+            "score_mask": "percent",
+            "percent": 0.8,
+            "mask_by": "guide",
+            "mask_hard": True,
+            "terms": ALL,
+            "num_positives": 2,
+        },
+        {"positives": 2, "guide": True},
+        False,
+    ),
+    "prefixes": (
+        {"dims": (8, 4, 2), "dim_weights": (1.0, 0.5, 0.25), "score_mask": "margin"},
+        {},
+        True,
+    ),
+    "KL alone": (
+        {"distillation": "kl", "contrastive_weight": 0.0, "teacher_temperature": 2.0},
+        {},
+        False,
+    ),
+    "MarginMSE mixed in": (
+        {"distillation": "margin_mse", "distillation_weight": 0.3, "num_positives": 2},
+        {"positives": 2},
+        False,
+    ),
+    "KL mixed in, a temperature of its own": (
+        {"distillation": "kl", "student_temperature": 0.5, "in_batch": False, "dims": (8, 3)},
+        {},
+        True,
+    ),
+}
 
 
-def reference(q, p, ids, positives, temperature, in_batch):
-    """The loss of each query, one at a time, in float64."""
-    group = len(p) // len(q)
-    losses, counts, masked = [], [], []
-    for b in range(len(q)):
-        scores = p @ q[b] / temperature
-        terms, removed = [scores[b * group]], 0
-        for n in range(len(p)):
-            if n == b * group or ids[n] < 0:
-                continue
-            if ids[n] in positives[b]:
-                removed += 1
-                continue
-            if not in_batch and n // group != b:
-                continue
-            terms.append(scores[n])
-        losses.append(np.log(np.sum(np.exp(terms))) - terms[0])
-        counts.append(len(terms) - 1)
-        masked.append(removed)
-    return np.mean(losses), np.mean(counts), np.mean(masked)
+@pytest.fixture(scope="module")
+def mesh():
+    return mesh_lib.make_mesh(devices=jax.devices()[:1])
 
 
-def batch(seed, rows=6, group=3, width=8):
-    rng = np.random.default_rng(seed)
-
-    def unit(n):
-        x = rng.normal(size=(n, width))
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-    ids = rng.integers(0, 9, rows * group)  # few ids: the same passage comes again and again
-    positives = [{int(ids[b * group]), int(rng.integers(0, 9))} for b in range(rows)]
-    ids[rng.random(rows * group) < 0.2] = -1  # ragged rows
-    for b in range(rows):
-        ids[b * group] = sorted(positives[b])[0]
-    padded = np.full((rows, 4), -1)
-    for b, known in enumerate(positives):
-        padded[b, : len(known)] = sorted(known)
-    return unit(rows), unit(rows * group), ids, positives, padded
+@pytest.fixture(autouse=True)
+def _doubles():
+    with jax.enable_x64(True):
+        yield
 
 
-@pytest.mark.parametrize("in_batch", [True, False])
-@pytest.mark.parametrize("seed", range(4))
-def test_equals_the_loop(seed, in_batch):
-    q, p, ids, positives, padded = batch(seed)
-    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+def run(mesh, loss, q, p, batch, scale=None, normalize=False):
+    """Loss, metrics and gradients by queries, passages and 1 / temperature."""
+
+    def of(q, p, scale, batch):
+        return batch_loss(loss, q, p, batch, mesh=mesh, scale=scale, normalize=normalize)
+
     with jax.set_mesh(mesh):
-        loss, metrics = info_nce(
-            jnp.asarray(q, jnp.float32),
-            jnp.asarray(p, jnp.float32),
-            jnp.asarray(ids, jnp.int32),
-            jnp.asarray(padded, jnp.int32),
-            temperature=0.1,
-            in_batch=in_batch,
+        arrays = jax.tree.map(jnp.asarray, (q, p, scale or loss.scale, batch))
+        (value, metrics), grads = jax.jit(jax.value_and_grad(of, argnums=(0, 1, 2), has_aux=True))(
+            *arrays
         )
-    expected, count, masked = reference(q, p, ids, positives, 0.1, in_batch)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert float(metrics["negatives"]) == pytest.approx(count)
-    assert float(metrics["masked"]) == pytest.approx(masked)
+    return float(value), {k: float(v) for k, v in metrics.items()}, jax.tree.map(np.asarray, grads)
 
 
-def test_an_empty_slot_changes_nothing():
-    q, p, ids, _, padded = batch(0)
-    ids = np.where(np.arange(len(ids)) % 3 == 2, -1, ids)
-    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradient_equal_the_loops(mesh, name):
+    options, kind, normalize = CASES[name]
+    q, p, batch = make_batch(list(CASES).index(name), **kind)
+    rng = np.random.default_rng(5)
+    towards = [rng.normal(size=q.shape), rng.normal(size=p.shape), 1.0]
 
-    def loss_of(passages):
-        return info_nce(
-            jnp.asarray(q, jnp.float32),
-            passages,
-            jnp.asarray(ids, jnp.int32),
-            jnp.asarray(padded, jnp.int32),
-            temperature=0.05,
-            in_batch=True,
-        )[0]
+    def at(step, which):
+        moved = [q, p, 1 / 0.1]
+        moved[which] = moved[which] + step * towards[which]
+        loss = Loss(temperature=0.1, **options)
+        x, y, scale = moved
+        return reference(loss, x, y, batch, temperature=1 / scale, normalize=normalize)[0]
 
-    with jax.set_mesh(mesh):
-        grads = np.asarray(jax.grad(loss_of)(jnp.asarray(p, jnp.float32)))
-    assert np.all(grads[2::3] == 0)
-    assert np.any(grads[0::3] != 0)
+    slopes = [(at(1e-5, i) - at(-1e-5, i)) / 2e-5 for i in range(3)]
+    methods = ("gather", "ring") if options.get("in_batch", True) else ("gather",)
+    for method in methods:
+        loss = Loss(temperature=0.1, method=method, tile_pairs=30, **options)
+        value, metrics, grads = run(mesh, loss, q, p, batch, normalize=normalize)
+        expected, counts = reference(loss, q, p, batch, normalize=normalize)
+        assert value == pytest.approx(expected, rel=1e-10)
+        for grad, to, slope in zip(grads, towards, slopes, strict=True):
+            assert np.sum(grad * to) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+        if counts:
+            assert metrics["negatives"] == pytest.approx(counts["negatives"])
+            assert metrics["masked"] == pytest.approx(counts["masked"])
+            assert metrics.get("masked_by_score", 0.0) == pytest.approx(counts["above"])
+
+
+def test_the_cases_reach_what_they_are_named_for():
+    """A mask that never masks would be tested by nothing."""
+    for name, (options, kind, normalize) in CASES.items():
+        q, p, batch = make_batch(list(CASES).index(name), **kind)
+        value, counts = reference(Loss(**options), q, p, batch, normalize=normalize)
+        if options.get("score_mask"):
+            assert counts["above"] > 0, name
+        if "mask_own_duplicates" in options:
+            options = options | {"mask_own_duplicates": False}
+            assert reference(Loss(**options), q, p, batch)[0] != value, name
+
+
+def test_accuracy_is_the_share_of_rows_whose_positive_is_first(mesh):
+    q = np.eye(4)
+    p = np.eye(4)[[0, 1, 3, 2]]  # rows 2 and 3 have each other's passage
+    batch = {
+        "passage_ids": np.arange(4, dtype=np.int32),
+        "positive_ids": np.arange(4, dtype=np.int32)[:, None],
+    }
+    for method in ("gather", "ring"):
+        metrics = run(mesh, Loss(method=method), q, p, batch)[1]
+        assert metrics["accuracy"] == 0.5
+        assert metrics["positive"] == 0.5
+
+
+@pytest.mark.parametrize("method", ["gather", "ring"])
+def test_empty_slots_and_rows_get_no_gradient(mesh, method):
+    q, p, batch = make_batch(3)
+    loss = Loss(method=method, tile_pairs=30, terms=ALL)
+    _, _, (to_q, to_p, _) = run(mesh, loss, q, p, batch)
+    empty = batch["passage_ids"] < 0
+    assert empty.any()
+    assert np.all(to_p[empty] == 0)
+    assert np.all(to_q[len(q) - 2] == 0)  # the row without a positive
+    assert np.any(to_p[~empty] != 0)
+
+
+@pytest.mark.parametrize("method", ["gather", "ring"])
+def test_a_query_without_negatives_costs_nothing(mesh, method):
+    q, p, batch = make_batch(0, rows=3, hard=0)
+    batch["passage_ids"][:] = 7
+    batch["positive_ids"][:] = -1
+    batch["positive_ids"][:, 0] = 7
+    value, metrics, grads = run(mesh, Loss(method=method), q, p, batch)
+    assert value == 0
+    assert metrics["negatives"] == 0
+    assert all(np.all(grad == 0) for grad in grads)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"terms": ("passage_to_query",)}, "'query_to_passage' must be among them"),
+        ({"terms": ("query_to_passage", "dd")}, "expected some of"),
+        ({"terms": BOTH, "in_batch": False}, "terms between rows need in_batch=True"),
+        ({"in_batch": False, "score_mask": "margin"}, "covers nothing"),
+        ({"method": "mesh"}, "train.loss.method='mesh': expected one of 'gather', 'ring'"),
+        ({"temperature": 0.0}, "train.loss.temperature=0.0: must be positive"),
+        ({"temperature": 0.001, "temperature_learning_rate": 0.1}, "temperature_min"),
+        ({"dims": (8, 4), "dim_weights": (1.0,)}, "expected one for each of 2 dims"),
+        ({"contrastive_weight": 0.0}, "nothing is left"),
+        ({"temperature": -1.0, "partition": "both"}, "partition='both'.*; .*temperature=-1.0"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Loss(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "drop", "message"),
+    [
+        ({"distillation": "kl"}, "teacher_scores", "the batch has no teacher_scores"),
+        ({"score_mask": "margin", "mask_by": "guide"}, "", "no query_guide, passage_guide"),
+        ({"num_positives": 4}, "", "num_positives=4, but a row has 3 passages"),
+        ({"num_positives": 3, "in_batch": False}, "", "no negatives are left"),
+        ({"dims": (16, 8)}, "", "the embeddings have 8 dimensions"),
+        ({"scores": "maxsim"}, "", "expects 3 axes"),
+    ],
+)
+def test_a_batch_that_does_not_fit_the_options_is_an_error(mesh, options, drop, message):
+    q, p, batch = make_batch(0)
+    batch.pop(drop, None)
+    with pytest.raises(InputError, match=message):
+        run(mesh, Loss(**options), q, p, batch)
