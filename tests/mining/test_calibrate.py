@@ -257,3 +257,26 @@ def test_ranks_are_counted_among_what_could_be_a_negative():
     assert trial.ranks.tolist() == [1, 2, 4, 1, 2, 4]
     alone = dataclasses.replace(hidden, excluded=Ragged.from_rows([[0, 1], [4]], np.int32))
     assert alone.visible_ranks.tolist() == [2, 3]
+
+
+def test_without_labels_the_estimate_is_the_formula():
+    # 40 queries over 12 passages; the positive ranks first 20 times, second 10, tenth 10.
+    places = [0] * 20 + [1] * 10 + [9] * 10
+    scores_qn = np.tile(np.linspace(0.9, 0.1, 12, dtype=np.float32), (40, 1))
+    hidden = hidden_lib.hide(
+        table(scores_qn, [[place] for place in places], 12),
+        None,
+        np.arange(40),
+        np.arange(40),
+        excluded=Ragged.from_rows([[]] * 40, np.int32),
+        query_ids=[f"q{i}" for i in range(40)],
+    )
+    law = unlabelled.rank_law(hidden)
+    assert (law.first, law.relevant) == (1, 2)
+    one = Options(num_negatives=1)
+    trial = hidden_lib.try_rule(hidden, one, Rule("naive"), [f"p{i}" for i in range(12)])
+    share, drawn = unlabelled.estimate(trial, hidden, law, resamples=100, seed=0)
+    # Behind a positive that is first stands rank 2: (2 - 1) 0.25 / 0.75; elsewhere rank 1:
+    # (2 - 1) 0.5 / 0.5.
+    assert share == pytest.approx(0.5 * (1 / 3) + 0.5 * 1)
+    assert drawn.min() < share < drawn.max()
