@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from etils import epath
 
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
@@ -40,6 +41,7 @@ __all__ = [
     "audit",
     "audit_table",
     "csv_text",
+    "read_csv",
     "rules_to_try",
     "value_text",
     "visible_positives",
@@ -237,6 +239,29 @@ def csv_text(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
+def read_csv(path: epath.PathLike) -> list[Row]:
+    """The rows that `csv_text` wrote.
+
+    Raises:
+        InputError: another file.
+    """
+    import csv
+
+    path = epath.Path(path)
+    kinds = [field.type for field in dataclasses.fields(Row)]
+    convert = {"str": str, "int": int, "float": lambda cell: float(cell) if cell else math.nan}
+    try:
+        header, *lines = csv.reader(path.read_text().splitlines())
+        if tuple(header) != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(header)}")
+        return [
+            Row(*(convert[kind](cell) for kind, cell in zip(kinds, line, strict=True)))
+            for line in lines
+        ]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is not the table of an audit ({error})") from None
+
+
 def audit_table(rows: Sequence[Row]):
     """A `rich.table.Table`, a block for each data set and teacher."""
     from rich.table import Table
@@ -254,15 +279,19 @@ def audit_table(rows: Sequence[Row]):
             *(block if first else ("", "")),
             row.rule,
             row.value,
-            f"{row.false_negative_share:.1%}",
-            f"{row.low:.1%} … {row.high:.1%}",
-            f"{row.hardness:.3f}",
+            _shown(row.false_negative_share, ".1%"),
+            f"{row.low:.1%} … {row.high:.1%}" if row.slots else "",
+            _shown(row.hardness, ".3f"),
             f"{row.fill:.1%}",
-            "" if math.isnan(row.cost) else f"{row.cost:.2f}",
-            "" if row.rule == "naive" else f"{row.relative_cut:.0%}",
+            _shown(row.cost, ".2f"),
+            "" if row.rule == "naive" else _shown(row.relative_cut, ".0%"),
             end_section=last,
         )
     return table
+
+
+def _shown(value: float, form: str) -> str:
+    return "" if math.isnan(value) else format(value, form)
 
 
 def _cell(value: float) -> str:

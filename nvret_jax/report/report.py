@@ -18,7 +18,8 @@ from etils import epath
 
 from nvret_jax import artifacts
 from nvret_jax.evaluation.comparison import Scores
-from nvret_jax.report import figures
+from nvret_jax.mining.audit import Row
+from nvret_jax.report import audit_figures, figures
 
 # A passage longer than this many characters is folded, showing about this much of it.
 FOLD_AT = 260
@@ -124,6 +125,7 @@ class ReportData:
         title: heading of the page.
         lead: one or two sentences under it.
         scores: rows of the table, one a data set; the first one is the headline.
+        audit: rows of the stage audit.
         teacher_scores, mining, training, examples: see their classes.
         config: {setting: value} worth showing.
         environment: {part: version or name}, such as jax, devices.
@@ -136,6 +138,7 @@ class ReportData:
     mining: Mining | None = None
     training: Training | None = None
     examples: Sequence[Example] = ()
+    audit: Sequence[Row] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -160,6 +163,7 @@ def build(data: ReportData) -> str:
         "count": lambda value: f"{value:,}",
         "lead": _lead,
         "svg": Markup,
+        "share": lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %",
     }
     template = resources.files("nvret_jax.report").joinpath("report.html.j2").read_text("utf-8")
     histogram = curve = None
@@ -177,12 +181,25 @@ def build(data: ReportData) -> str:
         histogram=histogram,
         has_ceiling=groups is not None and bool(np.isfinite(groups.ceiling).any()),
         curve=curve,
+        audits=_audits(data.audit),
         strips=[_strip(example) for example in data.examples],
         fold_at=FOLD_AT,
         isfinite=math.isfinite,
     )
     # A text may hold what UTF-8 or HTML cannot: lone surrogates, NUL.
     return page.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _audits(rows: Sequence[Row]) -> list[tuple[str, figures.Chart, list[Row]]]:
+    """Heading, chart and rows of each data set and teacher."""
+    blocks: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        blocks.setdefault((row.dataset, row.teacher), []).append(row)
+    charts = audit_figures.charts(rows)
+    return [
+        (heading, chart, block)
+        for (heading, chart), block in zip(charts, blocks.values(), strict=True)
+    ]
 
 
 def _lead(text: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from nvret_jax import __version__, teachers
 from nvret_jax.artifacts import Artifact
+from nvret_jax.mining.audit import read_csv
 from nvret_jax.mining.exclusion import Reason
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.survivors import Verdict, judge
@@ -51,11 +52,13 @@ def gather(run: Run) -> report.ReportData:
     mined: dict[str, Any] = {}
     if "mine" in stages:
         mined = _mined(run)
+    what = "a text retriever" if run.trains or run.evaluates else "mining"
     return report.ReportData(
-        title=f"{run.config.name}: a text retriever",
+        title=f"{run.config.name}: {what}",
         lead=_lead(run),
         scores=[read_scores(run)] if run.evaluates else [],
         training=_training(run) if run.trains else None,
+        audit=read_csv(run.need(run.audit()).path) if "audit" in stages else [],
         config=run.recipe(),
         environment={
             "nvret_jax": __version__,
@@ -67,6 +70,8 @@ def gather(run: Run) -> report.ReportData:
 
 
 def _lead(run: Run) -> str:
+    if "audit" in run.config.stages and not run.trains:
+        return f"{teachers.describe(run)}, audited on {run.train_data.name}."
     if not run.trains:
         return f"{run.config.student.model}, as it is."
     return (
