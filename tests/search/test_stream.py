@@ -61,6 +61,15 @@ def test_any_tile(tile):
     assert_same(index.search(queries_qd, 30), brute_force(queries_qd, passages_nd, 30))
 
 
+def test_rows_past_the_end_are_never_found():
+    """They are zeros, and would score above everything here."""
+    rng = np.random.default_rng(12)
+    queries_qd = np.abs(integers(rng, 20)) + 1
+    passages_nd = -np.abs(integers(rng, 300)) - 1
+    index = stream.StreamIndex(passages_nd, mesh=ONE, tile=128, memory_bytes=1 << 27)
+    assert_same(index.search(queries_qd, 25), brute_force(queries_qd, passages_nd, 25))
+
+
 def test_several_passes_and_blocks_with_masks():
     """Lists of all queries exceed half of the budget: queries go in passes, each in blocks."""
     rng = np.random.default_rng(2)
