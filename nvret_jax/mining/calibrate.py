@@ -136,15 +136,21 @@ def calibrate(
         measure = _ranks(hidden, law, resamples, seed)
         found = {"method": "ranks", "relevant_per_query": round(law.relevant, 3)}
     values = _values(rule_name, hidden, 0 if labelled else _PAPER)
-    tried: dict[int, dict[str, float]] = {}
+    tried: dict[int, dict[str, float | None]] = {}
 
     def holds(place: int) -> bool:
         rule = dataclasses.replace(options.rule, **{VALUES[rule_name]: values[place]})
         trial = try_rule(hidden, options, rule, passage_ids)
-        share, upper = measure(trial)
-        fill = int(trial.slots_q.sum()) / (options.num_negatives * len(numbers))
-        numbers_of = {"share": share, "upper": upper, "hardness": trial.hardness, "fill": fill}
-        tried[place] = {"value": values[place]} | {k: round(v, 6) for k, v in numbers_of.items()}
+        slots = int(trial.slots_q.sum())
+        # What mines nothing leaves no false negatives; `fill` tells.
+        share, upper = measure(trial) if slots else (0.0, 0.0)
+        tried[place] = {
+            "value": values[place],
+            "share": round(share, 6),
+            "upper": round(upper, 6),
+            "hardness": round(trial.hardness, 6) if np.isfinite(trial.hardness) else None,
+            "fill": round(slots / (options.num_negatives * len(numbers)), 6),
+        }
         return upper <= target
 
     place = _least_strict(holds, len(values))

@@ -137,6 +137,16 @@ def test_where_nothing_is_relevant_but_the_positive_the_laxest_value_is_chosen()
     assert len(choice.record["tried"]) == 1
 
 
+def test_a_value_that_mines_nothing_leaves_a_record_that_is_still_json():
+    scores_qn, _, known = world(12)
+    options = Options(rule=Rule(min_score=2.0))
+    record = choose(scores_qn, known, options=options).record
+    assert record["tried"] == [
+        {"value": 1.0, "share": 0.0, "upper": 0.0, "hardness": None, "fill": 0.0}
+    ]
+    json.dumps(record, allow_nan=False)
+
+
 def test_a_target_that_cannot_be_met_is_an_error_that_says_what_came():
     scores_qn, _, known = world(5, relevant=40, lift=0.05)
     with pytest.raises(InputError, match=r"misses mining\.calibration\.target=0\.01 even at 0\.5"):
