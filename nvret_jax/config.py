@@ -329,6 +329,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.embed.chunk_rows = 128
     config.search.depth = 30
     config.search.query_block = 16
+    for key, value in (("percent", 0.95), ("margin", 0.05)):
+        if config.mining[key] == "auto":  # which takes more queries than there are
+            config.mining[key] = value
+    config.audit.resamples = min(config.audit.resamples, 200)
     config.train.batch_size = 8
     config.train.num_negatives = min(config.train.num_negatives, 2)
     config.train.steps = 12

@@ -55,7 +55,7 @@ def _make_audit(run: Run, artifact: Artifact) -> None:
         )
     text = audit.csv_text(rows)
     artifact.finish_file(lambda path: path.write_text(text))
-    say(table_text(audit.audit_table(rows)))
+    say(table_text(audit.audit_table(rows), width=130))
 
 
 STAGE = Stage(_audit_artifacts, _make_audit)

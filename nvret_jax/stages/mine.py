@@ -81,7 +81,7 @@ def _calibrated(
         choice = calibrate(
             candidates,
             teacher.ranker,
-            run.options,
+            dataclasses.replace(run.options, rule=rule),  # a second value sees the first
             name,
             target=run.config.mining.calibration.target,
             max_queries=run.config.mining.calibration.queries,
