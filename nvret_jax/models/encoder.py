@@ -3,8 +3,9 @@
     encoder = Encoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")
     emb_nd = encoder.encode(["a text", "another"])
 
-`EmbeddingModel` is what is trained: a Flax module from token ids to vectors. `Encoder` is what is
-used: it owns the mesh, reads the folder, and turns any number of texts into one array.
+`EmbeddingModel` (embedding_model.py) is what is trained: a Flax module from token ids to vectors.
+`Encoder` is what is used: it owns the mesh, reads the folder, and turns any number of texts into
+one array; for late-interaction models `encode_tokens` gives one array a text.
 
 Encoding is a loop over one compiled step per bucket of lengths. How many tokens a step takes is a
 property of the device (`TOKENS_PER_DEVICE`): a CPU is fastest when a layer's activations stay in
@@ -20,7 +21,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,15 +36,17 @@ from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.batches import Batch, pad_batch, plan_batches
-from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
-from nvret_jax.models import weights
-from nvret_jax.models.bert import Bert, Options, check_mesh
-from nvret_jax.models.pooling import check_pooling, l2_normalize, pool
+from nvret_jax.models import embedding_model, weights
+from nvret_jax.models import lora as lora_lib
+from nvret_jax.models.bert import Options
+from nvret_jax.models.embedding_model import EmbeddingModel
+from nvret_jax.models.lora import LoraConfig
+from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
 from nvret_jax.models.resolve import DEFAULT_MODEL, resolve
-from nvret_jax.models.spec import EncoderSpec, check_max_length, read_spec
+from nvret_jax.models.spec import EncoderSpec, read_spec
 
-__all__ = ["DEFAULT_MODEL", "EmbeddingModel", "Encoder", "EncoderSpec"]
+__all__ = ["DEFAULT_MODEL", "EmbeddingModel", "Encoder", "EncoderSpec", "LoraConfig"]
 
 # Tokens of one compiled step, per device the batch is split over. On a CPU about a thousand keeps
 # a layer's activations in the cache: measured 1.4 times the speed of 4,096. For accelerators the
@@ -54,47 +58,18 @@ TOKENS_PER_DEVICE = {"cpu": 1024, "gpu": 65536, "tpu": 65536}
 BLOCK = 16384
 
 
-class EmbeddingModel(nnx.Module):
-    """Token ids to one vector a text: backbone, pooling, and unit length if `normalize`."""
-
-    def __init__(self, backbone: nnx.Module, *, pooling: str, normalize: bool):
-        self.backbone = backbone
-        self.pooling = check_pooling(pooling)
-        self.normalize = normalize
-
-    def __call__(
-        self,
-        tokens_bt: jax.Array,
-        lengths_b: jax.Array,
-        dropout_keys_b: jax.Array | None = None,
-    ) -> jax.Array:
-        """Embeds right-padded sequences; call it under `jax.set_mesh`.
-
-        Args:
-            tokens_bt: int32 [B, T], sharded over "batch".
-            lengths_b: int32 [B], real tokens of each, at least 1.
-            dropout_keys_b: typed PRNG keys [B], one an example; None: no dropout.
-
-        Returns:
-            float32 [B, D], sharded over "batch".
-        """
-        hidden_btd = self.backbone(tokens_bt, lengths_b, dropout_keys_b=dropout_keys_b)
-        with jax.named_scope("pooling"):
-            emb_bd = pool(hidden_btd, lengths_b, self.pooling)
-            return l2_normalize(emb_bd) if self.normalize else emb_bd
-
-    def logical_axes(self) -> dict[tuple[str, ...], tuple[str | None, ...]]:
-        """Path of each weight in `nnx.state(self)` -> its logical axes at rest."""
-        axes = self.backbone.logical_axes()
-        return {("backbone", *path): names for path, names in axes.items()}
-
-
 # One compiled step per (kind of model, shape of batch, mesh), shared by all encoders of the
 # process: the weights are an argument, so new ones (`Encoder.replace`) compile nothing.
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(graphdef: Any, state: Any, tokens_bt: jax.Array, lengths_b: jax.Array) -> jax.Array:
-    emb_bd = nnx.merge(graphdef, state)(tokens_bt, lengths_b)
-    return jax.reshard(emb_bd, P(None, None))  # whole on every process, to be read there
+def _embed(
+    graphdef: Any,
+    state: Any,
+    tokens_bt: jax.Array,
+    lengths_b: jax.Array,
+    skip: jax.Array | None,
+) -> jax.Array:
+    emb = nnx.merge(graphdef, state)(tokens_bt, lengths_b, skip=skip)
+    return jax.reshard(emb, P(*(None,) * emb.ndim))  # whole on every process, to be read there
 
 
 def _platform(mesh: Mesh) -> str:
@@ -118,6 +93,7 @@ class Encoder:
         mesh: where the weights lie and the work is done.
         folder: where the model was read from.
         width: D, the length of an embedding.
+        lora: what adapters the model has; None: none.
     """
 
     def __init__(
@@ -126,17 +102,20 @@ class Encoder:
         state: Any,
         *,
         spec: EncoderSpec,
-        tokenizer: Tokenizer,
+        tokenizer: ModelTokenizer,
         mesh: Mesh,
         folder: epath.Path,
         backbone_folder: epath.Path,
         weights_sha256: str | None = None,
+        lora: LoraConfig | None = None,
     ):
         self._graphdef, self._state = graphdef, state
         self._weights_sha256 = weights_sha256
         self._backbone_folder = backbone_folder
         self.spec, self.tokenizer, self.mesh, self.folder = spec, tokenizer, mesh, folder
-        self.width = spec.bert.hidden_size
+        self._texts = TextTokens(spec, tokenizer, folder)
+        self.width = spec.width
+        self.lora = lora
 
     @classmethod
     def from_pretrained(
@@ -151,6 +130,11 @@ class Encoder:
         normalize: bool | None = None,
         query_prompt: str | None = None,
         passage_prompt: str | None = None,
+        prompt_in_pooling: str | None = None,
+        bidirectional: bool | None = None,
+        lora: LoraConfig | None = None,
+        adapter: epath.PathLike | None = None,
+        seed: int = 0,
         dropout: float = 0.0,
         remat: bool = False,
         attention: str = "xla",
@@ -164,8 +148,14 @@ class Encoder:
             dtype: of the products. 'bfloat16' is the fast one on accelerators; 'float32' is
                 float32 everywhere, never TF32.
             param_dtype: of the weights at rest, whatever the file holds.
-            max_length, pooling, normalize, query_prompt, passage_prompt: None: as the folder
-                says.
+            max_length, pooling, normalize, query_prompt, passage_prompt, prompt_in_pooling: None:
+                as the folder says; see `EncoderSpec`.
+            bidirectional: of a decoder: whether tokens see what comes after them. None: as the
+                folder says.
+            lora: gives the backbone new adapters, float32 whatever `param_dtype` is.
+            adapter: a folder with PEFT's adapter_config.json and adapter_model.safetensors, read
+                into adapters. Not with `lora`.
+            seed: of new adapters.
             dropout: rate in training; it applies only where the model is called with keys.
             remat: recompute layers in the backward pass.
             attention: an implementation by name.
@@ -194,27 +184,27 @@ class Encoder:
             normalize=normalize,
             query_prompt=query_prompt,
             passage_prompt=passage_prompt,
+            prompt_in_pooling=prompt_in_pooling,
+            bidirectional=bidirectional,
         )
-        config = spec.bert
-        check_mesh(config, mesh)
-        tokenizer = Tokenizer.from_folder(backbone_folder)
-
-        def build() -> EmbeddingModel:
-            backbone = Bert(config, options=options, param_dtype=param_dtype, rngs=nnx.Rngs(0))
-            return EmbeddingModel(backbone, pooling=spec.pooling, normalize=spec.normalize)
-
-        # Shapes only: no weight exists before it is read from the file.
-        abstract = nnx.eval_shape(build)
-        graphdef, state = nnx.split(abstract)
-        flat = nnx.to_flat_state(state)
-        shapes = {path[1:]: variable.shape for path, variable in flat}
-        arrays = weights.load(
-            backbone_folder, shapes, abstract.backbone.logical_axes(), mesh, dtype=param_dtype
-        )
-        state = nnx.from_flat_state(
-            [(path, variable.replace(arrays[path[1:]])) for path, variable in flat]
-        )
+        embedding_model.check_mesh(spec, mesh)
+        tokenizer = ModelTokenizer.from_folder(backbone_folder)
         files = weights.weight_files(backbone_folder)
+        files += [
+            file for name in spec.dense_folders for file in weights.weight_files(folder / name)
+        ]
+        if adapter is not None:
+            if lora is not None:
+                raise InputError(f"lora and adapter={os.fspath(adapter)} are both given; give one")
+            adapter, lora = epath.Path(adapter), lora_lib.read_config(adapter)
+            files.append(adapter / lora_lib.WEIGHTS_FILE)
+        # Shapes only: no weight exists before it is read from the file.
+        build = functools.partial(embedding_model.build, spec, options, adapters=lora)
+        abstract = nnx.eval_shape(build)
+        state = embedding_model.load(
+            abstract, spec, folder, backbone_folder, mesh, adapter=adapter, seed=seed
+        )
+        graphdef = nnx.split(abstract)[0]
         digest = hashlib.sha256("".join(map(weights.file_sha256, files)).encode()).hexdigest()
         return cls(
             graphdef,
@@ -225,6 +215,7 @@ class Encoder:
             folder=folder,
             backbone_folder=backbone_folder,
             weights_sha256=digest,
+            lora=lora,
         )
 
     @property
@@ -241,7 +232,8 @@ class Encoder:
         """
         if self._weights_sha256 is None:
             digest = hashlib.sha256()
-            for key, value in weights.to_hf(self.model).items():
+            tensors = [self.save_weights_hf(), *self.save_dense_hf()]
+            for key, value in (item for part in tensors for item in part.items()):
                 digest.update(key.encode() + value.tobytes())
             self._weights_sha256 = digest.hexdigest()
         content = {
@@ -266,18 +258,45 @@ class Encoder:
             mesh=self.mesh,
             folder=self.folder,
             backbone_folder=self._backbone_folder,
+            lora=self.lora,
         )
 
     def save_weights_hf(self) -> dict[str, np.ndarray]:
-        """HF key -> array: our weights, and what the source had beside them (its pooler).
+        """HF key -> array: our weights, and what the source had beside them (a BERT's pooler).
 
-        All processes must call it. What transformers reads from it is a plain `BertModel` (or
-        XLM-R), without a warning where the source gave none.
+        Adapters are merged into the kernels. All processes must call it. What transformers reads
+        from it is the plain backbone (`BertModel`, `MistralModel`, …), without a warning where the
+        source gave none. The weights of Dense modules are not among it: `save_dense_hf`.
         """
-        tensors = weights.to_hf(self.model)
+        with jax.set_mesh(self.mesh):
+            tensors = embedding_model.to_hf(self.model, self.spec)
+        if self.spec.family.table is not weights.BERT_TABLE:
+            return tensors
         extra = weights.carried(self._backbone_folder)
         dtype = jnp.dtype(self.spec.param_dtype)
         return tensors | {key: value.astype(dtype) for key, value in extra.items()}
+
+    def save_dense_hf(self) -> list[dict[str, np.ndarray]]:
+        """HF key -> array for each Dense module, as `spec.dense` lists them."""
+        return embedding_model.dense_to_hf(self.model)
+
+    def save_adapter(self, folder: epath.PathLike) -> None:
+        """Writes the adapters alone, as PEFT reads them; all processes call it, one writes.
+
+        Raises:
+            InputError: the model has none.
+        """
+        table = self.spec.family.table
+        lora_lib.save(self.model.backbone, folder, table=table, base=os.fspath(self.folder))
+
+    @property
+    def trainable(self) -> Any:
+        """The filter of what training changes: all weights, or with adapters only those."""
+        return nnx.Param if self.lora is None else lora_lib.trainable
+
+    def prompt_tokens(self, kind: str) -> int | None:
+        """Tokens of each text of a kind that are not pooled; None where all are (see `skip`)."""
+        return self._texts.unpooled(kind)
 
     def tokenize(
         self, texts: Sequence[str], *, kind: str = "passage", max_length: int | None = None
@@ -293,21 +312,7 @@ class Encoder:
         Raises:
             InputError: the tokenizer knows more tokens than the model.
         """
-        prompt = self.spec.prompt(kind)
-        max_length = self.spec.max_length if max_length is None else max_length
-        check_max_length(max_length, self.spec.bert.max_tokens)
-        texts = [prompt + text for text in texts]
-        if self.spec.lowercase:
-            texts = [text.lower() for text in texts]
-        tokens = self.tokenizer.encode(texts, max_length)
-        vocabulary = self.spec.bert.vocab_size
-        highest = max((int(ids.max()) for ids in tokens if ids.size), default=0)
-        if highest >= vocabulary:
-            raise InputError(
-                f"{self.folder}: the tokenizer gives token {highest}, but the model has "
-                f"{vocabulary} (config.json: vocab_size); they do not belong together"
-            )
-        return tokens
+        return self._texts.tokenize(texts, kind, max_length)
 
     def encode(
         self,
@@ -333,17 +338,75 @@ class Encoder:
             the same array on every process. All processes must call it with the same texts.
 
         Raises:
-            InputError: a text is not a str, or an embedding is not finite (naming the first row).
+            InputError: a text is not a str, an embedding is not finite (naming the first row), or
+                the model keeps a vector for each token.
         """
+        if self.spec.pooling == "tokens":
+            raise InputError(
+                f"{self.folder}: a late-interaction model has no single vector for a text; use "
+                "encode_tokens, or pooling='mean'"
+            )
+        emb_nd = np.empty((len(texts), self.width), np.float32)
+
+        def keep(start: int, rows: np.ndarray, emb_bd: np.ndarray, tokens: Any) -> None:
+            emb_nd[start + rows] = emb_bd
+
+        self._encode(texts, kind, max_length, token_budget, progress, keep)
+        return emb_nd
+
+    def encode_tokens(
+        self,
+        texts: Sequence[str],
+        *,
+        kind: str = "passage",
+        max_length: int | None = None,
+        token_budget: int | None = None,
+        progress: bool = False,
+    ) -> list[np.ndarray]:
+        """Embeds the tokens of texts with a late-interaction model; arguments as of `encode`.
+
+        Returns:
+            for text i, float32 [tokens that count, D]: those of its tokens that are not skipped,
+            mask tokens of a lengthened query included.
+
+        Raises:
+            InputError: as `encode`; or the model pools.
+        """
+        late = self.spec.late
+        if late is None:
+            raise InputError(
+                f"{self.folder}: this model pools its tokens ({self.spec.pooling}); use encode, or "
+                "pooling='tokens'"
+            )
+        out: list[np.ndarray] = [np.empty((0, self.width), np.float32)] * len(texts)
+        skipped = self._texts.skipped(kind)
+
+        def keep(start: int, rows: np.ndarray, emb_btd: np.ndarray, tokens: Any) -> None:
+            for row, emb_td in zip(rows.tolist(), emb_btd, strict=True):
+                ids = tokens[row]
+                out[start + row] = emb_td[: len(ids)][~np.isin(ids, skipped)]
+
+        self._encode(texts, kind, max_length, token_budget, progress, keep)
+        return out
+
+    def _encode(
+        self,
+        texts: Sequence[str],
+        kind: str,
+        max_length: int | None,
+        token_budget: int | None,
+        progress: bool,
+        keep: Callable[..., None],
+    ) -> None:
+        """Calls `keep(first row of block, rows in it, embeddings, block tokens)` for each batch."""
         _check_texts(texts)
-        max_length = self.spec.max_length if max_length is None else max_length
-        check_max_length(max_length, self.spec.bert.max_tokens)
+        max_length = self._texts.limit(kind, max_length)
+        skip = self._texts.unpooled(kind)
         shards = mesh_lib.shards(self.mesh, "batch")
         if token_budget is None:
             token_budget = TOKENS_PER_DEVICE.get(_platform(self.mesh), 65536)
         if token_budget < 1:
             raise InputError(f"token_budget={token_budget}: expected a positive number of tokens")
-        emb_nd = np.empty((len(texts), self.width), np.float32)
         bar = tqdm.tqdm(
             total=len(texts),
             desc=f"encode {kind}",
@@ -358,27 +421,38 @@ class Encoder:
                 tokens = coming.pop().result()
                 coming += [thread.submit(tokenize, b) for b in blocks[number + 1 : number + 2]]
                 start = number * BLOCK
-                out_nd = emb_nd[start : start + len(block)]
-                self._encode_block(tokens, out_nd, max_length, token_budget * shards, shards, bar)
-                bad = np.flatnonzero(~np.isfinite(out_nd).all(axis=1))
-                if bad.size:
+                tokens, seen = self._texts.expanded(tokens, kind)
+                bad: list[int] = []
+                for rows, emb in self._encode_block(
+                    tokens,
+                    seen,
+                    skip=skip,
+                    max_length=max_length,
+                    token_budget=token_budget * shards,
+                    multiple_of=shards,
+                ):
+                    bar.update(len(rows))
+                    keep(start, rows, emb, tokens)
+                    finite = np.isfinite(emb).reshape(len(rows), -1).all(axis=1)
+                    bad += rows[~finite].tolist()
+                if bad:
                     raise InputError(
-                        f"the embedding of text {start + bad[0]} is not finite ({bad.size} such "
+                        f"the embedding of text {start + min(bad)} is not finite ({len(bad)} such "
                         f"in this block of {len(block)}); the weights in {self.folder} are "
                         "damaged, or dtype overflows: try dtype='float32'"
                     )
-        return emb_nd
 
     def _encode_block(
         self,
         tokens: list[np.ndarray],
-        out_nd: np.ndarray,
+        seen: list[int],
+        *,
+        skip: int | None,
         max_length: int,
         token_budget: int,
         multiple_of: int,
-        bar: tqdm.tqdm,
-    ) -> None:
-        """Fills `out_nd` with the embeddings of texts, given their tokens."""
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (rows, their embeddings) of texts, given their tokens and how many are seen."""
         plan = plan_batches(
             [len(ids) for ids in tokens],
             max_length=max_length,
@@ -387,19 +461,20 @@ class Encoder:
         )
         waiting: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
 
-        def fetch() -> None:
-            rows, emb_bd = waiting.popleft()
+        def fetch() -> tuple[np.ndarray, np.ndarray]:
+            rows, emb = waiting.popleft()
             real = rows >= 0
-            out_nd[rows[real]] = np.asarray(emb_bd.addressable_data(0))[real]
-            bar.update(int(real.sum()))
+            return rows[real], np.asarray(emb.addressable_data(0))[real]
 
         for rows, length in plan:
             batch = pad_batch(tokens, rows, length, self.tokenizer.pad_id)
-            waiting.append((batch.rows, self._step(batch)))
+            lengths_b = [max(1, seen[row]) if row >= 0 else 1 for row in rows.tolist()]
+            batch = dataclasses.replace(batch, lengths_b=np.asarray(lengths_b, np.int32))
+            waiting.append((batch.rows, self._step(batch, skip)))
             if len(waiting) > 1:
-                fetch()
+                yield fetch()
         while waiting:
-            fetch()
+            yield fetch()
 
     @functools.cached_property
     def _operands(self) -> Any:
@@ -418,7 +493,7 @@ class Encoder:
             ]
         )
 
-    def _step(self, batch: Batch) -> jax.Array:
+    def _step(self, batch: Batch, skip: int | None) -> jax.Array:
         """Dispatches one batch; returns at once, with an array that is still being computed."""
 
         def put(x: np.ndarray, *axes: str | None) -> jax.Array:
@@ -431,4 +506,5 @@ class Encoder:
             self._operands,
             put(batch.tokens_bt, "batch", None),
             put(batch.lengths_b, "batch"),
+            None if skip is None else jnp.int32(skip),
         )

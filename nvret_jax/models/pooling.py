@@ -1,58 +1,205 @@
-"""From token vectors to one vector a text.
+"""From token vectors to what a text is compared by: one vector, or one a token.
 
 Which pooling a model wants is part of the model: it was trained with it, and its folder says so
 (`1_Pooling/config.json`). Sums run in float32 over the real tokens only; the special tokens count,
-as they do in sentence-transformers.
+as they do in sentence-transformers. Tokens at the beginning (an instruction) can be kept out.
+
+    mean, cls, lasttoken   one vector, under sentence-transformers' names
+    latent                 NV-Embed: the mean, after `latent.LatentAttention`
+    tokens                 late interaction (ColBERT): no pooling, each token keeps its vector
+
+`Dense` is what may follow: sentence-transformers' module of that name, PyLate's projection.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from nvret_jax.errors import InputError
+from nvret_jax.models.bert import ACTIVATIONS, Options, _Weights
+from nvret_jax.models.weights import COPY, LINEAR, Table
+
+Skip = int | jax.Array | None
 
 
-def _mean(hidden_btd: jax.Array, lengths_b: jax.Array) -> jax.Array:
-    real_bt = jnp.arange(hidden_btd.shape[1])[None, :] < lengths_b[:, None]
+def _at(tokens: int) -> jax.Array:
+    return jnp.arange(tokens)[None, :]
+
+
+def _picked(hidden_btd: jax.Array, index_b: jax.Array) -> jax.Array:
+    """Row `index_b` of each sequence. A masked sum: a gather would move more on a mesh."""
+    chosen_bt = _at(hidden_btd.shape[1]) == index_b[:, None]
+    return jnp.where(chosen_bt[:, :, None], hidden_btd.astype(jnp.float32), 0.0).sum(axis=1)
+
+
+def _mean(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
+    first_b = jnp.zeros_like(lengths_b) if skip is None else jnp.zeros_like(lengths_b) + skip
+    at = _at(hidden_btd.shape[1])
+    real_bt = (at >= first_b[:, None]) & (at < lengths_b[:, None])
     # where, not a product with the mask: 0 × inf would let a padded position through as NaN.
     kept_btd = jnp.where(real_bt[:, :, None], hidden_btd.astype(jnp.float32), 0.0)
-    return kept_btd.sum(axis=1) / jnp.maximum(lengths_b, 1)[:, None].astype(jnp.float32)
+    count_b = jnp.maximum(lengths_b - first_b, 1)
+    return kept_btd.sum(axis=1) / count_b[:, None].astype(jnp.float32)
 
 
-def _cls(hidden_btd: jax.Array, lengths_b: jax.Array) -> jax.Array:
-    del lengths_b  # the first token is always real
-    return hidden_btd[:, 0].astype(jnp.float32)
+def _cls(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
+    if skip is None:  # the first token is always real
+        return hidden_btd[:, 0].astype(jnp.float32)
+    return _picked(hidden_btd, jnp.where(skip < lengths_b, skip, 0))
 
 
-POOLINGS = {"mean": _mean, "cls": _cls}
+def _last(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
+    del skip  # a text that is all instruction ends in its last token, too
+    return _picked(hidden_btd, lengths_b - 1)
 
 
-def check_pooling(mode: str, where: str = "pooling") -> str:
-    """`mode`, if `pool` knows it; otherwise InputError that begins with `where`."""
-    if mode not in POOLINGS:
-        raise InputError(f"{where}: mode {mode!r} is not supported; known: {', '.join(POOLINGS)}")
+POOLINGS = {"mean": _mean, "cls": _cls, "lasttoken": _last, "latent": _mean}
+MODES = (*POOLINGS, "tokens")
+OF_FOLDERS = ("mean", "cls", "lasttoken")  # what a 1_Pooling/config.json may ask for
+
+
+def check_pooling(mode: str, where: str = "pooling", known: tuple[str, ...] = MODES) -> str:
+    """`mode`, if it is one of `known`; otherwise InputError that begins with `where`."""
+    if mode not in known:
+        raise InputError(f"{where}: mode {mode!r} is not supported; known: {', '.join(known)}")
     return mode
 
 
-def pool(hidden_btd: jax.Array, lengths_b: jax.Array, mode: str) -> jax.Array:
+def pool(hidden_btd: jax.Array, lengths_b: jax.Array, mode: str, *, skip: Skip = None) -> jax.Array:
     """One vector per sequence.
 
     Args:
         hidden_btd: [B, T, D], any float dtype.
         lengths_b: int32 [B], real tokens per sequence; the rest is padding on the right.
-        mode: 'mean' over the real tokens, or 'cls': the first token.
+        mode: 'mean' over the real tokens ('latent' likewise), 'cls': the first token, 'lasttoken':
+            the last real one.
+        skip: tokens at the beginning that are kept out of it, for all sequences or int32 [B]; a
+            mean over nothing is 0.
 
     Returns:
         float32 [B, D], not normalised.
 
     Raises:
-        InputError: unknown mode.
+        InputError: another mode.
     """
-    return POOLINGS[check_pooling(mode)](hidden_btd, lengths_b)
+    if check_pooling(mode) not in POOLINGS:
+        raise InputError(f"pooling: mode {mode!r} gives no single vector")
+    return POOLINGS[mode](hidden_btd, lengths_b, skip)
 
 
 def l2_normalize(emb_bd: jax.Array) -> jax.Array:
     """Rows at unit length; a zero row stays zero (the floor of 1e-12 is torch's)."""
     norm_b1 = jnp.sqrt(jnp.sum(jnp.square(emb_bd), axis=-1, keepdims=True))
     return emb_bd / jnp.maximum(norm_b1, 1e-12)
+
+
+# torch's class -> ours. sentence-transformers writes the whole path; its last part tells.
+_ACTIVATIONS = {
+    "Identity": lambda x: x,
+    "Tanh": jnp.tanh,
+    "GELU": ACTIVATIONS["gelu"],
+    "ReLU": jax.nn.relu,
+    "SiLU": jax.nn.silu,
+    "Sigmoid": jax.nn.sigmoid,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseConfig:
+    """What shapes a `Dense`; field names are sentence-transformers'.
+
+    Attributes:
+        in_features, out_features: its widths.
+        bias: whether it has one.
+        activation_function: a key of `_ACTIVATIONS`.
+        use_residual: the input is added, through a kernel of its own where the widths differ.
+    """
+
+    in_features: int
+    out_features: int
+    bias: bool = True
+    activation_function: str = "Tanh"
+    use_residual: bool = False
+
+    @classmethod
+    def from_folder(cls, config: Mapping[str, Any], width: int, where: str) -> DenseConfig:
+        """Reads a module's config.json.
+
+        Raises:
+            InputError: it asks for what is not supported, or does not take vectors of `width`.
+        """
+        wrong = []
+        for name in ("in_features", "out_features"):
+            value = config.get(name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                wrong.append(f"{name}={value!r}, expected a positive int")
+        if not wrong and config["in_features"] != width:
+            wrong.append(f"in_features={config['in_features']}, but it follows {width}")
+        activation = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
+        if activation not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            wrong.append(f"activation_function={activation!r}, supported: {known}")
+        if wrong:
+            raise InputError(f"{where}: {'; '.join(wrong)}")
+        return cls(
+            in_features=config["in_features"],
+            out_features=config["out_features"],
+            bias=bool(config.get("bias", True)),
+            activation_function=activation,
+            use_residual=bool(config.get("use_residual", False)),
+        )
+
+
+class Dense(_Weights):
+    """activation(x · kernel + bias) (+ x, or x · residual); over vectors of texts or of tokens."""
+
+    AXES: ClassVar = {
+        "kernel": (None, None),  # [in, out]
+        "bias": (None,),
+        "residual_kernel": (None, None),
+    }
+
+    def __init__(self, config: DenseConfig, *, options: Options, param_dtype: Any, rngs: nnx.Rngs):
+        self.config, self.options = config, options
+        normal = nnx.initializers.normal(config.in_features**-0.5)
+        shape = (config.in_features, config.out_features)
+        self.kernel = nnx.Param(normal(rngs.params(), shape, param_dtype))
+        if config.bias:
+            self.bias = nnx.Param(jnp.zeros(shape[1:], param_dtype))
+        if config.use_residual and shape[0] != shape[1]:
+            self.residual_kernel = nnx.Param(normal(rngs.params(), shape, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> float32 [..., out]."""
+        options = self.options
+
+        def product(name: str) -> jax.Array:
+            out = jnp.einsum(
+                "...i,io->...o",
+                x.astype(options.dtype),
+                self._use(name, options.dtype),
+                precision=options.precision,
+                preferred_element_type=jnp.float32,
+            )
+            return out
+
+        out = product("kernel")
+        if self.config.bias:
+            out = out + self._use("bias", jnp.float32)
+        out = _ACTIVATIONS[self.config.activation_function](out)
+        if not self.config.use_residual:
+            return out
+        return out + (product("residual_kernel") if hasattr(self, "residual_kernel") else x)
+
+
+DENSE_TABLE: Table = {
+    "linear.weight": (("kernel",), LINEAR),
+    "linear.bias": (("bias",), COPY),
+    "residual.weight": (("residual_kernel",), LINEAR),
+}

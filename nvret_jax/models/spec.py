@@ -1,9 +1,10 @@
 """What a model folder says about itself: architecture, pooling, normalisation, prompts, lengths.
 
 A folder is read the way sentence-transformers reads it, because that is who wrote it; what the
-folder leaves open gets that library's default. Both spellings of a pooling config are understood:
-the booleans of old (`pooling_mode_mean_tokens`) and today's `pooling_mode`. A module or a setting
-that would change the embedding and that we do not compute is refused, never skipped.
+folder leaves open gets that library's default, or what the architecture is known for. Both
+spellings of a pooling config are understood: the booleans of old (`pooling_mode_mean_tokens`) and
+today's `pooling_mode`. A module or a setting that would change the embedding and that we do not
+compute is refused, never skipped.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from absl import logging
 from etils import epath
 
 from nvret_jax.errors import InputError
-from nvret_jax.models.bert import OFFSET_POSITIONS, BertConfig
-from nvret_jax.models.pooling import check_pooling
+from nvret_jax.models import late_interaction
+from nvret_jax.models.decoder_config import CAUSAL_FLAGS, FLAVOURS
+from nvret_jax.models.families import FAMILIES, Family
+from nvret_jax.models.late_interaction import LateInteraction
+from nvret_jax.models.pooling import OF_FOLDERS, DenseConfig, check_pooling
 from nvret_jax.models.weights import read_json
 
-SUPPORTED_MODELS = tuple(OFFSET_POSITIONS)
+SUPPORTED_MODELS = tuple(FAMILIES)
 # sentence-transformers looks for a passage's prompt under these names, in this order.
 PASSAGE_PROMPTS = ("document", "passage", "corpus")
 OLD_POOLING = {
@@ -33,6 +37,8 @@ OLD_POOLING = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 SHORTEST = 3  # tokens: two special ones and one of the text
+# Whether the tokens of a prompt are pooled: all, none, or but the last of them (NV-Embed's code).
+PROMPT_IN_POOLING = ("all", "none", "last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +47,19 @@ class EncoderSpec:
 
     Attributes:
         architecture: HF's config.json.
-        pooling: a key of `pooling.POOLINGS`.
+        pooling: one of `pooling.MODES`.
         normalize: whether embeddings have unit length.
         query_prompt, passage_prompt: put before the text, '' for none.
         max_length: tokens a text is cut to, special ones included.
         lowercase: whether texts are lower-cased before the tokenizer sees them.
-        similarity: what the model's authors compare with, 'cosine' or 'dot'. Search is by dot
-            product; that is cosine where `normalize` holds.
+        similarity: what the model's authors compare with, 'cosine' or 'dot' ('maxsim' where the
+            pooling is 'tokens'). Search is by dot product; that is cosine where `normalize` holds.
         dtype, param_dtype: of the products, and of the weights at rest.
+        prompt_in_pooling: one of `PROMPT_IN_POOLING`.
+        append_eos: whether each text gets an end token if the tokenizer adds none.
+        dense: what follows the pooling (with 'tokens': the backbone).
+        dense_folders: where in the model's folder their weights are.
+        late: how texts of a late-interaction model are prepared; None for others.
     """
 
     architecture: dict[str, Any]
@@ -61,10 +72,26 @@ class EncoderSpec:
     similarity: str
     dtype: str
     param_dtype: str
+    prompt_in_pooling: str = "all"
+    append_eos: bool = False
+    dense: tuple[DenseConfig, ...] = ()
+    dense_folders: tuple[str, ...] = ()
+    late: LateInteraction | None = None
 
     @property
-    def bert(self) -> BertConfig:
-        return BertConfig.from_hf(self.architecture)
+    def family(self) -> Family:
+        """What stands behind the model_type."""
+        return FAMILIES[self.architecture["model_type"]]
+
+    @property
+    def backbone(self) -> Any:
+        """What shapes the backbone: a `BertConfig`, `DecoderConfig` or `ModernBertConfig`."""
+        return self.family.config.from_hf(self.architecture)
+
+    @property
+    def width(self) -> int:
+        """D, the length of an embedding."""
+        return self.dense[-1].out_features if self.dense else self.backbone.hidden_size
 
     def prompt(self, kind: str) -> str:
         """The prompt of 'query' or 'passage'; InputError for another kind."""
@@ -88,73 +115,121 @@ def _object(path: epath.Path) -> dict[str, Any]:
     return content
 
 
-def _modules(folder: epath.Path) -> tuple[epath.Path, epath.Path | None, bool]:
-    """(folder of the backbone, folder of the pooling or None, normalised) from modules.json."""
-    path = folder / "modules.json"
+@dataclasses.dataclass
+class _Modules:
+    """What modules.json lists; folders are relative to the model's."""
+
+    backbone: str = ""
+    pooling: str | None = None
+    dense: list[str] = dataclasses.field(default_factory=list)
+    mask: str | None = None  # of a late-interaction model
+    normalize: bool = False
+
+
+def _modules(folder: epath.Path, late: bool) -> _Modules:
+    """Reads modules.json; without one, the folder is a backbone alone."""
+    path, found = folder / "modules.json", _Modules()
     if not path.exists():
-        return folder, None, False
+        return found
     listed = read_json(path)
     if not isinstance(listed, list) or not all(isinstance(m, dict) for m in listed):
         raise InputError(f"{path}: expected a list of modules")
-    backbone, pooling, normalize = folder, None, False
     for number, module in enumerate(listed):
         kind, where = str(module.get("type", "")), str(module.get("path", ""))
         name = kind.rsplit(".", 1)[-1]
-        if not kind.startswith("sentence_transformers."):
+        if not kind.startswith("sentence_transformers.") and kind != "pylate.models.Dense.Dense":
             raise InputError(f"{path}: module {number} is {kind!r}; code of a model is never run")
         if name == "Transformer" and number == 0:
-            backbone = folder / where if where else folder
+            found.backbone = where
         elif name == "Pooling" and number == 1:
-            pooling = folder / where
-        elif name == "Normalize" and number >= 2:
-            normalize = True
+            found.pooling = None if late else where
+        elif name == "Dense" and number and not found.normalize:
+            found.dense.append(where)
+        elif name == "MultiVectorMask" and late:
+            found.mask = where
+        elif name == "Normalize" and number:
+            found.normalize = True
         else:
             raise InputError(
                 f"{path}: module {number} is {name!r}; supported: Transformer, Pooling, "
-                "then optionally Normalize"
+                "then optionally Dense and Normalize (late interaction: Transformer, Dense)"
             )
-    return backbone, pooling, normalize
+    return found
 
 
-def _pooling(folder: epath.Path | None) -> tuple[str | None, bool]:
-    """(mode or None where the folder does not say, whether the prompt is pooled too)."""
+def _pooling(folder: epath.Path | None) -> tuple[str | None, bool | None]:
+    """(mode, whether the prompt is pooled too); None where the folder does not say."""
     if folder is None:
-        return None, True
+        return None, None
     path = folder / "config.json"
     config = _object(path)
     mode = config.get("pooling_mode")
     if mode is None:
         active = [name for key, name in OLD_POOLING.items() if config.get(key)]
         if len(active) > 1:
-            raise InputError(f"{path}: pools {' + '.join(active)}; supported: one of mean, cls")
+            raise InputError(f"{path}: pools {' + '.join(active)}; supported: one at a time")
         mode = active[0] if active else None
     elif isinstance(mode, (list, tuple)):
         if len(mode) != 1:
-            raise InputError(f"{path}: pools {' + '.join(mode)}; supported: one of mean, cls")
+            raise InputError(f"{path}: pools {' + '.join(mode)}; supported: one at a time")
         mode = mode[0]
     if mode is not None:
-        check_pooling(mode, str(path))
-    return mode, bool(config.get("include_prompt", True))
+        check_pooling(mode, str(path), OF_FOLDERS)
+    return mode, config.get("include_prompt")
 
 
-def _architecture(folder: epath.Path) -> dict[str, Any]:
+def _dense(folder: epath.Path, names: list[str], width: int) -> tuple[DenseConfig, ...]:
+    """The Dense modules in these folders, the first of which takes vectors of `width`."""
+    found = []
+    for name in names:
+        path = folder / name / "config.json"
+        if not path.exists():
+            raise InputError(f"{path}: no such file, though modules.json lists a Dense module")
+        found.append(DenseConfig.from_folder(_object(path), width, str(path)))
+        width = found[-1].out_features
+    return tuple(found)
+
+
+def _architecture(folder: epath.Path, bidirectional: bool | None) -> dict[str, Any]:
+    """config.json, checked; with the attention's direction changed where that is asked for."""
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: no config.json in this folder; it does not hold a model")
     config = _object(path)
     supported = ", ".join(SUPPORTED_MODELS)
-    if config.get("auto_map"):
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type)
+    if config.get("auto_map") and not (family and family.own_code):
         raise InputError(
             f"{path}: 'auto_map' asks to run code that came with the model, which is never done; "
             f"supported model_type: {supported}"
         )
-    if config.get("model_type") not in SUPPORTED_MODELS:
+    if family is None:
         raise InputError(
-            f"{path}: model_type={config.get('model_type')!r} "
+            f"{path}: model_type={model_type!r} "
             f"(architectures={config.get('architectures')}); supported: {supported}"
         )
-    BertConfig.from_hf(config, str(path))
+    if bidirectional is not None:
+        config = _directed(config, bidirectional, str(path))
+    family.config.from_hf(config, str(path))
     return config
+
+
+def _directed(config: dict[str, Any], bidirectional: bool, where: str) -> dict[str, Any]:
+    """A decoder's config.json that says which way attention goes, as every reader wants to hear."""
+    model_type = config["model_type"]
+    if model_type not in FLAVOURS:
+        if bidirectional:
+            return config
+        raise InputError(f"{where}: bidirectional=False, but a {model_type!r} always is")
+
+    def said(config: dict[str, Any], inner: tuple[str, ...]) -> dict[str, Any]:
+        out = {k: v for k, v in config.items() if k not in CAUSAL_FLAGS}
+        if inner:
+            return out | {inner[0]: said(out.get(inner[0]) or {}, inner[1:])}
+        return out | {"is_causal": not bidirectional, "use_bidirectional_attention": bidirectional}
+
+    return said(config, FLAVOURS[model_type].text)
 
 
 def _prompts(
@@ -179,6 +254,36 @@ def _prompts(
     return (default if query is None else query), (default if passage is None else passage)
 
 
+def _similarity(path: epath.Path, shared: Mapping[str, Any], late: bool) -> str:
+    name = shared.get("similarity_fn_name") or "cosine"
+    if late:
+        return "maxsim"
+    if name not in ("cosine", "dot"):
+        raise InputError(f"{path}: similarity_fn_name={name!r}; supported: 'cosine', 'dot'")
+    return name
+
+
+def _limit(folder: epath.Path, settings: Mapping[str, Any], positions: int) -> int:
+    """The longest text, where nobody asks for another limit."""
+    stated = settings.get("max_seq_length")
+    if stated is None:
+        stated = _object(folder / "tokenizer_config.json").get("model_max_length")
+    # Tokenizers without a limit state one of 1e30.
+    return positions if stated is None else int(min(stated, positions))
+
+
+def _prompt_in_pooling(
+    given: str | None, include: bool | None, family: Family, pooling: str
+) -> str:
+    if given is not None and given not in PROMPT_IN_POOLING:
+        known = ", ".join(PROMPT_IN_POOLING)
+        raise InputError(f"prompt_in_pooling={given!r}: expected one of {known}")
+    if given is None and include is not None and family.prompt_in_pooling != "last":
+        given = "all" if include else "none"
+    given = family.prompt_in_pooling if given is None else given
+    return "all" if pooling in ("lasttoken", "tokens") else given
+
+
 def read_spec(
     folder: epath.PathLike,
     *,
@@ -189,8 +294,14 @@ def read_spec(
     normalize: bool | None = None,
     query_prompt: str | None = None,
     passage_prompt: str | None = None,
+    prompt_in_pooling: str | None = None,
+    bidirectional: bool | None = None,
 ) -> tuple[EncoderSpec, epath.Path]:
     """Reads a model folder; each argument that is not None overrides what the folder says.
+
+    Args:
+        bidirectional: of a decoder: whether tokens see what comes after them.
+        others: see `EncoderSpec`.
 
     Returns:
         the spec, and the folder of backbone and tokenizer (old models keep it one level down).
@@ -199,44 +310,39 @@ def read_spec(
         InputError: a file is not what it should be, or asks for what we do not compute.
     """
     folder = epath.Path(folder)
-    backbone, pooling_folder, has_normalize = _modules(folder)
-    architecture = _architecture(backbone)
-    found, pools_prompt = _pooling(pooling_folder)
-    if pooling is not None:
-        check_pooling(pooling)
-    elif found is None:
-        _say_once(f"{folder}: the model does not say how it pools; taking the mean")
     shared_path = folder / "config_sentence_transformers.json"
     shared = _object(shared_path)
+    is_late = late_interaction.is_late_interaction(shared) or pooling == "tokens"
+    modules = _modules(folder, is_late)
+    backbone = folder / modules.backbone if modules.backbone else folder
+    architecture = _architecture(backbone, bidirectional)
+    family = FAMILIES[architecture["model_type"]]
+    shape = family.config.from_hf(architecture)
+    settings = _object(backbone / "sentence_bert_config.json")
+    found, include = _pooling(None if modules.pooling is None else folder / modules.pooling)
+    pooling = _mode(folder, family, pooling, found, is_late)
     query_prompt, passage_prompt = _prompts(shared_path, shared, query_prompt, passage_prompt)
-    if not pools_prompt and (query_prompt or passage_prompt):
-        raise InputError(
-            f"{pooling_folder}/config.json: include_prompt=false leaves the prompt out of the "
-            "pooling, which is not supported; use empty prompts or another model"
-        )
-    normalize = has_normalize if normalize is None else normalize
-    similarity = shared.get("similarity_fn_name") or "cosine"
-    if similarity not in ("cosine", "dot"):
-        raise InputError(
-            f"{shared_path}: similarity_fn_name={similarity!r}; supported: 'cosine', 'dot'"
-        )
+    if normalize is None:
+        normalize = modules.normalize or is_late
+        if not (folder / "modules.json").exists():
+            normalize = family.normalize or is_late
+    similarity = _similarity(shared_path, shared, is_late)
     if similarity == "cosine" and not normalize:
         _say_once(
             f"{folder}: the model is compared by cosine but does not normalise, so dot products "
             "of its embeddings are not its similarity; normalize=True makes them so"
         )
-    settings = _object(backbone / "sentence_bert_config.json")
-    positions = BertConfig.from_hf(architecture).max_tokens
     if max_length is None:
-        stated = settings.get("max_seq_length")
-        if stated is None:
-            stated = _object(backbone / "tokenizer_config.json").get("model_max_length")
-        # Tokenizers without a limit state one of 1e30.
-        max_length = positions if stated is None else int(min(stated, positions))
-    check_max_length(max_length, positions)
+        max_length = _limit(backbone, settings, shape.max_tokens)
+    check_max_length(max_length, shape.max_tokens)
+    late = None
+    if is_late:
+        mask = {} if modules.mask is None else _object(folder / modules.mask / "config.json")
+        late = late_interaction.read(shared, settings, mask, str(folder))
+    tokenizer = _object(backbone / "tokenizer_config.json")
     spec = EncoderSpec(
         architecture=architecture,
-        pooling=pooling or found or "mean",
+        pooling=pooling,
         normalize=bool(normalize),
         query_prompt=query_prompt,
         passage_prompt=passage_prompt,
@@ -245,8 +351,41 @@ def read_spec(
         similarity=similarity,
         dtype=dtype,
         param_dtype=param_dtype,
+        prompt_in_pooling=_prompt_in_pooling(prompt_in_pooling, include, family, pooling),
+        append_eos=bool(
+            architecture.get("add_eos", architecture["model_type"] == "nvembed")
+            or tokenizer.get("add_eos_token")
+        ),
+        dense=_dense(folder, modules.dense, shape.hidden_size),
+        dense_folders=tuple(modules.dense),
+        late=late,
     )
     return spec, backbone
+
+
+def _mode(
+    folder: epath.Path, family: Family, given: str | None, found: str | None, is_late: bool
+) -> str:
+    """The pooling: as given, as the folder says, as the architecture is known for, or the mean."""
+    if is_late and given not in (None, "tokens"):
+        raise InputError(
+            f"{folder}: pooling={given!r}, but this is a late-interaction model: its tokens keep "
+            "their vectors (pooling='tokens')"
+        )
+    if is_late:
+        return "tokens"
+    if (given == "latent") != (family.pooling == "latent") and given is not None:
+        raise InputError(
+            f"{folder}: pooling={given!r}, but latent attention belongs to NV-Embed "
+            "(model_type='nvembed'), and NV-Embed to it"
+        )
+    if given is not None:
+        return check_pooling(given)
+    if family.pooling == "latent":
+        return "latent"
+    if found is None and family.pooling is None:
+        _say_once(f"{folder}: the model does not say how it pools; taking the mean")
+    return found or family.pooling or "mean"
 
 
 def check_max_length(max_length: int, positions: int) -> None:

@@ -1,9 +1,10 @@
 """HF safetensors in, sharded arrays out, and back: one reviewed table, read in both directions.
 
-A conversion is data: `BERT_TABLE` maps a pattern of HF keys to the path of our weight and a named
-transform. Loading starts from the abstract model (shapes only), so each array is made in its final
-dtype and sharding, and a process reads only the slices its devices hold: there is never a second
-copy of the model in host memory. All that is wrong with a checkpoint comes in one message.
+A conversion is data: a table such as `BERT_TABLE` maps a pattern of HF keys to the path of our
+weight and a named transform; the tables of other backbones stand beside them. Loading starts from
+the abstract model (shapes only), so each array is made in its final dtype and sharding, and a
+process reads only the slices its devices hold: there is never a second copy of the model in host
+memory. All that is wrong with a checkpoint comes in one message.
 
 Only safetensors are read. Pickled checkpoints can run code when opened, so they are refused.
 """
@@ -14,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +38,7 @@ INDEX_FILE = "model.safetensors.index.json"
 LISTED_KEYS = 12  # of each kind of problem; a wrong model would otherwise list hundreds
 
 Index = tuple[slice, ...]  # with plain start and stop
+Path = tuple[Any, ...]  # of a weight in a model's state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +47,32 @@ class Transform:
 
     Attributes:
         hf_shape: our shape -> HF's shape.
-        hf_index: (our slices, our shape) -> HF's slices.
+        hf_index: (our slices, our shape) -> HF's slices; a list of them where they are not next
+            to each other, to be read and joined along the first dimension.
         load: (HF's piece, shape of our piece) -> our piece.
         save: our whole array -> HF's.
+        inputs: for a kernel, how many of our dimensions are its input, counted as a slice's stop
+            (1: the first; -1: all but the last); None for what is no kernel.
     """
 
     hf_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
-    hf_index: Callable[[Index, tuple[int, ...]], Index]
+    hf_index: Callable[[Index, tuple[int, ...]], Index | list[Index]]
     load: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
     save: Callable[[np.ndarray], np.ndarray]
+    inputs: int | None = None
 
 
-def _merged(heads: slice, head_dim: int) -> slice:
-    """The rows of an [H·K] dimension that hold these heads. K is never cut."""
-    return slice(heads.start * head_dim, heads.stop * head_dim)
+def _merged(index: Index, shape: tuple[int, ...]) -> slice:
+    """The part of a dimension merged from several that holds these; only the first is ever cut."""
+    inner = math.prod(shape[1:])
+    return slice(index[0].start * inner, index[0].stop * inner)
+
+
+def _fused(index: Index, shape: tuple[int, ...]) -> list[slice]:
+    """The same where the first dimension tells fused weights apart: one part for each of them."""
+    parts = range(shape[0])[index[0]]
+    inner, whole = _merged(index[1:], shape[1:]), math.prod(shape[1:])
+    return [slice(p * whole + inner.start, p * whole + inner.stop) for p in parts]
 
 
 COPY = Transform(
@@ -72,31 +87,50 @@ LINEAR = Transform(
     hf_index=lambda i, s: (i[1], i[0]),
     load=lambda x, s: x.T,
     save=lambda x: x.T,
+    inputs=1,
 )
-# Into heads: HF [H·K, D], ours [D, H, K].
+# Into heads, grouped or not: HF [H·K, D], ours [D, H, K]; HF [N·G·K, D], ours [D, N, G, K].
 TO_HEADS = Transform(
-    hf_shape=lambda s: (s[1] * s[2], s[0]),
-    hf_index=lambda i, s: (_merged(i[1], s[2]), i[0]),
-    load=lambda x, s: x.reshape(s[1], s[2], s[0]).transpose(2, 0, 1),
-    save=lambda x: x.transpose(1, 2, 0).reshape(-1, x.shape[0]),
+    hf_shape=lambda s: (math.prod(s[1:]), s[0]),
+    hf_index=lambda i, s: (_merged(i[1:], s[1:]), i[0]),
+    load=lambda x, s: np.moveaxis(x.reshape(*s[1:], s[0]), -1, 0),
+    save=lambda x: np.moveaxis(x, 0, -1).reshape(-1, x.shape[0]),
+    inputs=1,
 )
 # The bias of those: HF [H·K], ours [H, K].
 HEADS_BIAS = Transform(
-    hf_shape=lambda s: (s[0] * s[1],),
-    hf_index=lambda i, s: (_merged(i[0], s[1]),),
+    hf_shape=lambda s: (math.prod(s),),
+    hf_index=lambda i, s: (_merged(i, s),),
     load=lambda x, s: x.reshape(s),
     save=lambda x: x.reshape(-1),
 )
 # Out of heads: HF [D, H·K], ours [H, K, D].
 FROM_HEADS = Transform(
-    hf_shape=lambda s: (s[2], s[0] * s[1]),
-    hf_index=lambda i, s: (i[2], _merged(i[0], s[1])),
-    load=lambda x, s: x.reshape(s[2], s[0], s[1]).transpose(1, 2, 0),
-    save=lambda x: x.transpose(2, 0, 1).reshape(x.shape[2], -1),
+    hf_shape=lambda s: (s[-1], math.prod(s[:-1])),
+    hf_index=lambda i, s: (i[-1], _merged(i[:-1], s[:-1])),
+    load=lambda x, s: np.moveaxis(x.reshape(s[-1], *s[:-1]), 0, -1),
+    save=lambda x: np.moveaxis(x, -1, 0).reshape(x.shape[-1], -1),
+    inputs=-1,
 )
+# Several kernels in one: HF [3·H·K, D], ours [D, 3, H, K]; HF [2·F, D], ours [D, 2, F].
+FUSED = Transform(
+    hf_shape=TO_HEADS.hf_shape,
+    hf_index=lambda i, s: [(rows, i[0]) for rows in _fused(i[1:], s[1:])],
+    load=TO_HEADS.load,
+    save=TO_HEADS.save,
+    inputs=1,
+)
+FUSED_BIAS = Transform(
+    hf_shape=HEADS_BIAS.hf_shape,
+    hf_index=lambda i, s: [(rows,) for rows in _fused(i, s)],
+    load=HEADS_BIAS.load,
+    save=HEADS_BIAS.save,
+)
+Table = Mapping[str, tuple[Path, Transform]]
 
-# HF key ('{layer}' counts from 0) -> (path of our weight, transform). RoBERTa and XLM-R share it.
-BERT_TABLE: dict[str, tuple[tuple[str, str], Transform]] = {
+# HF key -> (path of our weight, transform). '{layer}' counts from 0, '{layer+1}' from 1 (weights
+# that the first layer does not have). RoBERTa and XLM-R share this one.
+BERT_TABLE: Table = {
     "embeddings.word_embeddings.weight": (("embeddings", "word"), COPY),
     "embeddings.position_embeddings.weight": (("embeddings", "position"), COPY),
     "embeddings.token_type_embeddings.weight": (("embeddings", "token_type"), COPY),
@@ -209,9 +243,11 @@ class Checkpoint:
         dtypes: key -> safetensors dtype name ('F32', 'BF16', …).
     """
 
-    def __init__(self, folder: epath.PathLike):
+    def __init__(self, folder: epath.PathLike, file: str | None = None):
         self.folder = epath.Path(folder)
-        self.files = weight_files(folder)
+        self.files = weight_files(folder) if file is None else [self.folder / file]
+        if not self.files[0].exists():
+            raise InputError(f"{self.files[0]}: no such file")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._where: dict[str, tuple[Any, str]] = {}
@@ -250,18 +286,25 @@ class Checkpoint:
         )
 
 
+def _stacked(pattern: str) -> bool:
+    return "{layer" in pattern
+
+
 def _layer_keys(pattern: str, layers: int) -> list[str]:
     """The HF keys behind one line of a table, in layer order."""
-    if "{layer}" not in pattern:
+    if not _stacked(pattern):
         return [pattern]
-    return [pattern.format(layer=layer) for layer in range(layers)]
+    first = int("{layer+1}" in pattern)
+    pattern = pattern.replace("{layer+1}", "{layer}")
+    return [pattern.format(layer=layer + first) for layer in range(layers)]
 
 
 def _check(
     checkpoint: Checkpoint,
-    table: Mapping[str, tuple[tuple[str, str], Transform]],
-    shapes: Mapping[tuple[str, str], tuple[int, ...]],
+    table: Table,
+    shapes: Mapping[Path, tuple[int, ...]],
     prefixes: tuple[str, ...],
+    ignored: tuple[str, ...],
 ) -> str:
     """Raises InputError with all that is wrong; returns the prefix the keys have."""
     keys = set(checkpoint.shapes)
@@ -270,15 +313,15 @@ def _check(
     expected: dict[str, tuple[int, ...]] = {}
     for pattern, (path, transform) in table.items():
         shape, layers = shapes[path], 0
-        if "{layer}" in pattern:
+        if _stacked(pattern):
             layers, shape = shape[0], shape[1:]
         for key in _layer_keys(pattern, layers):
             expected[prefix + key] = transform.hf_shape(shape)
-    ignored = re.compile("|".join(IGNORED))
+    skipped = re.compile("|".join(ignored) or "(?!)")
     problems = []
     if missing := [key for key in expected if key not in keys]:
         problems.append(f"missing keys: {_some(missing)}")
-    if unknown := sorted(k for k in keys if k not in expected and not ignored.fullmatch(k)):
+    if unknown := sorted(k for k in keys if k not in expected and not skipped.fullmatch(k)):
         problems.append(f"unknown keys: {_some(unknown)}")
     if misshaped := [
         f"{key} {list(checkpoint.shapes[key])}, expected {list(shape)}"
@@ -304,14 +347,16 @@ def shardings(axes: Mapping[tuple[str, ...], tuple[str | None, ...]], mesh: Mesh
 
 def load(
     folder: epath.PathLike,
-    shapes: Mapping[tuple[str, str], tuple[int, ...]],
-    axes: Mapping[tuple[str, str], tuple[str | None, ...]],
+    shapes: Mapping[Path, tuple[int, ...]],
+    axes: Mapping[Path, tuple[str | None, ...]],
     mesh: Mesh,
     *,
     dtype: Any,
-    table: Mapping[str, tuple[tuple[str, str], Transform]] = BERT_TABLE,
+    table: Table = BERT_TABLE,
     prefixes: tuple[str, ...] = BERT_PREFIXES,
-) -> dict[tuple[str, str], jax.Array]:
+    ignored: tuple[str, ...] = IGNORED,
+    file: str | None = None,
+) -> dict[Path, jax.Array]:
     """Reads a model's weights straight into their shards.
 
     Args:
@@ -320,7 +365,10 @@ def load(
         axes: path -> logical axes (`Bert.logical_axes()`).
         mesh: where the weights go.
         dtype: of the arrays; stored float16, bfloat16, float32 or float64 is cast to it.
-        table, prefixes: the conversion.
+        table, prefixes: the conversion. Lines of the table whose weight is not in `shapes` (a bias
+            this model does not have) do not count.
+        ignored: patterns of whole keys that may stand there and are not read.
+        file: the one file to read, where it is not called `model.safetensors`.
 
     Returns:
         path -> array with `mesh.sharding(mesh, *axes[path])`.
@@ -331,10 +379,11 @@ def load(
     """
     dtype = jnp.dtype(dtype)
     arrays = {}
-    with Checkpoint(folder) as checkpoint:
-        prefix = _check(checkpoint, table, shapes, prefixes)
+    table = {pattern: line for pattern, line in table.items() if line[0] in shapes}
+    with Checkpoint(folder, file) as checkpoint:
+        prefix = _check(checkpoint, table, shapes, prefixes, ignored)
         for pattern, (path, transform) in table.items():
-            stacked, shape = "{layer}" in pattern, tuple(shapes[path])
+            stacked, shape = _stacked(pattern), tuple(shapes[path])
             keys = [prefix + key for key in _layer_keys(pattern, shape[0])]
             one = shape[1:] if stacked else shape
 
@@ -354,7 +403,11 @@ def load(
                 wanted = keys[index[0]] if stacked else keys
                 out = np.empty((len(wanted), *sizes), dtype)
                 for row, key in enumerate(wanted):
-                    out[row] = transform.load(checkpoint.read(key, hf_index), sizes)
+                    if isinstance(hf_index, list):
+                        read = np.concatenate([checkpoint.read(key, i) for i in hf_index])
+                    else:
+                        read = checkpoint.read(key, hf_index)
+                    out[row] = transform.load(read, sizes)
                 return out if stacked else out[0]
 
             target = mesh_lib.sharding(mesh, *axes[path])
@@ -374,7 +427,7 @@ def gather(array: jax.Array) -> np.ndarray:
 def to_hf(
     model: nnx.Module,
     *,
-    table: Mapping[str, tuple[tuple[str, str], Transform]] = BERT_TABLE,
+    table: Table = BERT_TABLE,
 ) -> dict[str, np.ndarray]:
     """A model's weights under HF's names and in HF's layout (without a head's prefix).
 
@@ -387,8 +440,10 @@ def to_hf(
     state = dict(nnx.to_flat_state(nnx.state(getattr(model, "backbone", model))))
     tensors = {}
     for pattern, (path, transform) in table.items():
+        if path not in state:  # a bias this model does not have
+            continue
         value = gather(state[path][...])
-        stacked = "{layer}" in pattern
+        stacked = _stacked(pattern)
         rows = value if stacked else value[None]
         for key, row in zip(_layer_keys(pattern, len(rows)), rows, strict=True):
             tensors[key] = np.ascontiguousarray(transform.save(row))

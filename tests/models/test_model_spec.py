@@ -126,12 +126,13 @@ def module(*names):
         ),
         (
             "modules.json",
-            module("Transformer", "Pooling", "Dense"),
-            r"modules\.json: module 2 is 'Dense'; supported",
+            module("Transformer", "Pooling", "LSTM"),
+            r"modules\.json: module 2 is 'LSTM'; supported",
         ),
         ("modules.json", module("WordEmbeddings"), "module 0 is 'WordEmbeddings'"),
         ("modules.json", module("custom_st.Transformer"), "code of a model is never run"),
-        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "'lasttoken' is not supported"),
+        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "'weightedmean' is not sup"),
+        ("1_Pooling/config.json", {"pooling_mode": "latent"}, "'latent' is not supported"),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "'max' is not supported"),
         (
             "1_Pooling/config.json",
@@ -156,11 +157,13 @@ def test_what_cannot_be_computed_is_refused(folder, name, content, message):
         read_spec(folder)
 
 
-def test_prompts_left_out_of_the_pooling_are_refused(folder):
+def test_prompts_can_be_left_out_of_the_pooling(folder):
+    assert read_spec(folder)[0].prompt_in_pooling == "all"
     put(folder, "1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
-    assert read_spec(folder)[0].query_prompt == ""  # of no consequence without a prompt
-    with pytest.raises(InputError, match="include_prompt=false"):
-        read_spec(folder, query_prompt="query: ")
+    assert read_spec(folder)[0].prompt_in_pooling == "none"
+    assert read_spec(folder, prompt_in_pooling="all")[0].prompt_in_pooling == "all"
+    with pytest.raises(InputError, match="prompt_in_pooling='some': expected one of all, none"):
+        read_spec(folder, prompt_in_pooling="some")
 
 
 @pytest.mark.parametrize("length", [0, 2, 41])

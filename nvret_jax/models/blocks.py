@@ -1,0 +1,72 @@
+"""What the rotary backbones (`decoder.py`, `modernbert.py`) are put together with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.errors import InputError
+from nvret_jax.models import lora
+
+
+def lookup(table: jax.Array, tokens_bt: jax.Array) -> jax.Array:
+    """Rows of a token table [V, D] cut along D over fsdp: int32 [B, T] -> float32 [B, T, D].
+
+    The table is never gathered; why, and what moves instead, is told in `bert.Embeddings`.
+    """
+    embed = mesh_lib.RULES["embed"]
+    batch = tuple(axis for axis in mesh_lib.RULES["batch"] if axis not in embed)
+    tokens_bt = jax.reshard(tokens_bt, P(batch, None))
+    rows_btd = table.at[tokens_bt].get(out_sharding=P(batch, None, embed), mode="clip")
+    return jax.reshard(rows_btd.astype(jnp.float32), mesh_lib.spec("batch", None, None))
+
+
+def check_tokens(tokens: int, limit: int) -> None:
+    """Raises InputError where a batch is longer than the model has positions for."""
+    if tokens > limit:
+        raise InputError(
+            f"{tokens} tokens, but this model has positions for {limit}; lower max_length"
+        )
+
+
+def declared_axes(model: nnx.Module) -> dict[tuple[str, str], tuple[str | None, ...]]:
+    """Path -> logical axes of each weight a model has, from the `AXES` of its parts."""
+    axes = {}
+    for part, name in (path for path, _ in nnx.to_flat_state(nnx.state(model))):
+        module = getattr(model, part)
+        names = lora.axes(module.AXES, name)
+        axes[part, name] = (None, *names) if part == "layers" else names
+    return axes
+
+
+def scan_layers(
+    block: Any,
+    hidden_btd: jax.Array,
+    layers: nnx.Module,
+    keys_b: jax.Array | None,
+    *,
+    remat: bool,
+    xs: Any = None,
+) -> jax.Array:
+    """Runs `block(hidden, layer, keys[, x])` over stacked layers; each has dropout keys of its own.
+
+    `xs` holds what else differs from layer to layer, stacked.
+    """
+    count = jax.tree.leaves(layers)[0].shape[0]
+
+    def step(hidden_btd: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+        layer, index, x = inputs
+        own_b = keys_b
+        if keys_b is not None:
+            own_b = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_b, index)
+        more = () if x is None else (x,)
+        return block(hidden_btd, layer, own_b, *more), None
+
+    if remat:
+        step = jax.checkpoint(step)
+    return jax.lax.scan(step, hidden_btd, (layers, jnp.arange(count), xs))[0]

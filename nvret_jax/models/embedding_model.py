@@ -1,0 +1,229 @@
+"""The module that is trained: token ids to vectors. And how it is built and filled from a folder.
+
+    backbone  →  (latent attention)  →  pooling  →  (Dense …)  →  (unit length)
+
+With the pooling 'tokens' nothing is pooled and the rest applies to each token. Each part comes from
+files of its own, under names of its own: `load` reads them one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from nvret_jax.errors import InputError
+from nvret_jax.models import latent as latent_lib
+from nvret_jax.models import lora, weights
+from nvret_jax.models.bert import Options
+from nvret_jax.models.latent import LatentAttention, LatentConfig
+from nvret_jax.models.lora import LoraConfig
+from nvret_jax.models.pooling import DENSE_TABLE, Dense, Skip, check_pooling, l2_normalize, pool
+from nvret_jax.models.spec import EncoderSpec
+
+Paths = Mapping[weights.Path, Any]
+
+
+class EmbeddingModel(nnx.Module):
+    """Token ids to one vector a text, or one a token ('tokens')."""
+
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        *,
+        pooling: str,
+        normalize: bool,
+        latent: nnx.Module | None = None,
+        dense: Sequence[nnx.Module] = (),
+    ):
+        self.backbone = backbone
+        self.pooling = check_pooling(pooling)
+        self.normalize = normalize
+        if latent is not None:
+            self.latent = latent
+        if dense:
+            self.dense = nnx.List(dense)
+
+    def __call__(
+        self,
+        tokens_bt: jax.Array,
+        lengths_b: jax.Array,
+        dropout_keys_b: jax.Array | None = None,
+        *,
+        skip: Skip = None,
+    ) -> jax.Array:
+        """Embeds right-padded sequences; call it under `jax.set_mesh`.
+
+        Args:
+            tokens_bt: int32 [B, T], sharded over "batch".
+            lengths_b: int32 [B], real tokens of each, at least 1.
+            dropout_keys_b: typed PRNG keys [B], one an example; None: no dropout.
+            skip: tokens at the beginning that are not pooled, an int or int32 scalar or [B]; the
+                others still see them. None: all are.
+
+        Returns:
+            float32 [B, D], sharded over "batch". With 'tokens' [B, T, D], also at positions behind
+            the end, where a vector has seen the text but counts only if the caller says so.
+        """
+        hidden_btd = self.backbone(tokens_bt, lengths_b, dropout_keys_b=dropout_keys_b)
+        with jax.named_scope("pooling"):
+            if hasattr(self, "latent"):
+                hidden_btd = self.latent(hidden_btd)
+            if self.pooling == "tokens":
+                emb = hidden_btd.astype(jnp.float32)
+            else:
+                emb = pool(hidden_btd, lengths_b, self.pooling, skip=skip)
+            for dense in getattr(self, "dense", ()):
+                emb = dense(emb)
+            return l2_normalize(emb) if self.normalize else emb
+
+    def logical_axes(self) -> dict[weights.Path, tuple[str | None, ...]]:
+        """Path of each weight in `nnx.state(self)` -> its logical axes at rest."""
+        axes = {("backbone", *p): names for p, names in self.backbone.logical_axes().items()}
+        state = dict(nnx.to_flat_state(nnx.state(self)))
+        for path in state:
+            if path[0] == "latent":
+                axes[path] = LatentAttention.AXES[path[-1]]
+            elif path[0] == "dense":
+                axes[path] = Dense.AXES[path[-1]]
+        return axes
+
+
+def build(
+    spec: EncoderSpec, options: Options, *, adapters: LoraConfig | None = None
+) -> EmbeddingModel:
+    """The model of a spec with random weights; call it under `nnx.eval_shape` for shapes alone.
+
+    Raises:
+        InputError: adapters this model does not take, or whose targets it does not have.
+    """
+    rngs, family, shape = nnx.Rngs(0), spec.family, spec.backbone
+    kwargs = {"options": options, "param_dtype": spec.param_dtype, "rngs": rngs}
+    backbone = family.backbone(shape, **kwargs)
+    if adapters is not None:
+        if not family.adapters:
+            raise InputError(
+                f"lora: model_type={spec.architecture['model_type']!r} takes no adapters yet; "
+                "train all weights, or use a decoder or ModernBERT"
+            )
+        lora.attach(backbone, adapters, family.table, rngs=rngs)
+    latent = None
+    if spec.pooling == "latent":
+        config = LatentConfig.from_hf(spec.architecture, shape.hidden_size)
+        latent = LatentAttention(config, **kwargs)
+    return EmbeddingModel(
+        backbone,
+        pooling=spec.pooling,
+        normalize=spec.normalize,
+        latent=latent,
+        dense=[Dense(config, **kwargs) for config in spec.dense],
+    )
+
+
+def check_mesh(spec: EncoderSpec, mesh: Mesh) -> None:
+    """Raises InputError, with the numbers, where `mesh` cannot cut the model of this spec."""
+    spec.family.check_mesh(spec.backbone, mesh)
+    if spec.pooling == "latent":
+        config = LatentConfig.from_hf(spec.architecture, spec.backbone.hidden_size)
+        latent_lib.check_mesh(config, mesh)
+
+
+def _below(root: weights.Path, paths: Paths) -> dict[weights.Path, Any]:
+    """What `paths` holds under `root`, by the rest of the path."""
+    return {path[len(root) :]: v for path, v in paths.items() if path[: len(root)] == root}
+
+
+def load(
+    abstract: EmbeddingModel,
+    spec: EncoderSpec,
+    folder: epath.Path,
+    backbone_folder: epath.Path,
+    mesh: Mesh,
+    *,
+    adapter: epath.Path | None = None,
+    seed: int = 0,
+) -> nnx.State:
+    """Fills an abstract model from a folder, straight into the shards of `mesh`.
+
+    Args:
+        abstract: from `nnx.eval_shape(build)`.
+        spec: its spec.
+        folder, backbone_folder: of the model, and of its backbone's weights.
+        adapter: a PEFT folder; None: adapters, if the model has any, begin as no change.
+        seed: of those.
+
+    Returns:
+        the model's state.
+
+    Raises:
+        InputError: a file is missing or broken, or holds other weights; all bad keys of a file
+            are in the one message.
+    """
+    flat = dict(nnx.to_flat_state(nnx.state(abstract)))
+    shapes = {path: tuple(variable.shape) for path, variable in flat.items()}
+    axes = abstract.logical_axes()
+    arrays: dict[weights.Path, jax.Array] = {}
+
+    def read(root: weights.Path, place: epath.Path, table: weights.Table, **kwargs: Any) -> None:
+        wanted = {table[key][0] for key in table}
+        own = {p: shape for p, shape in _below(root, shapes).items() if p in wanted}
+        found = weights.load(
+            place, own, _below(root, axes), mesh, dtype=spec.param_dtype, table=table, **kwargs
+        )
+        arrays.update({(*root, *path): array for path, array in found.items()})
+
+    family = spec.family
+    read(
+        ("backbone",),
+        backbone_folder,
+        family.table,
+        prefixes=family.prefixes,
+        ignored=family.ignored,
+    )
+    if spec.pooling == "latent":
+        read(
+            ("latent",),
+            backbone_folder,
+            latent_lib.LATENT_TABLE,
+            prefixes=latent_lib.LATENT_PREFIXES,
+            ignored=latent_lib.LATENT_IGNORED,
+        )
+    for number, name in enumerate(spec.dense_folders):
+        read(("dense", number), folder / name, DENSE_TABLE, prefixes=("",), ignored=())
+    config = getattr(getattr(abstract.backbone, "layers", None), "lora", None)
+    if config is not None:
+        inner = (_below(("backbone",), shapes), _below(("backbone",), axes), mesh)
+        if adapter is None:
+            found = lora.initial(*inner, seed=seed)
+        else:
+            found = lora.load(adapter, *inner, table=family.table, targets=config.targets)
+        arrays.update({("backbone", *path): array for path, array in found.items()})
+    return nnx.from_flat_state(
+        [(path, variable.replace(arrays[path])) for path, variable in flat.items()]
+    )
+
+
+def to_hf(model: EmbeddingModel, spec: EncoderSpec) -> dict[str, np.ndarray]:
+    """What goes into a folder's model.safetensors: the backbone under HF's names, adapters merged.
+
+    NV-Embed's latent attention is among it, under the names its own code gives both. All processes
+    must call it, under `jax.set_mesh`.
+    """
+    tensors = weights.to_hf(lora.merged(model.backbone), table=spec.family.table)
+    if spec.pooling != "latent":
+        return tensors
+    own = weights.to_hf(model.latent, table=latent_lib.LATENT_TABLE)
+    return {f"embedding_model.{key}": value for key, value in tensors.items()} | {
+        f"latent_attention_model.{key}": value for key, value in own.items()
+    }
+
+
+def dense_to_hf(model: EmbeddingModel) -> list[dict[str, np.ndarray]]:
+    """What goes into the model.safetensors of each Dense module, in their order."""
+    return [weights.to_hf(dense, table=DENSE_TABLE) for dense in getattr(model, "dense", ())]

@@ -1,0 +1,99 @@
+"""Attention where several query heads share a key and value head, some keys may be out of sight.
+
+Beside padding, which lengths tell as in `attention`, two rules say which keys a token sees:
+`causal`, none after itself; `window`, none further away than that many tokens. Query heads come
+grouped by the key head they share, [kv heads, group], so that no key is ever copied and the tensor
+axis of the mesh splits both alike.
+
+Softmax and its sum are as in `attention.py`: float32, heads before tokens, divided after the
+second product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nvret_jax.errors import InputError
+
+
+def check_grouped(name: str) -> str:
+    """`name`, if there is such an implementation of grouped attention; otherwise InputError."""
+    if name != "xla":
+        raise InputError(
+            f"attention implementation {name!r} has no grouped, causal or windowed form; known: xla"
+        )
+    return name
+
+
+def grouped_attention(
+    q_btngk: jax.Array,
+    k_bsnk: jax.Array,
+    v_bsnk: jax.Array,
+    lengths_b: jax.Array,
+    *,
+    causal: bool = False,
+    window: int | jax.Array | None = None,
+    implementation: str = "xla",
+    precision: jax.lax.Precision | None = None,
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """softmax(q·k / sqrt(K)) · v, over the keys each token sees.
+
+    Args:
+        q_btngk: [B, T, kv heads, group, K], any float dtype; kv heads may be sharded.
+        k_bsnk, v_bsnk: [B, T, kv heads, K].
+        lengths_b: int32 [B], real keys per sequence, at least 1.
+        causal: a token sees itself and what is before it.
+        window: a token sees keys at most this far away, on either side; a number or an int32
+            scalar (so that layers of one scan may differ).
+        implementation: 'xla'.
+        precision: of the two products; None is the backend's default.
+        dropout: applied to the probabilities [B, kv heads, group, T, S] (up to a factor for each
+            query).
+
+    Returns:
+        [B, T, kv heads, group, K] in the dtype of v; some finite vector for a token that sees
+        nothing.
+
+    Raises:
+        InputError: another implementation.
+    """
+    check_grouped(implementation)
+    tokens = q_btngk.shape[1]
+    scale = jnp.asarray(q_btngk.shape[-1] ** -0.5, q_btngk.dtype)
+    q_bngtk = jnp.transpose(q_btngk * scale, (0, 2, 3, 1, 4))
+    k_bnsk, v_bnsk = jnp.swapaxes(k_bsnk, 1, 2), jnp.swapaxes(v_bsnk, 1, 2)
+    scores_bngts = jnp.einsum(
+        "bngtk,bnsk->bngts",
+        q_bngtk,
+        k_bnsk,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    at_t1, at_1s = jnp.arange(tokens)[:, None], jnp.arange(tokens)[None, :]
+    seen_bts = (at_1s < lengths_b[:, None])[:, None]
+    if causal:
+        seen_bts = seen_bts & (at_1s <= at_t1)
+    if window is not None:
+        seen_bts = seen_bts & (jnp.abs(at_t1 - at_1s) <= window)
+    # The lowest finite number, not -inf: a row that sees no key would be NaN otherwise.
+    scores_bngts = jnp.where(
+        seen_bts[:, None, None], scores_bngts, jnp.finfo(scores_bngts.dtype).min
+    )
+    highest = jax.lax.stop_gradient(scores_bngts.max(axis=-1, keepdims=True))
+    weights_bngts = jnp.exp(scores_bngts - highest)
+    total_bngt1 = weights_bngts.sum(axis=-1, keepdims=True)
+    weights_bngts = weights_bngts.astype(v_bsnk.dtype)
+    if dropout is not None:
+        weights_bngts = dropout(weights_bngts)
+    mixed_bngtk = jnp.einsum(
+        "bngts,bnsk->bngtk",
+        weights_bngts,
+        v_bnsk,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    return jnp.transpose(mixed_bngtk / total_bngt1, (0, 3, 1, 2, 4)).astype(v_bsnk.dtype)

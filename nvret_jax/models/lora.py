@@ -1,0 +1,414 @@
+"""LoRA (arXiv 2106.09685): a frozen kernel W, and beside it a trained A·B of low rank.
+
+    y = x·W + scale · dropout(x)·A·B          scale = alpha / rank
+
+Adapters are weights of the layer they belong to, named after the kernel (`query_kernel` gets
+`query_lora_a` [D, r] and `query_lora_b` [r, N, G, K]), stacked and scanned with it, of the type
+`nnx.LoRAParam` and in float32 whatever the kernel's dtype is. A begins random, B zero: at first a
+model with adapters is the model without. `merged` adds them into the kernels, for an export; the
+adapters alone go out and come in as PEFT has them (`save`, `load`).
+
+Targets are named as in PEFT, by the modules of the Hugging Face model ('q_proj', 'mlp.down_proj';
+'all-linear' for every kernel of the layers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.errors import InputError
+from nvret_jax.models import weights
+from nvret_jax.models.bert import Options, dropout
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+ALL = "all-linear"
+# Whose adapters they are; PEFT puts `base_model.model.` before the names of what it wraps.
+_PREFIXES = ("base_model.model.", "base_model.model.model.", "")
+_PLACE = 16  # dropout: the first of the places that are drawn for adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which kernels are adapted, and how.
+
+    Attributes:
+        rank: r, the inner width.
+        alpha: the adapter's output is multiplied by alpha / rank.
+        dropout: rate on the adapter's input, in training.
+        targets: modules of the Hugging Face model, or 'all-linear' alone.
+        rslora: divide alpha by sqrt(rank) instead (arXiv 2312.03732).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (ALL,)
+    rslora: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if self.rank < 1 or isinstance(self.rank, bool) or not isinstance(self.rank, int):
+            raise InputError(f"lora rank={self.rank!r}: expected a positive int")
+        if not self.alpha > 0:
+            raise InputError(f"lora alpha={self.alpha!r}: expected a positive number")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"lora dropout={self.dropout!r}: expected a rate in [0, 1)")
+        if not self.targets:
+            raise InputError("lora targets: name at least one module, or 'all-linear'")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def draws(layers: nnx.Module, options: Options) -> bool:
+    """Whether a forward pass in training drops anything, here or in the adapters."""
+    config = getattr(layers, "lora", None)
+    return options.dropout > 0.0 or (config is not None and config.dropout > 0.0)
+
+
+def product(
+    layer: Any,
+    einsum: str,
+    x: jax.Array,
+    name: str,
+    *,
+    options: Options,
+    keys_b: jax.Array | None = None,
+    **kwargs: Any,
+) -> jax.Array:
+    """x · kernel (+ bias) (+ adapter), for a layer whose weights are called `{name}_kernel`, ….
+
+    Args:
+        layer: a `_Weights` module.
+        einsum: of x and the kernel; the dimensions they share are the kernel's first.
+        x: cast to the compute dtype.
+        keys_b: dropout keys of the layer, for the adapter's input.
+        **kwargs: to `jnp.einsum` (out_sharding).
+
+    Returns:
+        In `options.inner_dtype`.
+    """
+    run = functools.partial(
+        jnp.einsum, precision=options.precision, preferred_element_type=options.inner_dtype
+    )
+    kernel = layer._use(f"{name}_kernel", options.dtype)
+    out = run(einsum, x.astype(options.dtype), kernel, **kwargs)
+    if hasattr(layer, f"{name}_bias"):
+        out = out + layer._use(f"{name}_bias", options.inner_dtype)
+    if not hasattr(layer, f"{name}_lora_a"):
+        return out
+    config: LoraConfig = layer.lora
+    place = _PLACE + sorted(layer.AXES).index(f"{name}_kernel")
+    x = dropout(x, keys_b, place, config.dropout).astype(options.dtype)
+    operands, out_letters = einsum.split("->")
+    x_letters, kernel_letters = operands.split(",")
+    shared = "".join(letter for letter in kernel_letters if letter in x_letters)
+    made = kernel_letters[len(shared) :]
+    batch = "".join(letter for letter in x_letters if letter not in shared)
+    with jax.named_scope("lora"):
+        inner = run(
+            f"{x_letters},{shared}r->{batch}r",
+            x,
+            _use(layer, f"{name}_lora_a", options.dtype),
+            out_sharding=mesh_lib.spec("batch", *(None,) * len(batch)),
+        )
+        extra = run(
+            f"{batch}r,r{made}->{out_letters}",
+            inner.astype(options.dtype),
+            _use(layer, f"{name}_lora_b", options.dtype),
+            **kwargs,
+        )
+        return out + extra * jnp.asarray(config.scale, out.dtype)
+
+
+def _use(layer: Any, name: str, dtype: Any) -> jax.Array:
+    value = getattr(layer, name)[...].astype(dtype)
+    return jax.reshard(value, mesh_lib.spec(*axes(layer.AXES, name), compute=True))
+
+
+def axes(declared: Mapping[str, tuple[str | None, ...]], name: str) -> tuple[str | None, ...]:
+    """Logical axes of a layer's weight: an adapter has those of its kernel's side, r has none."""
+    if name in declared:
+        return declared[name]
+    stem, side = name[: -len("_lora_a")], name[-1]
+    kernel = declared[f"{stem}_kernel"]
+    inputs = 1 if kernel[0] == "embed" else len(kernel) - 1
+    return (*kernel[:inputs], None) if side == "a" else (None, *kernel[inputs:])
+
+
+def _kernels(table: weights.Table) -> dict[str, tuple[str, weights.Transform]]:
+    """HF module, with {layer} -> (stem of our kernel, transform), for kernels of the layers."""
+    return {
+        pattern.removesuffix(".weight"): (path[-1].removesuffix("_kernel"), transform)
+        for pattern, (path, transform) in table.items()
+        if path[0] == "layers" and transform.inputs is not None
+    }
+
+
+def matches(table: weights.Table, targets: tuple[str, ...]) -> dict[str, str]:
+    """HF module -> stem of our kernel, for the targets of a model with this table.
+
+    Raises:
+        InputError: a target matches nothing, naming what there is.
+    """
+    kernels = _kernels(table)
+    found, missing = set(), []
+    for target in targets:
+        hits = [
+            module
+            for module in kernels
+            if target == ALL or module == target or module.endswith(f".{target}")
+        ]
+        found.update(hits)
+        if not hits:
+            missing.append(repr(target))
+    if missing:
+        there = ", ".join(sorted({module.split("}.")[-1] for module in kernels}))
+        raise InputError(
+            f"lora targets {', '.join(missing)} match nothing in this model; its modules: {there} "
+            f"(their last parts will do), or {ALL!r}"
+        )
+    return {module: stem for module, (stem, _) in kernels.items() if module in found}
+
+
+def attach(backbone: Any, config: LoraConfig, table: weights.Table, *, rngs: nnx.Rngs) -> None:
+    """Gives `backbone` adapters, in place.
+
+    Args:
+        backbone: with stacked `layers`; may be abstract (under `nnx.eval_shape`).
+        config: InputError from `matches` where its targets are not there.
+        table: the backbone's conversion, which knows the modules' names.
+        rngs: for A, uniform within ±1 / sqrt(fan-in), as in PEFT.
+    """
+    layers = backbone.layers
+    kernels = _kernels(table)
+    layers.lora = config
+    for module, stem in matches(table, config.targets).items():
+        shape = getattr(layers, f"{stem}_kernel").shape
+        inputs = kernels[module][1].inputs
+        split = 1 + inputs if inputs > 0 else len(shape) + inputs
+        a_shape, b_shape = (*shape[:split], config.rank), (shape[0], config.rank, *shape[split:])
+        setattr(layers, f"{stem}_lora_a", nnx.LoRAParam(_random(rngs.params(), a_shape)))
+        setattr(layers, f"{stem}_lora_b", nnx.LoRAParam(jnp.zeros(b_shape, jnp.float32)))
+
+
+def _random(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A [L, *in, r] at the start."""
+    bound = 1.0 / math.sqrt(math.prod(shape[1:-1]))
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def initial(
+    shapes: Mapping[weights.Path, tuple[int, ...]],
+    axes: Mapping[weights.Path, tuple[str | None, ...]],
+    mesh: Mesh,
+    *,
+    seed: int,
+) -> dict[weights.Path, jax.Array]:
+    """New adapters, made in their shards; the same on any mesh. Arguments as of `load`."""
+    arrays = {}
+    for number, path in enumerate(sorted(p for p in shapes if "_lora_" in p[-1])):
+        target = mesh_lib.sharding(mesh, *axes[path])
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        make = _random if path[-1].endswith("_a") else (lambda key, shape: jnp.zeros(shape))
+        make = jax.jit(make, static_argnums=1, out_shardings=target)
+        with jax.set_mesh(mesh):
+            arrays[path] = make(key, shapes[path])
+    return arrays
+
+
+def trainable(path: tuple[Any, ...], variable: Any) -> bool:
+    """A filter for `nnx.split`: the adapters, and what is not of the backbone (a pooling).
+
+    For a model without adapters everything is trainable: use `nnx.Param`.
+    """
+    return isinstance(variable, nnx.LoRAParam) or path[0] != "backbone"
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _added(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float, inputs: int) -> jax.Array:
+    letters = "uvwxyz"[: kernel.ndim - 1]
+    einsum = f"{letters[:inputs]}r,r{letters[inputs:]}->{letters}"
+
+    def one(layer: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        kernel, a, b = layer
+        delta = jnp.einsum(einsum, a, b, precision=jax.lax.Precision.HIGHEST)
+        return (kernel.astype(jnp.float32) + scale * delta).astype(kernel.dtype)
+
+    return jax.lax.map(one, (kernel, a, b))  # a layer at a time: no second stack in float32
+
+
+def merged(backbone: Any) -> Any:
+    """A backbone with its adapters added into the kernels, and none beside them.
+
+    Kernels keep their dtype; the sum is float32. Without adapters: the backbone itself. All
+    processes must call it, under `jax.set_mesh`.
+    """
+    config = getattr(backbone.layers, "lora", None)
+    if config is None:
+        return backbone
+    out = nnx.clone(backbone)
+    stems = [n.removesuffix("_lora_a") for n in vars(out.layers) if n.endswith("_lora_a")]
+    for stem in stems:
+        kernel = getattr(out.layers, f"{stem}_kernel")
+        a, b = (getattr(out.layers, f"{stem}_lora_{side}")[...] for side in "ab")
+        value = _added(kernel[...], a, b, config.scale, a.ndim - 2)
+        setattr(out.layers, f"{stem}_kernel", nnx.Param(value))
+        for side in "ab":
+            delattr(out.layers, f"{stem}_lora_{side}")
+    del out.layers.lora
+    return out
+
+
+def adapter_table(table: weights.Table, targets: tuple[str, ...]) -> weights.Table:
+    """The conversion between adapters as we keep them and as PEFT does: A [r, in], B [out, r]."""
+    kernels = _kernels(table)
+    out = {}
+    for module, stem in matches(table, targets).items():
+        transform = kernels[module][1]
+        b = transform if transform.inputs == 1 else weights.LINEAR
+        out[f"{module}.lora_A.weight"] = (("layers", f"{stem}_lora_a"), weights.FROM_HEADS)
+        out[f"{module}.lora_B.weight"] = (("layers", f"{stem}_lora_b"), b)
+    return out
+
+
+def read_config(folder: epath.PathLike) -> LoraConfig:
+    """PEFT's adapter_config.json.
+
+    Raises:
+        InputError: it is no plain LoRA (DoRA, other ranks for some modules, biases, …), naming
+            every such setting.
+    """
+    path = epath.Path(folder) / CONFIG_FILE
+    if not path.exists():
+        raise InputError(f"{path}: no such file; an adapter is a folder with it and {WEIGHTS_FILE}")
+    config = weights.read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    wrong = [
+        f"{name}={config[name]!r}"
+        for name, plain in (
+            ("peft_type", "LORA"),
+            ("bias", "none"),
+            ("use_dora", False),
+            ("fan_in_fan_out", False),
+            ("lora_bias", False),
+            ("rank_pattern", {}),
+            ("alpha_pattern", {}),
+            ("modules_to_save", []),
+            ("layers_to_transform", []),
+            ("exclude_modules", []),
+            ("target_parameters", []),
+            ("layer_replication", []),
+            ("trainable_token_indices", []),
+        )
+        if config.get(name) not in (None, plain, [], {})
+    ]
+    targets = config.get("target_modules")
+    if isinstance(targets, str):
+        targets = [targets]
+        if targets != [ALL]:
+            wrong.append(f"target_modules={targets[0]!r} (a pattern; give a list)")
+    if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
+        wrong.append(f"target_modules={config.get('target_modules')!r} (expected a list)")
+    if wrong:
+        raise InputError(f"{path}: not supported: {'; '.join(wrong)}")
+    return LoraConfig(
+        rank=config.get("r", 8),
+        alpha=config.get("lora_alpha", 8),
+        dropout=config.get("lora_dropout", 0.0),
+        targets=tuple(sorted(targets)),
+        rslora=bool(config.get("use_rslora", False)),
+    )
+
+
+def load(
+    folder: epath.PathLike,
+    shapes: Mapping[weights.Path, tuple[int, ...]],
+    axes: Mapping[weights.Path, tuple[str | None, ...]],
+    mesh: Mesh,
+    *,
+    table: weights.Table,
+    targets: tuple[str, ...],
+) -> dict[weights.Path, jax.Array]:
+    """Reads PEFT's adapter_model.safetensors into their shards; arguments as of `weights.load`.
+
+    Args:
+        shapes, axes: of a backbone with adapters attached.
+        table: the backbone's.
+        targets: of the adapter.
+
+    Raises:
+        InputError: keys missing, unknown or misshaped, all in one message.
+    """
+    return weights.load(
+        folder,
+        shapes,
+        axes,
+        mesh,
+        dtype="float32",
+        table=adapter_table(table, targets),
+        prefixes=_PREFIXES,
+        ignored=(),
+        file=WEIGHTS_FILE,
+    )
+
+
+def save(
+    backbone: Any, folder: epath.PathLike, *, table: weights.Table, base: str | None = None
+) -> None:
+    """Writes a backbone's adapters as PEFT reads them; all processes call it, one writes.
+
+    Args:
+        backbone: with adapters.
+        folder: made if missing.
+        table: the backbone's.
+        base: name or path of the model they belong to, for `base_model_name_or_path`.
+
+    Raises:
+        InputError: the backbone has no adapters.
+    """
+    config = getattr(backbone.layers, "lora", None)
+    if config is None:
+        raise InputError(f"{folder}: this model has no adapters to save")
+    tensors = weights.to_hf(backbone, table=adapter_table(table, config.targets))
+    if not mesh_lib.is_main():
+        return
+    from safetensors.numpy import save as to_bytes
+
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {_PREFIXES[0] + k: np.asarray(v, np.float32) for k, v in tensors.items()}
+    (folder / WEIGHTS_FILE).write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
+    modules = {m.split("}.")[-1] for m in matches(table, config.targets)}
+    content = {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "base_model_name_or_path": None if base is None else os.fspath(base),
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(modules),
+        "use_rslora": config.rslora,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
