@@ -7,9 +7,9 @@ as much again for the gradient.
 `ring`: the columns go round the devices. Each holds one block of them at a time, looks at it in
 tiles, and keeps a running maximum and sum per anchor; a matrix of scores never exists. The gradient
 goes round once more: scores are computed again tile by tile, and the gradient of a block travels
-with the block until it is home. What is kept between the two is the input and one number an anchor.
-It costs one more product of anchors and columns than `gathered`. On a single device it is the tiles
-alone that save memory.
+with the block until it is home. What is kept between the two is the input and two numbers an
+anchor. It costs one more product of anchors and columns than `gathered`. On a single device it is
+the tiles alone that save memory.
 
 Sums over columns, which the reverse direction (passage to query) would need, are not carried along:
 that direction is a term of its own with passages as anchors, and goes round by itself.
@@ -144,7 +144,8 @@ class _Ring:
 
     # -- the passes, as every device runs them ----------------------------------------------------
 
-    def forward(self, anchors, columns, left, right, scale) -> Contrast:
+    def forward(self, anchors, columns, left, right, scale):
+        """What the term comes to, and the maximum and sum that the gradient goes by."""
         count = anchors.shape[0]
         (anchors, left), rows = self._padded((anchors, left))
         block, cols = self._padded((columns, right))
@@ -182,13 +183,18 @@ class _Ring:
 
         _, (top, total, *statistics) = jax.lax.fori_loop(0, self.parts, step, (block, start))
         lse = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1.0)), NO_NEGATIVES)
-        return Contrast(*(x[:count] for x in (lse, *statistics)))
+        lse, top, total, *statistics = (x[:count] for x in (lse, top, total, *statistics))
+        return Contrast(lse, *statistics), (top, total)
 
-    def backward(self, anchors, columns, left, right, scale, lse, weight):
+    def backward(self, anchors, columns, left, right, scale, sums, weight):
+        """Gradients of anchors, columns and scale, given those of the anchors' log sums."""
         count, width = anchors.shape[0], columns.shape[0]
-        (anchors, left, lse, weight), rows = self._padded((anchors, left, lse, weight))
+        top, total = sums
+        # Not exp(logit - lse): at a low temperature lse is so large that its rounding would show.
+        weight = weight / jnp.where(total > 0, total, 1.0)
+        (anchors, left, top, weight), rows = self._padded((anchors, left, top, weight))
         block, cols = self._padded((columns, right))
-        wide = lse.dtype
+        wide = top.dtype
         start = self._vary(
             (
                 jnp.zeros(anchors.shape, wide),
@@ -200,13 +206,13 @@ class _Ring:
 
         def look(i, j, block, gradients):
             columns, right = self._at(block, j)
-            mine, theirs, lse_a, weight_a = self._at((anchors, left, lse, weight), i)
+            mine, theirs, top_a, weight_a = self._at((anchors, left, top, weight), i)
             scores_ac, pull = jax.vjp(
                 lambda a, c: self.term.score(a, c, theirs, right).astype(wide), mine, columns
             )
             allowed_ac = self.term.masks(scores_ac, theirs, right).allowed_ac
             share_ac = jnp.exp(
-                jnp.where(allowed_ac, scores_ac * scale, NO_NEGATIVES) - lse_a[:, None]
+                jnp.where(allowed_ac, scores_ac * scale, NO_NEGATIVES) - top_a[:, None]
             )
             share_ac = jnp.where(allowed_ac, share_ac * weight_a[:, None], 0.0)
             of_anchors, of_columns = pull(share_ac * scale)
@@ -281,15 +287,15 @@ class _Ring:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _ring(how, anchors, columns, left, right, scale):
+    return _ring_forward(how, anchors, columns, left, right, scale)[0]
+
+
+def _ring_forward(how, *inputs):
     split = mesh_lib.spec("batch")
     run = how.shard_map(how.forward, (split, split, split, split, P()), split)
     with jax.named_scope(f"ring_{how.term.name}"):
-        return run(anchors, columns, left, right, scale)
-
-
-def _ring_forward(how, anchors, columns, left, right, scale):
-    out = _ring(how, anchors, columns, left, right, scale)
-    return out, (anchors, columns, left, right, scale, out.lse_a)
+        out, sums = run(*inputs)
+    return out, (*inputs, sums)
 
 
 def _ring_backward(how, kept, gradient):

@@ -18,13 +18,12 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.training.losses import Loss, batch_loss
 from nvret_jax.training.step import init_optimizer, make_step
 
-ALL = ("query_to_passage", "passage_to_query", "query_to_query", "passage_to_passage")
+TERMS = ("query_to_passage", "passage_to_query", "query_to_query")
 # name: options, what the batch is like
 LOSSES = {
-    "default": ({}, {}),
-    "all": (
+    "masks": (
         {
-            "terms": ALL,
+            "terms": TERMS,
             "num_positives": 2,
             "score_mask": "margin",
             "margin": -0.3,
@@ -88,22 +87,15 @@ class Words(nnx.Module):
         return word_btd / norm
 
 
-# name: options, chunk_tokens, steps. Tokens are 4 wide; 24 queries and 72 passages.
+# name: options, chunk_tokens. Tokens are 4 wide: 20 are 5 rows, of 24 queries and 72 passages.
 STEPS = {
-    "whole": ({}, -1),
-    "chunks": ({}, 8),
-    "chunks that do not divide": ({}, 20),
-    "ring": ({"method": "ring", "tile_pairs": 25}, 8),
-    "learned": ({"temperature_learning_rate": 0.01}, -1),
-    "learned, ring, chunks": (
+    "whole": ({"temperature_learning_rate": 0.01}, -1),
+    "ring, chunks": (
         {"temperature_learning_rate": 0.01, "method": "ring", "tile_pairs": 25},
         20,
     ),
-    "tokens": ({"scores": "maxsim", "temperature": 1.0, "dims": (8, 4)}, -1),
-    "tokens, ring, chunks": (
-        {"scores": "maxsim", "temperature": 1.0, "dims": (8, 4), "method": "ring"},
-        8,
-    ),
+    "tokens": ({"scores": "maxsim", "temperature": 1.0}, -1),
+    "tokens, ring, chunks": ({"scores": "maxsim", "temperature": 1.0, "method": "ring"}, 8),
 }
 
 

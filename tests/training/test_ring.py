@@ -1,0 +1,81 @@
+"""Gather and ring on 1, 2 and 8 devices and on 2 processes of 2: one loss, one gradient."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import loss_worker
+import numpy as np
+import pytest
+
+WORKER = Path(loss_worker.__file__)
+TEMPORARY_MIB = 20
+
+
+def start(devices: int, *arguments) -> subprocess.Popen:
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-3000:]
+
+
+def answers(folder: Path, cases: str) -> dict[str, dict[str, np.ndarray]]:
+    """By '<way of running> <devices>': what the worker found there."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    running = [
+        start(8, folder / "devices.npz", cases, "1,2,8"),
+        start(2, folder / "process0.npz", cases, 4, port, 0, 2),
+        start(2, folder / "process1.npz", cases, 4, port, 1, 2),
+    ]
+    for process in running:
+        finish(process)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for path in folder.glob("*.npz"):
+        for name, value in np.load(path).items():
+            devices, rest = name.split("/", 1)
+            found.setdefault(f"{path.stem} {devices}", {})[rest] = value
+    assert sorted(found) == sorted(WAYS)
+    return found
+
+
+WAYS = ["devices 1", "devices 2", "devices 8", "process0 4", "process1 4"]
+
+
+def assert_close(value, expected, tolerance):
+    assert np.abs(value - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    return answers(tmp_path_factory.mktemp("losses"), "losses")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", ["gather", "ring"])
+def test_loss_and_gradient_do_not_depend_on_mesh_and_method(losses, method, way):
+    for case in loss_worker.LOSSES:
+        for part in ("loss", "q", "p", "scale"):
+            expected = losses["devices 1"][f"{case}/gather/{part}"]
+            assert np.any(expected != 0)
+            assert_close(losses[way][f"{case}/{method}/{part}"], expected, 1e-6)
+
+
+def test_the_ring_needs_a_sixth_of_the_memory(tmp_path):
+    """4,096 queries of 5 passages, width 256, on 8 devices."""
+    finish(start(8, tmp_path / "memory.npz", "memory", 8))
+    found = {name: int(size) / 2**20 for name, size in np.load(tmp_path / "memory.npz").items()}
+    assert found["8/ring"] <= TEMPORARY_MIB
+    assert found["8/ring"] < found["8/gather"] / 4

@@ -1,0 +1,78 @@
+"""Steps: chunks, the ring and the mesh change nothing; a learned temperature is learned."""
+
+import jax
+import jax.numpy as jnp
+import loss_worker
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from test_ring import WAYS, answers, assert_close
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.training.losses import Loss
+from nvret_jax.training.step import chunk_rows, encode_in_chunks, init_optimizer, make_step
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    return answers(tmp_path_factory.mktemp("steps"), "steps")
+
+
+SAME = {"whole": "ring, chunks", "tokens": "tokens, ring, chunks"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("plain", SAME)
+def test_three_steps_end_the_same(steps, way, plain):
+    for case in (plain, SAME[plain]):
+        for name, expected in steps["devices 1"].items():
+            if name.startswith(f"{plain}/"):
+                found = steps[way][f"{case}/{name.split('/')[1]}"]
+                assert_close(found, expected, 2e-6)  # three steps of 1e-6 at most
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "rows", "size"),
+    [(1024, 128, 127, 8), (1024, 128, 31, 8), (64, 16, 6, 3), (64, 16, 5, 3), (64, 16, 1, 1)],
+)
+def test_chunks_of_rows_that_do_not_divide_stay_near_the_budget(tokens, width, rows, size):
+    assert chunk_rows(tokens, width, rows) == size
+    assert size * width <= tokens
+
+
+def test_a_chunk_is_encoded_as_it_would_be_alone():
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+    rng = np.random.default_rng(0)
+    with jax.set_mesh(mesh):
+        model = loss_worker.Words(rng.normal(size=(9, 4)), pooled=True)
+        tokens = jnp.asarray(rng.integers(0, 9, (7, 3)), jnp.int32)
+        lengths = jnp.asarray(rng.integers(1, 4, 7), jnp.int32)
+        whole = encode_in_chunks(model, tokens, lengths, None, chunk_tokens=-1, mesh=mesh)
+        chunks = encode_in_chunks(model, tokens, lengths, None, chunk_tokens=12, mesh=mesh)
+    np.testing.assert_allclose(np.asarray(whole), np.asarray(chunks), rtol=1e-6)
+
+
+def test_a_learned_temperature_stops_at_its_floor():
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+    loss = Loss(temperature=0.05, temperature_learning_rate=1.0, temperature_min=0.04)
+    with jax.set_mesh(mesh):
+        graph, weights, rest = nnx.split(loss_worker.Words(np.eye(4), pooled=True), nnx.Param, ...)
+        batch = {  # every query is its own passage: the sharper, the better
+            "query_tokens": jnp.arange(4, dtype=jnp.int32)[:, None],
+            "query_lengths": jnp.ones(4, jnp.int32),
+            "passage_tokens": jnp.arange(4, dtype=jnp.int32)[:, None],
+            "passage_lengths": jnp.ones(4, jnp.int32),
+            "passage_ids": jnp.arange(4, dtype=jnp.int32),
+            "positive_ids": jnp.arange(4, dtype=jnp.int32)[:, None],
+        }
+        optimizer = optax.sgd(0.0)
+        state = init_optimizer(optimizer, loss, weights)
+        step = make_step(
+            graph, optimizer, mesh=mesh, loss=loss, chunk_tokens=-1, dropout=False, seed=0
+        )
+        weights, state, first = step(weights, state, rest, batch, jnp.uint32(1))
+        weights, state, second = step(weights, state, rest, batch, jnp.uint32(2))
+    assert float(first["temperature"]) == pytest.approx(0.05)
+    assert float(second["temperature"]) == pytest.approx(0.04)
+    assert float(second["loss"]) < float(first["loss"])
