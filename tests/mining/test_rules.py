@@ -29,6 +29,22 @@ def test_each_rule_keeps_what_the_paper_keeps(anchor, score, value):
         )
 
 
+@given(
+    anchor=SCORE,
+    value=st.floats(0, 1),
+    steps=st.integers(-2, 2),
+    name=st.sampled_from(["margin_pos", "perc_pos"]),
+)
+def test_no_rounding_decides_about_a_score_beside_the_ceiling(anchor, value, steps, name):
+    anchor = np.float64(anchor)
+    limit = anchor - value if name == "margin_pos" else anchor - abs(anchor) * (1.0 - value)
+    score = np.float32(limit)
+    for _ in range(abs(steps)):
+        score = np.nextafter(score, np.float32(np.sign(steps) * 9))
+    ceiling = Rule(name, margin=value, percent=value).ceilings(np.array([anchor]))[0]
+    assert bool(score < ceiling) == bool(np.float64(score) < limit)
+
+
 @given(anchor=SCORE, percent=st.floats(0.01, 1))
 def test_percent_never_lets_in_what_beats_the_positive(anchor, percent):
     ceiling = Rule("perc_pos", percent=percent).ceilings(np.array([anchor]))[0]

@@ -166,6 +166,25 @@ def test_verdicts_promote_and_drop(project, tmp_path):
     assert judged.negative_rows[1].tolist() == plain.negative_rows[1].tolist()
 
 
+def test_a_verdict_can_drop_its_query(project, tmp_path):
+    flags = ("--config.mining.teachers=('chance',)", "--config.mining.rule=naive")
+    plain, _, data, _ = mined(project, tmp_path / "w", *flags)
+    query, passage = plain.query_rows[3], plain.negative_rows[3][0]
+    file = tmp_path / "verdicts.csv"
+    file.write_text(
+        f"query_id,passage_id,verdict\n{data.queries.ids[query]},{data.corpus.ids[passage]},positive\n"
+    )
+    judged, counts, _, _ = mined(
+        project,
+        tmp_path / "w",
+        *flags,
+        f"--config.mining.verdicts={file}",
+        "--config.mining.verdict_mode=remove_query",
+    )
+    assert judged.query_rows.tolist() == [row for row in plain.query_rows if row != query]
+    assert counts["verdicts"]["queries_dropped"] == 1
+
+
 @pytest.mark.parametrize("order", ["teacher", "rescored"])
 def test_a_cross_encoder_decides_on_its_own_scale(order, project, tmp_path):
     model = tiny_cross_encoders.write(tmp_path / "pairs")
