@@ -55,8 +55,7 @@ def grouped_attention(
             query).
 
     Returns:
-        [B, T, kv heads, group, K] in the dtype of v; some finite vector for a token that sees
-        nothing.
+        [B, T, kv heads, group, K] in the dtype of v; 0 for a token that sees nothing.
 
     Raises:
         InputError: another implementation.
@@ -85,7 +84,12 @@ def grouped_attention(
     )
     highest = jax.lax.stop_gradient(scores_bngts.max(axis=-1, keepdims=True))
     weights_bngts = jnp.exp(scores_bngts - highest)
+    if window is not None:
+        # A padded position far behind the end sees no real token. It gets 0, as from torch's
+        # kernels, and not a mean over padding: late interaction may ask for its vector.
+        weights_bngts = jnp.where(seen_bts[:, None, None], weights_bngts, 0.0)
     total_bngt1 = weights_bngts.sum(axis=-1, keepdims=True)
+    total_bngt1 = jnp.where(total_bngt1 == 0.0, 1.0, total_bngt1)
     weights_bngts = weights_bngts.astype(v_bsnk.dtype)
     if dropout is not None:
         weights_bngts = dropout(weights_bngts)

@@ -101,8 +101,8 @@ class ModernBertConfig:
                 continue
             kind = {"int": int, "float": (int, float), "bool": bool, "str": str}[field.type]
             flag = isinstance(value, bool) and field.type != "bool"
-            low = field.type in ("int", "float") and not flag and value <= 0
-            if not isinstance(value, kind) or flag or low:
+            right = isinstance(value, kind) and not flag
+            if not right or (field.type in ("int", "float") and value <= 0):
                 wrong.append(f"{field.name}={value!r}, expected a positive {field.type}")
                 continue
             values[field.name] = value

@@ -308,15 +308,16 @@ def _check(
 ) -> str:
     """Raises InputError with all that is wrong; returns the prefix the keys have."""
     keys = set(checkpoint.shapes)
-    first = next(iter(table))
-    prefix = next((p for p in prefixes if p + first in keys), "")
-    expected: dict[str, tuple[int, ...]] = {}
+    bare: dict[str, tuple[int, ...]] = {}
     for pattern, (path, transform) in table.items():
         shape, layers = shapes[path], 0
         if _stacked(pattern):
             layers, shape = shape[0], shape[1:]
         for key in _layer_keys(pattern, layers):
-            expected[prefix + key] = transform.hf_shape(shape)
+            bare[key] = transform.hf_shape(shape)
+    # The prefix that fits most: a checkpoint may lack any one of its keys.
+    prefix = max(prefixes, key=lambda p: sum(p + key in keys for key in bare))
+    expected = {prefix + key: shape for key, shape in bare.items()}
     skipped = re.compile("|".join(ignored) or "(?!)")
     problems = []
     if missing := [key for key in expected if key not in keys]:
