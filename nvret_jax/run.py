@@ -280,7 +280,8 @@ class Run:
             seed=self.config.seed,
         )
         most = max(map(len, self.positives().values())) if mining.compat else 0
-        return compatible(options, mining.compat, most)
+        rescored = bool(self.config.rescorer.model)
+        return compatible(options, mining.compat, most, rescored=rescored)
 
     @functools.cached_property
     def exclusions(self) -> Settings:

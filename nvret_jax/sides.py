@@ -109,6 +109,8 @@ class Rescorer:
         """Whether anything reads its scores; in the teacher's order only a bound or a draw."""
         rule, sampling = self._run.options.rule, self._run.options.sampling
         bounded = not {"naive", "shifted"} >= set(rule.names) or np.isfinite(rule.min_score)
+        if self._run.config.mining.compat == "sentence_transformers":
+            return bounded  # which leaves a cross-encoder out where nothing is filtered
         return self.config.order == "rescored" or bounded or "softmax" in sampling
 
     @functools.cached_property

@@ -87,6 +87,10 @@ class Rule:
                 f"mining.ranks={self.ranks!r} is not known; choose one of {', '.join(RANKS)}"
             )
 
+        for name in ("shift", "max_rank"):
+            if getattr(self, name) < 0:
+                raise InputError(f"mining.{name}={getattr(self, name)}: must be 0 or more ranks")
+
     @property
     def names(self) -> tuple[str, ...]:
         """The rules combined."""
