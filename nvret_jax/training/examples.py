@@ -9,7 +9,7 @@ that its devices hold. A resumed run therefore continues with exactly the batche
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import jax
@@ -23,6 +23,7 @@ from nvret_jax.mining.negatives import Negatives
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 _BUCKET = 16  # batch lengths are rounded up to a multiple of this
+_NOTHING = {"i": -1, "f": -np.inf}  # a missing passage, a missing score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,12 @@ class Examples:
         num_negatives: hard negatives per query; the best mined ones.
         pad_id: the tokenizer's padding token.
         seed: of order and choice.
+        num_positives: positives per query in a batch; a row with more draws from them.
+        teacher_scores: whether batches hold the table's scores, for distillation.
+        guide: float32 [Q, Dg] and [N, Dg], a guide model's vectors of the data set's queries and
+            passages, row by row; None: none.
+        skip: by side ('query', 'passage') how many tokens at the beginning are not pooled.
+        uncounted: by side the token ids whose vectors do not count, for one vector a token.
     """
 
     negatives: Negatives
@@ -78,6 +85,11 @@ class Examples:
     num_negatives: int
     pad_id: int
     seed: int
+    num_positives: int = 1
+    teacher_scores: bool = False
+    guide: tuple[np.ndarray, np.ndarray] | None = None
+    skip: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    uncounted: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def build(
@@ -92,14 +104,24 @@ class Examples:
         num_negatives: int,
         pad_id: int,
         seed: int,
+        num_positives: int = 1,
+        teacher_scores: bool = False,
+        guide: tuple[np.ndarray, np.ndarray] | None = None,
+        skip: Mapping[str, int] | None = None,
+        uncounted: Mapping[str, Sequence[int]] | None = None,
     ) -> Examples:
         """Tokenises what the table names.
 
         Raises:
-            InputError: the table is empty.
+            InputError: the table is empty; its scores are of several teachers and are asked for;
+                the guide's vectors are of another data set.
         """
         if not len(negatives):
             raise InputError("training: the table of negatives has no rows")
+        if teacher_scores:
+            _check_scores(negatives)
+        if guide is not None:
+            _check_guide(guide, len(query_texts), len(passage_texts))
         used = [negatives.positive_rows.values]
         if num_negatives:
             used.append(negatives.negative_rows.padded(-1, num_negatives).ravel())
@@ -111,6 +133,11 @@ class Examples:
             num_negatives,
             pad_id,
             seed,
+            num_positives,
+            teacher_scores,
+            guide,
+            skip or {},
+            uncounted or {},
         )
 
     @property
@@ -125,18 +152,43 @@ class Examples:
 
         Returns:
             query numbers int64 [B] (rows of the table of negatives) and passage rows
-            int32 [B, 1 + num_negatives]: a positive, drawn anew each time where there are several,
-            then the hard negatives; -1 where the table has fewer.
+            int32 [B, num_positives + num_negatives]: positives, drawn anew each time where there
+            are more, then the hard negatives; -1 where the table has fewer.
         """
+        numbers = self._numbers(step)
+        kept = self.negatives.positive_rows.take(numbers)
+        positives = self._drawn(step, kept.counts, kept.padded(-1))
+        hard = self.negatives.negative_rows.take(numbers).padded(-1, self.num_negatives)
+        return numbers, np.concatenate([positives, hard], axis=1).astype(np.int32)
+
+    def scores(self, step: int) -> np.ndarray:
+        """The teacher's scores of `rows`, float32; -inf where there is no passage or no score."""
+        numbers = self._numbers(step)
+        kept = self.negatives.positive_scores.take(numbers)
+        positives = self._drawn(step, kept.counts, kept.padded(-np.inf))
+        hard = self.negatives.negative_scores.take(numbers).padded(-np.inf, self.num_negatives)
+        scores = np.concatenate([positives, hard], axis=1).astype(np.float32)
+        return np.where(np.isfinite(scores), scores, np.float32(-np.inf))
+
+    def _numbers(self, step: int) -> np.ndarray:
         order = grain.MapDataset.range(len(self.negatives)).seed(self.seed).shuffle().repeat()
         first = step * self.batch_size
-        numbers = np.array([order[first + j] for j in range(self.batch_size)], np.int64)
-        chosen = self.negatives.positive_rows.take(numbers)
-        draw = np.random.default_rng([self.seed, step]).random(self.batch_size)
-        pick = np.minimum((draw * chosen.counts).astype(np.int64), chosen.counts - 1)
-        positives = chosen.values[chosen.offsets[:-1] + pick]
-        hard = self.negatives.negative_rows.take(numbers).padded(-1, self.num_negatives)
-        return numbers, np.concatenate([positives[:, None], hard], axis=1).astype(np.int32)
+        return np.array([order[first + j] for j in range(self.batch_size)], np.int64)
+
+    def _drawn(self, step: int, counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """`num_positives` of each row's first `counts` values, without repetition."""
+        random = np.random.default_rng([self.seed, step])
+        if self.num_positives == 1:
+            draw = random.random(self.batch_size)
+            pick = np.minimum((draw * counts).astype(np.int64), counts - 1)[:, None]
+            return np.take_along_axis(values, pick, axis=1)
+        width = max(values.shape[1], self.num_positives)
+        fill = np.full((len(values), width - values.shape[1]), _NOTHING[values.dtype.kind])
+        values = np.concatenate([values, fill.astype(values.dtype)], axis=1)
+        draw = random.random((self.batch_size, width))
+        draw[np.arange(width)[None, :] >= counts[:, None]] = np.inf
+        pick = np.argsort(draw, axis=1, kind="stable")[:, : self.num_positives]
+        return np.take_along_axis(values, pick, axis=1)
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
         """Rows start..stop of the global batch of one step, in the global batch's shapes.
@@ -144,7 +196,10 @@ class Examples:
         Returns:
             query_tokens [b, Tq], query_lengths [b], passage_tokens [b·G, Tp],
             passage_lengths [b·G], passage_ids [b·G] (corpus rows, -1: empty slot) and
-            positive_ids [b, P] (all judged positives, padded with -1); all int32.
+            positive_ids [b, J] (all judged positives, padded with -1); all int32. Where they are
+            asked for also teacher_scores float32 [b, G] (-inf: none), query_guide [b, Dg] and
+            passage_guide [b·G, Dg] float32 (0 in empty slots), query_skip and passage_skip int32,
+            query_real [b, Tq] and passage_real [b·G, Tp] bool.
         """
         stop = self.batch_size if stop is None else stop
         numbers, passages = self.rows(step)
@@ -154,7 +209,7 @@ class Examples:
         numbers, passages = numbers[start:stop], passages[start:stop].ravel()
         query_rows = query_rows[start:stop]
         positives = self.negatives.judged_rows.take(numbers).padded(-1, self.max_positives)
-        return {
+        batch = {
             "query_tokens": self.queries.matrix(query_rows, query_width, self.pad_id),
             "query_lengths": self.queries.lengths(query_rows),
             "passage_tokens": self.passages.matrix(passages, passage_width, self.pad_id),
@@ -162,6 +217,20 @@ class Examples:
             "passage_ids": passages,
             "positive_ids": positives.astype(np.int32),
         }
+        if self.teacher_scores:
+            batch["teacher_scores"] = self.scores(step)[start:stop]
+        if self.guide is not None:
+            queries_qd, passages_nd = self.guide
+            batch["query_guide"] = queries_qd[query_rows].astype(np.float32)
+            found = passages_nd[np.maximum(passages, 0)].astype(np.float32)
+            batch["passage_guide"] = np.where(passages[:, None] >= 0, found, np.float32(0))
+        for side, count in self.skip.items():
+            batch[f"{side}_skip"] = np.full(len(batch[f"{side}_lengths"]), count, np.int32)
+        for side, ids in self.uncounted.items():
+            tokens, lengths = batch[f"{side}_tokens"], batch[f"{side}_lengths"]
+            real = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+            batch[f"{side}_real"] = real & ~np.isin(tokens, list(ids))
+        return batch
 
     def dataset(self, steps: int, start: int, stop: int) -> grain.IterDataset:
         """Batches 0..steps in order, with prefetch and a state that checkpoints can hold."""
@@ -175,6 +244,27 @@ class Examples:
     @staticmethod
     def _width(lengths: np.ndarray) -> int:
         return -(-int(lengths.max()) // _BUCKET) * _BUCKET
+
+
+def _check_scores(negatives: Negatives) -> None:
+    """Scores of several teachers have no common scale, and a row mixes them."""
+    if len(negatives.teachers) > 1:
+        raise InputError(
+            f"distillation needs the scores of one teacher, and the table of negatives has those "
+            f"of {len(negatives.teachers)} ({', '.join(negatives.teachers)}); mine with one, or "
+            "let one cross-encoder rescore all"
+        )
+
+
+def _check_guide(guide: tuple[np.ndarray, np.ndarray], queries: int, passages: int) -> None:
+    for what, vectors, wanted in zip(
+        ("queries", "passages"), guide, (queries, passages), strict=True
+    ):
+        if len(vectors) != wanted:
+            raise InputError(
+                f"the guide has vectors of {len(vectors)} {what}, the data set has {wanted}; "
+                "embed this data set with it"
+            )
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:

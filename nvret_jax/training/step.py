@@ -77,6 +77,7 @@ def encode_in_chunks(
     tokens_nt: jax.Array,
     lengths_n: jax.Array,
     keys_n: jax.Array | None,
+    skip_n: jax.Array | None = None,
     *,
     chunk_tokens: int,
     mesh: Mesh,
@@ -88,6 +89,7 @@ def encode_in_chunks(
         tokens_nt: int32 [N, T], split over the batch axis.
         lengths_n: int32 [N].
         keys_n: dropout keys [N], or None.
+        skip_n: int32 [N], tokens at the beginning that are not pooled, or None.
         chunk_tokens: see `chunk_rows`.
 
     Returns:
@@ -97,8 +99,13 @@ def encode_in_chunks(
     parts = mesh_lib.shards(mesh, "batch")
     local = count // parts
     size = chunk_rows(chunk_tokens, width, local)
+
+    def run(tokens, lengths, keys, skip):
+        more = {} if skip is None else {"skip": skip}
+        return model(tokens, lengths, dropout_keys_b=keys, **more)
+
     if size == local:
-        return model(tokens_nt, lengths_n, dropout_keys_b=keys_n)
+        return run(tokens_nt, lengths_n, keys_n, skip_n)
     chunks = -(-local // size)
     padded = chunks * size
     (batch,) = mesh_lib.spec("batch")
@@ -117,13 +124,14 @@ def encode_in_chunks(
 
     @jax.checkpoint
     def encode(chunk):
-        tokens, lengths, keys = chunk
+        tokens, lengths, keys, skip = chunk
         if keys is not None:
             keys = jax.random.wrap_key_data(keys)
-        return model(tokens, lengths, dropout_keys_b=keys)
+        return run(tokens, lengths, keys, skip)
 
     key_data = None if keys_n is None else cut(jax.random.key_data(keys_n))
-    emb = jax.lax.map(encode, (cut(tokens_nt), cut(lengths_n), key_data))
+    skip = None if skip_n is None else cut(skip_n)
+    emb = jax.lax.map(encode, (cut(tokens_nt), cut(lengths_n), key_data, skip))
     rest = emb.shape[2:]
     emb = jax.lax.reshape(emb, (chunks, parts, size, *rest), out_sharding=P(None, batch))
     emb = jnp.swapaxes(emb, 0, 1)
@@ -201,10 +209,16 @@ def make_step(
             tokens, lengths = batch[f"{side}_tokens"], batch[f"{side}_lengths"]
             keys = example_keys(key, step, tokens.shape[0], index) if dropout else None
             if loss.scores == "maxsim":
-                batch[f"{side}_real"] = token_mask(lengths, tokens.shape[1])
+                batch.setdefault(f"{side}_real", token_mask(lengths, tokens.shape[1]))
             with jax.named_scope(f"encode_{side}"):
                 return encode_in_chunks(
-                    model, tokens, lengths, keys, chunk_tokens=chunk_tokens, mesh=mesh
+                    model,
+                    tokens,
+                    lengths,
+                    keys,
+                    batch.get(f"{side}_skip"),
+                    chunk_tokens=chunk_tokens,
+                    mesh=mesh,
                 )
 
         queries, passages = embed("query", 0), embed("passage", 1)

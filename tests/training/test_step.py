@@ -53,6 +53,21 @@ def test_a_chunk_is_encoded_as_it_would_be_alone():
     np.testing.assert_allclose(np.asarray(whole), np.asarray(chunks), rtol=1e-6)
 
 
+def test_what_is_not_pooled_reaches_the_model_chunk_by_chunk():
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+
+    def model(tokens, lengths, dropout_keys_b, skip):
+        return jnp.stack([tokens[:, 0], lengths, skip], axis=1).astype(jnp.float32)
+
+    tokens, lengths, skip = jnp.arange(7)[:, None], jnp.arange(7) + 10, jnp.arange(7) + 20
+    with jax.set_mesh(mesh):
+        for chunk_tokens in (-1, 3):
+            out = encode_in_chunks(
+                model, tokens, lengths, None, skip, chunk_tokens=chunk_tokens, mesh=mesh
+            )
+            np.testing.assert_array_equal(out, np.stack([tokens[:, 0], lengths, skip], 1))
+
+
 def test_a_learned_temperature_stops_at_its_floor():
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     loss = Loss(temperature=0.05, temperature_learning_rate=1.0, temperature_min=0.04)
