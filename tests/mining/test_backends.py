@@ -1,4 +1,4 @@
-"""The device path and FAISS mine the same negatives, whatever the rule, with scores full of ties."""
+"""The device path and FAISS mine the same negatives, whatever the rule, scores full of ties."""
 
 import functools
 
