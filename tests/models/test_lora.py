@@ -1,0 +1,246 @@
+"""LoRA: what it computes, what trains, how it goes out and comes in."""
+
+import json
+
+import backbone_checks as checks
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+import tiny_backbones
+import tiny_models
+from flax import nnx
+from tiny_backbones import TEXTS
+
+from nvret_jax.errors import InputError
+from nvret_jax.models import lora, weights
+from nvret_jax.models.encoder import Encoder, LoraConfig
+from nvret_jax.models.families import FAMILIES
+
+CONFIG = LoraConfig(rank=3, alpha=6.0, targets=("q_proj", "o_proj", "mlp.down_proj"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {n: tiny_backbones.write(root / n, n) for n in ("qwen2", "modernbert", "nv-embed")}
+
+
+def disturbed(encoder, seed=0):
+    """The encoder with adapters that do something."""
+    rng = np.random.default_rng(seed)
+    state = nnx.split(encoder.model)[1]
+    flat = [
+        (p, v.replace(v[...] + rng.standard_normal(v.shape).astype(np.float32) * 0.2))
+        if isinstance(v, nnx.LoRAParam)
+        else (p, v)
+        for p, v in nnx.to_flat_state(state)
+    ]
+    return encoder.replace(nnx.from_flat_state(flat))
+
+
+def test_new_adapters_change_nothing_and_are_float32_beside_a_bfloat16_base(folders):
+    plain = Encoder.from_pretrained(str(folders["qwen2"]), param_dtype="bfloat16")
+    encoder = Encoder.from_pretrained(str(folders["qwen2"]), param_dtype="bfloat16", lora=CONFIG)
+    np.testing.assert_array_equal(encoder.encode(TEXTS), plain.encode(TEXTS))
+    layers = encoder.model.backbone.layers
+    assert layers.query_kernel.dtype == jnp.bfloat16
+    shapes = {n: v.shape for n, v in vars(layers).items() if "_lora_" in n}
+    assert shapes == {
+        "query_lora_a": (2, 32, 3),
+        "query_lora_b": (2, 3, 2, 2, 8),
+        "out_lora_a": (2, 2, 2, 8, 3),
+        "out_lora_b": (2, 3, 32),
+        "down_lora_a": (2, 48, 3),
+        "down_lora_b": (2, 3, 32),
+    }
+    assert all(getattr(layers, n).dtype == jnp.float32 for n in shapes)
+    again = Encoder.from_pretrained(str(folders["qwen2"]), lora=CONFIG, seed=1)
+    assert (
+        np.abs(again.model.backbone.layers.query_lora_a[...] - layers.query_lora_a[...]).max() > 0
+    )
+    checks.check_axes(encoder)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "modernbert"])
+def test_merged_for_the_export_is_the_same_model(folders, name, tmp_path):
+    every = LoraConfig(rank=2, alpha=3.0)
+    encoder = disturbed(Encoder.from_pretrained(str(folders[name]), lora=every))
+    emb = encoder.encode(TEXTS)
+    base = Encoder.from_pretrained(str(folders[name]))
+    assert np.abs(emb - base.encode(TEXTS)).max() > 0.05
+    out = tiny_backbones.write(tmp_path / "m", name)
+    tensors = encoder.save_weights_hf()
+    assert set(tensors) == set(base.save_weights_hf())
+    safetensors.numpy.save_file(tensors, str(out / "model.safetensors"))
+    np.testing.assert_allclose(Encoder.from_pretrained(str(out)).encode(TEXTS), emb, atol=2e-5)
+    assert encoder.fingerprint != base.fingerprint
+    # By hand, for a kernel whose input is several dimensions.
+    if name == "qwen2":
+        layers = encoder.model.backbone.layers
+        a, b = (np.asarray(getattr(layers, f"out_lora_{s}")[...][1]) for s in "ab")
+        delta = 1.5 * (a.reshape(32, 2) @ b)
+        source = tiny_backbones.tensors(name)["layers.1.self_attn.o_proj.weight"]
+        got = tensors["layers.1.self_attn.o_proj.weight"]
+        np.testing.assert_allclose(got, source + delta.T, atol=1e-5)
+
+
+def test_only_adapters_train(folders):
+    encoder = Encoder.from_pretrained(str(folders["qwen2"]), lora=CONFIG)
+    graph, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
+    paths = [path for path, _ in nnx.to_flat_state(trainable)]
+    assert len(paths) == 6
+    assert all("_lora_" in path[-1] for path in paths)
+    ids_bt, lengths_b = checks.padded(encoder.tokenize(TEXTS), 32)
+
+    @jax.jit
+    def step(trainable, state):
+        def loss(trainable):
+            emb = nnx.merge(graph, trainable, frozen)(ids_bt, lengths_b)
+            return jnp.square(emb - target).mean()
+
+        value, grads = jax.value_and_grad(loss)(trainable)
+        updates, state = optimizer.update(grads, state, trainable)
+        return optax.apply_updates(trainable, updates), state, value
+
+    optimizer = optax.adam(1e-2)
+    with jax.set_mesh(encoder.mesh):
+        target = jnp.asarray(np.random.default_rng(0).standard_normal((4, 32)), jnp.float32)
+        state, losses = optimizer.init(trainable), []
+        for _ in range(8):
+            trainable, state, value = step(trainable, state)
+            losses.append(float(value))
+    assert losses[-1] < losses[0] - 1e-3
+    trained = encoder.replace(nnx.merge_state(trainable, frozen))
+    for key, value in trained.save_weights_hf().items():
+        same = (value == tiny_backbones.tensors("qwen2")[key]).all()
+        assert same != any(t in key for t in ("q_proj.weight", "o_proj", "down_proj")), key
+
+
+def test_pooling_of_its_own_trains_with_the_adapters(folders):
+    encoder = Encoder.from_pretrained(str(folders["nv-embed"]), lora=CONFIG)
+    _, trainable, _ = nnx.split(encoder.model, encoder.trainable, ...)
+    roots = {path[0] for path, _ in nnx.to_flat_state(trainable)}
+    assert roots == {"backbone", "latent"}
+
+
+def test_dropout_is_on_the_adapters_input_and_belongs_to_the_example(folders):
+    config = LoraConfig(rank=3, alpha=6.0, dropout=0.5, targets=("q_proj", "down_proj"))
+    encoder = disturbed(Encoder.from_pretrained(str(folders["qwen2"]), lora=config))
+    ids_bt, lengths_b = checks.padded(encoder.tokenize(TEXTS), 32)
+    keys = jax.random.split(jax.random.key(0), 4)
+    with jax.set_mesh(encoder.mesh):
+        model = encoder.model
+        one = checks.run(model, ids_bt, lengths_b, dropout_keys_b=keys)
+        none = checks.run(model, ids_bt, lengths_b)
+        assert np.abs(one - none).max() > 1e-3
+        half = checks.run(model, ids_bt[2:], lengths_b[2:], dropout_keys_b=keys[2:])
+        np.testing.assert_allclose(half, one[2:], atol=2e-6)
+        plain = Encoder.from_pretrained(str(folders["qwen2"])).model
+        np.testing.assert_array_equal(
+            checks.run(plain, ids_bt, lengths_b, dropout_keys_b=keys),
+            checks.run(plain, ids_bt, lengths_b),
+        )
+
+
+@pytest.mark.parametrize("name", ["qwen2", "modernbert"])
+def test_adapters_go_out_and_come_in(folders, name, tmp_path):
+    targets = ("q_proj", "o_proj") if name == "qwen2" else ("Wqkv", "Wo", "mlp.Wi")
+    config = LoraConfig(rank=3, alpha=6.0, dropout=0.1, targets=targets, rslora=True)
+    encoder = disturbed(Encoder.from_pretrained(str(folders[name]), lora=config))
+    encoder.save_adapter(tmp_path / "a")
+    back = Encoder.from_pretrained(str(folders[name]), adapter=tmp_path / "a")
+    np.testing.assert_array_equal(back.encode(TEXTS), encoder.encode(TEXTS))
+    assert (back.lora.rank, back.lora.alpha, back.lora.dropout) == (3, 6.0, 0.1)
+    assert back.lora.scale == encoder.lora.scale == 6.0 / 3**0.5
+    tensors = safetensors.numpy.load_file(tmp_path / "a" / "adapter_model.safetensors")
+    key = {"qwen2": "self_attn.q_proj", "modernbert": "attn.Wqkv"}[name]
+    b = tensors[f"base_model.model.layers.1.{key}.lora_B.weight"]
+    assert b.shape == ({"qwen2": 32, "modernbert": 96}[name], 3)
+    assert all(value.dtype == np.float32 for value in tensors.values())
+    # Adapters made for the model with a head stand one level deeper.
+    deeper = {k.replace("model.layers", "model.model.layers"): v for k, v in tensors.items()}
+    safetensors.numpy.save_file(deeper, str(tmp_path / "a" / "adapter_model.safetensors"))
+    again = Encoder.from_pretrained(str(folders[name]), adapter=tmp_path / "a")
+    np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
+    plain = Encoder.from_pretrained(str(folders[name]))
+    assert len({plain.fingerprint, back.fingerprint}) == 2
+
+
+def test_targets_that_match_nothing_are_told(folders):
+    config = LoraConfig(targets=("q_proj", "query", "Wqkv"))
+    with pytest.raises(InputError) as caught:
+        Encoder.from_pretrained(str(folders["qwen2"]), lora=config)
+    assert "lora targets 'query', 'Wqkv' match nothing" in str(caught.value)
+    assert "mlp.down_proj, mlp.gate_proj, mlp.up_proj, self_attn.k_proj" in str(caught.value)
+
+
+def test_targets_match_as_in_peft():
+    table = FAMILIES["mistral"].table
+    assert set(lora.matches(table, ("self_attn.q_proj", "down_proj")).values()) == {"query", "down"}
+    assert len(lora.matches(table, ("all-linear",))) == 7
+    both = lora.matches(FAMILIES["modernbert"].table, ("Wo",))
+    assert set(both.values()) == {"out", "down"}
+
+
+def test_a_family_without_adapters_says_so(tmp_path):
+    folder = tiny_models.write(tmp_path / "m")
+    with pytest.raises(InputError, match="lora: model_type='bert' takes no adapters yet"):
+        Encoder.from_pretrained(str(folder), lora=CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern="),
+        ({"bias": "all", "modules_to_save": ["x"]}, "bias='all'; modules_to_save="),
+        ({"peft_type": "IA3"}, "peft_type='IA3'"),
+        ({"target_modules": ".*q_proj"}, r"target_modules='\.\*q_proj' \(a pattern"),
+        ({"r": 0}, "lora rank=0"),
+    ],
+)
+def test_other_adapters_than_plain_ones_are_refused(folders, tmp_path, change, message):
+    encoder = Encoder.from_pretrained(str(folders["qwen2"]), lora=CONFIG)
+    encoder.save_adapter(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        lora.read_config(tmp_path)
+
+
+def test_an_adapter_of_another_model_is_refused(folders, tmp_path):
+    Encoder.from_pretrained(str(folders["qwen2"]), lora=CONFIG).save_adapter(tmp_path)
+    with pytest.raises(InputError, match="match nothing in this model"):
+        Encoder.from_pretrained(str(folders["modernbert"]), adapter=tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    tensors.pop("base_model.model.layers.0.self_attn.q_proj.lora_A.weight")
+    tensors["base_model.model.layers.0.self_attn.k_proj.lora_A.weight"] = np.zeros((3, 32), "f")
+    safetensors.numpy.save_file(tensors, str(tmp_path / "adapter_model.safetensors"))
+    with pytest.raises(InputError, match=r"missing keys: .*q_proj.*unknown keys: .*k_proj"):
+        Encoder.from_pretrained(str(folders["qwen2"]), adapter=tmp_path)
+    with pytest.raises(InputError, match="are both given"):
+        Encoder.from_pretrained(str(folders["qwen2"]), adapter=tmp_path, lora=CONFIG)
+    with pytest.raises(InputError, match=r"adapter_config\.json: no such file"):
+        Encoder.from_pretrained(str(folders["qwen2"]), adapter=tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"targets": ()}, {"rank": True}]
+)
+def test_options_are_checked(bad):
+    with pytest.raises(InputError, match=f"lora {next(iter(bad))}"):
+        LoraConfig(**bad)
+
+
+def test_a_plain_model_merges_to_itself(folders):
+    encoder = Encoder.from_pretrained(str(folders["qwen2"]))
+    backbone = encoder.model.backbone
+    assert lora.merged(backbone) is backbone
+    with pytest.raises(InputError, match="no adapters to save"):
+        encoder.save_adapter("x")
+    assert weights.to_hf(backbone, table=FAMILIES["qwen2"].table).keys() == (
+        encoder.save_weights_hf().keys()
+    )
