@@ -141,7 +141,7 @@ def search_step(
     with jax.set_mesh(mesh):
         step = steps.fold(mesh, k, per_shard, limit)
         first = array((), jnp.int32, sharding=whole)
-        compiled = step.lower(best, tile_nd, first, queries_qd, masks).compile()
+        compiled = step.lower(best, None, tile_nd, first, queries_qd, masks).compile()
     tile_bytes = tile * width * stored.itemsize
     notes = (plan.describe(),)
     if plan.streams:

@@ -104,7 +104,7 @@ class ExactIndex:
         self._dtype = steps.stored_dtype(passages_nd.dtype)
         self._platform = steps.platform_of(self.mesh)
         self._budget = memory_bytes or UNLIMITED
-        self.plan = None
+        self.plan, self._scratch = None, None
         n = self.shape[0]
         shards = mesh_lib.shards(self.mesh, "rows")
         self.tile = tile = self._plan(steps.PIECES, 1, None, tile).tile
@@ -209,10 +209,21 @@ class ExactIndex:
                 queries_qd=queries_qd,
                 masks=masks,
             )
-            best = None
+            best, scratch = None, self._take_scratch(len(queries_qd))
             for number, tile_nd in enumerate(self._tiles_nd):
-                best = step(best, tile_nd, np.int32(number * self.tile))
+                best, scratch = step(best, scratch, tile_nd, np.int32(number * self.tile))
+            self._scratch = scratch
             return steps.merge(self.mesh)(*best)
+
+    def _take_scratch(self, block: int) -> jax.Array | None:
+        """Memory for the scores of a block: the last block's, if it had the same size.
+
+        Taken, not lent: a step that fails may have used it up.
+        """
+        kept, self._scratch = self._scratch, None
+        if kept is None or kept.shape[1] != block:
+            kept = steps.scratch(self.mesh, block, self.tile)
+        return kept
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:

@@ -320,6 +320,7 @@ def _plan(
     row = width * stored.itemsize
     # A tile whose dtype is not that of the product is widened within the step.
     in_step = tile * width * multiply.itemsize if multiply != stored else 0
+    in_flight = 1 if platform == "cpu" else BLOCKS_IN_FLIGHT  # handing on scratch makes them queue
     chunk_bytes = chunk * row if chunk > 1 else 0
     load = tile * row + min(READ_ROWS, tile) * row + 2 * chunk_bytes
     lists = 8 * k * (per_pass if streams else BLOCKS_IN_FLIGHT * block)
@@ -338,7 +339,7 @@ def _plan(
         tile_bytes=TILES_HELD * tile * row if streams else 0,
         query_bytes=width * multiply.itemsize * (per_pass if streams else BLOCKS_IN_FLIGHT * block),
         list_bytes=lists + 4 * 8 * k * block,  # beside those kept: a block's before and after
-        score_bytes=BLOCKS_IN_FLIGHT * (_step_bytes(tile, block, k, platform) + in_step),
+        score_bytes=in_flight * (_step_bytes(tile, block, k, platform) + in_step),
         host_bytes=load + 8 * k * queries + (8 * k * per_pass if streams else 0),
         shared=platform == "cpu",
     )

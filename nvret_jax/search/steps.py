@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
@@ -51,32 +51,55 @@ FLOAT32 = np.dtype(np.float32)
 
 @functools.lru_cache(maxsize=64)
 def fold(mesh: Mesh, k: int, per_shard: int, limit: int | None):
-    """The jitted step for one tile: (best | None, tile, first row, queries, masks) -> best.
+    """The jitted step for one tile: (best | None, scratch, tile, first row, queries, masks) ->
+    (best, scratch).
 
-    `best` is (scores, rows), each [shards, Q, k] split over the shards; it is donated. The tile is
+    `best` is (scores, rows), each [shards, Q, k] split over the shards; `scratch` is what the
+    function of that name gave. Both are donated, so go on with what comes back. The tile is
     [shards * tile, D] split by rows; shard s owns the rows from `first row + s * per_shard`.
     `masks` may hold `ceiling_q` [Q] and `pairs_2m` (query, row) [2, M]. `limit` is the number of
     passages where rows past the end exist and must be masked, else None.
     """
     platform = platform_of(mesh)
 
-    @functools.partial(jax.jit, donate_argnums=(0,))
-    def step(best, tile_nd, first_row, queries_qd, masks):
+    # Scratch is only written: without keep_unused jit would drop the argument, and its memory.
+    @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)
+    def step(best, scratch, tile_nd, first_row, queries_qd, masks):
         local = functools.partial(
             _fold_tile, k=k, per_shard=per_shard, limit=limit, platform=platform
         )
-        return jax.shard_map(
+        best, scores = jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(P(ROWS), P(ROWS, None), P(), P(), P()),
             out_specs=P(ROWS),
         )(best, tile_nd, first_row, queries_qd, masks)
+        return best, None if scratch is None else scores
 
     return step
 
 
+def scratch(mesh: Mesh, queries: int, tile: int) -> jax.Array | None:
+    """Memory for the scores of one step, [shards, Q, tile] float32, handed from step to step.
+
+    On a CPU every step would otherwise get fresh pages for them from the kernel, and touching
+    those for the first time takes nearly as long as the product. Accelerators keep their memory:
+    None.
+    """
+    if platform_of(mesh) != "cpu":
+        return None
+    shape = (mesh_lib.shards(mesh, "rows"), queries, tile)
+    where = NamedSharding(mesh, P(ROWS))
+    return jax.make_array_from_callback(
+        shape, where, lambda _: np.zeros((1, queries, tile), np.float32)
+    )
+
+
 def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, limit, platform):
-    """On one device: scores its tile and folds it into its running list of the k best."""
+    """On one device: scores its tile and folds it into its running list of the k best.
+
+    Back come the list and the scores themselves, for whom they are to be written to.
+    """
     offset = jax.lax.axis_index(ROWS) * per_shard + first_row  # row number of the tile's first row
     with jax.named_scope("scores"):
         # Made as [Q, groups, group], the form in which they are looked at next, a TPU takes the
@@ -101,7 +124,7 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
             rows = jnp.concatenate([best[1][0], rows], axis=1)
             values, position = top_k(values, k, platform)
             rows = jnp.take_along_axis(rows, position, axis=1)
-    return values[None], rows[None]
+    return (values[None], rows[None]), scores_qn[None]
 
 
 def _scores(queries_qd, tile_nd, group):

@@ -186,6 +186,7 @@ class _Pass:
                 masks["pairs_2m"] = jax.device_put(pairs, whole)
             self.blocks.append(jax.device_put(pad_rows(queries_qd[a:b], block), whole))
             self.masks.append(masks)
+        self._scratch = steps.scratch(self.mesh, self.plan.query_block, self.plan.tile)
 
     def run(self, progress: bool) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows [queries of this pass, k]."""
@@ -256,9 +257,10 @@ class _Pass:
         limit = n if first + tile * self.index._shards > n else None
         step = steps.fold(self.mesh, self.k, tile, limit)
         for b, queries_qd in enumerate(self.blocks):
-            best[b] = step(best[b], tile_nd, np.int32(first), queries_qd, self.masks[b])
-            if b + 1 >= memory.BLOCKS_IN_FLIGHT:
-                # A CPU would run all blocks side by side, with the scores of each in memory.
+            best[b], self._scratch = step(
+                best[b], self._scratch, tile_nd, np.int32(first), queries_qd, self.masks[b]
+            )
+            if b + 1 >= memory.BLOCKS_IN_FLIGHT:  # else all would be given memory at once
                 jax.block_until_ready(best[b + 1 - memory.BLOCKS_IN_FLIGHT])
         jax.block_until_ready(best)
 

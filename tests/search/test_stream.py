@@ -134,7 +134,8 @@ def test_every_passage_is_read_once_by_another_thread_within_the_budget():
     assert plan.tile_bytes == 2 * plan.tile * 64 * 4
     # What lay on the device while the next tile was read, beside arrays of other tests.
     held = max(passages.live) - before
-    assert held <= plan.tile_bytes + plan.query_bytes + plan.list_bytes
+    assert held <= plan.tile_bytes + plan.query_bytes + plan.list_bytes + plan.score_bytes
+    assert held <= plan.total
     assert held >= plan.tile * 64 * 4
 
 
