@@ -22,7 +22,9 @@ def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=Fa
     rng = np.random.default_rng(seed)
     group = positives + hard
     if tokens is None:
-        q, p = unit(rng.normal(size=(rows, width))), unit(rng.normal(size=(rows * group, width)))
+        q, p = unit(rng.normal(size=(rows, width))), rng.normal(size=(rows, group, width))
+        p[:, :positives] += 1.5 * q[:, None]  # some of them score highest
+        p = unit(p.reshape(rows * group, width))
     else:
         q = unit(rng.normal(size=(rows, tokens, width)))
         p = unit(rng.normal(size=(rows * group, tokens + 1, width)))
@@ -32,12 +34,16 @@ def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=Fa
         ids[b, :positives] = rng.choice(3 * rows, positives, replace=False)
         extra = rng.integers(0, 3 * rows, MOST_JUDGED - positives)[: rng.integers(0, 3)]
         known = sorted({*ids[b, :positives].tolist(), *extra.tolist()})
+        if b == 3:  # a positive that nobody judged, and that another row has too
+            known = []
         judged[b, : len(known)] = known
     ids[:, positives:][rng.random((rows, hard)) < 0.25] = -1
     if positives > 1:
         ids[:, 1:positives][rng.random((rows, positives - 1)) < 0.4] = -1
     ids[rows - 2, :positives] = -1
     ids[1, positives:] = -1
+    if hard:
+        ids[4, -1] = ids[3, 0]
     teacher = rng.normal(size=(rows, group)) * 3
     teacher[rng.random((rows, group)) < 0.1] = -np.inf
     batch = {
@@ -123,13 +129,14 @@ class Reference:
         loss, group = self.loss, self.group
         own, ceiling = b * group + slot, self.ceiling(b)
         by_query, by_passage = [], []
-        counts = {"negatives": 0, "masked": 0, "above": 0}
+        counts = {"negatives": 0, "masked": 0, "above": 0, "best": -np.inf}
 
         def add(where, value, judged, counted=False):
             if judged >= ceiling:
                 counts["above"] += counted
                 return
             counts["negatives"] += counted
+            counts["best"] = max(counts["best"], value if counted else -np.inf)
             where.append(value)
 
         for g in range(loss.num_positives, group):
@@ -188,10 +195,11 @@ class Reference:
 
     def contrastive(self, temperature):
         loss, totals = self.loss, []
-        stats = {"negatives": [], "masked": [], "above": []}
+        stats = {"negatives": [], "masked": [], "above": [], "accuracy": []}
         for b in self.valid:
             positives = [self.qp(b, b * self.group + g) for g in self.slots[b]]
             found = [self.negatives(b, g) for g in self.slots[b]]
+            found[0][2]["accuracy"] = max(positives) > found[0][2]["best"]
             for name in stats:
                 stats[name].append(found[0][2][name])
             reverse = any(name.startswith("passage") for name in loss.terms)

@@ -124,6 +124,7 @@ def test_loss_and_gradient_equal_the_loops(mesh, name):
             assert np.sum(grad * to) == pytest.approx(slope, rel=1e-6, abs=1e-8)
         if counts:
             assert metrics["negatives"] == pytest.approx(counts["negatives"])
+            assert metrics["accuracy"] == pytest.approx(counts["accuracy"])
             assert metrics["masked"] == pytest.approx(counts["masked"])
             assert metrics.get("masked_by_score", 0.0) == pytest.approx(counts["above"])
 
