@@ -128,6 +128,7 @@ class Layer(_Weights):
         rate = options.dropout
         act_btd = mesh_lib.spec("batch", None, None)
         product = functools.partial(lora.product, self, options=options, keys_b=keys_b)
+        drop = functools.partial(dropout, keys_b=keys_b, place=0, rate=rate)
 
         def norm(x: jax.Array, name: str) -> jax.Array:
             scale = self._use(f"{name}_norm_scale", jnp.float32)
@@ -148,7 +149,7 @@ class Layer(_Weights):
                 causal=config.causal,
                 implementation=options.attention,
                 precision=options.precision,
-                dropout=functools.partial(dropout, keys_b=keys_b, place=0, rate=rate),
+                dropout=drop if keys_b is not None and rate else None,
             )
             out_btd = product("btngk,ngkd->btd", mixed_btngk, "out", out_sharding=act_btd)
             hidden_btd = hidden_btd + dropout(out_btd, keys_b, 1, rate).astype(jnp.float32)

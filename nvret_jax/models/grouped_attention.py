@@ -6,7 +6,8 @@ grouped by the key head they share, [kv heads, group], so that no key is ever co
 axis of the mesh splits both alike.
 
 Softmax and its sum are as in `attention.py`: float32, heads before tokens, divided after the
-second product.
+second product. Long texts go through in blocks of queries, each computed again in the backward
+pass: the scores of 8 texts of 8,192 tokens and 32 heads would be 64 GiB at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from nvret_jax.errors import InputError
+
+QUERY_BLOCK = 1024  # queries whose scores exist at a time
 
 
 def check_grouped(name: str) -> str:
@@ -52,7 +55,7 @@ def grouped_attention(
         implementation: 'xla'.
         precision: of the two products; None is the backend's default.
         dropout: applied to the probabilities [B, kv heads, group, T, S] (up to a factor for each
-            query).
+            query). With it, texts do not go through in blocks.
 
     Returns:
         [B, T, kv heads, group, K] in the dtype of v; 0 for a token that sees nothing.
@@ -65,6 +68,37 @@ def grouped_attention(
     scale = jnp.asarray(q_btngk.shape[-1] ** -0.5, q_btngk.dtype)
     q_bngtk = jnp.transpose(q_btngk * scale, (0, 2, 3, 1, 4))
     k_bnsk, v_bnsk = jnp.swapaxes(k_bsnk, 1, 2), jnp.swapaxes(v_bsnk, 1, 2)
+
+    def attend(q_bngtk: jax.Array, first: int | jax.Array) -> jax.Array:
+        return _attend(
+            q_bngtk, k_bnsk, v_bnsk, lengths_b, first, causal, window, precision, dropout
+        )
+
+    if tokens <= QUERY_BLOCK or dropout is not None:
+        mixed_bngtk = attend(q_bngtk, 0)
+    else:
+        blocks = -(-tokens // QUERY_BLOCK)
+        filled = ((0, 0),) * 3 + ((0, blocks * QUERY_BLOCK - tokens), (0, 0))
+        cut = jnp.split(jnp.pad(q_bngtk, filled), blocks, axis=3)
+        firsts = jnp.arange(blocks) * QUERY_BLOCK
+        run = jax.checkpoint(attend)
+        mixed = jax.lax.map(lambda block: run(*block), (jnp.stack(cut), firsts))
+        mixed_bngtk = jnp.concatenate([mixed[i] for i in range(blocks)], axis=3)[:, :, :, :tokens]
+    return jnp.transpose(mixed_bngtk, (0, 3, 1, 2, 4)).astype(v_bsnk.dtype)
+
+
+def _attend(
+    q_bngtk: jax.Array,
+    k_bnsk: jax.Array,
+    v_bnsk: jax.Array,
+    lengths_b: jax.Array,
+    first: int | jax.Array,
+    causal: bool,
+    window: int | jax.Array | None,
+    precision: jax.lax.Precision | None,
+    dropout: Callable[[jax.Array], jax.Array] | None,
+) -> jax.Array:
+    """Some of the queries, from position `first` on, over all keys; float32."""
     scores_bngts = jnp.einsum(
         "bngtk,bnsk->bngts",
         q_bngtk,
@@ -72,7 +106,8 @@ def grouped_attention(
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    at_t1, at_1s = jnp.arange(tokens)[:, None], jnp.arange(tokens)[None, :]
+    at_t1 = first + jnp.arange(q_bngtk.shape[3])[:, None]
+    at_1s = jnp.arange(k_bnsk.shape[2])[None, :]
     seen_bts = (at_1s < lengths_b[:, None])[:, None]
     if causal:
         seen_bts = seen_bts & (at_1s <= at_t1)
@@ -90,7 +125,7 @@ def grouped_attention(
         weights_bngts = jnp.where(seen_bts[:, None, None], weights_bngts, 0.0)
     total_bngt1 = weights_bngts.sum(axis=-1, keepdims=True)
     total_bngt1 = jnp.where(total_bngt1 == 0.0, 1.0, total_bngt1)
-    weights_bngts = weights_bngts.astype(v_bsnk.dtype)
+    weights_bngts = weights_bngts.astype(v_bnsk.dtype)
     if dropout is not None:
         weights_bngts = dropout(weights_bngts)
     mixed_bngtk = jnp.einsum(
@@ -100,4 +135,4 @@ def grouped_attention(
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    return jnp.transpose(mixed_bngtk / total_bngt1, (0, 3, 1, 2, 4)).astype(v_bsnk.dtype)
+    return mixed_bngtk / total_bngt1

@@ -262,6 +262,7 @@ class Layer(_Weights):
         rate, eps = options.dropout, config.norm_eps
         act_btd = mesh_lib.spec("batch", None, None)
         product = functools.partial(lora.product, self, options=options, keys_b=keys_b)
+        drop = functools.partial(dropout, keys_b=keys_b, place=0, rate=rate)
         with jax.named_scope("attention"):
             x_btd = _layer_norm(hidden_btd, own["scale"], own["bias"], eps)
             x_btd = jnp.where(own["is_first"], hidden_btd, x_btd)
@@ -275,7 +276,7 @@ class Layer(_Weights):
                 window=own["window"],
                 implementation=options.attention,
                 precision=options.precision,
-                dropout=functools.partial(dropout, keys_b=keys_b, place=0, rate=rate),
+                dropout=drop if keys_b is not None and rate else None,
             )
             mixed_bthk = mixed_bthgk[:, :, :, 0]
             out_btd = product("bthk,hkd->btd", mixed_bthk, "out", out_sharding=act_btd)

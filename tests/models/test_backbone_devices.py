@@ -15,6 +15,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.models import grouped_attention
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 root, out, names = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -23,6 +24,7 @@ meshes = [[1, 1, 1], *json.loads(sys.argv[5])]
 results = {}
 for name in names:
     for sizes in meshes:
+        grouped_attention.QUERY_BLOCK = 1024 if sizes == [1, 1, 1] else 8
         at = name + "/" + "x".join(map(str, sizes))
         devices = jax.devices()[: sizes[0] * sizes[1] * sizes[2]]
         mesh = mesh_lib.make_mesh(*sizes, devices=devices)

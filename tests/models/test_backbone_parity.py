@@ -128,7 +128,11 @@ def test_smollm2_with_its_real_weights(causal, tmp_path):
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     model = transformers.AutoModel.from_pretrained(**where, dtype=torch.float32).eval()
     model.config.is_causal = causal
-    model.save_pretrained(str(tmp_path / "m"))
+    (tmp_path / "m").mkdir()
+    tensors = {key: value.numpy() for key, value in model.state_dict().items()}
+    safetensors.numpy.save_file(tensors, str(tmp_path / "m" / "model.safetensors"))
+    config = model.config.to_dict() | {"model_type": "llama", "quantization_config": None}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config, default=str))
     transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(str(tmp_path / "m"))
     stated = json.loads((tmp_path / "m" / "config.json").read_text())
     assert (stated["num_hidden_layers"], stated["hidden_size"]) == (30, 576)

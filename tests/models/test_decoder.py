@@ -188,3 +188,34 @@ def test_grouped_attention_is_refused_where_there_is_none(tmp_path):
     folder = tiny_backbones.write(tmp_path / "m", "qwen2")
     with pytest.raises(InputError, match="attention implementation 'magic' is unknown"):
         Encoder.from_pretrained(str(folder), attention="magic")
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (False, 5)])
+def test_long_texts_go_through_in_blocks_and_give_the_same(causal, window, monkeypatch):
+    import jax.numpy as jnp
+
+    from nvret_jax.models import grouped_attention as module
+
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.standard_normal((2, 21, 2, 3, 4)), jnp.float32)
+    k, v = (jnp.asarray(rng.standard_normal((2, 21, 2, 4)), jnp.float32) for _ in "kv")
+    lengths = jnp.asarray([21, 13])
+
+    def both(q, k, v):
+        def loss(*qkv):
+            out = module.grouped_attention(*qkv, lengths, causal=causal, window=window)
+            return jnp.sin(jnp.where(jnp.arange(21)[:, None, None, None] < 13, out, 0)).sum(), out
+
+        (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+        return [out, *grads]
+
+    # By hand, for one token of the shorter text.
+    plain = jax.jit(both)(q, k, v)
+    at = np.arange(21)
+    seen = (at < 13) & ((at <= 9) if causal else True) & (abs(at - 9) <= (window or 99))
+    scores = np.asarray(k[1, seen, 1]) @ np.asarray(q[1, 9, 1, 2]) / 2
+    weights = np.exp(scores) / np.exp(scores).sum()
+    np.testing.assert_allclose(plain[0][1, 9, 1, 2], weights @ np.asarray(v[1, seen, 1]), atol=1e-5)
+    monkeypatch.setattr(module, "QUERY_BLOCK", 8)
+    for a, b in zip(jax.jit(lambda *x: both(*x))(q, k, v), plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
