@@ -202,7 +202,13 @@ def load(
         if adapter is None:
             found = lora.initial(*inner, seed=seed)
         else:
-            found = lora.load(adapter, *inner, table=family.table, targets=config.targets)
+            found = lora.load(
+                adapter,
+                *inner,
+                table=family.table,
+                prefixes=family.prefixes,
+                targets=config.targets,
+            )
         arrays.update({("backbone", *path): array for path, array in found.items()})
     return nnx.from_flat_state(
         [(path, variable.replace(arrays[path])) for path, variable in flat.items()]

@@ -205,7 +205,10 @@ class Encoder:
             abstract, spec, folder, backbone_folder, mesh, adapter=adapter, seed=seed
         )
         graphdef = nnx.split(abstract)[0]
-        digest = hashlib.sha256("".join(map(weights.file_sha256, files)).encode()).hexdigest()
+        digests = [weights.file_sha256(file) for file in files]
+        if adapter is not None:
+            digests.append(str(lora.scale))
+        digest = hashlib.sha256("".join(digests).encode()).hexdigest()
         return cls(
             graphdef,
             state,

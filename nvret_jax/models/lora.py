@@ -37,8 +37,7 @@ from nvret_jax.models.bert import Options, dropout
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ALL = "all-linear"
-# Whose adapters they are; PEFT puts `base_model.model.` before the names of what it wraps.
-_PREFIXES = ("base_model.model.", "base_model.model.model.", "")
+_PREFIX = "base_model.model."  # PEFT puts it before the names of what it wraps
 _PLACE = 16  # dropout: the first of the places that are drawn for adapters
 
 
@@ -345,13 +344,14 @@ def load(
     mesh: Mesh,
     *,
     table: weights.Table,
+    prefixes: tuple[str, ...],
     targets: tuple[str, ...],
 ) -> dict[weights.Path, jax.Array]:
     """Reads PEFT's adapter_model.safetensors into their shards; arguments as of `weights.load`.
 
     Args:
         shapes, axes: of a backbone with adapters attached.
-        table: the backbone's.
+        table, prefixes: the backbone's.
         targets: of the adapter.
 
     Raises:
@@ -364,7 +364,7 @@ def load(
         mesh,
         dtype="float32",
         table=adapter_table(table, targets),
-        prefixes=_PREFIXES,
+        prefixes=(*(_PREFIX + prefix for prefix in prefixes), ""),
         ignored=(),
         file=WEIGHTS_FILE,
     )
@@ -394,7 +394,7 @@ def save(
 
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {_PREFIXES[0] + k: np.asarray(v, np.float32) for k, v in tensors.items()}
+    tensors = {_PREFIX + k: np.asarray(v, np.float32) for k, v in tensors.items()}
     (folder / WEIGHTS_FILE).write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
     modules = {m.split("}.")[-1] for m in matches(table, config.targets)}
     content = {

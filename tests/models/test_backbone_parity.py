@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import tiny_backbones
 from flax import nnx
-from tiny_backbones import CASES
+from tiny_backbones import CASES, TEXTS
 
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
@@ -163,3 +163,110 @@ def test_smollm2_with_its_real_weights(causal, tmp_path):
     pooled = np.stack([x.mean(0) / np.linalg.norm(x.mean(0)) for x in theirs])
     assert np.abs(encoder.encode(texts) - pooled).max() <= 1e-4
     assert nnx.state(encoder.model.backbone)["layers"]["query_kernel"].shape == (30, 576, 3, 3, 64)
+
+
+def test_a_late_interaction_folder_of_sentence_transformers_6(maker, tmp_path):
+    """The same model, as that library writes it itself: other files, the same vectors."""
+    import sentence_transformers
+
+    folder = tiny_backbones.write(tmp_path / "m", "lateon-code")
+    theirs = sentence_transformers.MultiVectorEncoder(str(folder), device="cpu")
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    encoder = Encoder.from_pretrained(str(tmp_path / "saved"))
+    for kind in ("query", "passage"):
+        got = np.concatenate(encoder.encode_tokens(TEXTS, kind=kind))
+        assert np.abs(got - checks.golden("lateon-code", kind)).max() <= checks.TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen3-embedding", "modernbert"])
+def test_a_folder_of_sentence_transformers_6(maker, name, tmp_path):
+    import sentence_transformers
+
+    folder = tiny_backbones.write(tmp_path / "m", name)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    got = Encoder.from_pretrained(str(tmp_path / "saved")).encode(TEXTS)
+    assert np.abs(got - checks.golden(name, "passage")).max() <= checks.TOLERANCE
+
+
+REAL = {
+    # model_type, what transformers calls it, and the sizes its config.json states
+    "e5-mistral-7b, NV-Retriever-v1, NV-Embed-v2": (
+        "mistral",
+        {"vocab_size": 32000, "intermediate_size": 14336, "num_key_value_heads": 8},
+    ),
+    "llama-nemotron-embed-1b-v2": (
+        "llama",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_key_value_heads": 8,
+        },
+    ),
+    "Qwen3-Embedding-0.6B": (
+        "qwen3",
+        {
+            "vocab_size": 151669,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+    ),
+    "omni-embed-nemotron-3b": (
+        "qwen2",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+        },
+    ),
+    "LateOn-Code (ModernBERT-base)": ("modernbert", {}),
+    "multilingual-e5-large": (
+        "xlm-roberta",
+        {
+            "vocab_size": 250002,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_key_tables_fit_the_models_at_their_real_sizes(name):
+    """Every key and shape transformers has for the model, and no other; nothing is allocated."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from nvret_jax.models import weights
+    from nvret_jax.models.families import FAMILIES
+
+    model_type, sizes = REAL[name]
+    config = transformers.AutoConfig.for_model(model_type, **sizes)
+    with torch.device("meta"):
+        theirs = transformers.AutoModel.from_config(config).state_dict()
+    family = FAMILIES[model_type]
+    shape = family.config.from_hf(json.loads(config.to_json_string(use_diff=False)))
+    ours = nnx.eval_shape(lambda: family.backbone(shape, rngs=nnx.Rngs(0)))
+    shapes = {p: v.shape for p, v in nnx.to_flat_state(nnx.state(ours))}
+    expected = {}
+    for pattern, (path, transform) in family.table.items():
+        if path in shapes:
+            stacked = "{layer" in pattern
+            one = shapes[path][1:] if stacked else shapes[path]
+            for key in weights._layer_keys(pattern, shapes[path][0]):
+                expected[key] = transform.hf_shape(one)
+    read = {k: tuple(v.shape) for k, v in theirs.items() if not k.startswith("pooler.")}
+    assert expected == read
+    assert {path for path, _ in family.table.values()} >= set(shapes)

@@ -219,3 +219,21 @@ def test_long_texts_go_through_in_blocks_and_give_the_same(causal, window, monke
     monkeypatch.setattr(module, "QUERY_BLOCK", 8)
     for a, b in zip(jax.jit(lambda *x: both(*x))(q, k, v), plain, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3-embedding", "nv-embed"])
+@pytest.mark.parametrize("wide", [True, False])
+def test_bfloat16_is_near_float32_and_float32_outside(encoders, name, wide):
+    import dataclasses
+
+    with jax.set_mesh(encoders(name).mesh):
+        model = encoders(name).model
+        ids_bt, lengths_b = checks.padded(encoders(name).tokenize(TEXTS), 32)
+        exact = checks.run(model, ids_bt, lengths_b)
+        options = dataclasses.replace(model.backbone.options, dtype="bfloat16", wide=wide)
+        model.backbone.options = options
+        if name == "nv-embed":
+            model.latent.options = options
+        rough = checks.run(model, ids_bt, lengths_b)
+    assert rough.dtype == exact.dtype == np.float32
+    assert 1e-4 < np.abs(exact - rough).max() < 0.05

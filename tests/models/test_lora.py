@@ -166,7 +166,10 @@ def test_adapters_go_out_and_come_in(folders, name, tmp_path):
     again = Encoder.from_pretrained(str(folders[name]), adapter=tmp_path / "a")
     np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
     plain = Encoder.from_pretrained(str(folders[name]))
-    assert len({plain.fingerprint, back.fingerprint}) == 2
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 7.0}))
+    louder = Encoder.from_pretrained(str(folders[name]), adapter=tmp_path / "a")
+    assert len({plain.fingerprint, back.fingerprint, louder.fingerprint}) == 3
 
 
 def test_targets_that_match_nothing_are_told(folders):
