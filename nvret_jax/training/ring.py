@@ -20,6 +20,7 @@ on every device, and the temperature's gradient is an explicit psum.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -123,24 +124,23 @@ def ring(
     return _ring(_Ring(term, mesh, tile), anchors, columns, left, right, jax.reshard(scale, P()))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Ring:
-    """The two passes; hashable by what they are compiled for."""
+    """The two passes, and what they are compiled for."""
 
-    def __init__(self, term: Term, mesh: Mesh, tile: int):
-        self.term, self.mesh, self.tile = term, mesh, tile
-        (axes,) = mesh_lib.spec("batch")
-        self.axes: tuple[str, ...] = (axes,) if isinstance(axes, str) else tuple(axes)
-        self.parts = mesh_lib.shards(mesh, "batch")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Ring) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
+    term: Term
+    mesh: Mesh
+    tile: int
 
     @property
-    def _key(self) -> tuple:
-        return self.term, self.mesh, self.tile
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes the columns go round."""
+        (axes,) = mesh_lib.spec("batch")
+        return (axes,) if isinstance(axes, str) else tuple(axes)
+
+    @property
+    def parts(self) -> int:
+        return mesh_lib.shards(self.mesh, "batch")
 
     # -- the passes, as every device runs them ----------------------------------------------------
 
@@ -162,18 +162,18 @@ class _Ring:
         scale = self._vary(scale)
 
         def look(i, j, block, sums):
-            columns, right = self._at(block, j)
-            mine, theirs = self._at((anchors, left), i)
+            columns, right = self._at(block, j, cols)
+            mine, theirs = self._at((anchors, left), i, rows)
             scores_ac = self.term.score(mine, columns, theirs, right).astype(wide)
             masks = self.term.masks(scores_ac, theirs, right)
-            top, total, best, *counts = self._at(sums, i)
+            top, total, best, *counts = self._at(sums, i, rows)
             logits_ac = jnp.where(masks.allowed_ac, scores_ac * scale, NO_NEGATIVES)
             higher = jnp.maximum(top, jnp.max(logits_ac, axis=1))
             terms_ac = jnp.where(masks.allowed_ac, jnp.exp(logits_ac - higher[:, None]), 0.0)
             total = total * jnp.exp(top - higher) + jnp.sum(terms_ac, axis=1)
             found, *more = _statistics(scores_ac, masks)
             counts = [old + new for old, new in zip(counts, more, strict=True)]
-            return self._put(sums, (higher, total, jnp.maximum(best, found), *counts), i)
+            return self._put(sums, (higher, total, jnp.maximum(best, found), *counts), i, rows)
 
         def step(_, carry):
             block, sums = carry
@@ -195,18 +195,13 @@ class _Ring:
         (anchors, left, top, weight), rows = self._padded((anchors, left, top, weight))
         block, cols = self._padded((columns, right))
         wide = top.dtype
-        start = self._vary(
-            (
-                jnp.zeros(anchors.shape, wide),
-                jnp.zeros((), wide),
-            )
-        )
+        start = self._vary((jnp.zeros(anchors.shape, wide), jnp.zeros((), wide)))
         block_gradient = self._vary(jnp.zeros(block[0].shape, wide))
         scale = self._vary(scale)
 
         def look(i, j, block, gradients):
-            columns, right = self._at(block, j)
-            mine, theirs, top_a, weight_a = self._at((anchors, left, top, weight), i)
+            columns, right = self._at(block, j, cols)
+            mine, theirs, top_a, weight_a = self._at((anchors, left, top, weight), i, rows)
             scores_ac, pull = jax.vjp(
                 lambda a, c: self.term.score(a, c, theirs, right).astype(wide), mine, columns
             )
@@ -217,8 +212,10 @@ class _Ring:
             share_ac = jnp.where(allowed_ac, share_ac * weight_a[:, None], 0.0)
             of_anchors, of_columns = pull(share_ac * scale)
             to_anchors, to_columns, to_scale = gradients
-            to_anchors = self._put(to_anchors, self._at(to_anchors, i) + of_anchors, i)
-            to_columns = self._put(to_columns, self._at(to_columns, j) + of_columns, j)
+            of_anchors += self._at(to_anchors, i, rows)
+            of_columns += self._at(to_columns, j, cols)
+            to_anchors = self._put(to_anchors, of_anchors, i, rows)
+            to_columns = self._put(to_columns, of_columns, j, cols)
             return to_anchors, to_columns, to_scale + jnp.sum(share_ac * scores_ac)
 
         def step(_, carry):
@@ -244,10 +241,10 @@ class _Ring:
     # -- their parts -------------------------------------------------------------------------------
 
     def _padded(self, tree: Any) -> tuple[Any, int]:
-        """Zeros (not real: masked) up to a whole number of tiles, and that number."""
+        """Zeros (not real: masked) up to a whole number of equal tiles, and that number."""
         count = jax.tree.leaves(tree)[0].shape[0]
         tiles = -(-count // self.tile)
-        extra = tiles * self.tile - count if tiles > 1 else 0
+        extra = -count % tiles
         if extra:
             tree = jax.tree.map(lambda x: jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)), tree)
         return tree, tiles
@@ -258,16 +255,20 @@ class _Ring:
             0, rows * cols, lambda n, state: look(n // cols, n % cols, state), state
         )
 
-    def _at(self, tree: Any, i: jax.Array) -> Any:
+    def _at(self, tree: Any, i: jax.Array, tiles: int) -> Any:
+        """Tile i of `tiles` of every array."""
+
         def cut(x):
-            size = min(self.tile, x.shape[0])
+            size = x.shape[0] // tiles
             return jax.lax.dynamic_slice_in_dim(x, i * size, size)
 
         return jax.tree.map(cut, tree)
 
-    def _put(self, tree: Any, parts: Any, i: jax.Array) -> Any:
+    def _put(self, tree: Any, parts: Any, i: jax.Array, tiles: int) -> Any:
+        """Every array with another tile i."""
+
         def paste(x, part):
-            size = min(self.tile, x.shape[0])
+            size = x.shape[0] // tiles
             return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), i * size, 0)
 
         return jax.tree.map(paste, tree, parts)

@@ -12,6 +12,9 @@ import pytest
 
 WORKER = Path(loss_worker.__file__)
 TEMPORARY_MIB = 20
+# Relative to the largest entry. The temperature's gradient is one sum of terms of both signs that
+# cancel: float32 gives it less, on two meshes with the same method as well.
+TOLERANCE = {"loss": 1e-6, "q": 1e-6, "p": 1e-6, "scale": 4e-6}
 
 
 def start(devices: int, *arguments) -> subprocess.Popen:
@@ -55,7 +58,8 @@ WAYS = ["devices 1", "devices 2", "devices 8", "process0 4", "process1 4"]
 
 
 def assert_close(value, expected, tolerance):
-    assert np.abs(value - expected).max() <= tolerance * np.abs(expected).max()
+    error = np.abs(value - expected).max() / np.abs(expected).max()
+    assert error <= tolerance
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +71,10 @@ def losses(tmp_path_factory):
 @pytest.mark.parametrize("method", ["gather", "ring"])
 def test_loss_and_gradient_do_not_depend_on_mesh_and_method(losses, method, way):
     for case in loss_worker.LOSSES:
-        for part in ("loss", "q", "p", "scale"):
+        for part, tolerance in TOLERANCE.items():
             expected = losses["devices 1"][f"{case}/gather/{part}"]
             assert np.any(expected != 0)
-            assert_close(losses[way][f"{case}/{method}/{part}"], expected, 1e-6)
+            assert_close(losses[way][f"{case}/{method}/{part}"], expected, tolerance)
 
 
 def test_the_ring_needs_a_sixth_of_the_memory(tmp_path):
