@@ -20,7 +20,6 @@ def _audit_artifacts(run: Run) -> list[Artifact]:
 def _make_audit(run: Run, artifact: Artifact) -> None:
     data, config = run.train_data, run.config.audit
     query_ids = tuple(run.positives())
-    artifact.begin()
     rules = audit.rules_to_try(
         run.options,
         shifts=config.shifts,
@@ -30,8 +29,9 @@ def _make_audit(run: Run, artifact: Artifact) -> None:
     )
     rows: list[audit.Row] = []
     excluded: Ragged | None = None
-    for name in run.teacher_names:
-        candidates, ranker = ranked(run, artifact, name)
+    asked = [(name, *ranked(run, artifact, name)) for name in run.teacher_names]
+    artifact.begin()
+    for name, candidates, ranker in asked:
         visible = audit.visible_positives(
             candidates.positive_rows, query_ids, data.corpus.ids, run.config.seed
         )

@@ -33,8 +33,8 @@ def _mine_artifacts(run: Run) -> list[Artifact]:
 def _make_negatives(run: Run, artifact: Artifact) -> None:
     data, split = run.train_data, run.config.data.train_split
     queries = data.queries.select(run.positives())
-    artifact.begin()
     asked = [Teacher(name, *ranked(run, artifact, name)) for name in run.teacher_names]
+    artifact.begin()
     chosen: list[dict[str, Any]] = []
     for number, teacher in enumerate(asked if run.calibrated else ()):
         rule, records = _calibrated(run, teacher, queries.ids)

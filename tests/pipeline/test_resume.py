@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 import tiny_project
 
-from nvret_jax.config import STAGES
+from nvret_jax.config import DEFAULT_STAGES
 from nvret_jax.search.store import EmbeddingStore
 
 
@@ -82,7 +82,7 @@ def test_a_second_run_does_nothing_and_says_so(finished):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     output = tiny_project.run(folder, workdir)
     assert [line.split() for line in output.splitlines() if "up to date" in line] == [
-        [stage, "up", "to", "date"] for stage in STAGES
+        [stage, "up", "to", "date"] for stage in DEFAULT_STAGES
     ]
     assert "making" not in output
     after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
@@ -144,8 +144,8 @@ def test_killed_in_three_stages(finished):
 def test_killed_three_times_in_every_stage(finished):
     folder, undisturbed, output = finished
     workdir = folder / "killed"
-    kills = dict.fromkeys(STAGES, 0)
-    for stage in STAGES:
+    kills = dict.fromkeys(DEFAULT_STAGES, 0)
+    for stage in DEFAULT_STAGES:
         whole = seconds(output, stage)
         for share in (0.05, 0.4, 0.75):
             # What an earlier kill left finished makes the rest shorter.
