@@ -21,8 +21,8 @@ def ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]
     """
     rescored = run.rescored(name)
     if rescored is None:
-        ranker = teachers.open_ranker(run, name, artifact.partial / "lists")
-        return run.read_candidates(name), ranker
+        candidates = run.read_candidates(name)
+        return candidates, teachers.open_ranker(run, name, artifact.partial / "lists")
     data = run.train_data
     candidates = Candidates.read(run.need(rescored).path, data.queries, data.corpus)
 
