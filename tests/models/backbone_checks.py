@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import jax
@@ -42,8 +43,6 @@ def first_layers(model: nnx.Module, count: int) -> nnx.Module:
         changed = dict(num_hidden_layers=count)
     else:
         changed = dict(num_hidden_layers=count, layer_is_local=model.config.layer_is_local[:count])
-    import dataclasses
-
     out = type(model)(dataclasses.replace(model.config, **changed), rngs=nnx.Rngs(0))
     whole, part = (dict(nnx.to_flat_state(nnx.state(m))) for m in (model, out))
     cut = {p: v.replace(whole[p][...][tuple(map(slice, v.shape))]) for p, v in part.items()}
@@ -59,11 +58,7 @@ def real(hidden_btd, lengths_b) -> np.ndarray:
 
 def check_layer_by_layer(encoder: Encoder, name: str) -> None:
     """Hidden states after each layer equal transformers', padded and alone, in any order."""
-    tokens = (
-        encoder.tokenizer.encode_with(TEXTS, 64, **encoder._texts._added("x"))
-        if (encoder.spec.late is None)
-        else encoder.tokenizer.encode(TEXTS, 64)
-    )
+    tokens = encoder.tokenize(TEXTS)
     expected = golden(name, "hidden")
     with jax.set_mesh(encoder.mesh):
         model = encoder.model.backbone
@@ -75,7 +70,7 @@ def check_layer_by_layer(encoder: Encoder, name: str) -> None:
             difference = np.abs(got - expected[layers - 1]).max()
             assert difference <= TOLERANCE, f"layer {layers}: {difference}"
         order = [2, 0, 3, 1]
-        ids_bt, lengths_b = padded([tokens[i] for i in order], 24, fill=7)
+        ids_bt, lengths_b = padded([tokens[i] for i in order], 32, fill=7)
         ends = np.cumsum([0, *map(len, tokens)])
         rows = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in order])
         got = real(run(model, ids_bt, lengths_b), lengths_b)
@@ -110,8 +105,6 @@ def check_training(encoder: Encoder) -> None:
 
     def gradient(remat: bool):
         model = encoder.model.backbone
-        import dataclasses
-
         model.options = dataclasses.replace(model.options, remat=remat, dropout=0.1)
         at = (jnp.arange(4)[None] < lengths_b[:, None])[..., None]
 
