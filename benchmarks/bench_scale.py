@@ -267,9 +267,9 @@ def _speed(arguments) -> None:
         """Into memory that is there already: fresh pages would cost as much as the product."""
 
         def local(queries_qd, tile_nd):
-            return jnp.matmul(
-                queries_qd, tile_nd.astype(queries_qd.dtype).T, precision=high,
-                preferred_element_type=jnp.float32,
+            return jax.lax.dot_general(  # a transposed operand would be copied first
+                queries_qd, tile_nd.astype(queries_qd.dtype), (((1,), (1,)), ((), ())),
+                precision=high, preferred_element_type=jnp.float32,
             )  # fmt: skip
 
         spec = jax.P(steps.ROWS, None)

@@ -189,7 +189,8 @@ def _group_maxima(scores_qgm, ceiling_q, columns, platform):
     def maxima(piece):
         return jnp.max(_masked(piece[0], column_gm, piece[1], columns), axis=-1)
 
-    rows = math.gcd(queries, max(1, MASKED // (groups * group)))
+    most = max(1, MASKED // (groups * group))
+    rows = math.gcd(queries, 1 << most.bit_length() - 1)  # a power of two: blocks divide by 16
     if platform != "cpu" or rows == queries:
         return maxima((scores_qgm, ceiling_q))
     pieces = jax.tree.map(
