@@ -142,6 +142,37 @@ def test_bfloat16_casts_the_kernels_once_and_stays_near_float32(folder, encoder,
     assert encoder._operands is encoder._state
 
 
+def test_a_narrow_step_is_twice_as_large_on_a_cpu_only():
+    assert encoder_lib._token_budget("cpu", "float32") == 1024
+    assert encoder_lib._token_budget("cpu", "bfloat16") == 2048
+    assert encoder_lib._token_budget("gpu", "bfloat16") == 65536
+
+
+def test_bfloat16_ranks_real_passages_nearly_as_float32_does():
+    """The error that `dtype='bfloat16'` is documented to have, on passages of SQuAD."""
+    data = os.environ.get("NVRET_DATA")
+    if not data:
+        pytest.skip("needs NVRET_DATA (a folder with squad in BEIR layout)")
+    if not any(importlib.util.find_spec(p.module) for p in PACKAGES[DEFAULT_MODEL]):
+        pytest.skip(f"not installed: {PACKAGES[DEFAULT_MODEL][0].command}")
+
+    def texts(name, count):
+        lines = (pathlib.Path(data) / "squad" / name).read_text().splitlines()[:count]
+        return [json.loads(line)["text"] for line in lines]
+
+    passages, queries = texts("corpus.jsonl", 400), texts("queries.jsonl", 200)
+    both = [Encoder.from_pretrained(DEFAULT_MODEL, dtype=d) for d in ("float32", "bfloat16")]
+    p, p16 = (encoder.encode(passages) for encoder in both)
+    q, q16 = (encoder.encode(queries, kind="query") for encoder in both)
+    assert p16.dtype == np.float32
+    assert 1e-7 < (1 - (p * p16).sum(axis=1)).max() < 1e-3
+    scores, scores16 = q @ p.T, q16 @ p16.T
+    assert np.abs(scores - scores16).max() < 1e-2
+    top, top16 = (np.argsort(-s, axis=1)[:, :10] for s in (scores, scores16))
+    assert (top[:, 0] == top16[:, 0]).mean() > 0.97
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(top, top16, strict=True)]) > 0.97
+
+
 def test_a_mistake_in_a_later_block_is_still_reported(encoder, monkeypatch):
     monkeypatch.setattr(encoder_lib, "BLOCK", 3)
     calls = []
