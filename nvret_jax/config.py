@@ -230,6 +230,44 @@ def base() -> ConfigDict:
                 "in_batch_negatives": True,
                 # Divides the cosine; smaller is sharper.
                 "temperature": 0.05,
+                # The rest of the loss (docs/training.md); training/losses.py has the fields.
+                "loss": {
+                    # Pairs between rows that count: query_to_passage always; passage_to_query,
+                    # query_to_query, passage_to_passage.
+                    "terms": ("query_to_passage",),
+                    # 'joint': one softmax over all terms; 'separate': the query's and the
+                    # passage's apart.
+                    "partition": "joint",
+                    # Positives of a query in a batch, and how several count: 'each', 'pooled'.
+                    "num_positives": 1,
+                    "positives": "each",
+                    # A hard negative that comes again with another row counts once.
+                    "mask_own_duplicates": False,
+                    # No in-batch negative scores this near the positive: '', 'margin', 'percent';
+                    # by the student's own scores, or by a guide's, the first encoder teacher.
+                    "score_mask": "",
+                    "margin": 0.0,
+                    "percent": 0.95,
+                    "mask_by": "student",
+                    # The score mask also covers a row's own hard negatives.
+                    "mask_hard": False,
+                    # 'gather': all passages on every device; 'ring': they travel, in tiles of so
+                    # many pairs (0: chosen for the device), and the score matrix never exists.
+                    "method": "gather",
+                    "tile_pairs": 0,
+                    # Above 0: temperature is learned at this rate, down to a least one.
+                    "temperature_learning_rate": 0.0,
+                    "temperature_min": 0.01,
+                    # Matryoshka: prefixes of the embedding that are trained, and their weights.
+                    "dims": (),
+                    "dim_weights": (),
+                    # Also fit the teacher's scores of a row: '', 'kl', 'margin_mse'.
+                    "distillation": "",
+                    "contrastive_weight": 1.0,
+                    "distillation_weight": 1.0,
+                    "teacher_temperature": 1.0,
+                    "student_temperature": 0.0,
+                },
                 "learning_rate": 2e-5,
                 # Share of the steps over which the learning rate rises, then how it falls.
                 "warmup": 0.1,

@@ -24,7 +24,7 @@ from nvret_jax.console import say
 from nvret_jax.errors import InputError
 from nvret_jax.run import Run
 from nvret_jax.stages import STAGES
-from nvret_jax.training.loop import check_batch
+from nvret_jax.training.loop import check_batch, loss_of
 
 _FULL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)  # the disk takes no more
 
@@ -74,6 +74,7 @@ def _check_inputs(state: Run, asked: Sequence[str]) -> None:
         shards = mesh_lib.shards(state.mesh, "batch")
         if "train" in asked:
             check_batch(state.config.train, shards)
+            loss_of(state.config.train, state.student.spec.width)
     for name in asked:
         STAGES[name].artifacts(state)
 

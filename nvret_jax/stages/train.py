@@ -9,6 +9,7 @@ import numpy as np
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, remove
 from nvret_jax.data.dataset import Dataset
+from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.encoder import Encoder
@@ -32,6 +33,7 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         length = run.length("student", kind)
         return lambda texts: encoder.tokenize(texts, kind=kind, max_length=length)
 
+    loss = loop.loss_of(config.train, encoder.width)
     examples = Examples.build(
         negatives,
         data.queries.texts,
@@ -42,6 +44,9 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         num_negatives=config.train.num_negatives,
         pad_id=encoder.tokenizer.pad_id,
         seed=config.seed,
+        num_positives=loss.num_positives,
+        teacher_scores=bool(loss.distillation),
+        guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
     )
     if not artifact.begin() and mesh_lib.is_main():
         remove(run.workdir.metrics)
@@ -49,6 +54,19 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
     places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
     loop.train(encoder, examples, config.train, places, _dev_score(run))
     artifact.finish_folder()
+
+
+def _guide(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of the training queries and of all passages by the first encoder teacher."""
+    data, split = run.train_data, run.config.data.train_split
+    if not run.guide:
+        raise InputError(
+            "train.loss.mask_by='guide' needs a teacher that is an encoder; use 'student'"
+        )
+    of_split = np.asarray(run.open(run.guide, data, f"queries-{split}")[:])
+    queries_qd = np.zeros((len(data.queries), of_split.shape[1]), np.float32)
+    queries_qd[[data.queries.row[i] for i in data.split_queries(split).ids]] = of_split
+    return queries_qd, np.asarray(run.open(run.guide, data, "passages")[:])
 
 
 def _dev_score(run: Run) -> Callable[[Encoder], float] | None:

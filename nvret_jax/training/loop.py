@@ -28,8 +28,9 @@ from nvret_jax.errors import InputError
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.training.checkpoint import Checkpoints
 from nvret_jax.training.examples import Examples, local_rows, to_devices
+from nvret_jax.training.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer, schedule
-from nvret_jax.training.step import make_step
+from nvret_jax.training.step import init_optimizer, make_step
 from nvret_jax.training.writer import MetricWriter, NoWriter
 
 DevScore = Callable[[Encoder], float]
@@ -75,6 +76,28 @@ def check_batch(config: ConfigDict, shards: int) -> None:
         )
 
 
+def loss_of(config: ConfigDict, width: int) -> Loss:
+    """The loss that a config describes.
+
+    Args:
+        config: `config.train` of a run.
+        width: of the embeddings.
+
+    Raises:
+        InputError: options that cannot be, all in one line.
+    """
+    loss = Loss(
+        temperature=config.temperature,
+        in_batch=config.in_batch_negatives,
+        **config.loss.to_dict(),
+    )
+    if max(loss.dims, default=0) > width:
+        raise InputError(
+            f"train.loss.dims={loss.dims}: the embedding is {width} wide; name prefixes up to that"
+        )
+    return loss
+
+
 def train(
     encoder: Encoder,
     examples: Examples,
@@ -102,19 +125,19 @@ def train(
     steps = total_steps(config, len(examples.negatives))
     rate = schedule(config, steps)
     optimizer = make_optimizer(config, steps)
+    loss = loss_of(config, encoder.width)
     start, stop = local_rows(mesh, config.batch_size)
     main = mesh_lib.is_main()
 
     with jax.set_mesh(mesh), Checkpoints(places.checkpoints, keep=config.keep) as checkpoints:
         graph, trainable, frozen = nnx.split(encoder.model, nnx.Param, ...)
         trainable = jax.tree.map(jnp.copy, trainable)  # steps donate it; the encoder keeps its own
-        optimizer_state = jax.jit(optimizer.init)(trainable)
+        optimizer_state = init_optimizer(optimizer, loss, trainable)
         step_fn = make_step(
             graph,
             optimizer,
             mesh=mesh,
-            temperature=config.temperature,
-            in_batch=config.in_batch_negatives,
+            loss=loss,
             chunk_tokens=config.chunk_tokens,
             dropout=config.dropout > 0,
             seed=examples.seed,

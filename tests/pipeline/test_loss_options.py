@@ -1,0 +1,72 @@
+"""Options of the loss through the real command: each reaches the step; mistakes come together."""
+
+import command
+import pytest
+import tiny_project
+
+
+@pytest.fixture(scope="module")
+def project(compiled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("losses")
+    tiny_project.make(folder)
+    done = command.inside(
+        command.CONFIG,
+        f"--workdir={folder / 'w'}",
+        *command.flags_of(folder),
+        "--stages=embed,search,mine",
+    )
+    assert done.status == 0, done.stderr[-2000:]
+    return folder
+
+
+def trained(project, *options):
+    """Trains two steps in the workdir that holds the negatives; the metrics of each step."""
+    result = command.inside(
+        command.CONFIG,
+        f"--workdir={project / 'w'}",
+        *command.flags_of(project),
+        "--stages=train",
+        "--config.data.dev_split=",
+        *(f"--config.train.loss.{option}" for option in options),
+    )
+    assert result.status == 0, result.stderr[-2000:]
+    return tiny_project.metrics(project / "w"), result
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        (("method=ring", "terms=('query_to_passage','passage_to_query')"), {"loss"}),
+        (
+            ("distillation=kl", "teacher_temperature=0.05", "dims=(32,16)"),
+            {"contrastive", "distillation", "loss_16"},
+        ),
+        (("score_mask=percent", "mask_by=guide", "num_positives=2"), {"masked_by_score"}),
+        (("temperature_learning_rate=0.01",), {"temperature"}),
+    ],
+)
+def test_options_reach_the_step(options, keys, project):
+    metrics, result = trained(project, *options)
+    assert len(metrics) == 2
+    assert keys <= metrics[0].keys()
+    assert "train changed" in result.stdout or "not there yet" in result.stdout
+
+
+def test_mistakes_come_together_before_anything_is_computed(project):
+    result = command.inside(
+        command.CONFIG,
+        f"--workdir={project / 'w'}",
+        *command.flags_of(project),
+        "--config.train.loss.method=tree",
+        "--config.train.loss.percent=0.0",
+        "--config.train.loss.terms=('query_to_query',)",
+    )
+    for words in ("train.loss.method='tree'", "train.loss.percent=0.0", "'query_to_passage' must"):
+        assert words in result.error
+    result = command.inside(
+        command.CONFIG,
+        f"--workdir={project / 'w'}",
+        *command.flags_of(project),
+        "--config.train.loss.dims=(64,)",
+    )
+    assert "train.loss.dims=(64,): the embedding is 32 wide" in result.error
