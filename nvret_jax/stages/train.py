@@ -32,6 +32,7 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         length = run.length("student", kind)
         return lambda texts: encoder.tokenize(texts, kind=kind, max_length=length)
 
+    unpooled = {kind: encoder.prompt_tokens(kind) for kind in ("query", "passage")}
     examples = Examples.build(
         negatives,
         data.queries.texts,
@@ -42,6 +43,7 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         num_negatives=config.train.num_negatives,
         pad_id=encoder.tokenizer.pad_id,
         seed=config.seed,
+        skip={kind: count for kind, count in unpooled.items() if count is not None},
     )
     if not artifact.begin() and mesh_lib.is_main():
         remove(run.workdir.metrics)
