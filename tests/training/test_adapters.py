@@ -1,4 +1,4 @@
-"""Adapters through the whole loop: what is trained, what is stored, what a resumed run ends with."""
+"""Adapters through the whole loop: what is trained and stored, how a resumed run ends."""
 
 import dataclasses
 import json
