@@ -27,6 +27,7 @@ VERDICT_MODES = ("relabel", "remove", "remove_query")
 BACKENDS = ("auto", "device", "faiss")
 SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("float32", "bfloat16")
+PROMPT_IN_POOLING = ("all", "none", "last")
 MAX_SEED = 2**31 - 1
 
 
@@ -43,13 +44,30 @@ def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict
             # Text put before every query and every passage; unset: the model's own prompts.
             "query_prompt": config_dict.placeholder(str),
             "passage_prompt": config_dict.placeholder(str),
-            # 'mean' or 'cls'; unset: the model's own 1_Pooling.
+            # 'mean', 'cls' or 'lasttoken'; unset: the model's own 1_Pooling.
             "pooling": config_dict.placeholder(str),
+            # Which tokens of a prompt are pooled: all, none, or but the last of them ('last',
+            # NV-Embed's way); unset: as the model does.
+            "prompt_in_pooling": config_dict.placeholder(str),
+            # Of a decoder: whether tokens see what comes after them; unset: as the model does.
+            "bidirectional": config_dict.placeholder(bool),
             # L2-normalise embeddings: scores are cosines, which mining values and temperatures
             # are meant for. False: inner products of whatever the pooling gives.
             "normalize": True,
             # Arithmetic of the encoder: 'float32', or 'bfloat16' on accelerators.
             "dtype": "float32",
+            # LoRA, for the student: train adapters of this rank beside frozen weights; 0: train
+            # all weights. Decoders and ModernBERT take them.
+            "lora_rank": 0,
+            # What an adapter adds is multiplied by lora_alpha / lora_rank.
+            "lora_alpha": 32.0,
+            # Share of an adapter's input dropped in training.
+            "lora_dropout": 0.0,
+            # Which modules get one, by their Hugging Face names, such as ('q_proj', 'v_proj').
+            "lora_targets": ("all-linear",),
+            # A folder with an adapter in PEFT's format, put on the model; a student trains it
+            # further. '': none.
+            "adapter": "",
         }
     )
 
@@ -446,6 +464,9 @@ def validate(config: ConfigDict) -> None:
         for key in ("query_length", "passage_length"):
             need(block[key] == 0 or block[key] >= 3, f"{side}.{key}", "0 (the model's) or >= 3")
         one_of(f"{side}.dtype", block.dtype, DTYPES)
+        if block.prompt_in_pooling is not None:
+            one_of(f"{side}.prompt_in_pooling", block.prompt_in_pooling, PROMPT_IN_POOLING)
+        _check_lora(side, block, need)
     for key in ("data", "fsdp", "tensor"):
         need(config.mesh[key] == -1 or config.mesh[key] >= 1, f"mesh.{key}", "-1 or positive")
     joins = config.distributed
@@ -494,6 +515,22 @@ def validate(config: ConfigDict) -> None:
     need(config.report.examples >= 0, "report.examples", "must be 0 or more")
     if wrong:
         raise InputError("config: " + "; ".join(wrong))
+
+
+def _check_lora(side: str, block: ConfigDict, need) -> None:
+    """`side`: the block's key, 'student' or a teacher's."""
+    key = f"{side}.lora_rank"
+    need(block.lora_rank >= 0, key, "must be 0 (all weights are trained) or more")
+    if side != "student":
+        what = "only the student is trained; 'adapter' puts a trained one on a teacher"
+        need(block.lora_rank <= 0, key, what)
+    if block.adapter:
+        need(block.lora_rank <= 0, key, "new adapters, but 'adapter' names trained ones: give one")
+    need(block.lora_alpha > 0, f"{side}.lora_alpha", "must be positive")
+    need(0 <= block.lora_dropout < 1, f"{side}.lora_dropout", "a share, in [0, 1)")
+    targets = block.lora_targets
+    named = bool(targets) and all(isinstance(t, str) and t for t in targets)
+    need(named, f"{side}.lora_targets", "names of modules, such as ('q_proj',) or ('all-linear',)")
 
 
 def _check_mining(config: ConfigDict, need, one_of) -> None:

@@ -6,6 +6,7 @@ from the files alone, so that the state of every stage is known before anything 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from nvret_jax.data.tokenizer import Tokenizer
+from nvret_jax.errors import InputError
 from nvret_jax.mining.rescoring import ScorePairs, text_scorer
-from nvret_jax.models import weights
+from nvret_jax.models import lora, weights
 from nvret_jax.models.cross_encoder import CrossEncoder
-from nvret_jax.models.encoder import Encoder
+from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, read_spec
 
@@ -44,7 +46,22 @@ class Side:
             "normalize": config.normalize,
             "query_prompt": config.query_prompt,
             "passage_prompt": config.passage_prompt,
+            "prompt_in_pooling": config.prompt_in_pooling,
+            "bidirectional": config.bidirectional,
         }
+
+    @functools.cached_property
+    def lora(self) -> LoraConfig | None:
+        """The new adapters it gets; None: none."""
+        config = self.config
+        if not config.lora_rank:
+            return None
+        return LoraConfig(
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            targets=tuple(config.lora_targets),
+        )
 
     @functools.cached_property
     def _own(self) -> tuple[EncoderSpec, epath.Path]:
@@ -66,17 +83,20 @@ class Side:
     @functools.cached_property
     def _content(self) -> dict[str, str]:
         """Hashes of what lies in the folder, without loading it."""
-        folder = self._own[1]
+        spec, folder = self._own
         with weights.Checkpoint(folder):
             pass  # a file cut short shows before anything is made
-        sums = "".join(weights.file_sha256(f) for f in weights.weight_files(folder))
+        files = weights.weight_files(folder)
+        for name in spec.dense_folders:
+            files += weights.weight_files(self.folder / name)
+        sums = "".join(weights.file_sha256(f) for f in files)
         return {
             "weights": hashlib.sha256(sums.encode()).hexdigest(),
             "tokenizer": Tokenizer.from_folder(folder).fingerprint,
         }
 
     def parts(self, kind: str) -> dict[str, Any]:
-        """What decides this side's embedding of a text of one kind."""
+        """What decides this side's embedding of a text of one kind, and what training changes."""
         spec = self.spec
         return {
             **self._content,
@@ -85,7 +105,35 @@ class Side:
             "dtype": self.config.dtype,
             "prompt": spec.prompt(kind),
             "length": self.length(kind),
+            **self._unusual,
         }
+
+    @functools.cached_property
+    def _unusual(self) -> dict[str, Any]:
+        """Parts that most models do not have; absent there, so that what they made stays valid."""
+        parts: dict[str, Any] = {}
+        if self.spec.prompt_in_pooling != "all":
+            parts["prompt in pooling"] = self.spec.prompt_in_pooling
+        if hasattr(self.spec.backbone, "causal"):
+            parts["causal"] = self.spec.backbone.causal
+        if self.lora is not None:
+            family = self.spec.family
+            if not family.adapters:
+                raise InputError(
+                    f"{self.name}.lora_rank={self.lora.rank}: {self.folder} is a "
+                    f"{self.spec.architecture['model_type']!r}, which takes no adapters yet; use "
+                    "lora_rank=0, or a decoder or ModernBERT"
+                )
+            lora.matches(family.table, self.lora.targets)  # told before anything is made
+            parts["lora"] = dataclasses.asdict(self.lora)
+        if self.config.adapter:
+            folder = epath.Path(self.config.adapter)
+            lora.read_config(folder)  # raises InputError where it is no adapter
+            files = [folder / lora.CONFIG_FILE, folder / lora.WEIGHTS_FILE]
+            if not files[1].exists():
+                raise InputError(f"{files[1]}: no such file; an adapter is a folder with it")
+            parts["adapter"] = [weights.file_sha256(file) for file in files]
+        return parts
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -94,6 +142,9 @@ class Side:
             mesh=self._run.mesh,
             max_length=self.spec.max_length,
             dropout=self._run.config.train.dropout if self.name == "student" else 0.0,
+            lora=self.lora,
+            adapter=self.config.adapter or None,
+            seed=self._run.config.seed,
             **self._overrides(),
         )
 

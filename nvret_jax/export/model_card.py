@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from nvret_jax.evaluation.comparison import Scores
+from nvret_jax.export.architecture import BERT_TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,9 @@ def render(card: ModelCard, encoder: Any, dtype: str) -> str:
         dtype: of the stored weights.
     """
     spec = encoder.spec
-    similarity = {"cosine": "cosine", "dot": "dot-product"}.get(spec.similarity, spec.similarity)
+    similarity = {"cosine": "cosine", "dot": "dot-product", "maxsim": "MaxSim"}.get(
+        spec.similarity, spec.similarity
+    )
     facts = {
         "Base model": card.base_model,
         "Embedding width": encoder.width,
@@ -79,7 +82,7 @@ def render(card: ModelCard, encoder: Any, dtype: str) -> str:
     parts = [
         _front_matter(card),
         f"# {_inline(card.name)}",
-        "Maps queries and passages to vectors whose "
+        f"Maps queries and passages to {'token vectors' if spec.late else 'vectors'} whose "
         f"{similarity} similarity ranks the passages for a query. {_origin(card)}",
         _table(("", ""), [(k, v) for k, v in facts.items() if v is not None]),
         "## Use\n\n" + _snippet(spec),
@@ -126,15 +129,38 @@ def _front_matter(card: ModelCard) -> str:
 
 def _snippet(spec: Any) -> str:
     roles = ("query", "passage") if spec.query_prompt or spec.passage_prompt else (None, None)
+    if spec.late is not None:
+        return """```python
+from sentence_transformers import MultiVectorEncoder
+
+model = MultiVectorEncoder("path/to/this/folder")
+queries = model.encode_query(["how do I sort an array?"])
+passages = model.encode_document(["sort(a) returns a sorted copy of an array."])
+print(model.similarity(queries, passages))
+```
+
+PyLate loads the folder as `pylate.models.ColBERT("path/to/this/folder")`."""
     arguments = ["" if role is None else f', prompt_name="{role}"' for role in roles]
-    return f"""```python
+    snippet = f"""```python
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder")
 queries = model.encode(["how do I sort an array?"]{arguments[0]})
 passages = model.encode(["sort(a) returns a sorted copy of an array."]{arguments[1]})
 print(model.similarity(queries, passages))
-```
+```"""
+    if spec.pooling == "latent":
+        return """```python
+from nvret_jax.models.encoder import Encoder
+
+encoder = Encoder.from_pretrained("path/to/this/folder")
+queries = encoder.encode(["how do I sort an array?"], kind="query")
+passages = encoder.encode(["sort(a) returns a sorted copy of an array."])
+print(queries @ passages.T)
+```"""
+    if spec.architecture["model_type"] not in BERT_TYPES:
+        return snippet
+    return f"""{snippet}
 
 text-embeddings-inference serves the folder as it is: \
 `text-embeddings-router --model-id path/to/this/folder`\

@@ -3,8 +3,9 @@
     config.json                        the backbone as Hugging Face describes it
     model.safetensors                  its weights under Hugging Face's keys, float32 or float16
     tokenizer.json, …                  the tokenizer, with truncation and padding switched off
-    modules.json                       backbone → 1_Pooling (→ 2_Normalize)
+    modules.json                       backbone → 1_Pooling (→ 2_Dense …) (→ 3_Normalize)
     1_Pooling/config.json              how token vectors become one vector
+    2_Dense/config.json, model.safetensors   what follows it
     sentence_bert_config.json          how many tokens of a text are read
     config_sentence_transformers.json  prompts and the similarity
     README.md                          the model card (`model_card`)
@@ -17,8 +18,12 @@ Readers disagree about these files, so each is written to suit all of them:
 * Modules carry their old class paths, which every version of sentence-transformers resolves.
 * Prompts stand under "query" and, for passages, under both "passage" (the E5 habit) and
   "document" (what `encode_document` looks for).
-* config.json holds every field that text-embeddings-inference has no default for, and the dtype
-  both as `torch_dtype` (transformers 4) and `dtype` (5).
+* config.json holds every field that text-embeddings-inference's BERT has no default for, and the
+  dtype both as `torch_dtype` (transformers 4) and `dtype` (5); see `architecture`.
+* An end token that the source's configs ask for is written into tokenizer.json (`end_token`).
+* Adapters are merged into the kernels: the folder is a plain model.
+* A late-interaction model has no Pooling and PyLate's settings (`late_interaction`). NV-Embed's
+  latent attention is not a module: its folder is read by this package (`architecture`).
 * A pooler that the source checkpoint had is written back, though no embedding uses it:
   transformers would report it as missing.
 
@@ -27,8 +32,10 @@ The folder is written aside and renamed: it is there whole or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,27 +44,13 @@ from etils import epath
 from nvret_jax import artifacts
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
+from nvret_jax.export import end_token, late_interaction
+from nvret_jax.export.architecture import config_json
 from nvret_jax.export.model_card import ModelCard, render
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
-# Class names by model_type, for a config.json that came without `architectures`.
-_ARCHITECTURES = {
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-    "camembert": "CamembertModel",
-}
-# Fields text-embeddings-inference's BERT has no default for, with Hugging Face's own defaults.
-_REQUIRED = {
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12,
-    "type_vocab_size": 2,
-    "pad_token_id": 0,
-    "position_embedding_type": "absolute",
-}
+# torch's module of an activation by its class name.
+_TORCH = {"Identity": "linear.Identity"}
 
 
 def export(
@@ -117,35 +110,42 @@ def write_files(
     """
     if dtype not in DTYPES:
         raise InputError(f"export dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    weights = _weights(encoder, dtype)  # gathers shards: every process takes part
+    # Both gather shards: every process takes part.
+    weights = _weights(encoder.save_weights_hf(), dtype)
+    dense = [_weights(tensors, dtype) for tensors in encoder.save_dense_hf()]
+    spec = encoder.spec
+    modules = _modules(spec)
+    files = {
+        "config.json": config_json(spec, dtype),
+        "modules.json": _listed(modules, late=spec.late is not None),
+        "sentence_bert_config.json": _settings(spec),
+        "config_sentence_transformers.json": _shared(spec),
+    }
+    for path, kind in modules:
+        if kind == "Pooling":
+            files[f"{path}/config.json"] = _pooling(spec)
+        elif kind == "Normalize":
+            # Nothing to configure, but older versions want every module's folder to be there, and
+            # git and most uploaders drop an empty one.
+            files[f"{path}/config.json"] = {}
+    dense_paths = [path for path, kind in modules if kind == "Dense"]
+    for path, config in zip(dense_paths, spec.dense, strict=True):
+        files[f"{path}/config.json"] = _dense(config)
     if not mesh_lib.is_main():
         return
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spec = encoder.spec
-    files = {
-        "config.json": _config(spec, dtype),
-        "modules.json": _modules(spec.normalize),
-        "1_Pooling/config.json": _pooling(spec.pooling, encoder.width),
-        "sentence_bert_config.json": {
-            "max_seq_length": spec.max_length,
-            "do_lower_case": spec.lowercase,
-        },
-        "config_sentence_transformers.json": _prompts(spec),
-    }
     for name, content in files.items():
         _write_json(folder / name, content)
-    if spec.normalize:
-        # Nothing to configure, but older versions want every module's folder to be there, and
-        # git and most uploaders drop an empty one.
-        _write_json(folder / "2_Normalize" / "config.json", {})
     _save_tokenizer(encoder, folder)
     _save_safetensors(folder / "model.safetensors", weights)
+    for path, tensors in zip(dense_paths, dense, strict=True):
+        _save_safetensors(folder / path / "model.safetensors", tensors)
     (folder / "README.md").write_text(render(card or ModelCard(), encoder, dtype))
 
 
-def _weights(encoder: Any, dtype: str) -> dict[str, np.ndarray]:
-    tensors = {key: np.asarray(value) for key, value in encoder.save_weights_hf().items()}
+def _weights(tensors: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
+    tensors = {key: np.asarray(value) for key, value in tensors.items()}
     out = {}
     for key in sorted(tensors):
         with np.errstate(over="ignore"):  # told below, with the name of the weight
@@ -159,27 +159,38 @@ def _weights(encoder: Any, dtype: str) -> dict[str, np.ndarray]:
     return out
 
 
-def _config(spec: Any, dtype: str) -> dict[str, Any]:
-    config = {**_REQUIRED, **{k: v for k, v in spec.architecture.items() if v is not None}}
-    model_type = config.setdefault("model_type", "bert")
-    # The task class a checkpoint was trained as (BertForMaskedLM, …) is not what is written here.
-    config["architectures"] = [_ARCHITECTURES.get(model_type, f"{model_type.title()}Model")]
-    for stale in ("_name_or_path", "transformers_version", "id2label", "label2id", "problem_type"):
-        config.pop(stale, None)
-    return config | {"torch_dtype": dtype, "dtype": dtype}
+def _modules(spec: Any) -> list[tuple[str, str]]:
+    """(folder, kind) of each module, in order."""
+    kinds = ["Transformer"]
+    if spec.pooling not in ("tokens", "latent"):
+        kinds.append("Pooling")
+    kinds += ["Dense"] * len(spec.dense)
+    if spec.normalize and spec.late is None:  # there readers normalise unasked
+        kinds.append("Normalize")
+    return [(f"{i}_{kind}" if i else "", kind) for i, kind in enumerate(kinds)]
 
 
-def _modules(normalize: bool) -> list[dict[str, Any]]:
-    names = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if normalize:
-        names.append(("2_Normalize", "Normalize"))
+def _listed(modules: list[tuple[str, str]], *, late: bool) -> list[dict[str, Any]]:
+    """modules.json."""
+    types = {"Dense": "pylate.models.Dense.Dense"} if late else {}
     return [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(names)
+        {
+            "idx": i,
+            "name": str(i),
+            "path": path,
+            "type": types.get(kind, f"sentence_transformers.models.{kind}"),
+        }
+        for i, (path, kind) in enumerate(modules)
     ]
 
 
-def _pooling(mode: str, width: int) -> dict[str, Any]:
+def _pooling(spec: Any) -> dict[str, Any]:
+    if spec.prompt_in_pooling == "last":
+        raise InputError(
+            "export: prompt_in_pooling='last' is NV-Embed's, and 1_Pooling has no word for it; "
+            "use 'all' or 'none'"
+        )
+    mode, width = spec.pooling, spec.backbone.hidden_size
     return {
         "word_embedding_dimension": width,
         "embedding_dimension": width,
@@ -189,13 +200,26 @@ def _pooling(mode: str, width: int) -> dict[str, Any]:
         "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False,
         "pooling_mode_weightedmean_tokens": False,
-        "pooling_mode_lasttoken": False,
-        "include_prompt": True,
+        "pooling_mode_lasttoken": mode == "lasttoken",
+        "include_prompt": spec.prompt_in_pooling == "all",
     }
 
 
-def _prompts(spec: Any) -> dict[str, Any]:
-    return {
+def _dense(config: Any) -> dict[str, Any]:
+    name = config.activation_function
+    place = _TORCH.get(name, f"activation.{name}")
+    return dataclasses.asdict(config) | {"activation_function": f"torch.nn.modules.{place}"}
+
+
+def _settings(spec: Any) -> dict[str, Any]:
+    """sentence_bert_config.json."""
+    settings = {"max_seq_length": spec.max_length, "do_lower_case": spec.lowercase}
+    return settings | (late_interaction.expansion(spec) if spec.late else {})
+
+
+def _shared(spec: Any) -> dict[str, Any]:
+    """config_sentence_transformers.json."""
+    shared = {
         "model_type": "SentenceTransformer",
         "prompts": {
             "query": spec.query_prompt or "",
@@ -205,16 +229,32 @@ def _prompts(spec: Any) -> dict[str, Any]:
         "default_prompt_name": None,
         "similarity_fn_name": spec.similarity,
     }
+    return shared | (late_interaction.shared_keys(spec) if spec.late else {})
 
 
 def _save_tokenizer(encoder: Any, folder: epath.Path) -> None:
     encoder.tokenizer.save(folder, max_length=encoder.spec.max_length)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
+    if encoder.spec.append_eos and encoder.spec.pooling != "latent":
+        config = _add_end_token(encoder, folder, config)
     # Paths of the machine it was made on; no reader needs them.
     for stale in ("name_or_path", "special_tokens_map_file", "tokenizer_file"):
         config.pop(stale, None)
     _write_json(path, config)
+
+
+def _add_end_token(encoder: Any, folder: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Writes it into tokenizer.json; returns the tokenizer_config.json that goes with that."""
+    end = encoder.tokenizer.special("eos_token")
+    if encoder.tokenizer.encode([""], 16)[0][-1:].tolist() == [end]:
+        return config  # it is there already
+    token = config["eos_token"]
+    token = token["content"] if isinstance(token, dict) else token
+    path = folder / "tokenizer.json"
+    content = end_token.with_end(json.loads(path.read_text()), token, end)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False))
+    return end_token.plain_config(config)
 
 
 def _save_safetensors(path: epath.Path, tensors: dict[str, np.ndarray]) -> None:

@@ -34,6 +34,7 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         return lambda texts: encoder.tokenize(texts, kind=kind, max_length=length)
 
     loss = loop.loss_of(config.train, encoder.width)
+    unpooled = {kind: encoder.prompt_tokens(kind) for kind in ("query", "passage")}
     examples = Examples.build(
         negatives,
         data.queries.texts,
@@ -47,6 +48,7 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         num_positives=loss.num_positives,
         teacher_scores=bool(loss.distillation),
         guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
+        skip={kind: count for kind, count in unpooled.items() if count is not None},
     )
     if not artifact.begin() and mesh_lib.is_main():
         remove(run.workdir.metrics)

@@ -225,7 +225,9 @@ class Examples:
             found = passages_nd[np.maximum(passages, 0)].astype(np.float32)
             batch["passage_guide"] = np.where(passages[:, None] >= 0, found, np.float32(0))
         for side, count in self.skip.items():
-            batch[f"{side}_skip"] = np.full(len(batch[f"{side}_lengths"]), count, np.int32)
+            # A mean over nothing has no gradient at unit length: a text (or an empty slot) that is
+            # all prompt keeps its last token.
+            batch[f"{side}_skip"] = np.minimum(count, batch[f"{side}_lengths"] - 1)
         for side, ids in self.uncounted.items():
             tokens, lengths = batch[f"{side}_tokens"], batch[f"{side}_lengths"]
             real = np.arange(tokens.shape[1])[None, :] < lengths[:, None]

@@ -3,6 +3,10 @@
 Start order: this run's own latest checkpoint; otherwise the weights the encoder came with. A run
 that was killed continues with the same batches, the same optimizer and the same metrics file, and
 ends where an undisturbed one would have.
+
+What is trained is what `Encoder.trainable` says: all weights, or adapters beside a frozen model.
+Steps, the optimizer's state and checkpoints hold that and no more; the rest comes from the model's
+own folder each time.
 """
 
 from __future__ import annotations
@@ -128,9 +132,10 @@ def train(
     loss = loss_of(config, encoder.width)
     start, stop = local_rows(mesh, config.batch_size)
     main = mesh_lib.is_main()
+    adapters_drop = encoder.lora is not None and encoder.lora.dropout > 0
 
     with jax.set_mesh(mesh), Checkpoints(places.checkpoints, keep=config.keep) as checkpoints:
-        graph, trainable, frozen = nnx.split(encoder.model, nnx.Param, ...)
+        graph, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
         trainable = jax.tree.map(jnp.copy, trainable)  # steps donate it; the encoder keeps its own
         optimizer_state = init_optimizer(optimizer, loss, trainable)
         step_fn = make_step(
@@ -139,7 +144,7 @@ def train(
             mesh=mesh,
             loss=loss,
             chunk_tokens=config.chunk_tokens,
-            dropout=config.dropout > 0,
+            dropout=config.dropout > 0 or adapters_drop,
             seed=examples.seed,
         )
         iterator = iter(examples.dataset(steps, start, stop))
@@ -218,6 +223,6 @@ def load_trained(encoder: Encoder, folder: epath.Path) -> Encoder:
     with jax.set_mesh(encoder.mesh), Checkpoints(folder) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{folder} holds no checkpoint; run the train stage first")
-        _, trainable, frozen = nnx.split(encoder.model, nnx.Param, ...)
+        _, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
         params = checkpoints.load_params(checkpoints.latest, trainable)
         return encoder.replace(nnx.merge_state(params, frozen))

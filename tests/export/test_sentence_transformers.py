@@ -225,6 +225,7 @@ def test_a_failed_export_leaves_the_old_one(tiny, tmp_path):
 
     broken = types.SimpleNamespace(
         save_weights_hf=encoder.save_weights_hf,
+        save_dense_hf=encoder.save_dense_hf,
         spec=encoder.spec,
         width=encoder.width,
         tokenizer=types.SimpleNamespace(save=fail),

@@ -51,6 +51,17 @@ def test_each_config_file_is_valid_and_carries_its_launch_line(path):
         ("data.min_relevance", 0, "data.min_relevance=0"),
         ("teacher.dtype", "float8", "float32, bfloat16"),
         ("student.passage_length", 2, "student.passage_length=2"),
+        (
+            "student.prompt_in_pooling",
+            "first",
+            "prompt_in_pooling='first': choose one of all, none",
+        ),
+        ("student.lora_rank", -1, "student.lora_rank=-1"),
+        ("teacher.lora_rank", 8, "teacher.lora_rank=8: only the student is trained"),
+        ("student.lora_alpha", 0.0, "student.lora_alpha=0.0"),
+        ("student.lora_dropout", 1.0, "student.lora_dropout=1.0"),
+        ("student.lora_targets", (), "student.lora_targets=()"),
+        ("student.lora_targets", ("q_proj", 3), "student.lora_targets=('q_proj', 3)"),
         ("mesh.fsdp", 0, "mesh.fsdp=0"),
         ("search.backend", "cpu", "auto, device, faiss"),
         ("search.depth", 0, "search.depth=0"),
@@ -77,6 +88,23 @@ def test_a_bad_value_is_named(key, value, words):
         config_lib.validate(config)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_adapters_are_new_or_trained_and_a_teacher_takes_trained_ones():
+    config = config_lib.base()
+    config.teacher.adapter = "folder"
+    config.student.lora_rank = 8
+    config_lib.validate(config)
+    config.student.adapter = "folder"
+    with pytest.raises(
+        InputError, match=r"student\.lora_rank=8: new adapters, but 'adapter' names"
+    ):
+        config_lib.validate(config)
+    config.student.lora_rank = 0
+    config_lib.validate(config)
+    config_lib.add_teacher(config, "second", "m", lora_rank=2)
+    with pytest.raises(InputError, match=r"teachers\.second\.lora_rank=2: only the student"):
+        config_lib.validate(config)
 
 
 def test_all_mistakes_come_in_one_message():
