@@ -117,3 +117,20 @@ def test_all_mistakes_come_in_one_message():
     for words in ("mining.rule='best'", "train.temperature=-1.0", "mesh.tensor=0"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_choices_are_those_of_the_modules_that_act_on_them():
+    from nvret_jax import choices
+    from nvret_jax.mining import ensemble, exclusion, options, rules, sampling, verdicts
+    from nvret_jax.search import backend
+
+    assert choices.RULES == rules.RULES
+    assert choices.ANCHORS == rules.ANCHORS
+    assert choices.RANKS == rules.RANKS
+    assert choices.COMPAT == options.COMPAT
+    assert choices.SHORT == options.SHORT
+    assert choices.SAMPLINGS == sampling.SAMPLINGS
+    assert choices.ENSEMBLES == ensemble.ENSEMBLES
+    assert choices.VERDICT_MODES == verdicts.MODES
+    assert set(choices.OWN_TEXT) == {*exclusion.FORMS, "off"}
+    assert choices.BACKENDS == backend.BACKENDS
