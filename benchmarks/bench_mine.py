@@ -44,6 +44,9 @@ import time
 OURS, THEIRS = "nvret_jax", "sentence_transformers"
 PACKAGES = ("jax", "flax", "tokenizers", "faiss-cpu", "torch", "transformers")
 NEGATIVES, PERCENT = 4, 0.95
+# Of both sides, where the caller has not set them. Where libtpu is installed, JAX would load its
+# 130 MB to find that there is no TPU; and glibc would keep what each thread has freed for itself.
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1"}
 
 
 def peak_mib() -> float:
@@ -179,8 +182,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=args.log,
             text=True,
-            # Where libtpu is installed, JAX would load its 130 MB to find that there is no TPU.
-            env={"JAX_PLATFORMS": "cpu"} | os.environ,
+            env=ENVIRONMENT | os.environ,
         )
         self.start = self._answer()
         self.rounds: list[dict] = []
@@ -266,6 +268,7 @@ def compare(args: argparse.Namespace) -> dict:
         "cpu_seconds": {s: [round(r["cpu"], 2) for r in workers[s].rounds] for s in sides},
         "first_call_s": {side: round(seconds, 2) for side, seconds in first.items()},
         "load_average": loads,
+        "environment": {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()},
         "peak_mib": {s: round(peak[s], 1) for s in sides},
         "loaded_mib": {s: round(workers[s].start["loaded_mib"], 1) for s in sides},
         "filled_all": {s: round(filled(s), 5) for s in sides},
