@@ -228,6 +228,7 @@ def batch_loss(
         InputError: the shapes do not fit the options (at trace time).
     """
     _check(loss, queries, passages, batch)
+    queries, passages, batch = jax.tree.map(_split, (queries, passages, dict(batch)))
     wide = jnp.promote_types(queries.dtype, jnp.float32)
     scale = jnp.asarray(loss.scale if scale is None else scale, wide)
     width = queries.shape[-1]
@@ -354,6 +355,11 @@ def _flat(x: jax.Array) -> jax.Array:
     """[B, P, ...] -> [B·P, ...], split over the batch axis as before."""
     spec = P(*mesh_lib.spec("batch"), *([None] * (x.ndim - 2)))
     return jax.lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=spec)
+
+
+def _split(x: jax.Array) -> jax.Array:
+    """Split over the batch axis; what is split so already is passed through."""
+    return jax.reshard(x, P(*mesh_lib.spec("batch"), *([None] * (x.ndim - 1))))
 
 
 def _own_rows(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch) -> _Rows:
