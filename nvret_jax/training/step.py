@@ -117,7 +117,7 @@ def encode_in_chunks(
         x = jax.lax.reshape(x, (parts, local, *rest), out_sharding=P(batch))
         if padded > local:
             again = jnp.broadcast_to(x[:, :1], (parts, padded - local, *rest))
-            x = jnp.concatenate([x, again], axis=1)
+            x = jnp.concatenate([x, jax.reshard(again, P(batch))], axis=1)
         x = jax.lax.reshape(x, (parts, chunks, size, *rest), out_sharding=P(batch))
         x = jnp.swapaxes(x, 0, 1)
         return jax.lax.reshape(x, (chunks, parts * size, *rest), out_sharding=P(None, batch))
