@@ -14,8 +14,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvret_jax import mesh, overrides
-from nvret_jax.config import STAGES, validate
+from nvret_jax import checks, mesh, overrides
+from nvret_jax.choices import STAGES
 from nvret_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,8 +34,12 @@ def _main(argv: list[str]) -> int:
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
     config = _CONFIG.value
-    validate(config)
-    from nvret_jax import pipeline  # seconds of imports, which a mistyped flag need not wait for
+    wrong = checks.mistakes(config)
+    # Seconds of imports, which a mistyped flag need not wait for.
+    from nvret_jax import pipeline
+
+    if wrong:
+        raise InputError(checks.told(pipeline.mistakes(config, _WORKDIR.value)))
 
     distributed = config.distributed
     mesh.start_distributed(

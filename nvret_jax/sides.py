@@ -135,18 +135,43 @@ class Side:
             parts["adapter"] = [weights.file_sha256(file) for file in files]
         return parts
 
+    @property
+    def dropout(self) -> float:
+        """Of the backbone while it trains; one rate for all stages, as it is part of the model."""
+        if self.name != "student":
+            return 0.0
+        return max(stage.dropout for stage in self._run.stages.values())
+
+    @functools.cached_property
+    def key(self) -> str:
+        """What the weights in memory are a function of: sides that share it share those."""
+        read = self._overrides() | {"query_prompt": None, "passage_prompt": None}
+        more = [self.lora, self.config.adapter, self._run.config.seed if self.lora else 0]
+        return repr([str(self.folder), sorted(read.items()), self.dropout, more])
+
     @functools.cached_property
     def encoder(self) -> Encoder:
-        return Encoder.from_pretrained(
-            str(self.folder),
-            mesh=self._run.mesh,
+        models = self._run.models
+        if self.key not in models:
+            models[self.key] = Encoder.from_pretrained(
+                str(self.folder),
+                mesh=self._run.mesh,
+                max_length=self.spec.max_length,
+                dropout=self.dropout,
+                lora=self.lora,
+                adapter=self.config.adapter or None,
+                seed=self._run.config.seed,
+                **self._overrides(),
+            )
+        return models[self.key].with_texts(
+            query_prompt=self.spec.query_prompt,
+            passage_prompt=self.spec.passage_prompt,
             max_length=self.spec.max_length,
-            dropout=self._run.config.train.dropout if self.name == "student" else 0.0,
-            lora=self.lora,
-            adapter=self.config.adapter or None,
-            seed=self._run.config.seed,
-            **self._overrides(),
         )
+
+    def release(self) -> None:
+        """Forgets the encoder; it is loaded again if it is asked for."""
+        self.__dict__.pop("encoder", None)
 
 
 class Rescorer:

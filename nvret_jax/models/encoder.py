@@ -274,6 +274,26 @@ class Encoder:
             lora=self.lora,
         )
 
+    def with_texts(self, *, query_prompt: str, passage_prompt: str, max_length: int) -> Encoder:
+        """This encoder, on the same weights, with other prompts and another greatest length."""
+        spec = dataclasses.replace(
+            self.spec,
+            query_prompt=query_prompt,
+            passage_prompt=passage_prompt,
+            max_length=max_length,
+        )
+        return Encoder(
+            self._graphdef,
+            self._state,
+            spec=spec,
+            tokenizer=self.tokenizer,
+            mesh=self.mesh,
+            folder=self.folder,
+            backbone_folder=self._backbone_folder,
+            weights_sha256=self._weights_sha256,
+            lora=self.lora,
+        )
+
     def save_weights_hf(self) -> dict[str, np.ndarray]:
         """HF key -> array: our weights, and what the source had beside them (a BERT's pooler).
 
