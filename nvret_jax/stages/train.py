@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
+import grain
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
@@ -24,9 +26,41 @@ def _train_artifacts(run: Run) -> list[Artifact]:
 
 
 def _make_checkpoints(run: Run, artifact: Artifact) -> None:
-    config, data = run.config, run.train_data
-    loop.check_batch(config.train, mesh_lib.shards(run.mesh, "batch"))
-    encoder = run.student.encoder
+    run.need(run.negatives())
+    loop.check_batch(run.config.train, mesh_lib.shards(run.mesh, "batch"))
+    stages = [loop.Stage("train", run.config.train, lambda: _batches(run))]
+    if not artifact.begin() and mesh_lib.is_main():
+        remove(run.workdir.metrics)
+        remove(run.workdir.tensorboard)
+    places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
+    loop.train(run.student.encoder, stages, places, _dev_score(run))
+    artifact.finish_folder()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """The examples of one table, as many steps as the config asks for."""
+
+    examples: Examples
+    steps: int
+
+    @property
+    def seed(self) -> int:
+        return self.examples.seed
+
+    def batch(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        return self.examples.batch(step, start, stop)
+
+    def dataset(self, first: int, start: int, stop: int) -> grain.IterDataset:
+        def make(step: int) -> dict[str, np.ndarray]:
+            return self.batch(int(step), start, stop)
+
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        return grain.MapDataset.range(first, self.steps).map(make).to_iter_dataset(options)
+
+
+def _batches(run: Run) -> _Batches:
+    config, data, encoder = run.config, run.train_data, run.student.encoder
     negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
 
     def tokenizer(kind: str):
@@ -50,12 +84,7 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
         skip={kind: count for kind, count in unpooled.items() if count is not None},
     )
-    if not artifact.begin() and mesh_lib.is_main():
-        remove(run.workdir.metrics)
-        remove(run.workdir.tensorboard)
-    places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
-    loop.train(encoder, examples, config.train, places, _dev_score(run))
-    artifact.finish_folder()
+    return _Batches(examples, loop.total_steps(config.train, len(negatives)))
 
 
 def _guide(run: Run) -> tuple[np.ndarray, np.ndarray]:
