@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from nvret_jax import checks, mesh, overrides
 from nvret_jax.choices import STAGES
-from nvret_jax.errors import InputError
+from nvret_jax.errors import InputError, Preempted
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; ':smoke' behind its name shrinks it to a one-minute run."
@@ -68,6 +68,9 @@ def _guarded(argv: list[str]) -> int:
         return _main(argv)
     except InputError as error:
         return fail(error)
+    except Preempted as stop:
+        print(stop, file=sys.stderr, flush=True)
+        return 143  # as a shell tells of a process that SIGTERM ended
 
 
 def _converted(convert: Callable[[list[str]], int], argv: list[str]) -> int:

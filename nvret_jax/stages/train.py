@@ -30,7 +30,8 @@ def _train_artifacts(run: Run) -> list[Artifact]:
 
 
 def _make_checkpoints(run: Run, artifact: Artifact) -> None:
-    encoder = run.student.encoder
+    for part in run.sets.values():
+        run.need(part.negatives())
     stages = [
         loop.Stage(name, block, functools.partial(_batches, run, name), block.start)
         for name, block in run.stages.items()
@@ -39,7 +40,7 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         remove(run.workdir.metrics)
         remove(run.workdir.tensorboard)
     places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
-    loop.train(encoder, stages, places, _dev_score(run))
+    loop.train(run.student.encoder, stages, places, _dev_score(run))
     artifact.finish_folder()
 
 
