@@ -510,7 +510,9 @@ class Run:
         """The set whose mining a report shows in detail: the first."""
         return next(iter(self.sets.values()))
 
-    def _mining_rule(self) -> str:
+    @property
+    def mining_rule(self) -> str:
+        """The rule and its values, for people."""
         rule = self.options.rule.describe()
         if self.calibrated:
             rule = f"{self.config.mining.rule}, {' and '.join(self.calibrated)} calibrated"
@@ -524,7 +526,7 @@ class Run:
         for name, part in self.sets.items():
             of = f" for {name}" if len(self.sets) > 1 else ""
             told[f"Teacher{of}"] = teachers.describe(part)
-            told[f"Mining rule{of}"] = part._mining_rule()
+            told[f"Mining rule{of}"] = part.mining_rule
         told["Student started from"] = self.untrained.config.model
         if self.student.lora is not None:
             lora = self.student.lora

@@ -123,7 +123,6 @@ def _mined(run: Run) -> dict[str, Any]:
         return _WHY[verdict]
 
     kept = negatives.negative_rows.counts
-    recipe = run.recipe()
     # Evenly spread over the queries, so that the examples are of all kinds.
     count = min(run.config.report.examples, len(negatives))
     numbers = np.linspace(0, len(negatives) - 1, count).astype(int) if count else []
@@ -163,7 +162,7 @@ def _mined(run: Run) -> dict[str, Any]:
 
     return {
         "mining": report.Mining(
-            rule=recipe["Mining rule"],
+            rule=run.mining_rule,
             teacher=teachers.describe(run),
             queries=len(negatives),
             filled=int((kept >= wanted).sum()),
