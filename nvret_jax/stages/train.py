@@ -47,11 +47,13 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
 def _batches(run: Run, name: str) -> Blend:
     """What a stage of training draws its batches from; tokenises it."""
     block = run.stages[name]
+    # Stages of one run do not repeat each other's draws.
+    seed = (run.config.seed + list(run.stages).index(name)) % MAX_SEED
     names = sets.sets_of(run.config, block)
     sources = [
         Source(
             of,
-            _examples(run.sets[of], block),
+            _examples(run.sets[of], block, seed),
             share,
             run.sets[of].text_digest(run.sets[of].train_data, "passages"),
         )
@@ -61,8 +63,7 @@ def _batches(run: Run, name: str) -> Blend:
         sources,
         batch_size=block.batch_size,
         num_negatives=block.num_negatives,
-        # Stages of one run do not repeat each other's draws.
-        seed=(run.config.seed + list(run.stages).index(name)) % MAX_SEED,
+        seed=seed,
         unit=block.share_unit,
         batches=block.batches,
         epochs=block.epochs,
@@ -74,12 +75,13 @@ def _batches(run: Run, name: str) -> Blend:
     return blend
 
 
-def _examples(run: Run, block: ConfigDict) -> Examples:
+def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
     """Tokenised training data of one set, for one stage.
 
     Args:
         run: of the set.
         block: of the stage.
+        seed: of the stage.
     """
     data, encoder = run.train_data, run.student.encoder
     negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
@@ -99,7 +101,7 @@ def _examples(run: Run, block: ConfigDict) -> Examples:
         batch_size=block.batch_size,
         num_negatives=min(block.num_negatives, run.config.mining.num_negatives),
         pad_id=encoder.tokenizer.pad_id,
-        seed=run.config.seed,
+        seed=seed,
         num_positives=loss.num_positives,
         teacher_scores=bool(loss.distillation),
         guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
