@@ -63,7 +63,8 @@ def mistakes(config: ConfigDict) -> list[str]:
             value = config
             for part in key.split("."):
                 value = value[part]
-            wrong.append(f"{key}={value!r}: {what}")
+            shown = key if isinstance(value, ConfigDict) else f"{key}={value!r}"
+            wrong.append(f"{shown}: {what}")
 
     def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
         need(value in known, key, f"choose one of {', '.join(known)}")
