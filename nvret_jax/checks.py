@@ -10,7 +10,16 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from nvret_jax.choices import BACKENDS, DTYPES, MAX_SEED, PROMPT_IN_POOLING, STAGES
+from nvret_jax.choices import (
+    ATTENTION,
+    BACKENDS,
+    DTYPES,
+    INITS,
+    MAX_SEED,
+    PROMPT_IN_POOLING,
+    REMAT,
+    STAGES,
+)
 from nvret_jax.config import add_set, add_stage, add_teacher, base, flat_keys, near
 from nvret_jax.errors import InputError
 from nvret_jax.mining_checks import check_mining
@@ -91,6 +100,16 @@ def mistakes(config: ConfigDict) -> list[str]:
         for key in ("query_length", "passage_length"):
             need(block[key] == 0 or block[key] >= 3, f"{side}.{key}", "0 (the model's) or >= 3")
         one_of(f"{side}.dtype", block.dtype, DTYPES)
+        one_of(f"{side}.param_dtype", block.param_dtype, DTYPES)
+        one_of(f"{side}.attention", block.attention, ATTENTION)
+        one_of(f"{side}.remat", block.remat, REMAT)
+        one_of(f"{side}.init", block.init, INITS)
+        if side == "student" and "train" in stages and not block.lora_rank and not block.adapter:
+            what = "all weights are trained, which takes float32; or set lora_rank"
+            need(block.param_dtype == "float32", "student.param_dtype", what)
+        if side != "student":
+            for key, value in (("init", "pretrained"), ("remat", "none")):
+                need(block[key] == value, f"{side}.{key}", "for the student only")
         if block.prompt_in_pooling is not None:
             one_of(f"{side}.prompt_in_pooling", block.prompt_in_pooling, PROMPT_IN_POOLING)
         _check_lora(side, block, need)

@@ -19,5 +19,6 @@ STARTS = ("last", "best", "student")
 PICKS = ("last", "best")
 MERGES = ("average", "slerp")
 DTYPES = ("float32", "bfloat16")
+INITS = ("pretrained", "random")
 PROMPT_IN_POOLING = ("all", "none", "last")
 MAX_SEED = 2**31 - 1

@@ -40,8 +40,18 @@ def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict
             "normalize": True,
             # Arithmetic of the encoder: 'float32', or 'bfloat16' on accelerators.
             "dtype": "float32",
+            # What weights are kept in: 'float32', or 'bfloat16' for a teacher, or a student whose
+            # adapters alone are trained.
+            "param_dtype": "float32",
+            # How attention is computed: 'xla', 'cudnn' (NVIDIA GPUs), 'splash' (TPUs).
+            "attention": "xla",
+            # Of the student: begin with its weights ('pretrained') or with new ones ('random').
+            "init": "pretrained",
+            # Of the student: what its layers compute again for the gradient instead of keeping it:
+            # 'none', 'full', or another of `choices.REMAT`.
+            "remat": "none",
             # LoRA, for the student: train adapters of this rank beside frozen weights; 0: train
-            # all weights. Decoders and ModernBERT take them.
+            # all weights.
             "lora_rank": 0,
             # What an adapter adds is multiplied by lora_alpha / lora_rank.
             "lora_alpha": 32.0,
