@@ -14,5 +14,7 @@ VERDICT_MODES = ("relabel", "remove", "remove_query")
 BACKENDS = ("auto", "device", "faiss")
 SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("float32", "bfloat16")
+ATTENTION = ("xla", "cudnn", "splash")
+REMAT = ("none", "attention", "dots", "full")
 PROMPT_IN_POOLING = ("all", "none", "last")
 MAX_SEED = 2**31 - 1
