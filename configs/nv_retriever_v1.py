@@ -125,9 +125,7 @@ def _prompts(task: str) -> dict[str, str]:
 
 def _add_sets(config) -> None:
     for name, (rows, task) in RETRIEVAL.items():
-        config_lib.add_set(
-            config, name, f"beir:data/{name}", max_queries=rows, **_prompts(task)
-        )
+        config_lib.add_set(config, name, f"beir:data/{name}", max_queries=rows, **_prompts(task))
     config.sets.arguana.teachers = ("arguana",)
     for name, (rows, task) in CLASSES.items():
         config_lib.add_set(

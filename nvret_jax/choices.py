@@ -20,5 +20,7 @@ PICKS = ("last", "best")
 MERGES = ("average", "slerp")
 DTYPES = ("float32", "bfloat16")
 INITS = ("pretrained", "random")
+ATTENTION = ("xla", "cudnn", "splash")
+REMAT = ("none", "attention", "dots", "full")
 PROMPT_IN_POOLING = ("all", "none", "last")
 MAX_SEED = 2**31 - 1

@@ -121,14 +121,9 @@ class Side:
         if hasattr(self.spec.backbone, "causal"):
             parts["causal"] = self.spec.backbone.causal
         if self.lora is not None:
-            family = self.spec.family
-            if not family.adapters:
-                raise InputError(
-                    f"{self.name}.lora_rank={self.lora.rank}: {self.folder} is a "
-                    f"{self.spec.architecture['model_type']!r}, which takes no adapters yet; use "
-                    "lora_rank=0, or a decoder or ModernBERT"
-                )
-            lora.matches(family.table, self.lora.targets)  # told before anything is made
+            # Told before anything is made.
+            layers = self.spec.backbone.num_hidden_layers
+            lora.matches(self.spec.family.table, self.lora.targets, layers)
             parts["lora"] = dataclasses.asdict(self.lora)
         if self.config.adapter:
             folder = epath.Path(self.config.adapter)
