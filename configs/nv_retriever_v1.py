@@ -217,4 +217,6 @@ def _smoke(config):
     config.student.model = "tiny:mistral"
     config.student.dtype = config.student.param_dtype = "float32"
     config.mesh.fsdp = 1
+    for stage in config.train_stages.values():
+        stage.learning_rate = 2e-3  # of weights that have learned nothing yet
     return config_lib.smoke(config)

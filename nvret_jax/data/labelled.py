@@ -4,6 +4,9 @@
     examples:FILE            texts ask for others of their class, among all texts
     sts:FILE?min_score=4     sentences ask for those they were paired with at a score of 4 or more
 
+`labels:pydocs:` and `examples:pydocs:` need no file: the summaries of docstrings (pydocs.py), each
+labelled with the module it is from.
+
 This is how stage 2 of NV-Embed, which NV-Retriever's follows, turns such sets into queries and
 passages (NV-Embed, section 4.2: labels in its version 1, examples in version 2, pairs of score 4
 and more in both directions). Choices:
@@ -35,6 +38,7 @@ from etils import epath
 from nvret_jax.data.dataset import Dataset, Qrels, TextTable, content_hash, safe_name
 from nvret_jax.data.interchange.fields import kind
 from nvret_jax.data.lines import Mistakes
+from nvret_jax.data.pydocs import build_pydocs
 from nvret_jax.data.records import Records, open_records
 from nvret_jax.errors import InputError
 
@@ -247,6 +251,8 @@ def parse_sts(rest: str) -> tuple[str, float]:
 
 
 def _read_labelled(path: epath.Path, allow_empty: bool) -> _Labelled:
+    if str(path) == "pydocs:":
+        return _labelled_pydocs()
     records = open_records(path, "texts with labels")
     columns = [records.column("text", "sentence"), records.column("label_text", "label")]
     found, mistakes = _Labelled(_Texts(), {}), Mistakes()
@@ -259,6 +265,18 @@ def _read_labelled(path: epath.Path, allow_empty: bool) -> _Labelled:
         if label not in labels:
             labels.append(label)
     mistakes.check()
+    return found
+
+
+def _labelled_pydocs() -> _Labelled:
+    """Summaries of docstrings by the module they are from, with pydocs' splits."""
+    data = build_pydocs()
+    found = _Labelled(_Texts(), {})
+    for split, judged in data.qrels.items():
+        labels = found.labels.setdefault(split, {})
+        for query, passages in judged.items():
+            identifier = found.texts.add(data.queries.texts[data.queries.row[query]], query)
+            labels[identifier] = list(dict.fromkeys(p.rpartition(".")[0] for p in passages))
     return found
 
 
