@@ -259,8 +259,8 @@ class CrossEncoder:
         roberta = OFFSET_POSITIONS[content["model_type"]]
         head = _read_head(folder, config.hidden_size, ROBERTA_HEAD if roberta else BERT_HEAD)
         labels = head["out_kernel"].shape[1]
-        check_platform(attention, mesh.devices.flat[0].platform)
         options = Options(dtype=dtype, attention=attention)
+        check_platform(attention, mesh.devices.flat[0].platform)
 
         def build() -> PairModel:
             rngs = nnx.Rngs(0)

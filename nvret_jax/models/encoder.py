@@ -183,7 +183,6 @@ class Encoder:
         """
         folder = resolve(name_or_path, download=download)
         mesh = mesh_lib.make_mesh() if mesh is None else mesh
-        check_platform(attention, _platform(mesh))
         options = Options(
             dtype=dtype,
             dropout=dropout,
@@ -191,6 +190,7 @@ class Encoder:
             attention=attention,
             wide=_platform(mesh) == "cpu",
         )
+        check_platform(attention, _platform(mesh))
         if param_dtype not in ("float32", "bfloat16", "float16"):
             raise InputError(f"param_dtype={param_dtype!r}: expected float32, bfloat16 or float16")
         spec, backbone_folder = read_spec(

@@ -120,8 +120,11 @@ def fused(
         window = None  # nobody is further away
     check_heads(name, q_btngk.shape[-1], windowed=window is not None)
     run = functools.partial(_KERNELS[name], causal=causal, window=window)
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return run(q_btngk, k_bsnk, v_bsnk, lengths_b)
+    if mesh.abstract_device is not None:
+        check_platform(name, mesh.abstract_device.platform)
     q_spec = mesh_lib.spec("batch", None, "kv_heads", None, None)
     k_spec = mesh_lib.spec("batch", None, "kv_heads", None)
     specs = (q_spec, k_spec, k_spec, mesh_lib.spec("batch"))

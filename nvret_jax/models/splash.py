@@ -6,7 +6,8 @@
   the next multiple here, and cut again: what is added is never seen.
 - A query whose window holds no real key gets 0, as with 'xla'; the kernel itself would give it the
   mean over padding.
-- No float32: the kernel's products of float32 operands would be rounded to bfloat16 on a TPU.
+- No float32: on a TPU the kernel's products would round float32 operands to bfloat16.
+- Heads of any width: those of 12 to 256 compile for TPU v5e, forward and backward.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import jax.numpy as jnp
 # slower.
 INTERPRET = False
 LANES = 128
-# Tokens of a block. The largest that divides the batch is taken; larger ones than 512 were no
-# faster where others measured, and two of float32 scores (1 MiB each) have room in any TPU.
+# Tokens of a block; the largest that divides the length is taken. An estimate, not a measurement:
+# large enough to fill the matrix unit, and a block of float32 scores (1 MiB) has room in any TPU.
 BLOCKS = (512, 384, 256, 128)
 
 
