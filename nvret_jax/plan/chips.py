@@ -139,7 +139,7 @@ def _tpus(topology: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    if importlib.util.find_spec("libtpu") is None:
+    if not _there("libtpu"):
         raise InputError(
             f"compiling for {topology} needs libtpu, not a TPU: pip install libtpu (in an "
             "environment of its own: elsewhere it makes JAX look for a TPU first)"

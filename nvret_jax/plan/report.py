@@ -71,7 +71,9 @@ def _work(step: Step, chip: Chip) -> list[str]:
             f"{once and ',' + once})",
         )
     )
-    for found in step.network:
+    if step.network is None:
+        lines.append(_ROW.format("collectives", "   unknown: JAX cannot read the program back"))
+    for found in step.network or ():
         per = ", a loop of unknown length counted once" if found.per_iteration else ""
         lines.append(
             _ROW.format(

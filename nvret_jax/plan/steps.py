@@ -68,7 +68,7 @@ class Step:
         flops: done in one call on one chip, recomputation included.
         needed: operations of the model in one call on one chip, without recomputation; 0: no model.
         hbm_bytes: moved between memory and the chip in one call.
-        network: what a chip exchanges with others in one call.
+        network: what a chip exchanges with others in one call; None: the program cannot be read.
         held: bytes that lie on the chip beside this program's arguments, by name.
         parts: what the arguments are, by name.
         looped: whether the program has loops, so that XLA's counts are no check.
@@ -84,7 +84,7 @@ class Step:
     flops: Flops
     needed: float
     hbm_bytes: float
-    network: tuple[Collective, ...]
+    network: tuple[Collective, ...] | None
     held: dict[str, int]
     parts: dict[str, int]
     looped: bool
@@ -98,7 +98,7 @@ class Step:
 
     def seconds(self, chip: Chip) -> dict[str, float]:
         """Roofline times of all calls."""
-        exchanged = sum(c.bytes for c in self.network)
+        exchanged = sum(c.bytes for c in self.network or ())
         return {
             "FLOPs": self.calls
             * (self.flops.fast / chip.flops + self.flops.float32 / chip.flops32),
@@ -126,6 +126,14 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory:
         - stats.alias_size_in_bytes
     )
     return Memory(stats.argument_size_in_bytes, stats.temp_size_in_bytes, int(peak))
+
+
+def read_back(compiled: jax.stages.Compiled) -> Program | None:
+    """The program as text; None where a compiler newer than JAX writes what JAX cannot read."""
+    try:
+        return Program(compiled.as_text())
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def refused(error: Exception, arguments: int) -> Memory | None:
@@ -168,9 +176,13 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
                 raise
             empty = {"compiled": None, "memory": found, "hbm_bytes": 0.0, "network": ()}
             return Step(flops=done, looped=True, **empty, **step)
-    program = Program(compiled.as_text())
-    moved, sure = program.hbm_bytes()
+    program = read_back(compiled)
     notes = step.pop("notes", ())
+    if program is None:
+        moved, sure = float(compiled.cost_analysis().get("bytes accessed", 0)), True
+        notes += ("  the HBM bytes are XLA's, which count a loop's body once",)
+    else:
+        moved, sure = program.hbm_bytes()
     if not sure or done.loops:
         notes += ("  has loops of unknown length, which are counted once",)
     return Step(
@@ -178,8 +190,8 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
         memory=memory_of(compiled),
         flops=done,
         hbm_bytes=moved,
-        network=tuple(program.collectives(chips)),
-        looped=program.loops,
+        network=None if program is None else tuple(program.collectives(chips)),
+        looped=program is None or program.loops,
         notes=notes,
         **step,
     )
@@ -414,6 +426,7 @@ def search_step(
         step = search_steps.fold(mesh, k, per_shard, limit)
         first = array((), jnp.int32, sharding=whole)
         compiled = step.lower(best, None, tile_nd, first, queries_qd, masks).compile()
+    program = read_back(compiled)
     tile_bytes = tile * width * stored.itemsize
     notes = (plan.describe(),)
     if plan.streams:
@@ -440,7 +453,7 @@ def search_step(
         flops=Flops(products, 0.0) if is_fast else Flops(0.0, products),
         needed=0.0,
         hbm_bytes=float(tile_bytes + block * width * multiply.itemsize + scores),
-        network=tuple(Program(compiled.as_text()).collectives(mesh.size)),
+        network=None if program is None else tuple(program.collectives(mesh.size)),
         held=held,
         parts={"a tile of passages": tile_bytes},
         looped=False,

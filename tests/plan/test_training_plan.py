@@ -1,5 +1,6 @@
 """The planned training and embedding steps, on CPU devices that are there to compare with."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.plan import models, steps
+from nvret_jax.plan.chips import CHIPS
 from nvret_jax.plan.report import advice
 from nvret_jax.training.step import make_step
 
@@ -147,33 +149,23 @@ except ValueError as error:
 
 def test_what_does_not_fit_is_told_by_its_largest_part(small):
     step, _ = planned(small, chunk_tokens=-1)
-    chip = steps_chip(step.memory.arguments)
-    assert "of 0 GB" in advice(step, chip)
-    many = _with(step, arguments=90e9, temporaries=10e9, parts={"optimizer": 60e9, "batch": 1e9})
-    said = advice(many, steps_chip(80e9))
+    many = taking(step, arguments=90e9, temporaries=10e9, parts={"optimizer": 60e9, "batch": 1e9})
+    said = advice(many, chip_with(80e9))
     assert "100.0 of 80 GB a chip, 20.0 GB too many" in said
     assert "optimizer 60.0 GB" in said
     assert "mesh.fsdp" in said
     assert "lora_rank" in said
-    wide = _with(step, arguments=1e9, temporaries=90e9, parts=step.parts)
-    said = advice(wide, steps_chip(80e9))
+    wide = taking(step, arguments=1e9, temporaries=90e9, parts=step.parts)
+    said = advice(wide, chip_with(80e9))
     assert "11.0 GB too many; most of it temporaries (90.0 GB" in said
     assert "train.chunk_tokens" in said
     assert "mesh.fsdp" not in said
 
 
-def steps_chip(hbm: float):
-    from nvret_jax.plan.chips import CHIPS
-
-    return plan_replace(CHIPS["h100"], hbm=hbm)
+def chip_with(hbm: float):
+    return dataclasses.replace(CHIPS["h100"], hbm=hbm)
 
 
-def plan_replace(thing, **changes):
-    import dataclasses
-
-    return dataclasses.replace(thing, **changes)
-
-
-def _with(step, arguments: float, temporaries: float, parts: dict):
+def taking(step, arguments: float, temporaries: float, parts: dict):
     taken = steps.Memory(int(arguments), int(temporaries), int(arguments + temporaries))
-    return plan_replace(step, memory=taken, held={}, parts=parts)
+    return dataclasses.replace(step, memory=taken, held={}, parts=parts)
