@@ -23,6 +23,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run makes.")
 _STAGES = flags.DEFINE_list("stages", [], f"Only these stages, out of {', '.join(STAGES)}.")
+_PLAN = flags.DEFINE_string(
+    "plan", None, "Compile for a topology such as v5p:4x4x4 and print what fits; run nothing."
+)
+_PLAN_PASSAGES = flags.DEFINE_integer("plan_passages", 0, "Passages that --plan reckons with.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
 
 
@@ -31,6 +35,11 @@ def _main(argv: list[str]) -> int:
         raise InputError(f"unexpected argument {argv[1]!r}; flags look like --workdir=DIR")
     if _CONFIG.value is None:
         raise InputError(overrides.NO_CONFIG)
+    if _PLAN.value is not None:
+        validate(_CONFIG.value)
+        from nvret_jax.plan import command
+
+        return command.run(_CONFIG.value, _PLAN.value, passages=_PLAN_PASSAGES.value)
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
     config = _CONFIG.value
