@@ -36,7 +36,7 @@ def _main(argv: list[str]) -> int:
     if _CONFIG.value is None:
         raise InputError(overrides.NO_CONFIG)
     if _PLAN.value is not None:
-        validate(_CONFIG.value)
+        checks.validate(_CONFIG.value)
         from nvret_jax.plan import command
 
         return command.run(_CONFIG.value, _PLAN.value, passages=_PLAN_PASSAGES.value)
