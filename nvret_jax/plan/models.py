@@ -74,7 +74,7 @@ def sketch(
     name: str = "",
     lora: LoraConfig | None = None,
     dropout: float = 0.0,
-    remat: bool = False,
+    remat: str = "none",
     attention: str = "xla",
     lengths: dict[str, int] | None = None,
     from_table: bool = False,
@@ -149,8 +149,8 @@ def read(block: ConfigDict, mesh: Mesh, *, key: str, train: ConfigDict | None = 
         name=str(block.model),
         lora=_lora(block),
         dropout=train.dropout if train is not None else 0.0,
-        remat=bool(block.get("remat", (train or {}).get("remat", False))),
-        attention=block.get("attention", None) or "xla",
+        remat=block.remat,
+        attention=block.attention,
         lengths=lengths,
         from_table=from_table,
     )
@@ -175,7 +175,7 @@ def _spec(block: ConfigDict, folder: epath.Path) -> EncoderSpec:
     return read_spec(
         folder,
         dtype=block.dtype,
-        param_dtype=block.get("param_dtype", None) or "float32",
+        param_dtype=block.param_dtype,
         **overrides,
     )[0]
 

@@ -262,7 +262,7 @@ def _train_note(model, config, mesh, group, lengths) -> str:
         f"chunks of {chunks['query']} queries and {chunks['passage']} passages, computed again for "
         "the gradient"
     )  # fmt: skip
-    layers = ", layers computed again" if model.options.remat else ""
+    layers = "" if model.options.remat == "none" else f", remat {model.options.remat!r}"
     return (
         f"  a batch of {config.batch_size:,} queries of {lengths['query']} tokens and "
         f"{config.batch_size:,} × {group} passages of {lengths['passage']}; a chip encodes {how}"
