@@ -14,8 +14,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvret_jax import mesh, overrides
-from nvret_jax.config import STAGES, validate
+from nvret_jax import checks, mesh, overrides
+from nvret_jax.choices import STAGES
 from nvret_jax.errors import InputError, Preempted
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,6 +23,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run makes.")
 _STAGES = flags.DEFINE_list("stages", [], f"Only these stages, out of {', '.join(STAGES)}.")
+_PLAN = flags.DEFINE_string(
+    "plan", None, "Compile for a topology such as v5p:4x4x4 and print what fits; run nothing."
+)
+_PLAN_PASSAGES = flags.DEFINE_integer("plan_passages", 0, "Passages that --plan reckons with.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
 
 
@@ -31,11 +35,20 @@ def _main(argv: list[str]) -> int:
         raise InputError(f"unexpected argument {argv[1]!r}; flags look like --workdir=DIR")
     if _CONFIG.value is None:
         raise InputError(overrides.NO_CONFIG)
+    if _PLAN.value is not None:
+        checks.validate(_CONFIG.value)
+        from nvret_jax.plan import command
+
+        return command.run(_CONFIG.value, _PLAN.value, passages=_PLAN_PASSAGES.value)
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
     config = _CONFIG.value
-    validate(config)
-    from nvret_jax import pipeline  # seconds of imports, which a mistyped flag need not wait for
+    wrong = checks.mistakes(config)
+    # Seconds of imports, which a mistyped flag need not wait for.
+    from nvret_jax import pipeline
+
+    if wrong:
+        raise InputError(checks.told(pipeline.mistakes(config, _WORKDIR.value)))
 
     distributed = config.distributed
     mesh.start_distributed(

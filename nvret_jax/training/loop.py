@@ -78,11 +78,11 @@ def check_weights(trainable: Any, step: int) -> None:
 _norm = jax.jit(optax.global_norm)
 
 
-def check_batch(config: ConfigDict, shards: int) -> None:
-    """Raises InputError unless the batch can be split over the mesh."""
+def check_batch(config: ConfigDict, shards: int, at: str = "train") -> None:
+    """Raises InputError unless the batch can be split over the mesh; `at`: the block's key."""
     if config.batch_size % shards:
         raise InputError(
-            f"train.batch_size={config.batch_size} is not a multiple of the {shards} devices the "
+            f"{at}.batch_size={config.batch_size} is not a multiple of the {shards} devices the "
             f"batch is split over; use {-(-config.batch_size // shards) * shards}"
         )
 

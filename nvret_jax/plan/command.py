@@ -1,0 +1,163 @@
+"""The plan of a whole config, and of a search alone: what the command lines call."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nvret_jax.errors import InputError
+from nvret_jax.plan import models, steps
+from nvret_jax.plan.chips import Chip, topology_mesh
+from nvret_jax.plan.report import advice, fits, heading, report
+from nvret_jax.plan.steps import Step
+from nvret_jax.search import checks, memory
+from nvret_jax.teachers import kind
+
+PASSAGES, QUERIES = 1_000_000, 4096  # where nobody says how many there are
+
+
+def leave_devices_alone() -> None:
+    """Makes JAX plan on the CPU, whatever this machine has; call it before a device is used.
+
+    Programs for chips that are not there have no place in the cache of compiled ones.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def run(config: ConfigDict, topology: str, *, passages: int = 0) -> int:
+    """Compiles the steps of a config for a topology and prints what each takes.
+
+    Args:
+        config: of a run; its mesh is laid over the topology.
+        topology: such as 'v5p:4x4x4' or 'h100:8'.
+        passages: of the corpus; 0: `data.max_passages`, or 1,000,000.
+
+    Returns:
+        0 if every step fits; 2 if one does not, after a line for each that does not.
+
+    Raises:
+        InputError: what is wrong with config, topology or a model.
+    """
+    leave_devices_alone()
+    mesh, chip = topology_mesh(topology, **config.mesh.to_dict())
+    axes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    print(f"{heading(topology, mesh.size, chip)}; mesh {axes}")
+    n = passages or config.data.max_passages or PASSAGES
+    if not passages:
+        said = "data.max_passages" if config.data.max_passages else "taken, as nobody says"
+        print(f"a corpus of {n:,} passages ({said}; --plan_passages tells another number)")
+    failed = []
+    for step in planned(config, mesh, chip, n):
+        print(f"\n{report(step, chip)}", flush=True)
+        if not fits(step, chip):
+            failed.append(f"{step.name.split(':')[0]}: {advice(step, chip)}")
+    for line in failed:
+        print(f"error: the plan does not fit {topology}: {line}", file=sys.stderr, flush=True)
+    return 2 if failed else 0
+
+
+def planned(config: ConfigDict, mesh: Mesh, chip: Chip, passages: int) -> Iterator[Step]:
+    """The steps of the stages a config names, one after the other, as each is compiled."""
+    stages = set(config.stages)
+    blocks = {
+        name: config.teacher if name == "teacher" else config.teachers[name]
+        for name in (config.mining.teachers if stages - {"evaluate"} else ())
+    }
+    teachers = {
+        name: models.read(block, mesh, key=_key(name))
+        for name, block in blocks.items()
+        if kind(block.model) == "encoder"
+    }
+    student = models.read(config.student, mesh, key="student", train=config.train)
+    for sketch in _apart([*teachers.values(), student]):
+        if sketch.from_table:
+            print(f"{sketch.name} is not on this machine: its sizes are those we know it by")
+    budget = config.embed.token_budget
+    if "train" in stages:
+        guide = next((t.spec.width for t in teachers.values()), 0)
+        for name, train in _training(config):
+            yield steps.train_step(student, train, mesh, stage=name, guide_width=guide)
+    embedders = dict(teachers) if "embed" in stages else {}
+    if "evaluate" in stages or "train" in stages:
+        embedders["student"] = student
+    for names, sketch in _once(embedders):
+        yield steps.embed_step(sketch, mesh, passages, token_budget=budget, who=names)
+    searched = dict(teachers) if "search" in stages else {}
+    if "evaluate" in stages:
+        searched["student"] = student
+    for width in dict.fromkeys(sketch.spec.width for sketch in searched.values()):
+        yield _search(config, mesh, chip, (passages, width))
+
+
+def _key(name: str) -> str:
+    return name if name == "teacher" else f"teachers.{name}"
+
+
+def _training(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
+    """(name, its `train`) of each stage of training; one without a name where there are none."""
+    named = config.train.get("stages", None) or ()
+    return [(name, config.train_stages[name]) for name in named] or [("", config.train)]
+
+
+def _apart(sketches: list[models.Sketch]) -> list[models.Sketch]:
+    return list({sketch.name: sketch for sketch in sketches}.values())
+
+
+def _once(embedders: dict[str, models.Sketch]) -> Iterator[tuple[str, models.Sketch]]:
+    """(names, sketch): encoders whose step is the same are planned once."""
+    groups: dict[str, tuple[list[str], models.Sketch]] = {}
+    for name, sketch in embedders.items():
+        same = repr((sketch.spec, sketch.options, sketch.lora, sketch.lengths))
+        groups.setdefault(same, ([], sketch))[0].append(name)
+    for names, sketch in groups.values():
+        yield ", ".join(names), sketch
+
+
+def _search(config: ConfigDict, mesh: Mesh, chip: Chip, shape: tuple[int, int]) -> Step:
+    budget = int(config.search.memory_gib * memory.GIB or memory.DEVICE_SHARE * chip.hbm)
+    queries = config.data.max_queries or QUERIES
+    k = min(config.search.depth, shape[0])
+    # The store holds float32.
+    step = steps.search_step(mesh, shape, steps.DTYPES["float32"], queries, k, budget)
+    return dataclasses.replace(step, calls=max(1, step.calls))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m nvret_jax.plan`: a search alone. 0 if it fits, 1 if not, 2 for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="nvret_jax.plan",
+        description="Compiles a search for chips that are not there and adds up what it takes.",
+    )
+    parser.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:4x4x4, h100:8")
+    parser.add_argument("--passages", type=int, required=True)
+    parser.add_argument("--width", type=int, required=True)
+    parser.add_argument("--dtype", default="bfloat16", choices=steps.DTYPES)
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--k", type=int, default=100)
+    parser.add_argument(
+        "--memory_gib", type=float, default=0, help="of a chip, for the search; 0: what it has free"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        leave_devices_alone()
+        shape, dtype = (arguments.passages, arguments.width), steps.DTYPES[arguments.dtype]
+        checks.check_passages(jax.ShapeDtypeStruct(shape, dtype))
+        checks.check_k(arguments.k, arguments.passages)
+        if arguments.queries < 1:
+            raise InputError(f"--queries={arguments.queries}; give at least 1")
+        mesh, chip = topology_mesh(arguments.topology)
+        budget = int(arguments.memory_gib * memory.GIB or memory.DEVICE_SHARE * chip.hbm)
+        step = steps.search_step(mesh, shape, dtype, arguments.queries, arguments.k, budget)
+    except InputError as error:
+        print(f"nvret_jax.plan: {error}", file=sys.stderr)
+        return 2
+    print(heading(arguments.topology, mesh.size, chip))
+    print(report(step, chip))
+    return 0 if fits(step, chip) else 1

@@ -1,0 +1,202 @@
+"""A config's encoders as shapes with shardings: no weight, no tokenizer, nothing on a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import tempfile
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.errors import InputError
+from nvret_jax.models import embedding_model, known
+from nvret_jax.models import lora as lora_lib
+from nvret_jax.models.bert import Options
+from nvret_jax.models.encoder import LoraConfig
+from nvret_jax.models.resolve import resolve
+from nvret_jax.models.spec import EncoderSpec, check_max_length, read_spec
+from nvret_jax.plan.flops import Shape, shape_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Sketch:
+    """An encoder without weights, laid out on a mesh.
+
+    Attributes:
+        name: of the model.
+        spec, options, lora: as of an `Encoder`.
+        graphdef, state: of its `EmbeddingModel`; the state holds shapes with shardings.
+        shape: what its operations depend on.
+        lengths: tokens of a 'query' and of a 'passage'.
+        from_table: whether `known.KNOWN` said what it is, because its folder is not here.
+    """
+
+    name: str
+    spec: EncoderSpec
+    options: Options
+    lora: LoraConfig | None
+    graphdef: Any
+    state: nnx.State
+    shape: Shape
+    lengths: dict[str, int]
+    from_table: bool
+
+    @property
+    def trainable(self) -> Any:
+        """As `Encoder.trainable`."""
+        return nnx.Param if self.lora is None else lora_lib.trainable
+
+    @property
+    def model(self) -> nnx.Module:
+        return nnx.merge(self.graphdef, self.state)
+
+    def describe(self) -> str:
+        """Model, size and dtypes, for people."""
+        spec = self.spec
+        trains = f", LoRA rank {self.lora.rank}" if self.lora else ""
+        return (
+            f"{self.name} ({self.shape.weights / 1e6:,.0f} M weights in {spec.param_dtype}"
+            f"{trains}, products in {spec.dtype})"
+        )
+
+
+def sketch(
+    spec: EncoderSpec,
+    mesh: Mesh,
+    *,
+    name: str = "",
+    lora: LoraConfig | None = None,
+    dropout: float = 0.0,
+    remat: bool = False,
+    attention: str = "xla",
+    lengths: dict[str, int] | None = None,
+    from_table: bool = False,
+) -> Sketch:
+    """The model of a spec as `Encoder.from_pretrained` would lay it out on `mesh`.
+
+    Raises:
+        InputError: the mesh cannot cut it, or it takes no adapters.
+    """
+    embedding_model.check_mesh(spec, mesh)
+    platform = mesh.devices.flat[0].platform
+    options = Options(
+        dtype=spec.dtype,
+        dropout=dropout,
+        remat=remat,
+        attention=attention,
+        wide=platform == "cpu",
+    )
+    model = nnx.eval_shape(functools.partial(embedding_model.build, spec, options, adapters=lora))
+    axes = model.logical_axes()
+    state = nnx.from_flat_state(
+        [
+            (path, variable.replace(placed(variable, mesh, *axes[path])))
+            for path, variable in nnx.to_flat_state(nnx.state(model))
+        ]
+    )
+    trainable = nnx.Param if lora is None else lora_lib.trainable
+    lengths = lengths or dict.fromkeys(("query", "passage"), spec.max_length)
+    return Sketch(
+        name=name or spec.architecture["model_type"],
+        spec=spec,
+        options=options,
+        lora=lora,
+        graphdef=nnx.split(model)[0],
+        state=state,
+        shape=shape_of(model, trainable),
+        lengths=lengths,
+        from_table=from_table,
+    )
+
+
+def placed(like: Any, mesh: Mesh, *axes: str | None) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of something, split as its logical axes say."""
+    return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=mesh_lib.sharding(mesh, *axes))
+
+
+def read(block: ConfigDict, mesh: Mesh, *, key: str, train: ConfigDict | None = None) -> Sketch:
+    """The encoder of a config's block, `teacher`, `student` or one of `teachers`.
+
+    Args:
+        block: as of `config.encoder()`. `param_dtype`, `remat` and `attention` are heeded where it
+            has them.
+        mesh: of the topology.
+        key: the block's, for messages.
+        train: `config.train` of a student.
+
+    Raises:
+        InputError: the model is neither here nor known; or what `Encoder.from_pretrained` raises.
+    """
+    with tempfile.TemporaryDirectory() as aside:
+        folder, from_table = _folder(block.model, epath.Path(aside), key)
+        spec = _spec(block, folder)
+        lengths = {
+            kind: block[f"{kind}_length"] or spec.max_length for kind in ("query", "passage")
+        }
+        for length in lengths.values():
+            check_max_length(length, spec.backbone.max_tokens)
+    spec = dataclasses.replace(spec, max_length=max(lengths.values()))
+    return sketch(
+        spec,
+        mesh,
+        name=str(block.model),
+        lora=_lora(block),
+        dropout=train.dropout if train is not None else 0.0,
+        remat=bool(block.get("remat", (train or {}).get("remat", False))),
+        attention=block.get("attention", None) or "xla",
+        lengths=lengths,
+        from_table=from_table,
+    )
+
+
+def _folder(model: str, aside: epath.Path, key: str) -> tuple[epath.Path, bool]:
+    """The model's folder, or one made from the table; nothing is downloaded for a plan."""
+    try:
+        return resolve(model, download=False), False
+    except InputError as error:
+        if model.lower() not in {name.lower() for name in known.KNOWN}:
+            raise InputError(
+                f"{key}.model={model}: not on this machine ({error}), and not among the known "
+                f"architectures: {', '.join(known.KNOWN)}"
+            ) from None
+        return known.write(model, aside), True
+
+
+def _spec(block: ConfigDict, folder: epath.Path) -> EncoderSpec:
+    names = ("pooling", "normalize", "query_prompt", "passage_prompt", "prompt_in_pooling")
+    overrides = {name: block[name] for name in (*names, "bidirectional")}
+    return read_spec(
+        folder,
+        dtype=block.dtype,
+        param_dtype=block.get("param_dtype", None) or "float32",
+        **overrides,
+    )[0]
+
+
+def _lora(block: ConfigDict) -> LoraConfig | None:
+    if block.adapter:
+        return lora_lib.read_config(block.adapter)
+    if not block.lora_rank:
+        return None
+    return LoraConfig(
+        rank=block.lora_rank,
+        alpha=block.lora_alpha,
+        dropout=block.lora_dropout,
+        targets=tuple(block.lora_targets),
+    )
+
+
+def bytes_per_chip(tree: Any) -> int:
+    """Bytes that shapes with shardings take on one chip."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total

@@ -1,0 +1,465 @@
+"""The steps of a run, compiled for chips that are not there: train, embed and search.
+
+Each is the very function that a run calls, on shapes instead of arrays. A function here returns a
+`Step`; `report` prints any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.data.batches import batch_size
+from nvret_jax.models import encoder as encoder_lib
+from nvret_jax.plan import flops as flops_lib
+from nvret_jax.plan.chips import Chip
+from nvret_jax.plan.flops import Flops
+from nvret_jax.plan.hlo import Collective, Program
+from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
+from nvret_jax.search import memory
+from nvret_jax.search import steps as search_steps
+from nvret_jax.training import ring
+from nvret_jax.training.loop import check_batch, loss_of
+from nvret_jax.training.losses import Loss
+from nvret_jax.training.optimizer import make_optimizer
+from nvret_jax.training.step import ACCELERATOR_CHUNK_TOKENS, chunk_rows, init_optimizer, make_step
+
+_BUCKET = 16  # of batch lengths, as in training/examples.py
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of a program on one chip, by XLA's own account.
+
+    Attributes:
+        arguments, temporaries: as they are called.
+        peak: while it runs.
+        refused: XLA's line, where it would not compile a program that does not fit.
+    """
+
+    arguments: int
+    temporaries: int
+    peak: int
+    refused: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled step and what one chip does with it.
+
+    Attributes:
+        name: what it is.
+        stage: 'train', 'embed' or 'search'.
+        compiled: XLA's program; None where it does not fit, so that there is none.
+        memory: what it takes.
+        calls: how often it runs in the job that is planned.
+        flops: done in one call on one chip, recomputation included.
+        needed: operations of the model in one call on one chip, without recomputation; 0: no model.
+        hbm_bytes: moved between memory and the chip in one call.
+        network: what a chip exchanges with others in one call; None: the program cannot be read.
+        held: bytes that lie on the chip beside this program's arguments, by name.
+        parts: what the arguments are, by name.
+        looped: whether the program has loops, so that XLA's counts are no check.
+        items: what a call gets through, over all chips, and what they are called.
+        notes: lines to print first.
+    """
+
+    name: str
+    stage: str
+    compiled: jax.stages.Compiled | None
+    memory: Memory
+    calls: int
+    flops: Flops
+    needed: float
+    hbm_bytes: float
+    network: tuple[Collective, ...] | None
+    held: dict[str, int]
+    parts: dict[str, int]
+    looped: bool
+    items: tuple[int, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """Bytes on a chip while the step runs."""
+        return self.memory.peak + sum(self.held.values())
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """Roofline times of all calls."""
+        exchanged = sum(c.bytes for c in self.network or ())
+        return {
+            "FLOPs": self.calls
+            * (self.flops.fast / chip.flops + self.flops.float32 / chip.flops32),
+            "HBM": self.calls * self.hbm_bytes / chip.bandwidth,
+            "network": self.calls * exchanged / chip.network,
+        }
+
+    def mfu(self, chip: Chip) -> float:
+        """Model FLOPs utilisation at the roofline: no more than this can be."""
+        return self.calls * self.needed / (chip.flops * max(self.seconds(chip).values()))
+
+    def xla_counts(self) -> tuple[float, float]:
+        """(FLOPs, HBM bytes) of one call as XLA counts them."""
+        cost = self.compiled.cost_analysis()
+        return float(cost.get("flops", 0)), float(cost.get("bytes accessed", 0))
+
+
+def memory_of(compiled: jax.stages.Compiled) -> Memory:
+    """XLA's account of a compiled program."""
+    stats = compiled.memory_analysis()
+    peak = getattr(stats, "peak_memory_in_bytes", 0) or (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        + stats.temp_size_in_bytes
+        - stats.alias_size_in_bytes
+    )
+    return Memory(stats.argument_size_in_bytes, stats.temp_size_in_bytes, int(peak))
+
+
+def read_back(compiled: jax.stages.Compiled) -> Program | None:
+    """The program as text; None where a compiler newer than JAX writes what JAX cannot read."""
+    try:
+        return Program(compiled.as_text())
+    except jax.errors.JaxRuntimeError:
+        return None
+
+
+def refused(error: Exception, arguments: int) -> Memory | None:
+    """What a program would take that a compiler refused for memory; None for another error.
+
+    Args:
+        error: of `Lowered.compile`.
+        arguments: bytes of its arguments on a chip.
+    """
+    text = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text:
+        return None
+    sizes = re.findall(r"(\d+(?:\.\d+)?)\s?([KMGT])\b", text)
+    wanted = int(float(sizes[0][0]) * _UNITS[sizes[0][1]]) if sizes else 0
+    line = text.split(" See ")[0][:300]
+    if "temporaries" in text:
+        return Memory(arguments, wanted, arguments + wanted, line)
+    peak = max(wanted, arguments)
+    return Memory(arguments, peak - arguments, peak, line)
+
+
+def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **step: Any) -> Step:
+    """Traces, compiles and adds up.
+
+    Args:
+        function: jitted.
+        arguments: shapes with shardings.
+        mesh: of the topology.
+        **step: what of a `Step` does not come from the program.
+    """
+    chips = mesh.size
+    with jax.set_mesh(mesh):
+        traced = function.trace(*arguments)
+        done = flops_lib.done(traced.jaxpr, chips) * (1 / chips)
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            found = refused(error, bytes_per_chip(arguments))
+            if found is None:
+                raise
+            empty = {"compiled": None, "memory": found, "hbm_bytes": 0.0, "network": ()}
+            return Step(flops=done, looped=True, **empty, **step)
+    program = read_back(compiled)
+    notes = step.pop("notes", ())
+    if program is None:
+        moved, sure = float(compiled.cost_analysis().get("bytes accessed", 0)), True
+        notes += ("  the HBM bytes are XLA's, which count a loop's body once",)
+    else:
+        moved, sure = program.hbm_bytes()
+    if not sure or done.loops:
+        notes += ("  has loops of unknown length, which are counted once",)
+    return Step(
+        compiled=compiled,
+        memory=memory_of(compiled),
+        flops=done,
+        hbm_bytes=moved,
+        network=None if program is None else tuple(program.collectives(chips)),
+        looped=program is None or program.loops,
+        notes=notes,
+        **step,
+    )
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+def train_step(
+    model: Sketch,
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    stage: str = "",
+    guide_width: int = 0,
+) -> Step:
+    """One training step at the longest batch: `training.step.make_step`, as the loop calls it.
+
+    Args:
+        model: the student.
+        config: `config.train`, or one of its stages.
+        mesh: of the topology.
+        stage: its name, where there are several.
+        guide_width: of the vectors that a guide's score mask compares.
+
+    Raises:
+        InputError: the batch does not divide over the mesh; options of the loss that cannot be.
+    """
+    check_batch(config, mesh_lib.shards(mesh, "batch"))
+    loss = loss_of(config, model.spec.width)
+    arguments, step_fn = train_arguments(model, config, loss, mesh, guide_width=guide_width)
+    trainable, optimizer_state, frozen, batch, _ = arguments
+    group = batch["passage_tokens"].shape[0] // config.batch_size
+    lengths = {kind: batch[f"{kind}_tokens"].shape[1] for kind in ("query", "passage")}
+    rows = {"query": config.batch_size, "passage": config.batch_size * group}
+    needed = sum(model.shape.training(rows[kind], lengths[kind]) for kind in rows)
+    parts = {
+        "trained weights": bytes_per_chip(trainable),
+        "optimizer": bytes_per_chip(optimizer_state),
+        "frozen weights": bytes_per_chip(frozen),
+        "batch": bytes_per_chip(batch),
+    }
+    title = f"train{f' {stage}' if stage else ''}: {model.describe()}"
+    return compile_step(
+        step_fn,
+        arguments,
+        mesh,
+        name=title,
+        stage="train",
+        calls=1,
+        needed=needed / mesh.size,
+        held={"weights as they were": parts["trained weights"]},
+        parts=parts,
+        items=(config.batch_size, "queries"),
+        notes=(_train_note(model, config, mesh, group, lengths),),
+    )
+
+
+def _train_note(model, config, mesh, group, lengths) -> str:
+    chunk = _chunk_tokens(config, mesh)
+    local = config.batch_size // mesh_lib.shards(mesh, "batch")
+    chunks = {
+        kind: chunk_rows(chunk, lengths[kind], local * times)
+        for kind, times in (("query", 1), ("passage", group))
+    }
+    whole = chunks == {"query": local, "passage": local * group}
+    how = "the batch at once" if whole else (
+        f"chunks of {chunks['query']} queries and {chunks['passage']} passages, computed again for "
+        "the gradient"
+    )  # fmt: skip
+    layers = ", layers computed again" if model.options.remat else ""
+    return (
+        f"  a batch of {config.batch_size:,} queries of {lengths['query']} tokens and "
+        f"{config.batch_size:,} × {group} passages of {lengths['passage']}; a chip encodes {how}"
+        f"{layers}"
+    )
+
+
+def _chunk_tokens(config: ConfigDict, mesh: Mesh) -> int:
+    """`train.chunk_tokens`, chosen for the planned chip and not for the one that plans."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return config.chunk_tokens or (0 if on_cpu else ACCELERATOR_CHUNK_TOKENS)
+
+
+def train_arguments(
+    model: Sketch, config: ConfigDict, loss: Loss, mesh: Mesh, *, guide_width: int = 0
+) -> tuple[tuple, Callable[..., Any]]:
+    """(shapes of what a training step takes, the step).
+
+    Shardings are those of the arrays that `training.loop.train` places.
+    """
+    if mesh.devices.flat[0].platform != "cpu" and not loss.tile_pairs:
+        loss = dataclasses.replace(loss, tile_pairs=ring.ACCELERATOR_TILE_PAIRS)
+    optimizer = make_optimizer(config, config.steps or 1000)
+    adapters_drop = model.lora is not None and model.lora.dropout > 0
+    with jax.set_mesh(mesh):
+        graph, trainable, frozen = nnx.split(model.model, model.trainable, ...)
+        state = jax.eval_shape(lambda t: init_optimizer(optimizer, loss, t), trainable)
+        step_fn = make_step(
+            graph,
+            optimizer,
+            mesh=mesh,
+            loss=loss,
+            chunk_tokens=_chunk_tokens(config, mesh),
+            dropout=config.dropout > 0 or adapters_drop,
+            seed=0,
+        )
+    state = jax.tree.map(lambda leaf: _on(leaf, mesh), state)
+    batch = _batch(model, config, loss, mesh, guide_width)
+    return (trainable, state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32)), step_fn
+
+
+def _on(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """A leaf of the optimizer's state, on the devices its sharding speaks of in the abstract."""
+    spec = P() if leaf.sharding is None else leaf.sharding.spec
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _batch(model: Sketch, config: ConfigDict, loss: Loss, mesh: Mesh, guide_width: int):
+    """Shapes of `Examples.batch` at its longest, as `to_devices` splits them."""
+    queries = config.batch_size
+    group = loss.num_positives + config.num_negatives
+    passages = queries * group
+    width = {kind: -(-length // _BUCKET) * _BUCKET for kind, length in model.lengths.items()}
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "query_tokens": ((queries, width["query"]), jnp.int32),
+        "query_lengths": ((queries,), jnp.int32),
+        "passage_tokens": ((passages, width["passage"]), jnp.int32),
+        "passage_lengths": ((passages,), jnp.int32),
+        "passage_ids": ((passages,), jnp.int32),
+        "positive_ids": ((queries, max(1, loss.num_positives)), jnp.int32),
+    }
+    if loss.needs_teacher_scores:
+        shapes["teacher_scores"] = ((queries, group), jnp.float32)
+    if loss.needs_guide:
+        shapes["query_guide"] = ((queries, guide_width), jnp.float32)
+        shapes["passage_guide"] = ((passages, guide_width), jnp.float32)
+    if model.spec.prompt_in_pooling != "all":
+        for kind, rows in (("query", queries), ("passage", passages)):
+            shapes[f"{kind}_skip"] = ((rows,), jnp.int32)
+    return {
+        name: placed(jax.ShapeDtypeStruct(shape, dtype), mesh, "batch", *(None,) * (len(shape) - 1))
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+# --- embed ---------------------------------------------------------------------------------------
+
+
+def embed_step(
+    model: Sketch, mesh: Mesh, passages: int, *, token_budget: int = 0, who: str = "teacher"
+) -> Step:
+    """A step that embeds passages of full length: `models.encoder._embed`.
+
+    Args:
+        model: the encoder.
+        mesh: of the topology.
+        passages: how many there are; all are taken to be of full length.
+        token_budget: `config.embed.token_budget`.
+        who: the encoder's part in the run.
+    """
+    tokens = model.lengths["passage"]
+    budget = token_budget or encoder_lib.TOKENS_PER_DEVICE.get(mesh.devices.flat[0].platform, 65536)
+    shards = mesh_lib.shards(mesh, "batch")
+    rows = batch_size(tokens, budget * shards, shards)
+    skip = None
+    if model.spec.prompt_in_pooling != "all":
+        skip = jax.ShapeDtypeStruct((), jnp.int32)
+    whole = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
+    arguments = (
+        model.graphdef,
+        model.state,
+        placed(whole, mesh, "batch", None),
+        placed(jax.ShapeDtypeStruct((rows,), jnp.int32), mesh, "batch"),
+        skip,
+    )
+    return compile_step(
+        encoder_lib._embed,
+        arguments,
+        mesh,
+        name=f"embed ({who}): {model.describe()}",
+        stage="embed",
+        calls=-(-passages // rows),
+        needed=model.shape.forward(rows, tokens) / mesh.size,
+        held={},
+        parts={"weights": bytes_per_chip(model.state), "batch": 4 * rows * tokens // shards},
+        items=(rows, "passages"),
+        notes=(f"  {passages:,} passages of {tokens} tokens, {rows:,} a step",),
+    )
+
+
+# --- search --------------------------------------------------------------------------------------
+
+
+def search_step(
+    mesh: Mesh, shape: tuple[int, int], dtype, queries: int, k: int, memory_bytes: int
+) -> Step:
+    """The step of an exact search with a ceiling per query: `search.steps.fold`.
+
+    Its bytes are counted by hand, from what the step is known to read and write: XLA's count takes
+    every operand of every operation, also those that stay in on-chip memory.
+
+    Args:
+        mesh: of the topology's devices.
+        shape: (N, D) of the passages.
+        dtype: theirs.
+        queries: Q.
+        k: hits per query.
+        memory_bytes: what the search may hold on a chip.
+
+    Raises:
+        InputError: sizes that cannot be, or that do not fit whatever is done.
+    """
+    n, width = shape
+    platform = search_steps.platform_of(mesh)
+    shards = mesh_lib.shards(mesh, "rows")
+    plan = memory.estimate(shape, dtype, queries, k, shards, memory_bytes, platform=platform)
+    tile, block = plan.tile, plan.query_block
+    stored = search_steps.stored_dtype(dtype)
+    whole = mesh_lib.sharding(mesh)
+    lists = NamedSharding(mesh, P(search_steps.ROWS))
+    array = jax.ShapeDtypeStruct
+    best = tuple(array((shards, block, k), t, sharding=lists) for t in (jnp.float32, jnp.int32))
+    tile_nd = array((shards * tile, width), stored, sharding=mesh_lib.sharding(mesh, "rows", None))
+    multiply = search_steps.FLOAT32 if stored == search_steps.FLOAT32 else search_steps.BFLOAT16
+    queries_qd = array((block, width), multiply, sharding=whole)
+    masks = {"ceiling_q": array((block,), jnp.float32, sharding=whole)}
+    per_shard = tile if plan.streams else tile * plan.tiles
+    # Of the tiles that stream only the last can reach past the end and need a mask for that.
+    limit = n if not plan.streams and per_shard * shards > n else None
+    with jax.set_mesh(mesh):
+        step = search_steps.fold(mesh, k, per_shard, limit)
+        first = array((), jnp.int32, sharding=whole)
+        compiled = step.lower(best, None, tile_nd, first, queries_qd, masks).compile()
+    program = read_back(compiled)
+    tile_bytes = tile * width * stored.itemsize
+    notes = (plan.describe(),)
+    if plan.streams:
+        read = plan.passes * plan.tiles * tile_bytes
+        notes += (f"  read from disk, not in the roofline: {read / 1e9:.1f} GB for each chip",)
+        held = {
+            "the next tile": tile_bytes,
+            "queries and lists": plan.query_bytes + plan.list_bytes,
+        }
+    else:
+        held = {"the other passages": plan.passages_bytes - tile_bytes}
+    # The scores are written with their group maxima, copied once (read and written) for gathering,
+    # and k groups of each query are read.
+    group = search_steps.group_size(tile, k, platform)
+    scores = 4 * block * (3 * tile + k * group)
+    products = 2.0 * block * tile * width
+    is_fast = multiply == search_steps.BFLOAT16
+    return Step(
+        name=f"search {n:,} x {width} {stored.name}, {queries:,} queries, k = {k}",
+        stage="search",
+        compiled=compiled,
+        memory=memory_of(compiled),
+        calls=plan.tiles * plan.query_blocks * plan.passes,
+        flops=Flops(products, 0.0) if is_fast else Flops(0.0, products),
+        needed=0.0,
+        hbm_bytes=float(tile_bytes + block * width * multiply.itemsize + scores),
+        network=None if program is None else tuple(program.collectives(mesh.size)),
+        held=held,
+        parts={"a tile of passages": tile_bytes},
+        looped=False,
+        items=(block, "queries of a tile"),
+        notes=notes,
+    )
+
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
