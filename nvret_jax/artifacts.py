@@ -306,9 +306,20 @@ class Workdir:
         mesh_lib.barrier("workdir opened")
         return workdir
 
+    def below(self, name: str, config: Any) -> Workdir:
+        """The workdir of a part of the run, in a folder of this one; made when it is written to.
+
+        Args:
+            name: of the folder.
+            config: a ConfigDict, what the part is made with.
+        """
+        text = json.dumps(config.to_dict(), indent=1, sort_keys=True, default=str)
+        return Workdir(self.path / name, text)
+
     def store_config(self) -> None:
         """Writes config.json, unless it holds just that."""
         path = self.path / "config.json"
+        self.path.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text() != self.config_text:
             write_atomic(path, self.config_text)
 

@@ -1,8 +1,8 @@
-"""Every knob of a run, its default and one comment; and one check that names all mistakes at once.
+"""Every knob of a run, its default and one comment.
 
 A config file in `configs/` calls `base()`, changes what its experiment is about, and returns the
 result. On the command line any value can be overridden: `--config.mining.percent=0.9`. `smoke()`
-shrinks whatever it is given to about a minute. `validate()` runs before anything else does.
+shrinks whatever it is given to about a minute. What must hold between values: `checks.py`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,8 @@ import difflib
 
 from ml_collections import ConfigDict, config_dict
 
-from nvret_jax.choices import (
-    BACKENDS,
-    DEFAULT_STAGES,
-    DTYPES,
-    MAX_SEED,
-    PROMPT_IN_POOLING,
-    SCHEDULES,
-    STAGES,
-)
+from nvret_jax.choices import DEFAULT_STAGES
 from nvret_jax.errors import InputError
-from nvret_jax.mining_checks import check_mining
 
 
 def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict:
@@ -49,8 +40,18 @@ def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict
             "normalize": True,
             # Arithmetic of the encoder: 'float32', or 'bfloat16' on accelerators.
             "dtype": "float32",
+            # What weights are kept in: 'float32', or 'bfloat16' for a teacher, or a student whose
+            # adapters alone are trained.
+            "param_dtype": "float32",
+            # How attention is computed: 'xla', 'cudnn' (NVIDIA GPUs), 'splash' (TPUs).
+            "attention": "xla",
+            # Of the student: begin with its weights ('pretrained') or with new ones ('random').
+            "init": "pretrained",
+            # Of the student: what its layers compute again for the gradient instead of keeping it:
+            # 'none', 'full', or another of `choices.REMAT`.
+            "remat": "none",
             # LoRA, for the student: train adapters of this rank beside frozen weights; 0: train
-            # all weights. Decoders and ModernBERT take them.
+            # all weights.
             "lora_rank": 0,
             # What an adapter adds is multiplied by lora_alpha / lora_rank.
             "lora_alpha": 32.0,
@@ -61,6 +62,37 @@ def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict
             # A folder with an adapter in PEFT's format, put on the model; a student trains it
             # further. '': none.
             "adapter": "",
+        }
+    )
+
+
+def training_set(source: str = "") -> ConfigDict:
+    """The knobs of one of several training sets; what is unset is as for `data.train`."""
+    return ConfigDict(
+        {
+            # As `data.train`; also labels:FILE, examples:FILE and sts:FILE (docs/labelled.md).
+            "source": source,
+            "split": "train",
+            # As in `data`, for this set.
+            "min_relevance": 1,
+            "max_queries": 0,
+            "max_passages": 0,
+            # Which teachers mine it; (): `mining.teachers`.
+            "teachers": (),
+            # How it is mined; unset: as `mining` says.
+            "rule": config_dict.placeholder(str),
+            "percent": config_dict.placeholder(object),
+            "margin": config_dict.placeholder(object),
+            "anchor": config_dict.placeholder(str),
+            "num_negatives": config_dict.placeholder(int),
+            # The student's prompts and lengths for it; unset: `student`'s.
+            "query_prompt": config_dict.placeholder(str),
+            "passage_prompt": config_dict.placeholder(str),
+            "query_length": config_dict.placeholder(int),
+            "passage_length": config_dict.placeholder(int),
+            # The prompts that teachers see; unset: their own.
+            "teacher_query_prompt": config_dict.placeholder(str),
+            "teacher_passage_prompt": config_dict.placeholder(str),
         }
     )
 
@@ -78,7 +110,7 @@ def base() -> ConfigDict:
             # Fetch hub models over the network; off means local files and the local cache only.
             "download": False,
             "data": {
-                # Where to read from: 'beir:DIR' or 'pydocs:'.
+                # Where to read from: 'beir:DIR' or 'pydocs:'. '': what is trained on is in `sets`.
                 "train": "pydocs:",
                 "train_split": "train",
                 # Queries that guide training; '' for the split: no dev evaluation. Same data set.
@@ -95,6 +127,8 @@ def base() -> ConfigDict:
                 "max_queries": 0,
                 "max_passages": 0,
             },
+            # More training sets by name, each made by `add_set(config, name, source)`.
+            "sets": {},
             "teacher": encoder(),
             "student": encoder(),
             # More teachers by name, each made by `encoder(...)`; see `add_teacher`.
@@ -229,7 +263,28 @@ def base() -> ConfigDict:
                 # Resamples behind each interval.
                 "resamples": 2000,
             },
+            # How often all of it is done: each round but the first mines with the student of the
+            # round before, and trains that one further.
+            "rounds": 1,
+            # Training stages by name, each made by `add_stage(config, name)`; `train.stages` says
+            # which, in order.
+            "train_stages": {},
             "train": {
+                # The stages of training, in order; (): one, with the values here.
+                "stages": (),
+                # Where a stage starts: 'last' (where the one before ended; the first from the
+                # student), 'best' (where the one before was best on dev), 'student', or a folder
+                # of a model or of another run's checkpoints.
+                "start": "last",
+                # What is trained on, by name: 'train' is `data.train`, others are in `sets`;
+                # (): all of them.
+                "sets": (),
+                # One number for each set: with unit 'epochs' how often it is gone through in an
+                # epoch, with 'weight' its part of all examples (they sum to 1); (): once each.
+                "shares": (),
+                "share_unit": "epochs",
+                # 'homogeneous': all rows of a batch are of one set; 'mixed': of any.
+                "batches": "homogeneous",
                 # Length of training: epochs over the training queries, unless steps is set.
                 "epochs": 1.0,
                 "steps": 0,
@@ -280,7 +335,8 @@ def base() -> ConfigDict:
                     "student_temperature": 0.0,
                 },
                 "learning_rate": 2e-5,
-                # Share of the steps over which the learning rate rises, then how it falls.
+                # Share of the steps over which the learning rate rises, or their number (2 or
+                # more); then how it falls.
                 "warmup": 0.1,
                 "schedule": "linear",
                 "weight_decay": 0.01,
@@ -298,12 +354,25 @@ def base() -> ConfigDict:
                 "checkpoint_every": 100,
                 "eval_every": 50,
                 "log_every": 1,
-                # Checkpoints kept.
+                # Checkpoints kept of a stage: the last so many, and the best one on dev.
                 "keep": 2,
+                "keep_best": True,
                 # Dev evaluation searches at most this many passages: the positives, then what the
                 # teacher ranks high, then others; 0: the whole corpus.
                 "dev_passages": 2000,
                 "dev_queries": 200,
+            },
+            "result": {
+                # Which weights are the trained student: the last or the best on dev, of the last
+                # stage.
+                "pick": "last",
+                # Merged with it: the last so many checkpoints of the stage, and folders of other
+                # models or checkpoints; by 'average' or 'slerp', with weights that sum to 1
+                # ((): equal ones).
+                "merge_last": 1,
+                "merge_with": (),
+                "merge": "average",
+                "merge_weights": (),
             },
             "evaluation": {
                 # Passages retrieved per query; recall@100 needs 100.
@@ -348,6 +417,53 @@ def add_teacher(config: ConfigDict, name: str, model: str, **changes) -> ConfigD
     return config.teachers[name]
 
 
+def add_set(config: ConfigDict, name: str, source: str, **changes) -> ConfigDict:
+    """Adds a training set under a name; `train.sets`, or a stage's, says which are used.
+
+    Args:
+        name: letters, digits, '-' and '_'; also a folder in the workdir.
+        source: as `data.train`.
+        **changes: other values of the block.
+
+    Returns:
+        The block.
+    """
+    block = training_set(source)
+    block.update(changes)
+    with config.unlocked():
+        config.sets[name] = block
+    return config.sets[name]
+
+
+def add_stage(config: ConfigDict, name: str, **changes) -> ConfigDict:
+    """Adds a training stage behind those there are: a copy of `config.train`, with changes.
+
+    Args:
+        name: letters, digits, '-' and '_'; also a folder under the checkpoints.
+        **changes: values of the block; `loss` takes a dict of its own values that change.
+
+    Returns:
+        The block.
+    """
+    block = config.train.copy_and_resolve_references()
+    with block.unlocked():
+        del block["stages"]
+    loss = changes.pop("loss", {})
+    block.update(changes)
+    block.loss.update(loss)
+    with config.unlocked():
+        config.train_stages[name] = block
+    config.train.stages = (*config.train.stages, name)
+    return config.train_stages[name]
+
+
+def stages_of(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Name -> block of each training stage, in order; one, 'train', where none are named."""
+    if not config.train.stages:
+        return {"train": config.train}
+    return {name: config.train_stages[name] for name in config.train.stages}
+
+
 def flat_keys(config: ConfigDict, prefix: str = "") -> list[str]:
     """All keys that hold values, such as 'train.batch_size', sorted in each block."""
     out: list[str] = []
@@ -382,14 +498,21 @@ def smoke(config: ConfigDict) -> ConfigDict:
         if config.mining[key] == "auto":  # which takes more queries than there are
             config.mining[key] = value
     config.audit.resamples = min(config.audit.resamples, 200)
-    config.train.batch_size = 8
-    config.train.num_negatives = min(config.train.num_negatives, 2)
-    config.train.steps = 12
-    config.train.checkpoint_every = 4
-    config.train.eval_every = 6
-    config.train.log_every = 1
-    config.train.dev_passages = 200
-    config.train.dev_queries = 32
+    for block in config.sets.values():
+        block.max_queries, block.max_passages = 48, 400
+        block.query_length = min(block.query_length or 32, 32)
+        block.passage_length = min(block.passage_length or 64, 64)
+    config.rounds = min(config.rounds, 2)
+    for train in (config.train, *config.train_stages.values()):
+        train.batch_size = 8
+        train.num_negatives = min(train.num_negatives, 2)
+        train.steps = 12
+        train.warmup = min(train.warmup, 4)
+        train.checkpoint_every = 4
+        train.eval_every = 6
+        train.log_every = 1
+        train.dev_passages = 200
+        train.dev_queries = 32
     config.report.examples = 5
     return config
 
@@ -405,122 +528,3 @@ def apply_arg(config: ConfigDict, arg: str | None) -> ConfigDict:
     if arg != "smoke":
         raise InputError(f"config argument ':{arg}' is not known; ':smoke' is")
     return smoke(config)
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks every value.
-
-    Raises:
-        InputError: one line that lists all mistakes, each with its key, value and remedy.
-    """
-    wrong: list[str] = []
-
-    expected, given = base(), flat_keys(config)
-    for name in config.teachers if isinstance(config.get("teachers"), ConfigDict) else ():
-        add_teacher(expected, name, "")
-    known = flat_keys(expected)
-    wrong += [f"{key}: no such key{near(expected, key)}" for key in given if key not in known]
-    wrong += [f"{key}: missing; start from base()" for key in known if key not in given]
-    if wrong:  # the checks below read every key
-        raise InputError("config: " + "; ".join(wrong))
-
-    def need(ok: bool, key: str, what: str) -> None:
-        if not ok:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            wrong.append(f"{key}={value!r}: {what}")
-
-    def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-        need(value in known, key, f"choose one of {', '.join(known)}")
-
-    stages = tuple(config.stages)
-    unknown = [s for s in stages if s not in STAGES]
-    need(not unknown, "stages", f"unknown {unknown}; the stages are {', '.join(STAGES)}")
-    need(bool(stages), "stages", f"name at least one of {', '.join(STAGES)}")
-    need(bool(config.name) and "/" not in config.name, "name", "give a name without '/'")
-    need(0 <= config.seed <= MAX_SEED, "seed", f"must lie in 0..{MAX_SEED}")
-
-    training = set(stages) - {"evaluate"}
-    if training:
-        need(bool(config.data.train), "data.train", "name a data set, such as beir:DIR or pydocs:")
-    if "evaluate" in stages:
-        need(bool(config.data.test), "data.test", "name a data set, such as beir:DIR or pydocs:")
-    need(config.data.min_relevance >= 1, "data.min_relevance", "positives have relevance >= 1")
-    for key in ("max_queries", "max_passages"):
-        need(config.data[key] >= 0, f"data.{key}", "must be 0 (all) or more")
-
-    sides = ["teacher", "student", *(f"teachers.{name}" for name in config.teachers)]
-    for side in sides:
-        block = config.teachers[side[9:]] if side.startswith("teachers.") else config[side]
-        need(bool(block.model), f"{side}.model", "name a folder, a weights package or a hub id")
-        for key in ("query_length", "passage_length"):
-            need(block[key] == 0 or block[key] >= 3, f"{side}.{key}", "0 (the model's) or >= 3")
-        one_of(f"{side}.dtype", block.dtype, DTYPES)
-        if block.prompt_in_pooling is not None:
-            one_of(f"{side}.prompt_in_pooling", block.prompt_in_pooling, PROMPT_IN_POOLING)
-        _check_lora(side, block, need)
-    for key in ("data", "fsdp", "tensor"):
-        need(config.mesh[key] == -1 or config.mesh[key] >= 1, f"mesh.{key}", "-1 or positive")
-    joins = config.distributed
-    one_of("distributed.mode", joins.mode, ("auto", "on", "off"))
-    if joins.coordinator:
-        need(joins.num_processes >= 1, "distributed.num_processes", "how many join coordinator")
-        mine_is = 0 <= joins.process_id < max(1, joins.num_processes)
-        need(mine_is, "distributed.process_id", "must lie in 0..num_processes-1")
-
-    need(config.embed.chunk_rows >= 1, "embed.chunk_rows", "must be positive")
-    need(config.embed.token_budget >= 0, "embed.token_budget", "must be 0 (automatic) or more")
-    one_of("search.backend", config.search.backend, BACKENDS)
-    need(config.search.depth >= 1, "search.depth", "must be positive")
-    need(config.search.query_block >= 1, "search.query_block", "must be positive")
-    need(config.search.memory_gib >= 0, "search.memory_gib", "must be 0 (automatic) or more")
-
-    check_mining(config, need, one_of)
-
-    train = config.train
-    need(train.steps >= 0, "train.steps", "must be 0 (by epochs) or more")
-    need(train.steps > 0 or train.epochs > 0, "train.epochs", "must be positive")
-    need(train.batch_size >= 1, "train.batch_size", "must be positive")
-    need(train.num_negatives >= 0, "train.num_negatives", "must be 0 or more")
-    if train.num_negatives == 0:
-        need(train.in_batch_negatives, "train.in_batch_negatives", "no negatives are left")
-    mined = config.mining.num_negatives
-    if train.num_negatives > mined and "train" in stages:
-        need(False, "train.num_negatives", f"mining.num_negatives={mined} are mined")
-    need(train.temperature > 0, "train.temperature", "must be positive")
-    need(train.learning_rate > 0, "train.learning_rate", "must be positive")
-    need(0 <= train.warmup < 1, "train.warmup", "a share of the steps, in [0, 1)")
-    one_of("train.schedule", train.schedule, SCHEDULES)
-    for key in ("weight_decay", "clip_norm"):
-        need(train[key] >= 0, f"train.{key}", "must be 0 or more")
-    for key in ("b1", "b2"):
-        need(0 <= train[key] < 1, f"train.{key}", "must lie in [0, 1)")
-    need(train.eps > 0, "train.eps", "must be positive")
-    need(0 <= train.dropout < 1, "train.dropout", "a share, in [0, 1)")
-    need(train.chunk_tokens >= -1, "train.chunk_tokens", "-1 (off), 0 (automatic) or positive")
-    for key in ("checkpoint_every", "eval_every", "log_every", "dev_passages", "dev_queries"):
-        need(train[key] >= 0, f"train.{key}", "must be 0 or more")
-    need(train.keep >= 1, "train.keep", "must be positive")
-    need(config.evaluation.depth >= 100, "evaluation.depth", "recall@100 needs at least 100")
-    need(config.evaluation.min_relevance >= 1, "evaluation.min_relevance", "must be 1 or more")
-    one_of("export.dtype", config.export.dtype, ("float32", "float16"))
-    need(config.report.examples >= 0, "report.examples", "must be 0 or more")
-    if wrong:
-        raise InputError("config: " + "; ".join(wrong))
-
-
-def _check_lora(side: str, block: ConfigDict, need) -> None:
-    """`side`: the block's key, 'student' or a teacher's."""
-    key = f"{side}.lora_rank"
-    need(block.lora_rank >= 0, key, "must be 0 (all weights are trained) or more")
-    if side != "student":
-        what = "only the student is trained; 'adapter' puts a trained one on a teacher"
-        need(block.lora_rank <= 0, key, what)
-    if block.adapter:
-        need(block.lora_rank <= 0, key, "new adapters, but 'adapter' names trained ones: give one")
-    need(block.lora_alpha > 0, f"{side}.lora_alpha", "must be positive")
-    need(0 <= block.lora_dropout < 1, f"{side}.lora_dropout", "a share, in [0, 1)")
-    targets = block.lora_targets
-    named = bool(targets) and all(isinstance(t, str) and t for t in targets)
-    need(named, f"{side}.lora_targets", "names of modules, such as ('q_proj',) or ('all-linear',)")

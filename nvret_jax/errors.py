@@ -11,3 +11,21 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(str(message).split()))
+
+
+class Preempted(Exception):
+    """The run was asked to end (SIGTERM) and has saved what it had; not a fault of anybody's.
+
+    `main` prints `str(error)` and exits with 143, as a process that SIGTERM ended does.
+
+    Attributes:
+        stage: the stage of training it stopped in.
+        step: steps of that stage that are done, and saved.
+    """
+
+    def __init__(self, stage: str, step: int, steps: int):
+        super().__init__(
+            f"train: SIGTERM; stopped and saved after step {step} of {steps} of stage {stage!r}; "
+            "the same command goes on from there"
+        )
+        self.stage, self.step = stage, step

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvret_jax import mesh, overrides
-from nvret_jax.config import STAGES, validate
-from nvret_jax.errors import InputError
+from nvret_jax import checks, mesh, overrides
+from nvret_jax.choices import STAGES
+from nvret_jax.errors import InputError, Preempted
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; ':smoke' behind its name shrinks it to a one-minute run."
@@ -36,15 +36,19 @@ def _main(argv: list[str]) -> int:
     if _CONFIG.value is None:
         raise InputError(overrides.NO_CONFIG)
     if _PLAN.value is not None:
-        validate(_CONFIG.value)
+        checks.validate(_CONFIG.value)
         from nvret_jax.plan import command
 
         return command.run(_CONFIG.value, _PLAN.value, passages=_PLAN_PASSAGES.value)
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
     config = _CONFIG.value
-    validate(config)
-    from nvret_jax import pipeline  # seconds of imports, which a mistyped flag need not wait for
+    wrong = checks.mistakes(config)
+    # Seconds of imports, which a mistyped flag need not wait for.
+    from nvret_jax import pipeline
+
+    if wrong:
+        raise InputError(checks.told(pipeline.mistakes(config, _WORKDIR.value)))
 
     distributed = config.distributed
     mesh.start_distributed(
@@ -73,6 +77,9 @@ def _guarded(argv: list[str]) -> int:
         return _main(argv)
     except InputError as error:
         return fail(error)
+    except Preempted as stop:
+        print(stop, file=sys.stderr, flush=True)
+        return 143  # as a shell tells of a process that SIGTERM ended
 
 
 def _converted(convert: Callable[[list[str]], int], argv: list[str]) -> int:

@@ -12,17 +12,20 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from nvret_jax import config as config_lib
+from nvret_jax import checks, rounds
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Workdir
+from nvret_jax.artifacts import Artifact, Workdir
+from nvret_jax.choices import STAGES as STAGE_NAMES
 from nvret_jax.console import say
 from nvret_jax.errors import InputError
 from nvret_jax.run import Run
+from nvret_jax.sets import MINING_STAGES
 from nvret_jax.stages import STAGES
 from nvret_jax.training.loop import check_batch, loss_of
 
@@ -47,56 +50,112 @@ def run(
     Raises:
         InputError: anything wrong with what was given; one line.
     """
-    config_lib.validate(config)
-    plan = [name for name in config_lib.STAGES if name in config.stages]
+    checks.validate(config)
+    plan = [name for name in STAGE_NAMES if name in config.stages]
     unknown = [name for name in stages if name not in plan]
     if unknown:
         raise InputError(f"--stages={unknown[0]}: this config has the stages {', '.join(plan)}")
     asked = [name for name in plan if not stages or name in stages]
     with _files_errors(workdir):
         place = Workdir.open(workdir, config.to_dict(), write=not dry_run)
-        state = Run(config, place)
-        if dry_run:
-            _print_plan(state, plan, asked)
-            return
-        _check_inputs(state, asked)
-        say(
-            f"devices: {jax.device_count()} × {jax.devices()[0].device_kind}, "
-            f"{jax.process_count()} process(es)"
-        )
-        for name in asked:
-            _run_stage(state, name)
+        for number in range(1, config.rounds + 1):
+            last = number == config.rounds
+            state = rounds.run_of(config, place, number)
+            if state is None:
+                say(f"round {number} mines with the student of round {number - 1}, not there yet")
+                return
+            if config.rounds > 1:
+                say(f"round     {number} of {config.rounds}")
+            of_round = asked if last else rounds.stages_of_round(asked)
+            if dry_run:
+                _print_plan(state, plan if last else rounds.stages_of_round(plan), of_round)
+                continue
+            wrong = _unfit(state, of_round)
+            if wrong:
+                raise InputError("; ".join(wrong))
+            if number == 1:
+                say(
+                    f"devices: {jax.device_count()} × {jax.devices()[0].device_kind}, "
+                    f"{jax.process_count()} process(es)"
+                )
+            for name in of_round:
+                _run_stage(state, name)
 
 
-def _check_inputs(state: Run, asked: Sequence[str]) -> None:
-    """Finds what is wrong with mesh, data and models of any stage before the first one runs."""
+def mistakes(config: ConfigDict, workdir: str) -> list[str]:
+    """All that is wrong with a config, what only data, mesh and models show included.
+
+    Writes nothing.
+    """
+    wrong = checks.mistakes(config)
+    if not checks.has_all_keys(config):
+        return wrong
+    try:
+        asked = [name for name in STAGE_NAMES if name in config.stages]
+        place = Workdir.open(workdir, config.to_dict(), write=False)
+        wrong += _unfit(Run(config, place), asked)
+    except Exception as error:  # values that are known to be wrong may break anything
+        if not wrong or isinstance(error, InputError):
+            wrong.append(str(error))
+    return list(dict.fromkeys(wrong))
+
+
+def _unfit(state: Run, asked: Sequence[str]) -> list[str]:
+    """What is wrong with mesh, data and models of any stage, before the first one runs."""
+    wrong: list[str] = []
+
+    def look(check: Callable[[], Any]) -> None:
+        try:
+            check()
+        except InputError as error:
+            wrong.append(str(error))
+
     if set(asked) - {"report"}:
+        look(lambda: state.mesh)
+        if wrong:
+            return wrong
         shards = mesh_lib.shards(state.mesh, "batch")
-        if "train" in asked:
-            check_batch(state.config.train, shards)
-            loss_of(state.config.train, state.student.spec.width)
+        for name, block in state.stages.items() if "train" in asked else ():
+            at = f"train_stages.{name}" if state.config.train.stages else "train"
+            look(lambda block=block, at=at: check_batch(block, shards, at))
+            look(lambda block=block: loss_of(block, state.student.spec.width))
     for name in asked:
-        STAGES[name].artifacts(state)
+        for part in _parts(state, name):
+            look(lambda part=part, name=name: STAGES[name].artifacts(part))
+    return list(dict.fromkeys(wrong))
+
+
+def _parts(state: Run, name: str) -> list[Run]:
+    """The runs that a stage is done for: each set is mined apart, all else is done once."""
+    return list(state.sets.values()) if name in MINING_STAGES else [state]
+
+
+def _artifacts(state: Run, name: str) -> Iterator[tuple[Run, Artifact]]:
+    for part in _parts(state, name):
+        for item in STAGES[name].artifacts(part):
+            yield part, item
 
 
 def _run_stage(state: Run, name: str) -> None:
     stage = STAGES[name]
     begun = time.perf_counter()
-    pending = [(item, item.stale()) for item in stage.artifacts(state)]
+    pending = [(part, item, item.stale()) for part, item in _artifacts(state, name)]
     mesh_lib.barrier(f"looked at {name}")  # nobody writes before everybody has looked
-    if not any(reason for _, reason in pending):
+    if not any(reason for *_, reason in pending):
         say(f"{name:<9} up to date")
         return
-    for item, reason in pending:
+    if name not in MINING_STAGES:
+        state.release_teachers()
+    for part, item, reason in pending:
         if reason:
-            say(f"{name:<9} making {item.name} ({reason})")
-            stage.make(state, item)
+            say(f"{name:<9} making {part.label}{item.name} ({reason})")
+            stage.make(part, item)
     say(f"{name:<9} done in {time.perf_counter() - begun:.1f} s")
 
 
 def _print_plan(state: Run, plan: Sequence[str], asked: Sequence[str]) -> None:
     for name in plan:
-        for item in STAGES[name].artifacts(state):
+        for part, item in _artifacts(state, name):
             reason = item.stale()
             if reason is None:
                 verdict = "up to date"
@@ -104,7 +163,7 @@ def _print_plan(state: Run, plan: Sequence[str], asked: Sequence[str]) -> None:
                 verdict = f"would be made: {reason}"
             else:
                 verdict = f"out of date, not asked for: {reason}"
-            say(f"{name:<9} {item.name:<44} {verdict}")
+            say(f"{name:<9} {part.label + item.name:<44} {verdict}")
 
 
 @contextlib.contextmanager

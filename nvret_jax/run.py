@@ -18,8 +18,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import teachers
+from nvret_jax import sets, teachers
 from nvret_jax.artifacts import Artifact, Workdir, digest
+from nvret_jax.choices import STARTS
+from nvret_jax.config import stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.subset import subset
@@ -37,10 +39,12 @@ from nvret_jax.training.loop import load_trained
 
 # Knobs of `train` that change how a run is done or told, not what comes out of it.
 _TRAIN_CONDUCT = (
+    "stages",
     "checkpoint_every",
     "eval_every",
     "log_every",
     "keep",
+    "keep_best",
     "chunk_tokens",
     "dev_passages",
     "dev_queries",
@@ -57,15 +61,67 @@ _MADE_BY = {
 
 
 class Run:
-    """A config at work in a workdir."""
+    """A config at work in a workdir.
 
-    def __init__(self, config: ConfigDict, workdir: Workdir):
+    Attributes:
+        config, workdir: what was given.
+        label: '' or, for one of several training sets, its folder below the whole run's workdir.
+        models: the encoders that are loaded, by what they were read with.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Workdir,
+        *,
+        whole: Run | None = None,
+        started: ConfigDict | None = None,
+    ):
+        """A run.
+
+        Args:
+            whole: the run of which this is the part that is about one set.
+            started: block of the student before the first of several rounds.
+        """
         self.config, self.workdir = config, workdir
+        self._whole = whole
+        self.label = "" if whole is None else f"sets/{workdir.path.name}/"
+        self.models: dict[str, Encoder] = {} if whole is None else whole.models
+        self._read: dict[str, Dataset] = {} if whole is None else whole._read
         self.student = Side("student", config.student, self)
+        self.untrained = self.student if started is None else Side("student", started, self)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
+        if self._whole is not None:
+            return self._whole.mesh
         return mesh_lib.make_mesh(**self.config.mesh.to_dict())
+
+    @functools.cached_property
+    def sets(self) -> dict[str, Run]:
+        """For each training set that is used the run that mines it; 'train' is this one."""
+        made = {}
+        for name in sets.used_sets(self.config):
+            if name == sets.MAIN_SET:
+                made[name] = self
+                continue
+            config = sets.set_config(self.config, name)
+            made[name] = Run(config, self.workdir.below(f"sets/{name}", config), whole=self)
+        return made
+
+    @property
+    def stages(self) -> dict[str, ConfigDict]:
+        """Name -> block of each stage of training."""
+        return stages_of(self.config)
+
+    def release_teachers(self) -> None:
+        """Lets go of all encoders but the student: nothing after mining needs their weights."""
+        for part in self.sets.values():
+            for side in part.encoders.values():
+                side.release()
+        kept = self.student.key
+        for key in [key for key in self.models if key != kept]:
+            del self.models[key]
 
     @property
     def trains(self) -> bool:
@@ -98,11 +154,13 @@ class Run:
     @property
     def guide(self) -> str:
         """The teacher whose vectors choose the dev corpus, or '' where none is an encoder."""
-        return next(iter(self.encoders), "")
+        return next(iter(self.encoders), "") if sets.MAIN_SET in self.sets else ""
 
     def side(self, role: str) -> Side:
         """Whose embeddings a role's are: a teacher's name, 'student' or 'student-start'."""
-        return self.student if role.startswith("student") else self.encoders[role]
+        if role == "student-start":
+            return self.untrained
+        return self.student if role == "student" else self.encoders[role]
 
     # --- data ---
 
@@ -111,13 +169,15 @@ class Run:
         """By spec, so that training and test data that are the same are read once."""
         config, stages = self.config.data, set(self.config.stages)
         wanted: dict[str, list[str]] = {}
-        if stages - {"evaluate"}:
+        if config.train and stages - {"evaluate"}:
             wanted.setdefault(config.train, []).append(config.train_split)
         if "evaluate" in stages:
             wanted.setdefault(config.test, []).append(config.test_split)
         loaded = {}
         for spec, splits in wanted.items():
-            data = load_dataset(spec, allow_empty=config.allow_empty)
+            if spec not in self._read:
+                self._read[spec] = load_dataset(spec, allow_empty=config.allow_empty)
+            data = self._read[spec]
             if spec == config.train and config.dev_split in data.qrels:
                 splits = [*splits, config.dev_split]
             for split in splits:
@@ -142,7 +202,7 @@ class Run:
     def dev_split(self) -> str:
         """The split that guides training, or '' where there is none."""
         split = self.config.data.dev_split
-        if not (self.trains and split):
+        if not (self.trains and split and self.config.data.train):
             return ""
         if split not in self.train_data.qrels:
             logging.warning(
@@ -206,14 +266,14 @@ class Run:
             "chunk_rows": self.config.embed.chunk_rows,
         }
         if role == "student":
-            parts["checkpoints"] = self.checkpoints().fingerprint
+            parts |= self.result_parts()
         return self.workdir.embeddings(role, data.name, table, parts)
 
     @functools.cached_property
     def start_role(self) -> str:
         """Whose vectors the untrained student's are: a teacher's, where they are the same."""
         for name, side in self.encoders.items() if "embed" in self.config.stages else ():
-            if all(side.parts(kind) == self.student.parts(kind) for kind in ("query", "passage")):
+            if all(side.parts(kind) == self.untrained.parts(kind) for kind in ("query", "passage")):
                 return name
         return "student-start"
 
@@ -342,18 +402,33 @@ class Run:
 
     def checkpoints(self) -> Artifact:
         """The student while and after it trains."""
-        config = self.config.train.to_dict()
-        if config["steps"]:
-            del config["epochs"]  # steps decide
-        return self.workdir.checkpoints(
-            {
-                "negatives": self.negatives().fingerprint,
-                "query_encoder": self.student.parts("query"),
-                "passage_encoder": self.student.parts("passage"),
-                "train": {k: v for k, v in config.items() if k not in _TRAIN_CONDUCT},
-                "seed": self.config.seed,
-            }
-        )
+        parts: dict[str, Any] = {"seed": self.config.seed}
+        for name, block in self.stages.items():
+            values = {k: v for k, v in block.to_dict().items() if k not in _TRAIN_CONDUCT}
+            if values["steps"]:
+                del values["epochs"]  # steps decide
+            if values["start"] not in STARTS:
+                values["start"] = _folder_digest(values["start"])
+            parts["train" if name == "train" else f"stage {name}"] = values
+        if self.config.train.stages:
+            parts["order"] = list(self.stages)
+        for name, part in self.sets.items():
+            of = "" if name == sets.MAIN_SET else f" {name}"
+            parts[f"negatives{of}"] = part.negatives().fingerprint
+            parts[f"query_encoder{of}"] = part.student.parts("query")
+            parts[f"passage_encoder{of}"] = part.student.parts("passage")
+        return self.workdir.checkpoints(parts)
+
+    def result_parts(self) -> dict[str, Any]:
+        """What the trained student is a function of."""
+        result = self.config.result
+        parts: dict[str, Any] = {"checkpoints": self.checkpoints().fingerprint}
+        if result.pick != "last":
+            parts["pick"] = result.pick
+        if result.merge_last > 1 or result.merge_with:
+            folders = [_folder_digest(folder) for folder in result.merge_with]
+            parts["merged"] = [result.merge, result.merge_last, folders, result.merge_weights]
+        return parts
 
     def evaluation(self) -> Artifact:
         """Scores on the test split."""
@@ -371,7 +446,7 @@ class Run:
 
     def _student_parts(self) -> dict[str, Any]:
         if self.trains:
-            return {"checkpoints": self.checkpoints().fingerprint}
+            return self.result_parts()
         return {kind: self.student.parts(kind) for kind in ("query", "passage")}
 
     def export(self) -> Artifact:
@@ -387,9 +462,10 @@ class Run:
         parts = {**self._student_parts(), "examples": self.config.report.examples}
         parts["told"] = [self.config.name, self.recipe()]
         if "audit" in self.config.stages:
-            parts["audit"] = self.audit().fingerprint
-        if "mine" in self.config.stages:
-            parts["negatives"] = self.negatives().fingerprint
+            parts["audit"] = self.shown.audit().fingerprint
+        for name, part in self.sets.items() if "mine" in self.config.stages else ():
+            of = "" if name == sets.MAIN_SET else f" {name}"
+            parts[f"negatives{of}"] = part.negatives().fingerprint
         if self.evaluates:
             parts["evaluation"] = self.evaluation().fingerprint
         return self.workdir.report(parts)
@@ -421,29 +497,71 @@ class Run:
 
     @functools.cached_property
     def trained_student(self) -> Encoder:
-        return load_trained(self.student.encoder, self.need(self.checkpoints()).path)
+        folder = self.need(self.checkpoints()).path
+        return load_trained(self.student.encoder, folder, **self.config.result.to_dict())
 
-    def recipe(self) -> dict[str, Any]:
-        """The choices a model card and a report tell, by name."""
-        train = self.config.train
+    @property
+    def trained_on(self) -> dict[str, str]:
+        """Source -> name, of each data set that is trained on."""
+        return {part.config.data.train: part.train_data.name for part in self.sets.values()}
+
+    @property
+    def shown(self) -> Run:
+        """The set whose mining a report shows in detail: the first."""
+        return next(iter(self.sets.values()))
+
+    @property
+    def mining_rule(self) -> str:
+        """The rule and its values, for people."""
         rule = self.options.rule.describe()
         if self.calibrated:
             rule = f"{self.config.mining.rule}, {' and '.join(self.calibrated)} calibrated"
-        return {
-            "Teacher": teachers.describe(self),
-            "Student started from": self.config.student.model,
-            "Mining rule": rule,
-            "Hard negatives per query": train.num_negatives,
-            "In-batch negatives": "yes" if train.in_batch_negatives else "no",
-            "Queries per batch": train.batch_size,
-            "Training length": f"{train.steps} steps" if train.steps else f"{train.epochs} epochs",
-            "Temperature": train.temperature,
-            "Learning rate": f"{train.learning_rate} ({train.schedule}, warm-up {train.warmup})",
-            "Query / passage length": (
-                f"{self.student.length('query')} / {self.student.length('passage')} tokens"
-            ),
-            "Seed": self.config.seed,
+        return rule
+
+    def recipe(self) -> dict[str, Any]:
+        """The choices a model card and a report tell, by name."""
+        told: dict[str, Any] = {}
+        if self.config.rounds > 1:
+            told["Rounds of mining and training"] = self.config.rounds
+        for name, part in self.sets.items():
+            of = f" for {name}" if len(self.sets) > 1 else ""
+            told[f"Teacher{of}"] = teachers.describe(part)
+            told[f"Mining rule{of}"] = part.mining_rule
+        told["Student started from"] = self.untrained.config.model
+        if self.student.lora is not None:
+            lora = self.student.lora
+            told["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}"
+        for name, block in self.stages.items():
+            of = f" ({name})" if len(self.stages) > 1 else ""
+            told |= {f"{key}{of}": value for key, value in self._told_of(block).items()}
+        told["Query / passage length"] = (
+            f"{self.student.length('query')} / {self.student.length('passage')} tokens"
+        )
+        told["Seed"] = self.config.seed
+        return told
+
+    def _told_of(self, block: ConfigDict) -> dict[str, Any]:
+        """What is told of one stage of training."""
+        told: dict[str, Any] = {}
+        names = sets.sets_of(self.config, block)
+        if len(self.sets) > 1:
+            shares = sets.shares_of(block, names)
+            parts = [f"{name} {share:g}" for name, share in zip(names, shares, strict=True)]
+            told[f"Training sets and their {block.share_unit}"] = ", ".join(parts)
+            told["Batches"] = block.batches
+        told |= {
+            "Hard negatives per query": block.num_negatives,
+            "In-batch negatives": "yes" if block.in_batch_negatives else "no",
+            "Queries per batch": block.batch_size,
+            "Training length": f"{block.steps} steps" if block.steps else f"{block.epochs} epochs",
+            "Temperature": block.temperature,
+            "Learning rate": f"{block.learning_rate} ({block.schedule}, warm-up {block.warmup})",
         }
+        if block.loss.distillation:
+            told["Distillation"] = block.loss.distillation
+        if block.loss.dims:
+            told["Matryoshka dimensions"] = ", ".join(map(str, block.loss.dims))
+        return told
 
 
 def _mining_parts(options: Options) -> dict[str, Any]:
@@ -476,6 +594,15 @@ def _exclusion_parts(settings: Settings) -> dict[str, Any]:
     if settings.document_map:
         parts["document_map"] = _file_digest(settings.document_map)
     return parts
+
+
+def _folder_digest(path: str) -> list[str]:
+    """A folder of weights that the config names: its path and, of a model, its weights' hash."""
+    folder = epath.Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{path}: no such folder; give a model's or one of checkpoints")
+    files = sorted(folder.glob("*.safetensors"))
+    return [str(path), *(file_sha256(file) for file in files)]
 
 
 def _file_digest(path: str) -> str:

@@ -23,6 +23,7 @@ from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, read_spec
+from nvret_jax.training.start import randomised
 
 if TYPE_CHECKING:
     from nvret_jax.run import Run
@@ -42,6 +43,7 @@ class Side:
         config = self.config
         return {
             "dtype": config.dtype,
+            "param_dtype": config.param_dtype,
             "pooling": config.pooling,
             "normalize": config.normalize,
             "query_prompt": config.query_prompt,
@@ -66,7 +68,7 @@ class Side:
     @functools.cached_property
     def _own(self) -> tuple[EncoderSpec, epath.Path]:
         """The model with the configured overrides, at its own length."""
-        return read_spec(self.folder, param_dtype="float32", **self._overrides())
+        return read_spec(self.folder, **self._overrides())
 
     def length(self, kind: str) -> int:
         """Tokens kept of a text of this kind."""
@@ -76,9 +78,7 @@ class Side:
     def spec(self) -> EncoderSpec:
         """What the encoder is read and exported with: its length is the longer side's."""
         longest = max(self.length("query"), self.length("passage"))
-        return read_spec(
-            self.folder, param_dtype="float32", max_length=longest, **self._overrides()
-        )[0]
+        return read_spec(self.folder, max_length=longest, **self._overrides())[0]
 
     @functools.cached_property
     def _content(self) -> dict[str, str]:
@@ -112,19 +112,18 @@ class Side:
     def _unusual(self) -> dict[str, Any]:
         """Parts that most models do not have; absent there, so that what they made stays valid."""
         parts: dict[str, Any] = {}
+        if self.config.param_dtype != "float32":
+            parts["param_dtype"] = self.config.param_dtype
+        if self.config.init != "pretrained":
+            parts["init"] = [self.config.init, self._run.config.seed]
         if self.spec.prompt_in_pooling != "all":
             parts["prompt in pooling"] = self.spec.prompt_in_pooling
         if hasattr(self.spec.backbone, "causal"):
             parts["causal"] = self.spec.backbone.causal
         if self.lora is not None:
-            family = self.spec.family
-            if not family.adapters:
-                raise InputError(
-                    f"{self.name}.lora_rank={self.lora.rank}: {self.folder} is a "
-                    f"{self.spec.architecture['model_type']!r}, which takes no adapters yet; use "
-                    "lora_rank=0, or a decoder or ModernBERT"
-                )
-            lora.matches(family.table, self.lora.targets)  # told before anything is made
+            # Told before anything is made.
+            layers = self.spec.backbone.num_hidden_layers
+            lora.matches(self.spec.family.table, self.lora.targets, layers)
             parts["lora"] = dataclasses.asdict(self.lora)
         if self.config.adapter:
             folder = epath.Path(self.config.adapter)
@@ -135,18 +134,50 @@ class Side:
             parts["adapter"] = [weights.file_sha256(file) for file in files]
         return parts
 
+    @property
+    def dropout(self) -> float:
+        """Of the backbone while it trains; one rate for all stages, as it is part of the model."""
+        if self.name != "student":
+            return 0.0
+        return max(stage.dropout for stage in self._run.stages.values())
+
+    @functools.cached_property
+    def key(self) -> str:
+        """What the weights in memory are a function of: sides that share it share those."""
+        read = self._overrides() | {"query_prompt": None, "passage_prompt": None}
+        config, seed = self.config, self._run.config.seed
+        more = [self.lora, config.adapter, config.attention, config.remat, config.init]
+        more.append(seed if self.lora or config.init == "random" else 0)
+        return repr([str(self.folder), sorted(read.items()), self.dropout, more])
+
     @functools.cached_property
     def encoder(self) -> Encoder:
-        return Encoder.from_pretrained(
-            str(self.folder),
-            mesh=self._run.mesh,
+        models = self._run.models
+        if self.key not in models:
+            encoder = Encoder.from_pretrained(
+                str(self.folder),
+                mesh=self._run.mesh,
+                max_length=self.spec.max_length,
+                dropout=self.dropout,
+                lora=self.lora,
+                adapter=self.config.adapter or None,
+                seed=self._run.config.seed,
+                attention=self.config.attention,
+                remat=self.config.remat,
+                **self._overrides(),
+            )
+            if self.config.init == "random":
+                encoder = randomised(encoder, self._run.config.seed)
+            models[self.key] = encoder
+        return models[self.key].with_texts(
+            query_prompt=self.spec.query_prompt,
+            passage_prompt=self.spec.passage_prompt,
             max_length=self.spec.max_length,
-            dropout=self._run.config.train.dropout if self.name == "student" else 0.0,
-            lora=self.lora,
-            adapter=self.config.adapter or None,
-            seed=self._run.config.seed,
-            **self._overrides(),
         )
+
+    def release(self) -> None:
+        """Forgets the encoder; it is loaded again if it is asked for."""
+        self.__dict__.pop("encoder", None)
 
 
 class Rescorer:

@@ -172,10 +172,38 @@ def _read_pydocs(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> 
     return build_pydocs(splits)
 
 
+def _read_labels(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> Dataset:
+    from nvret_jax.data.labelled import read_labels
+
+    return read_labels(_file("labels", rest), splits, allow_empty=allow_empty)
+
+
+def _read_examples(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> Dataset:
+    from nvret_jax.data.labelled import read_examples
+
+    return read_examples(_file("examples", rest), splits, allow_empty=allow_empty)
+
+
+def _read_sts(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> Dataset:
+    from nvret_jax.data.labelled import parse_sts, read_sts
+
+    file, min_score = parse_sts(_file("sts", rest))
+    return read_sts(file, splits, min_score=min_score, allow_empty=allow_empty)
+
+
+def _file(scheme: str, rest: str) -> str:
+    if not rest:
+        raise InputError(f"dataset '{scheme}:': name the file, as in '{scheme}:/data/train.jsonl'")
+    return rest
+
+
 # scheme -> reader(rest of the spec, splits or None for all, allow_empty) -> Dataset
 READERS: dict[str, Callable[[str, Sequence[str] | None, bool], Dataset]] = {
     "beir": _read_beir,
     "pydocs": _read_pydocs,
+    "labels": _read_labels,
+    "examples": _read_examples,
+    "sts": _read_sts,
 }
 
 
@@ -185,8 +213,8 @@ def load_dataset(
     """Reads the dataset that `spec` names.
 
     Args:
-        spec: 'beir:FOLDER' (BEIR layout on disk), or 'pydocs:' (docstrings of the installed
-            packages; nothing to download).
+        spec: 'beir:FOLDER' (BEIR layout on disk), 'pydocs:' (docstrings of the installed packages;
+            nothing to download), or 'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py).
         splits: the splits to read, all of which must exist; None reads every split there is.
         allow_empty: keep passages and queries without any text instead of refusing them.
 

@@ -5,18 +5,20 @@ all, it is what the fused kernels of GPUs and TPUs want, and it cannot disagree 
 padded key gets probability exactly 0, so it influences nobody; a padded query gets some finite
 vector that pooling ignores.
 
-The implementation is chosen by name. A name that is unknown, or that cannot do what is asked of
-it, is refused: a silent fallback here would be a silent change of speed or of numbers.
+The implementation is chosen by name: 'xla' is here, the kernels are told of in `kernels.py`. A name
+that is unknown, or that cannot do what is asked of it, is refused: a silent fallback here would be
+a silent change of speed or of numbers.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from nvret_jax.errors import InputError
+from nvret_jax.models.kernels import fused
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -62,17 +64,6 @@ def _xla(q_bthk, k_bshk, v_bshk, lengths_b, precision, dropout: Dropout | None) 
     return jnp.swapaxes(mixed_bhtk / total_bht1, 1, 2).astype(v_bshk.dtype)
 
 
-IMPLEMENTATIONS = {"xla": _xla}
-
-
-def check_implementation(name: str) -> str:
-    """`name`, if `attention` knows it; otherwise InputError listing what it knows."""
-    if name not in IMPLEMENTATIONS:
-        known = ", ".join(sorted(IMPLEMENTATIONS))
-        raise InputError(f"attention implementation {name!r} is unknown; known: {known}")
-    return name
-
-
 def attention(
     q_bthk: jax.Array,
     k_bshk: jax.Array,
@@ -82,6 +73,7 @@ def attention(
     implementation: str = "xla",
     precision: jax.lax.Precision | None = None,
     dropout: Dropout | None = None,
+    recompute: bool = False,
 ) -> jax.Array:
     """softmax(q·k / sqrt(head width)) · v, over the first `lengths_b` keys of each sequence.
 
@@ -89,15 +81,23 @@ def attention(
         q_bthk, k_bshk, v_bshk: [B, T, H, head width], any float dtype. B and H may be sharded,
             alike in all three; T may not.
         lengths_b: int32 [B], real keys per sequence, at least 1.
-        implementation: a key of `IMPLEMENTATIONS`.
-        precision: of the two products; None is the backend's default.
+        implementation: of `choices.ATTENTION`.
+        precision: of the two products; None is the backend's default. Kernels have their own.
         dropout: applied to the probabilities [B, H, T, S] (up to a factor for each query).
+        recompute: have the backward pass compute the probabilities again, instead of keeping them;
+            kernels always do.
 
     Returns:
         [B, T, H, head width] in the dtype of v.
 
     Raises:
-        InputError: unknown implementation.
+        InputError: an unknown implementation, or one that does not do what is asked.
     """
-    run = IMPLEMENTATIONS[check_implementation(implementation)]
-    return run(q_bthk, k_bshk, v_bshk, lengths_b, precision, dropout)
+    if implementation != "xla":
+        drops = dropout is not None
+        q_bthgk = q_bthk[:, :, :, None]
+        return fused(implementation, q_bthgk, k_bshk, v_bshk, lengths_b, drops=drops)[:, :, :, 0]
+    run = functools.partial(_xla, precision=precision, dropout=dropout)
+    if recompute:
+        run = jax.checkpoint(run)
+    return run(q_bthk, k_bshk, v_bshk, lengths_b)

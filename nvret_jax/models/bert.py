@@ -39,21 +39,12 @@ from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models.attention import attention, check_implementation
+from nvret_jax.models import lora
+from nvret_jax.models.attention import attention
+from nvret_jax.models.blocks import check_tokens, declared_axes, scan_layers
+from nvret_jax.models.kernels import check_heads
+from nvret_jax.models.layer import ACTIVATIONS, Options, Weights, dropout, layer_norm
 
-
-def _gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, by erf as torch has it; `jax.nn.gelu` takes the slower erfc."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
-
-
-ACTIVATIONS = {
-    "gelu": _gelu,
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
 # RoBERTa's descendants count positions from pad_token_id + 1, so that padding has one of its own.
 OFFSET_POSITIONS = {"bert": False, "roberta": True, "xlm-roberta": True, "camembert": True}
 
@@ -146,41 +137,7 @@ def check_mesh(config: BertConfig, mesh: Mesh) -> None:
         raise InputError(f"this model does not fit the mesh: {'; '.join(wrong)}")
 
 
-def dropout(x: jax.Array, keys_b: jax.Array | None, place: int, rate: float) -> jax.Array:
-    """Drops entries of x [B, ...] at `rate`, by each example's own key. No key or no rate: x.
-
-    A draw depends on (key, place, index within the example) and nothing else; `place` tells the
-    uses of one key apart.
-    """
-    if keys_b is None or rate == 0.0:
-        return x
-    keys_b = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_b, place)
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys_b)
-    keep = jax.reshard(keep, jax.typeof(x).sharding.spec)
-    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
-
-
-def _layer_norm(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) -> jax.Array:
-    """LayerNorm over the last axis, float32 in and out."""
-    x = x.astype(jnp.float32)
-    mean = x.mean(axis=-1, keepdims=True)
-    centred = x - mean
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + eps) * scale_d + bias_d
-
-
-class _Weights(nnx.Module):
-    """A module that knows the logical axes of each of its weights."""
-
-    AXES: ClassVar[dict[str, tuple[str | None, ...]]] = {}
-
-    def _use(self, name: str, dtype: Any) -> jax.Array:
-        """The weight in the dtype and layout it is computed with."""
-        value = getattr(self, name)[...].astype(dtype)
-        return jax.reshard(value, mesh_lib.spec(*self.AXES[name], compute=True))
-
-
-class Embeddings(_Weights):
+class Embeddings(Weights):
     """Token + position + type-0 embeddings, then LayerNorm."""
 
     AXES: ClassVar = {
@@ -224,10 +181,10 @@ class Embeddings(_Weights):
         hidden_btd = hidden_btd + (position_td + token_type_d)
         scale_d = self._use("norm_scale", jnp.float32)
         bias_d = self._use("norm_bias", jnp.float32)
-        return _layer_norm(hidden_btd, scale_d, bias_d, config.layer_norm_eps)
+        return layer_norm(hidden_btd, scale_d, bias_d, config.layer_norm_eps)
 
 
-class Layer(_Weights):
+class Layer(Weights):
     """One transformer block, LayerNorm after each residual sum. Stacked by `Bert`."""
 
     AXES: ClassVar = {
@@ -287,23 +244,13 @@ class Layer(_Weights):
         options: Options,
     ) -> jax.Array:
         """float32 [B, T, D] -> float32 [B, T, D]."""
-        rate, inner = options.dropout, options.inner_dtype
+        rate = options.dropout
         act_btd = mesh_lib.spec("batch", None, None)
-
-        def product(einsum: str, x: jax.Array, name: str, **kwargs) -> jax.Array:
-            """x · kernel + bias: operands in the compute dtype, the result in `inner`."""
-            out = jnp.einsum(
-                einsum,
-                x.astype(options.dtype),
-                self._use(f"{name}_kernel", options.dtype),
-                precision=options.precision,
-                preferred_element_type=inner,
-                **kwargs,
-            )
-            return out + self._use(f"{name}_bias", inner)
+        product = functools.partial(lora.product, self, options=options, keys_b=keys_b)
+        drop = functools.partial(dropout, keys_b=keys_b, place=0, rate=rate)
 
         def residual(hidden_btd: jax.Array, out_btd: jax.Array, name: str) -> jax.Array:
-            return _layer_norm(
+            return layer_norm(
                 hidden_btd + out_btd.astype(jnp.float32),
                 self._use(f"{name}_norm_scale", jnp.float32),
                 self._use(f"{name}_norm_bias", jnp.float32),
@@ -318,7 +265,8 @@ class Layer(_Weights):
                 lengths_b,
                 implementation=options.attention,
                 precision=options.precision,
-                dropout=functools.partial(dropout, keys_b=keys_b, place=0, rate=rate),
+                dropout=drop if keys_b is not None and rate else None,
+                recompute=options.remat == "attention",
             )
             # Summed over heads, which the tensor axis splits: the result is whole on each device.
             out_btd = product("bthk,hkd->btd", mixed_bthk, "out", out_sharding=act_btd)
@@ -329,41 +277,6 @@ class Layer(_Weights):
             return residual(hidden_btd, dropout(out_btd, keys_b, 2, rate), "mlp")
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How a model is run, which its weights do not care about.
-
-    Attributes:
-        dtype: of the products ('float32', 'bfloat16').
-        dropout: rate on embeddings, attention probabilities and both residual branches.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
-        attention: a key of `attention.IMPLEMENTATIONS`.
-        wide: products of a narrow dtype give float32, and what lies between them is float32.
-    """
-
-    dtype: str = "float32"
-    dropout: float = 0.0
-    remat: bool = False
-    attention: str = "xla"
-    wide: bool = False
-
-    def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise InputError(f"dtype={self.dtype!r}: expected float32, bfloat16 or float16")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"dropout={self.dropout}: expected a rate in [0, 1)")
-        check_implementation(self.attention)
-
-    @property
-    def inner_dtype(self) -> str:
-        """Of what a product with a weight gives, and of all up to the next one."""
-        return "float32" if self.wide else self.dtype
-
-    @property
-    def precision(self) -> jax.lax.Precision | None:
-        return jax.lax.Precision.HIGHEST if self.dtype == "float32" else None
-
-
 class Bert(nnx.Module):
     """The encoder. Call it under `jax.set_mesh`, with arguments sharded over "batch"."""
 
@@ -371,25 +284,21 @@ class Bert(nnx.Module):
         self,
         config: BertConfig,
         *,
-        options: Options = Options(),
+        options: Options | None = None,
         param_dtype: Any = "float32",
         rngs: nnx.Rngs,
     ):
-        self.config = config
-        self.options = options
+        self.config, self.options = config, options or Options()
+        check_heads(self.options.attention, config.head_dim)
         self.embeddings = Embeddings(config, param_dtype=param_dtype, rngs=rngs)
         keys_l = jax.random.split(rngs.params(), config.num_hidden_layers)
         self.layers = jax.vmap(
             lambda key: Layer(config, param_dtype=param_dtype, rngs=nnx.Rngs(params=key))
         )(keys_l)
 
-    @staticmethod
-    def logical_axes() -> dict[tuple[str, str], tuple[str | None, ...]]:
+    def logical_axes(self) -> dict[tuple[str, str], tuple[str | None, ...]]:
         """Path of each weight -> logical axis of each of its dimensions, as it lies at rest."""
-        axes: dict[tuple[str, str], tuple[str | None, ...]] = {}
-        axes.update({("embeddings", name): spec for name, spec in Embeddings.AXES.items()})
-        axes.update({("layers", name): (None, *spec) for name, spec in Layer.AXES.items()})
-        return axes
+        return declared_axes(self)
 
     def __call__(
         self,
@@ -412,27 +321,14 @@ class Bert(nnx.Module):
             InputError: T exceeds the positions the model has (at trace time).
         """
         config, options = self.config, self.options
-        if tokens_bt.shape[1] > config.max_tokens:
-            raise InputError(
-                f"{tokens_bt.shape[1]} tokens, but this model has positions for "
-                f"{config.max_tokens}; lower max_length"
-            )
-        keys_b = dropout_keys_b if options.dropout > 0.0 else None
+        check_tokens(tokens_bt.shape[1], config.max_tokens)
+        keys_b = dropout_keys_b if lora.draws(self.layers, options) else None
         with jax.named_scope("embeddings"):
             hidden_btd = self.embeddings(tokens_bt, config)
             # A place of its own: layers fold in their index first, the embeddings its end.
             hidden_btd = dropout(hidden_btd, keys_b, config.num_hidden_layers, options.dropout)
 
-        def block(hidden_btd: jax.Array, xs: tuple[Layer, jax.Array]) -> tuple[jax.Array, None]:
-            layer, index = xs
-            layer_keys_b = keys_b
-            if keys_b is not None:
-                layer_keys_b = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_b, index)
-            run = layer(hidden_btd, lengths_b, layer_keys_b, config=config, options=options)
-            return run, None
+        def block(hidden_btd: jax.Array, layer: Layer, keys_b: jax.Array | None) -> jax.Array:
+            return layer(hidden_btd, lengths_b, keys_b, config=config, options=options)
 
-        if options.remat:
-            block = jax.checkpoint(block)
-        indices_l = jnp.arange(config.num_hidden_layers)
-        hidden_btd, _ = jax.lax.scan(block, hidden_btd, (self.layers, indices_l))
-        return hidden_btd
+        return scan_layers(block, hidden_btd, self.layers, keys_b, remat=options.remat)

@@ -50,12 +50,13 @@ def scan_layers(
     layers: nnx.Module,
     keys_b: jax.Array | None,
     *,
-    remat: bool,
+    remat: str,
     xs: Any = None,
 ) -> jax.Array:
     """Runs `block(hidden, layer, keys[, x])` over stacked layers; each has dropout keys of its own.
 
-    `xs` holds what else differs from layer to layer, stacked.
+    `xs` holds what else differs from layer to layer, stacked. `remat` is as of `Options`; the layer
+    itself sees to 'attention'.
     """
     count = jax.tree.leaves(layers)[0].shape[0]
 
@@ -67,6 +68,10 @@ def scan_layers(
         more = () if x is None else (x,)
         return block(hidden_btd, layer, own_b, *more), None
 
-    if remat:
+    if remat == "full":
         step = jax.checkpoint(step)
+    elif remat == "dots":
+        # Products without a batch dimension are those with weights; scores have one.
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        step = jax.checkpoint(step, policy=policy)
     return jax.lax.scan(step, hidden_btd, (layers, jnp.arange(count), xs))[0]

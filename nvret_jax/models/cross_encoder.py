@@ -42,17 +42,10 @@ from nvret_jax.data.batches import Batch, pad_batch, plan_batches
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.models import weights
-from nvret_jax.models.bert import (
-    OFFSET_POSITIONS,
-    Bert,
-    BertConfig,
-    Embeddings,
-    Options,
-    _layer_norm,
-    _Weights,
-    check_mesh,
-)
+from nvret_jax.models.bert import OFFSET_POSITIONS, Bert, BertConfig, Embeddings, check_mesh
 from nvret_jax.models.encoder import TOKENS_PER_DEVICE
+from nvret_jax.models.kernels import check_platform
+from nvret_jax.models.layer import Options, Weights, layer_norm
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import check_max_length
 
@@ -130,7 +123,7 @@ class PairEmbeddings(Embeddings):
         scale_d = self._use("norm_scale", jnp.float32)
         bias_d = self._use("norm_bias", jnp.float32)
         hidden_btd = hidden_btd + types_btd + position_td
-        return _layer_norm(hidden_btd, scale_d, bias_d, config.layer_norm_eps)
+        return layer_norm(hidden_btd, scale_d, bias_d, config.layer_norm_eps)
 
 
 class PairBert(Bert):
@@ -141,7 +134,7 @@ class PairBert(Bert):
         self.embeddings = PairEmbeddings(config, param_dtype=param_dtype, rngs=rngs)
 
 
-class Head(_Weights):
+class Head(Weights):
     """The first token's vector to one number: dense, tanh, dense."""
 
     AXES: ClassVar = {
@@ -249,7 +242,7 @@ class CrossEncoder:
             param_dtype: of the backbone's weights at rest.
             max_length: tokens a pair is cut to; default 512, or less where the tokenizer or the
                 model's positions say so.
-            attention: an implementation by name.
+            attention: of `choices.ATTENTION`; see `Encoder.from_pretrained`.
             download: whether the hub may be asked over the network.
 
         Raises:
@@ -267,6 +260,7 @@ class CrossEncoder:
         head = _read_head(folder, config.hidden_size, ROBERTA_HEAD if roberta else BERT_HEAD)
         labels = head["out_kernel"].shape[1]
         options = Options(dtype=dtype, attention=attention)
+        check_platform(attention, mesh.devices.flat[0].platform)
 
         def build() -> PairModel:
             rngs = nnx.Rngs(0)

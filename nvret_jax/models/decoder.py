@@ -30,10 +30,11 @@ from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.models import lora
-from nvret_jax.models.bert import ACTIVATIONS, Options, _Weights, dropout
 from nvret_jax.models.blocks import check_tokens, declared_axes, lookup, scan_layers
 from nvret_jax.models.decoder_config import DecoderConfig
-from nvret_jax.models.grouped_attention import check_grouped, grouped_attention
+from nvret_jax.models.grouped_attention import grouped_attention
+from nvret_jax.models.kernels import check_heads
+from nvret_jax.models.layer import ACTIVATIONS, Options, Weights, dropout
 from nvret_jax.models.rope import angles, rotate
 from nvret_jax.models.weights import COPY, FROM_HEADS, HEADS_BIAS, LINEAR, TO_HEADS, Table
 
@@ -44,7 +45,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps) * scale
 
 
-class Embeddings(_Weights):
+class Embeddings(Weights):
     """The token table; positions are the attention's business."""
 
     AXES: ClassVar = {"word": (None, "embed")}
@@ -59,7 +60,7 @@ class Embeddings(_Weights):
         return lookup(self.word[...], tokens_bt)
 
 
-class Layer(_Weights):
+class Layer(Weights):
     """One transformer block, RMSNorm before each branch. Stacked by `Decoder`."""
 
     AXES: ClassVar = {
@@ -150,6 +151,7 @@ class Layer(_Weights):
                 implementation=options.attention,
                 precision=options.precision,
                 dropout=drop if keys_b is not None and rate else None,
+                recompute=options.remat == "attention",
             )
             out_btd = product("btngk,ngkd->btd", mixed_btngk, "out", out_sharding=act_btd)
             hidden_btd = hidden_btd + dropout(out_btd, keys_b, 1, rate).astype(jnp.float32)
@@ -164,7 +166,7 @@ class Layer(_Weights):
 _QKV = ("query", "key", "value")
 
 
-class FinalNorm(_Weights):
+class FinalNorm(Weights):
     """The RMSNorm after the last layer."""
 
     AXES: ClassVar = {"norm_scale": (None,)}
@@ -188,7 +190,7 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config, self.options = config, options or Options()
-        check_grouped(self.options.attention)
+        check_heads(self.options.attention, config.head_dim)
         self.embeddings = Embeddings(config, param_dtype=param_dtype, rngs=rngs)
         keys_l = jax.random.split(rngs.params(), config.num_hidden_layers)
         self.layers = jax.vmap(

@@ -13,7 +13,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from nvret_jax.errors import InputError
-from nvret_jax.models.bert import ACTIVATIONS
+from nvret_jax.models.layer import ACTIVATIONS
 from nvret_jax.models.rope import Rope
 
 

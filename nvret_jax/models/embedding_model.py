@@ -18,11 +18,10 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from nvret_jax.errors import InputError
 from nvret_jax.models import latent as latent_lib
 from nvret_jax.models import lora, weights
-from nvret_jax.models.bert import Options
 from nvret_jax.models.latent import LatentAttention, LatentConfig
+from nvret_jax.models.layer import Options
 from nvret_jax.models.lora import LoraConfig
 from nvret_jax.models.pooling import DENSE_TABLE, Dense, Skip, check_pooling, l2_normalize, pool
 from nvret_jax.models.spec import EncoderSpec
@@ -101,17 +100,12 @@ def build(
     """The model of a spec with random weights; call it under `nnx.eval_shape` for shapes alone.
 
     Raises:
-        InputError: adapters this model does not take, or whose targets it does not have.
+        InputError: adapters for targets it does not have.
     """
     rngs, family, shape = nnx.Rngs(0), spec.family, spec.backbone
     kwargs = {"options": options, "param_dtype": spec.param_dtype, "rngs": rngs}
     backbone = family.backbone(shape, **kwargs)
     if adapters is not None:
-        if not family.adapters:
-            raise InputError(
-                f"lora: model_type={spec.architecture['model_type']!r} takes no adapters yet; "
-                "train all weights, or use a decoder or ModernBERT"
-            )
         lora.attach(backbone, adapters, family.table, rngs=rngs)
     latent = None
     if spec.pooling == "latent":
@@ -207,6 +201,7 @@ def load(
                 *inner,
                 table=family.table,
                 prefixes=family.prefixes,
+                ignored=family.ignored,
                 targets=config.targets,
             )
         arrays.update({("backbone", *path): array for path, array in found.items()})

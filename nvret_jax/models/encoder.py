@@ -39,8 +39,9 @@ from nvret_jax.data.batches import Batch, pad_batch, plan_batches
 from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model, weights
 from nvret_jax.models import lora as lora_lib
-from nvret_jax.models.bert import Options
 from nvret_jax.models.embedding_model import EmbeddingModel
+from nvret_jax.models.kernels import check_platform
+from nvret_jax.models.layer import Options
 from nvret_jax.models.lora import LoraConfig
 from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
 from nvret_jax.models.resolve import DEFAULT_MODEL, resolve
@@ -146,7 +147,7 @@ class Encoder:
         adapter: epath.PathLike | None = None,
         seed: int = 0,
         dropout: float = 0.0,
-        remat: bool = False,
+        remat: str = "none",
         attention: str = "xla",
         download: bool = False,
     ) -> Encoder:
@@ -157,18 +158,24 @@ class Encoder:
             mesh: default: all devices, the batch split over them.
             dtype: of the products. 'bfloat16' is the fast one on accelerators; 'float32' is
                 float32 everywhere, never TF32.
-            param_dtype: of the weights at rest, whatever the file holds.
+            param_dtype: of the weights at rest, whatever the file holds, and of an export:
+                'float32', 'bfloat16' or 'float16'. For training all weights keep float32; a frozen
+                base under adapters is as good in 'bfloat16' and half as large.
             max_length, pooling, normalize, query_prompt, passage_prompt, prompt_in_pooling: None:
                 as the folder says; see `EncoderSpec`.
             bidirectional: of a decoder: whether tokens see what comes after them. None: as the
                 folder says.
-            lora: gives the backbone new adapters, float32 whatever `param_dtype` is.
+            lora: gives the backbone new adapters, float32 whatever `param_dtype` is. An export adds
+                them to the kernels in float32 and rounds the sum to `param_dtype`.
             adapter: a folder with PEFT's adapter_config.json and adapter_model.safetensors, read
                 into adapters. Not with `lora`.
             seed: of new adapters.
             dropout: rate in training; it applies only where the model is called with keys.
-            remat: recompute layers in the backward pass.
-            attention: an implementation by name.
+            remat: of `choices.REMAT`: what the backward pass computes again instead of keeping it,
+                from nothing to most: 'none', 'attention' (scores), 'dots' (all but products with
+                weights), 'full' (whole layers). Gradients are equal.
+            attention: of `choices.ATTENTION`: 'xla' anywhere; 'cudnn' on NVIDIA GPUs, in bfloat16
+                or float16; 'splash' on TPUs, in bfloat16. The two know no dropout.
             download: whether the hub may be asked over the network.
 
         Raises:
@@ -183,6 +190,7 @@ class Encoder:
             attention=attention,
             wide=_platform(mesh) == "cpu",
         )
+        check_platform(attention, _platform(mesh))
         if param_dtype not in ("float32", "bfloat16", "float16"):
             raise InputError(f"param_dtype={param_dtype!r}: expected float32, bfloat16 or float16")
         spec, backbone_folder = read_spec(
@@ -206,7 +214,8 @@ class Encoder:
         if adapter is not None:
             if lora is not None:
                 raise InputError(f"lora and adapter={os.fspath(adapter)} are both given; give one")
-            adapter, lora = epath.Path(adapter), lora_lib.read_config(adapter)
+            adapter = epath.Path(adapter)
+            lora = lora_lib.read_config(adapter, ignored=spec.family.ignored)
             files.append(adapter / lora_lib.WEIGHTS_FILE)
         # Shapes only: no weight exists before it is read from the file.
         build = functools.partial(embedding_model.build, spec, options, adapters=lora)
@@ -271,6 +280,26 @@ class Encoder:
             mesh=self.mesh,
             folder=self.folder,
             backbone_folder=self._backbone_folder,
+            lora=self.lora,
+        )
+
+    def with_texts(self, *, query_prompt: str, passage_prompt: str, max_length: int) -> Encoder:
+        """This encoder, on the same weights, with other prompts and another greatest length."""
+        spec = dataclasses.replace(
+            self.spec,
+            query_prompt=query_prompt,
+            passage_prompt=passage_prompt,
+            max_length=max_length,
+        )
+        return Encoder(
+            self._graphdef,
+            self._state,
+            spec=spec,
+            tokenizer=self.tokenizer,
+            mesh=self.mesh,
+            folder=self.folder,
+            backbone_folder=self._backbone_folder,
+            weights_sha256=self._weights_sha256,
             lora=self.lora,
         )
 

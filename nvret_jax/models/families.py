@@ -23,7 +23,6 @@ class Family:
         backbone: class of the module, built as (config, options=, param_dtype=, rngs=).
         check_mesh: raises InputError where a mesh cannot cut it.
         table, prefixes, ignored: for `weights.load`.
-        adapters: whether its layers take LoRA adapters.
         pooling, normalize, prompt_in_pooling: where the folder does not say.
         own_code: whether `auto_map` names code that this package is instead of.
     """
@@ -34,7 +33,6 @@ class Family:
     table: weights.Table
     prefixes: tuple[str, ...]
     ignored: tuple[str, ...]
-    adapters: bool = True
     pooling: str | None = None
     normalize: bool = False
     prompt_in_pooling: str = "all"
@@ -48,7 +46,6 @@ _BERT = Family(
     table=weights.BERT_TABLE,
     prefixes=weights.BERT_PREFIXES,
     ignored=weights.IGNORED,
-    adapters=False,
 )
 _MODERNBERT = Family(
     config=modernbert.ModernBertConfig,

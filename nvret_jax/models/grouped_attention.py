@@ -17,18 +17,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nvret_jax.errors import InputError
+from nvret_jax.models.kernels import fused
 
 QUERY_BLOCK = 1024  # queries whose scores exist at a time
-
-
-def check_grouped(name: str) -> str:
-    """`name`, if there is such an implementation of grouped attention; otherwise InputError."""
-    if name != "xla":
-        raise InputError(
-            f"attention implementation {name!r} has no grouped, causal or windowed form; known: xla"
-        )
-    return name
 
 
 def grouped_attention(
@@ -42,6 +33,7 @@ def grouped_attention(
     implementation: str = "xla",
     precision: jax.lax.Precision | None = None,
     dropout: Callable[[jax.Array], jax.Array] | None = None,
+    recompute: bool = False,
 ) -> jax.Array:
     """softmax(q·k / sqrt(K)) · v, over the keys each token sees.
 
@@ -51,19 +43,24 @@ def grouped_attention(
         lengths_b: int32 [B], real keys per sequence, at least 1.
         causal: a token sees itself and what is before it.
         window: a token sees keys at most this far away, on either side; a number or an int32
-            scalar (so that layers of one scan may differ).
-        implementation: 'xla'.
-        precision: of the two products; None is the backend's default.
+            scalar (so that layers of one scan may differ). Kernels want the number.
+        implementation: of `choices.ATTENTION`.
+        precision: of the two products; None is the backend's default. Kernels have their own.
         dropout: applied to the probabilities [B, kv heads, group, T, S] (up to a factor for each
             query). With it, texts do not go through in blocks.
+        recompute: have the backward pass compute the probabilities again, instead of keeping them;
+            kernels and blocks always do.
 
     Returns:
         [B, T, kv heads, group, K] in the dtype of v; 0 for a token that sees nothing.
 
     Raises:
-        InputError: another implementation.
+        InputError: an unknown implementation, or one that does not do what is asked.
     """
-    check_grouped(implementation)
+    if implementation != "xla":
+        inputs = (q_btngk, k_bsnk, v_bsnk, lengths_b)
+        drops = dropout is not None
+        return fused(implementation, *inputs, causal=causal, window=window, drops=drops)
     tokens = q_btngk.shape[1]
     scale = jnp.asarray(q_btngk.shape[-1] ** -0.5, q_btngk.dtype)
     q_bngtk = jnp.transpose(q_btngk * scale, (0, 2, 3, 1, 4))
@@ -75,7 +72,8 @@ def grouped_attention(
         )
 
     if tokens <= QUERY_BLOCK or dropout is not None:
-        mixed_bngtk = attend(q_bngtk, 0)
+        run = jax.checkpoint(attend, static_argnums=1) if recompute else attend
+        mixed_bngtk = run(q_bngtk, 0)
     else:
         blocks = -(-tokens // QUERY_BLOCK)
         filled = ((0, 0),) * 3 + ((0, blocks * QUERY_BLOCK - tokens), (0, 0))

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models.bert import ACTIVATIONS, Options, _layer_norm, _Weights
+from nvret_jax.models.layer import ACTIVATIONS, Options, Weights, layer_norm
 from nvret_jax.models.weights import (
     COPY,
     FROM_HEADS,
@@ -85,7 +85,7 @@ def check_mesh(config: LatentConfig, mesh: Mesh) -> None:
         )
 
 
-class LatentAttention(_Weights):
+class LatentAttention(Weights):
     """Token vectors [B, T, D] to token vectors of the same shape."""
 
     AXES: ClassVar = {
@@ -147,7 +147,7 @@ class LatentAttention(_Weights):
 
         def norm(x: jax.Array, name: str) -> jax.Array:
             scale, bias = (self._use(f"{name}norm_{p}", jnp.float32) for p in ("scale", "bias"))
-            return _layer_norm(x, scale, bias, EPS)
+            return layer_norm(x, scale, bias, EPS)
 
         hidden_btd = hidden_btd.astype(jnp.float32)
         q_bthk = product("btd,dhk->bthk", norm(hidden_btd, ""), "query")

@@ -8,8 +8,10 @@ Adapters are weights of the layer they belong to, named after the kernel (`query
 model with adapters is the model without. `merged` adds them into the kernels, for an export; the
 adapters alone go out and come in as PEFT has them (`save`, `load`).
 
-Targets are named as in PEFT, by the modules of the Hugging Face model ('q_proj', 'mlp.down_proj';
-'all-linear' for every kernel of the layers).
+Targets are named as in PEFT, by the modules of the Hugging Face model: the last parts of a name
+('q_proj', 'mlp.down_proj', BERT's 'query' and 'dense'), which adapt that module in every layer;
+whole names ('encoder.layer.0.attention.self.query'), of which those of all layers must be there, as
+layers are stacked; or 'all-linear' for every kernel of the layers.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import functools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +35,7 @@ from jax.sharding import Mesh
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.models import weights
-from nvret_jax.models.bert import Options, dropout
+from nvret_jax.models.layer import Options, dropout
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -49,7 +52,7 @@ class LoraConfig:
         rank: r, the inner width.
         alpha: the adapter's output is multiplied by alpha / rank.
         dropout: rate on the adapter's input, in training.
-        targets: modules of the Hugging Face model, or 'all-linear' alone.
+        targets: modules of the Hugging Face model, see above; or 'all-linear' alone.
         rslora: divide alpha by sqrt(rank) instead (arXiv 2312.03732).
     """
 
@@ -94,7 +97,7 @@ def product(
     """x · kernel (+ bias) (+ adapter), for a layer whose weights are called `{name}_kernel`, ….
 
     Args:
-        layer: a `_Weights` module.
+        layer: a `Weights` module.
         einsum: of x and the kernel; the dimensions they share are the kernel's first.
         x: cast to the compute dtype.
         keys_b: dropout keys of the layer, for the adapter's input.
@@ -160,21 +163,29 @@ def _kernels(table: weights.Table) -> dict[str, tuple[str, weights.Transform]]:
     }
 
 
-def matches(table: weights.Table, targets: tuple[str, ...]) -> dict[str, str]:
+def matches(table: weights.Table, targets: tuple[str, ...], layers: int) -> dict[str, str]:
     """HF module -> stem of our kernel, for the targets of a model with this table.
 
+    Args:
+        table: its conversion.
+        targets: of a `LoraConfig`.
+        layers: how many it has.
+
     Raises:
-        InputError: a target matches nothing, naming what there is.
+        InputError: a target matches nothing, naming what there is; or modules of some layers only.
     """
     kernels = _kernels(table)
-    found, missing = set(), []
+    found: dict[str, set[int]] = {module: set() for module in kernels}
+    missing = []
     for target in targets:
         hits = [
-            module
+            (module, layer)
             for module in kernels
-            if target == ALL or module == target or module.endswith(f".{target}")
+            for layer in range(layers)
+            if _meant(target, module.format(layer=layer))
         ]
-        found.update(hits)
+        for module, layer in hits:
+            found[module].add(layer)
         if not hits:
             missing.append(repr(target))
     if missing:
@@ -183,7 +194,19 @@ def matches(table: weights.Table, targets: tuple[str, ...]) -> dict[str, str]:
             f"lora targets {', '.join(missing)} match nothing in this model; its modules: {there} "
             f"(their last parts will do), or {ALL!r}"
         )
-    return {module: stem for module, (stem, _) in kernels.items() if module in found}
+    for module, hit in found.items():
+        if hit and (lacking := sorted(set(range(layers)) - hit)):
+            raise InputError(
+                f"lora targets adapt {module} in {len(hit)} of {layers} layers; layers are stacked "
+                f"and adapted alike: add layer {lacking[0]}, or give the name's last part alone "
+                f"({module.split('}.')[-1]!r})"
+            )
+    return {module: stem for module, (stem, _) in kernels.items() if found[module]}
+
+
+def _meant(target: str, name: str) -> bool:
+    """Whether a target means the module `name`: as in PEFT, or with a head's prefix before it."""
+    return target in (ALL, name) or name.endswith(f".{target}") or target.endswith(f".{name}")
 
 
 def attach(backbone: Any, config: LoraConfig, table: weights.Table, *, rngs: nnx.Rngs) -> None:
@@ -198,7 +221,8 @@ def attach(backbone: Any, config: LoraConfig, table: weights.Table, *, rngs: nnx
     layers = backbone.layers
     kernels = _kernels(table)
     layers.lora = config
-    for module, stem in matches(table, config.targets).items():
+    count = jax.tree.leaves(nnx.state(layers))[0].shape[0]
+    for module, stem in matches(table, config.targets, count).items():
         shape = getattr(layers, f"{stem}_kernel").shape
         inputs = kernels[module][1].inputs
         split = 1 + inputs if inputs > 0 else len(shape) + inputs
@@ -275,11 +299,11 @@ def merged(backbone: Any) -> Any:
     return out
 
 
-def adapter_table(table: weights.Table, targets: tuple[str, ...]) -> weights.Table:
+def adapter_table(table: weights.Table, targets: tuple[str, ...], layers: int) -> weights.Table:
     """The conversion between adapters as we keep them and as PEFT does: A [r, in], B [out, r]."""
     kernels = _kernels(table)
     out = {}
-    for module, stem in matches(table, targets).items():
+    for module, stem in matches(table, targets, layers).items():
         transform = kernels[module][1]
         b = transform if transform.inputs == 1 else weights.LINEAR
         out[f"{module}.lora_A.weight"] = (("layers", f"{stem}_lora_a"), weights.FROM_HEADS)
@@ -287,8 +311,13 @@ def adapter_table(table: weights.Table, targets: tuple[str, ...]) -> weights.Tab
     return out
 
 
-def read_config(folder: epath.PathLike) -> LoraConfig:
+def read_config(folder: epath.PathLike, ignored: tuple[str, ...] = ()) -> LoraConfig:
     """PEFT's adapter_config.json.
+
+    Args:
+        folder: of the adapter.
+        ignored: patterns of the model's keys that have no part in an embedding: targets among them
+            are left out (PEFT's 'all-linear' adapts a BERT's pooler too).
 
     Raises:
         InputError: it is no plain LoRA (DoRA, other ranks for some modules, biases, …), naming
@@ -328,6 +357,8 @@ def read_config(folder: epath.PathLike) -> LoraConfig:
         wrong.append(f"target_modules={config.get('target_modules')!r} (expected a list)")
     if wrong:
         raise InputError(f"{path}: not supported: {'; '.join(wrong)}")
+    idle = re.compile("|".join(ignored) or "(?!)")
+    targets = [t for t in targets if not idle.fullmatch(f"{t}.weight")] or targets
     return LoraConfig(
         rank=config.get("r", 8),
         alpha=config.get("lora_alpha", 8),
@@ -345,29 +376,40 @@ def load(
     *,
     table: weights.Table,
     prefixes: tuple[str, ...],
+    ignored: tuple[str, ...],
     targets: tuple[str, ...],
 ) -> dict[weights.Path, jax.Array]:
     """Reads PEFT's adapter_model.safetensors into their shards; arguments as of `weights.load`.
 
     Args:
         shapes, axes: of a backbone with adapters attached.
-        table, prefixes: the backbone's.
+        table, prefixes, ignored: the backbone's.
         targets: of the adapter.
 
     Raises:
         InputError: keys missing, unknown or misshaped, all in one message.
     """
+    layers = next(shape[0] for path, shape in shapes.items() if path[0] == "layers")
     return weights.load(
         folder,
         shapes,
         axes,
         mesh,
         dtype="float32",
-        table=adapter_table(table, targets),
+        table=adapter_table(table, targets, layers),
         prefixes=(*(_PREFIX + prefix for prefix in prefixes), ""),
-        ignored=(),
+        ignored=tuple(f"({re.escape(_PREFIX)})?{pattern}" for pattern in ignored),
         file=WEIGHTS_FILE,
     )
+
+
+def _named(table: weights.Table, targets: tuple[str, ...], layers: int) -> list[str]:
+    """The targets as PEFT is told: by last parts, where these mean no other module as well."""
+    modules = matches(table, targets, layers)
+    short = sorted({module.split("}.")[-1] for module in modules})
+    if set(matches(table, tuple(short), layers)) == set(modules):
+        return short
+    return sorted(module.format(layer=layer) for module in modules for layer in range(layers))
 
 
 def save(
@@ -387,7 +429,8 @@ def save(
     config = getattr(backbone.layers, "lora", None)
     if config is None:
         raise InputError(f"{folder}: this model has no adapters to save")
-    tensors = weights.to_hf(backbone, table=adapter_table(table, config.targets))
+    layers = jax.tree.leaves(nnx.state(backbone.layers))[0].shape[0]
+    tensors = weights.to_hf(backbone, table=adapter_table(table, config.targets, layers))
     if not mesh_lib.is_main():
         return
     from safetensors.numpy import save as to_bytes
@@ -396,7 +439,6 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {_PREFIX + k: np.asarray(v, np.float32) for k, v in tensors.items()}
     (folder / WEIGHTS_FILE).write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
-    modules = {m.split("}.")[-1] for m in matches(table, config.targets)}
     content = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",
@@ -404,7 +446,7 @@ def save(
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": sorted(modules),
+        "target_modules": _named(table, config.targets, layers),
         "use_rslora": config.rslora,
         "bias": "none",
         "fan_in_fan_out": False,

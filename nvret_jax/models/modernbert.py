@@ -29,9 +29,10 @@ from flax import nnx
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.models import lora
-from nvret_jax.models.bert import ACTIVATIONS, Options, _layer_norm, _Weights, dropout
 from nvret_jax.models.blocks import check_tokens, declared_axes, lookup, scan_layers
-from nvret_jax.models.grouped_attention import check_grouped, grouped_attention
+from nvret_jax.models.grouped_attention import grouped_attention
+from nvret_jax.models.kernels import check_heads
+from nvret_jax.models.layer import ACTIVATIONS, Options, Weights, dropout, layer_norm
 from nvret_jax.models.rope import Rope, angles, rotate
 from nvret_jax.models.weights import (
     COPY,
@@ -153,7 +154,7 @@ def _rope(config: Mapping[str, Any], kind: str, wrong: list[str]) -> Rope:
     return Rope.from_hf(config, wrong, scaling=scaling, theta=theta)
 
 
-class Norm(_Weights):
+class Norm(Weights):
     """LayerNorm, with a bias or without."""
 
     AXES: ClassVar = {"norm_scale": (None,), "norm_bias": (None,)}
@@ -167,7 +168,7 @@ class Norm(_Weights):
         """float32 [B, T, D] -> float32 [B, T, D]."""
         scale_d = self._use("norm_scale", jnp.float32)
         bias_d = self._use("norm_bias", jnp.float32) if config.norm_bias else 0.0
-        return _layer_norm(hidden_btd, scale_d, bias_d, config.norm_eps)
+        return layer_norm(hidden_btd, scale_d, bias_d, config.norm_eps)
 
 
 class Embeddings(Norm):
@@ -186,7 +187,7 @@ class Embeddings(Norm):
         return super().__call__(lookup(self.word[...], tokens_bt), config)
 
 
-class AttentionNorms(_Weights):
+class AttentionNorms(Weights):
     """The LayerNorms before attention, [L - 1, D]: the first layer has none."""
 
     AXES: ClassVar = {"norm_scale": (None, None), "norm_bias": (None, None)}
@@ -204,7 +205,7 @@ class AttentionNorms(_Weights):
         return tuple(jnp.pad(x, ((1, 0), (0, 0))) for x in (scale_ld, bias_ld))
 
 
-class Layer(_Weights):
+class Layer(Weights):
     """One transformer block, LayerNorm before each branch. Stacked by `ModernBert`."""
 
     AXES: ClassVar = {
@@ -264,27 +265,34 @@ class Layer(_Weights):
         product = functools.partial(lora.product, self, options=options, keys_b=keys_b)
         drop = functools.partial(dropout, keys_b=keys_b, place=0, rate=rate)
         with jax.named_scope("attention"):
-            x_btd = _layer_norm(hidden_btd, own["scale"], own["bias"], eps)
+            x_btd = layer_norm(hidden_btd, own["scale"], own["bias"], eps)
             x_btd = jnp.where(own["is_first"], hidden_btd, x_btd)
             qkv_btchk = product("btd,dchk->btchk", x_btd, "qkv")
             q_bthk, k_bthk, v_bthk = (qkv_btchk[:, :, i] for i in range(3))
-            mixed_bthgk = grouped_attention(
-                rotate(q_bthk, own["cos"], own["sin"])[:, :, :, None],
-                rotate(k_bthk, own["cos"], own["sin"]),
-                v_bthk,
-                lengths_b,
-                window=own["window"],
+            mix = functools.partial(
+                grouped_attention,
                 implementation=options.attention,
                 precision=options.precision,
                 dropout=drop if keys_b is not None and rate else None,
+                recompute=options.remat == "attention",
             )
+            qkv = (
+                rotate(q_bthk, own["cos"], own["sin"])[:, :, :, None],
+                rotate(k_bthk, own["cos"], own["sin"]),
+                v_bthk,
+            )
+            if options.attention == "xla":
+                mixed_bthgk = mix(*qkv, lengths_b, window=own["window"])
+            else:  # a kernel is compiled for its window: one of the two runs
+                kinds = [functools.partial(mix, window=w) for w in (None, config.window)]
+                mixed_bthgk = jax.lax.switch(own["kind"], kinds, *qkv, lengths_b)
             mixed_bthk = mixed_bthgk[:, :, :, 0]
             out_btd = product("bthk,hkd->btd", mixed_bthk, "out", out_sharding=act_btd)
             hidden_btd = hidden_btd + dropout(out_btd, keys_b, 1, rate).astype(jnp.float32)
         with jax.named_scope("mlp"):
             bias_d = self._use("mlp_norm_bias", jnp.float32) if config.norm_bias else 0.0
             scale_d = self._use("mlp_norm_scale", jnp.float32)
-            x_btd = _layer_norm(hidden_btd, scale_d, bias_d, eps)
+            x_btd = layer_norm(hidden_btd, scale_d, bias_d, eps)
             both_btcf = product("btd,dcf->btcf", x_btd, "up")
             act = ACTIVATIONS[config.hidden_activation]
             wide_btf = act(both_btcf[:, :, 0]) * both_btcf[:, :, 1]
@@ -304,7 +312,8 @@ class ModernBert(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config, self.options = config, options or Options()
-        check_grouped(self.options.attention)
+        windowed = any(config.layer_is_local)
+        check_heads(self.options.attention, config.head_dim, windowed=windowed)
         self.embeddings = Embeddings(config, param_dtype=param_dtype, rngs=rngs)
         self.attention_norms = AttentionNorms(config, param_dtype=param_dtype)
         keys_l = jax.random.split(rngs.params(), config.num_hidden_layers)

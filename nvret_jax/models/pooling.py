@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvret_jax.errors import InputError
-from nvret_jax.models.bert import ACTIVATIONS, Options, _Weights
+from nvret_jax.models.layer import ACTIVATIONS, Options, Weights
 from nvret_jax.models.weights import COPY, LINEAR, Table
 
 Skip = int | jax.Array | None
@@ -156,7 +156,7 @@ class DenseConfig:
         )
 
 
-class Dense(_Weights):
+class Dense(Weights):
     """activation(x · kernel + bias) (+ x, or x · residual); over vectors of texts or of tokens."""
 
     AXES: ClassVar = {

@@ -2,6 +2,7 @@
 
 In this order:
 
+0. 'tiny:NAME': a small random model, made on the spot (tiny.py);
 1. an existing folder;
 2. a pip-installed package known to carry the weights (`PACKAGES`): found with `find_spec`, so the
    package's code is never imported, and believed only if the sha256 of its weights is right;
@@ -17,6 +18,7 @@ import re
 from etils import epath
 
 from nvret_jax.errors import InputError
+from nvret_jax.models import tiny
 from nvret_jax.models.weights import SINGLE_FILE, file_sha256
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -113,6 +115,8 @@ def resolve(name: str, *, download: bool = False) -> epath.Path:
             have the sha256 in `PACKAGES`.
     """
     name = str(name)
+    if name.startswith(tiny.PREFIX):
+        return tiny.folder(name)
     folder = epath.Path(name).expanduser()
     if folder.exists():
         if not folder.is_dir():

@@ -23,9 +23,9 @@ def _evaluate_artifacts(run: Run) -> list[Artifact]:
 
 
 def _make_evaluation(run: Run, artifact: Artifact) -> None:
-    before = _evaluate(run, run.start_role, run.student.encoder)
+    before = _evaluate(run, run.start_role, run.untrained.encoder)
     folder, name = artifact.path.parent, run.test_data.name
-    extra = {"encoder": run.config.student.model, "trained": run.trains}
+    extra = {"encoder": run.untrained.config.model, "trained": run.trains}
     after = before
     if run.trains:
         after = _evaluate(run, "student", run.trained_student)

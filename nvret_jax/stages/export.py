@@ -19,9 +19,11 @@ def _make_export(run: Run, artifact: Artifact) -> None:
     scores = [read_scores(run)] if run.evaluates else []
     card = ModelCard(
         name=f"{run.config.name} retriever",
-        base_model=run.config.student.model,
-        license=license_of(run.student.folder),
-        data=[f"{run.train_data.name} ({run.config.data.train})"] if run.trains else [],
+        base_model=run.untrained.config.model,
+        license=license_of(run.untrained.folder),
+        data=[f"{name} ({source})" for source, name in run.trained_on.items()]
+        if run.trains
+        else [],
         recipe=run.recipe() if run.trains else {},
         scores=scores,
     )

@@ -51,14 +51,14 @@ def gather(run: Run) -> report.ReportData:
     stages = run.config.stages
     mined: dict[str, Any] = {}
     if "mine" in stages:
-        mined = _mined(run)
+        mined = _mined(run.shown)
     what = "a text retriever" if run.trains or run.evaluates else "mining"
     return report.ReportData(
         title=f"{run.config.name}: {what}",
         lead=_lead(run),
         scores=[read_scores(run)] if run.evaluates else [],
         training=_training(run) if run.trains else None,
-        audit=read_csv(run.need(run.audit()).path) if "audit" in stages else [],
+        audit=read_csv(run.need(run.shown.audit()).path) if "audit" in stages else [],
         config=run.recipe(),
         environment={
             "nvret_jax": __version__,
@@ -71,12 +71,14 @@ def gather(run: Run) -> report.ReportData:
 
 def _lead(run: Run) -> str:
     if "audit" in run.config.stages and not run.trains:
-        return f"{teachers.describe(run)}, audited on {run.train_data.name}."
+        return f"{teachers.describe(run.shown)}, audited on {run.shown.train_data.name}."
     if not run.trains:
         return f"{run.config.student.model}, as it is."
+    names = list(dict.fromkeys(run.trained_on.values()))
+    where = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return (
-        f"{run.config.student.model}, trained on {run.train_data.name} with hard negatives that "
-        f"{teachers.describe(run)} ranked and the rule {run.config.mining.rule} kept."
+        f"{run.untrained.config.model}, trained on {where} with hard negatives that "
+        f"{teachers.describe(run.shown)} ranked and the rule {run.shown.config.mining.rule} kept."
     )
 
 
@@ -121,7 +123,6 @@ def _mined(run: Run) -> dict[str, Any]:
         return _WHY[verdict]
 
     kept = negatives.negative_rows.counts
-    recipe = run.recipe()
     # Evenly spread over the queries, so that the examples are of all kinds.
     count = min(run.config.report.examples, len(negatives))
     numbers = np.linspace(0, len(negatives) - 1, count).astype(int) if count else []
@@ -161,7 +162,7 @@ def _mined(run: Run) -> dict[str, Any]:
 
     return {
         "mining": report.Mining(
-            rule=recipe["Mining rule"],
+            rule=run.mining_rule,
             teacher=teachers.describe(run),
             queries=len(negatives),
             filled=int((kept >= wanted).sum()),

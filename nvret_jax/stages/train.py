@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import sets
 from nvret_jax.artifacts import Artifact, remove
+from nvret_jax.choices import MAX_SEED
+from nvret_jax.console import say
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
@@ -16,6 +21,7 @@ from nvret_jax.models.encoder import Encoder
 from nvret_jax.run import Run
 from nvret_jax.stages.stage import Stage
 from nvret_jax.training import loop
+from nvret_jax.training.blend import Blend, Source
 from nvret_jax.training.examples import Examples
 
 
@@ -24,38 +30,83 @@ def _train_artifacts(run: Run) -> list[Artifact]:
 
 
 def _make_checkpoints(run: Run, artifact: Artifact) -> None:
-    config, data = run.config, run.train_data
-    loop.check_batch(config.train, mesh_lib.shards(run.mesh, "batch"))
-    encoder = run.student.encoder
+    for part in run.sets.values():
+        run.need(part.negatives())
+    stages = [
+        loop.Stage(name, block, functools.partial(_batches, run, name), block.start)
+        for name, block in run.stages.items()
+    ]
+    if not artifact.begin() and mesh_lib.is_main():
+        remove(run.workdir.metrics)
+        remove(run.workdir.tensorboard)
+    places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
+    loop.train(run.student.encoder, stages, places, _dev_score(run))
+    artifact.finish_folder()
+
+
+def _batches(run: Run, name: str) -> Blend:
+    """What a stage of training draws its batches from; tokenises it."""
+    block = run.stages[name]
+    # Stages of one run do not repeat each other's draws.
+    seed = (run.config.seed + list(run.stages).index(name)) % MAX_SEED
+    names = sets.sets_of(run.config, block)
+    sources = [
+        Source(
+            of,
+            _examples(run.sets[of], block, seed),
+            share,
+            run.sets[of].text_digest(run.sets[of].train_data, "passages"),
+        )
+        for of, share in zip(names, sets.shares_of(block, names), strict=True)
+    ]
+    blend = Blend.build(
+        sources,
+        batch_size=block.batch_size,
+        num_negatives=block.num_negatives,
+        seed=seed,
+        unit=block.share_unit,
+        batches=block.batches,
+        epochs=block.epochs,
+        steps=block.steps,
+    )
+    if len(run.stages) > 1 or len(sources) > 1:
+        counts = ", ".join(f"{of} {count:,}" for of, count in blend.counts().items())
+        say(f"train     stage {name}: {blend.steps:,} steps; queries: {counts}")
+    return blend
+
+
+def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
+    """Tokenised training data of one set, for one stage.
+
+    Args:
+        run: of the set.
+        block: of the stage.
+        seed: of the stage.
+    """
+    data, encoder = run.train_data, run.student.encoder
     negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
 
     def tokenizer(kind: str):
         length = run.length("student", kind)
         return lambda texts: encoder.tokenize(texts, kind=kind, max_length=length)
 
-    loss = loop.loss_of(config.train, encoder.width)
+    loss = loop.loss_of(block, encoder.width)
     unpooled = {kind: encoder.prompt_tokens(kind) for kind in ("query", "passage")}
-    examples = Examples.build(
+    return Examples.build(
         negatives,
         data.queries.texts,
         data.corpus.texts,
         tokenizer("query"),
         tokenizer("passage"),
-        batch_size=config.train.batch_size,
-        num_negatives=config.train.num_negatives,
+        batch_size=block.batch_size,
+        num_negatives=min(block.num_negatives, run.config.mining.num_negatives),
         pad_id=encoder.tokenizer.pad_id,
-        seed=config.seed,
+        seed=seed,
         num_positives=loss.num_positives,
         teacher_scores=bool(loss.distillation),
         guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
         skip={kind: count for kind, count in unpooled.items() if count is not None},
     )
-    if not artifact.begin() and mesh_lib.is_main():
-        remove(run.workdir.metrics)
-        remove(run.workdir.tensorboard)
-    places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
-    loop.train(encoder, examples, config.train, places, _dev_score(run))
-    artifact.finish_folder()
 
 
 def _guide(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -1,39 +1,140 @@
-"""Checkpoints: parameters, optimizer and data iterator of one step, by Orbax.
+"""Checkpoints of one stage: parameters and optimizer of a step, by Orbax.
 
-The three are stored apart, so that evaluation and export read the parameters alone. Restore always
-goes into an abstract tree with shardings: the same checkpoint opens on any mesh.
+The two are stored apart, so that evaluation and export read the parameters alone. Restore always
+goes into an abstract tree with shardings: the same checkpoint opens on any mesh and any number of
+processes. Nothing of the data is stored, since batch i is a function of the seed and i.
+
+Three kinds stay: the latest, the last `keep` of those on the schedule, and the one with the best
+dev score. A checkpoint made because the run was asked to end is off the schedule: it goes with the
+next one, so that what is left in the end is what an undisturbed run leaves.
+
+A stage that is finished says so in a file beside its checkpoints, written after the last of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.artifacts import write_atomic
 from nvret_jax.errors import InputError
+
+FINISHED = "finished.json"
+SCORE = "dev_ndcg_cut_10"  # the dev metric that 'best' means
+_SCHEDULED = "scheduled"
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    """Shapes, dtypes and shardings of a tree of arrays.
+
+    A scalar that was made on one device is asked for on every device of the mesh in use: there
+    the other operands of a step are.
+    """
+    mesh = jax.sharding.get_mesh()
+
+    def of(x: jax.Array) -> jax.ShapeDtypeStruct:
+        sharding = x.sharding
+        if not isinstance(sharding, NamedSharding) and not mesh.empty:
+            sharding = NamedSharding(mesh, P())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(of, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a finished stage says of itself.
+
+    Attributes:
+        first: steps of the run before the stage.
+        steps: its own.
+    """
+
+    first: int
+    steps: int
+
+
+def finished(folder: epath.Path) -> Finished | None:
+    """None where the stage in `folder` is not finished.
+
+    Raises:
+        InputError: the file that says so is damaged.
+    """
+    path = epath.Path(folder) / FINISHED
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        return Finished(int(values["first"]), int(values["steps"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected first and steps ({error}); delete the file") from None
+
+
+def has_steps(folder: epath.Path) -> bool:
+    """Whether `folder` looks like one that holds checkpoints of a stage."""
+    folder = epath.Path(folder)
+    return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+
+
+def _scheduled(info: Any) -> bool:
+    return bool((info.metrics or {}).get(_SCHEDULED))
+
+
+def _best(infos: Sequence[Any]) -> Any | None:
+    """The one with the highest dev score, of equal ones the first; None where none has any."""
+    scored = [info for info in infos if SCORE in (info.metrics or {})]
+    return max(scored, key=lambda info: (info.metrics[SCORE], -info.step), default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """Orbax's question which checkpoints stay, answered as the head of this file says."""
+
+    keep: int
+    best: bool
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any = None) -> list[bool]:
+        del context
+        steps = [info.step for info in checkpoints]
+        kept = set(steps[-1:])
+        kept |= set([info.step for info in checkpoints if _scheduled(info)][-self.keep :])
+        best = _best(checkpoints) if self.best else None
+        kept |= {best.step} if best is not None else set()
+        return [step in kept for step in steps]
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use as a context manager."""
+    """The checkpoints of one stage. Use as a context manager."""
 
-    def __init__(self, folder: epath.Path, *, keep: int = 1):
+    def __init__(self, folder: epath.Path, *, keep: int = 0, best: bool = True):
+        """Opens a folder.
+
+        Args:
+            folder: made if missing.
+            keep: checkpoints of the schedule that stay; 0: opened to read, nothing is changed.
+            best: whether the best one stays as well.
+        """
         folder = epath.Path(folder).resolve()  # Orbax wants an absolute path
-        policies = ocp.training.preservation_policies
+        policy = _Kept(keep, best) if keep else None
         self._folder = folder
         self._orbax = ocp.training.Checkpointer(
             folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            preservation_policy=policy,
+            cleanup_tmp_directories=bool(keep),
         )
+        if policy is not None:
+            self._prune(policy)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -41,40 +142,75 @@ class Checkpoints:
     def __exit__(self, *unused) -> None:
         self._orbax.close()
 
+    def _prune(self, policy: _Kept) -> None:
+        """Drops what a killed process was about to drop, and may have half deleted."""
+        found = self._orbax.checkpoints
+        for info, stays in zip(found, policy.should_preserve(found), strict=True):
+            if not stays:
+                self._orbax.delete(info.step, missing_ok=True)
+
     @property
     def latest(self) -> int | None:
         """The last finished step, or None."""
         found = self._orbax.latest
         return None if found is None else found.step
 
-    def save(self, step: int, params: nnx.State, optimizer: Any, iterator: Any) -> None:
-        """Writes one checkpoint and waits until it stands."""
+    @property
+    def scheduled(self) -> list[int]:
+        """The steps of the schedule that are still there, oldest first."""
+        return [info.step for info in self._orbax.checkpoints if _scheduled(info)]
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """(step, dev score) of the best one; None where none has a score."""
+        info = _best(self._orbax.checkpoints)
+        return None if info is None else (info.step, info.metrics[SCORE])
+
+    def save(
+        self,
+        step: int,
+        params: nnx.State,
+        optimizer: Any,
+        *,
+        scheduled: bool = True,
+        score: float | None = None,
+    ) -> None:
+        """Writes one checkpoint and waits until it stands.
+
+        Args:
+            step: of the stage.
+            params, optimizer: what is stored.
+            scheduled: whether it counts among the last `keep`.
+            score: dev score of these parameters, if there is one.
+        """
+        metrics: dict[str, Any] = {_SCHEDULED: scheduled}
+        if score is not None:
+            metrics[SCORE] = score
         self._orbax.save_checkpointables(
             step,
-            {
-                "params": nnx.to_pure_dict(params),
-                "optimizer": jax.tree.leaves(optimizer),
-                "iterator": iterator,
-            },
+            {"params": nnx.to_pure_dict(params), "optimizer": jax.tree.leaves(optimizer)},
             force=True,
+            metrics=metrics,
         )
 
-    def load(
-        self, step: int, params: nnx.State, optimizer: Any, iterator: Any
-    ) -> tuple[nnx.State, Any]:
-        """Reads a checkpoint into trees like the given ones and sets the iterator's state.
+    def finish(self, first: int, steps: int) -> None:
+        """Says that the stage is finished; see `finished`."""
+        mesh_lib.barrier(f"trained {self._folder.name}")
+        if mesh_lib.is_main():
+            text = json.dumps(dataclasses.asdict(Finished(first, steps)))
+            write_atomic(self._folder / FINISHED, text)
+        mesh_lib.barrier(f"finished {self._folder.name}")
+
+    def load(self, step: int, params: nnx.State, optimizer: Any) -> tuple[nnx.State, Any]:
+        """Reads a checkpoint into trees like the given ones.
 
         Raises:
-            InputError: the checkpoint does not fit.
+            InputError: the checkpoint is damaged or does not fit.
         """
         leaves, structure = jax.tree.flatten(optimizer)
         loaded = self._load(
             step,
-            {
-                "params": abstract(nnx.to_pure_dict(params)),
-                "optimizer": abstract(leaves),
-                "iterator": iterator,
-            },
+            {"params": abstract(nnx.to_pure_dict(params)), "optimizer": abstract(leaves)},
         )
         return _filled(params, loaded["params"]), jax.tree.unflatten(structure, loaded["optimizer"])
 
@@ -83,11 +219,15 @@ class Checkpoints:
         loaded = self._load(step, {"params": abstract(nnx.to_pure_dict(params))})
         return _filled(params, loaded["params"])
 
-    def _load(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
+    def _load(self, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return self._orbax.load_checkpointables(step, target)
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise InputError(f"checkpoint {self._folder}/{step} does not fit: {error}") from error
+            return self._orbax.load_checkpointables(step, dict(target))
+        except (ValueError, KeyError, FileNotFoundError, TypeError, OSError) as error:
+            what = str(error).strip() or type(error).__name__
+            raise InputError(
+                f"checkpoint {self._folder}/{step} is damaged or of another model; delete that "
+                f"folder to go on from the checkpoint before it ({what[:400]})"
+            ) from error
 
 
 def _filled(state: nnx.State, values: dict[str, Any]) -> nnx.State:

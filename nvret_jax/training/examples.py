@@ -4,12 +4,16 @@ Texts are tokenised once, before the first step: every process then knows the le
 so all agree on the shape of a batch without talking, and a step costs no tokenising. Which rows
 make up step i follows from the seed alone (Grain's index shuffle); a process builds only the rows
 that its devices hold. A resumed run therefore continues with exactly the batches it would have had.
+
+`Examples` is one data set. A batch comes about in two steps, because blend.py puts rows of several
+sets into one: `pick` says which texts it has, `fill` lays their tokens and ids out at given widths.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import grain
 import jax
@@ -57,6 +61,24 @@ class Tokens:
         real = rows >= 0
         out[real] = self.ids.take(self.place[rows[real]]).padded(pad_id, width)
         return out
+
+
+class Picked(NamedTuple):
+    """Which texts some rows of a batch have.
+
+    Attributes:
+        numbers: int64 [b], rows of the table of negatives.
+        passages: int32 [b, G], corpus rows: positives, then hard negatives; -1: an empty slot.
+        scores: float32 [b, G], the teacher's, -inf where there is none; None: not asked for.
+    """
+
+    numbers: np.ndarray
+    passages: np.ndarray
+    scores: np.ndarray | None
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Picked:
+        """Some of the rows."""
+        return Picked(*(None if part is None else part[rows] for part in tuple(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,24 +223,43 @@ class Examples:
             passage_guide [b·G, Dg] float32 (0 in empty slots), query_skip and passage_skip int32,
             query_real [b, Tq] and passage_real [b·G, Tp] bool.
         """
-        stop = self.batch_size if stop is None else stop
+        picked = self.pick(step)
+        return self.fill(picked[start:stop], self.widths(picked), self.max_positives)
+
+    def pick(self, step: int) -> Picked:
+        """Which texts the global batch of a step has."""
         numbers, passages = self.rows(step)
-        query_rows = self.negatives.query_rows[numbers]
+        return Picked(numbers, passages, self.scores(step) if self.teacher_scores else None)
+
+    def widths(self, picked: Picked) -> tuple[int, int]:
+        """Tokens to which a batch of these rows is padded, of queries and of passages."""
+        query_rows = self.negatives.query_rows[picked.numbers]
         query_width = self._width(self.queries.lengths(query_rows))
-        passage_width = self._width(self.passages.lengths(passages.ravel()))
-        numbers, passages = numbers[start:stop], passages[start:stop].ravel()
-        query_rows = query_rows[start:stop]
-        positives = self.negatives.judged_rows.take(numbers).padded(-1, self.max_positives)
+        return query_width, self._width(self.passages.lengths(picked.passages.ravel()))
+
+    def fill(
+        self, picked: Picked, widths: tuple[int, int], max_positives: int
+    ) -> dict[str, np.ndarray]:
+        """The arrays of some rows, as `batch` describes them.
+
+        Args:
+            picked: the rows.
+            widths: tokens of a query and of a passage, at least those of `widths(picked)`.
+            max_positives: judged positives a row has room for, J.
+        """
+        query_rows = self.negatives.query_rows[picked.numbers]
+        passages = picked.passages.ravel()
+        judged = self.negatives.judged_rows.take(picked.numbers).padded(-1, max_positives)
         batch = {
-            "query_tokens": self.queries.matrix(query_rows, query_width, self.pad_id),
+            "query_tokens": self.queries.matrix(query_rows, widths[0], self.pad_id),
             "query_lengths": self.queries.lengths(query_rows),
-            "passage_tokens": self.passages.matrix(passages, passage_width, self.pad_id),
+            "passage_tokens": self.passages.matrix(passages, widths[1], self.pad_id),
             "passage_lengths": self.passages.lengths(passages),
             "passage_ids": passages,
-            "positive_ids": positives.astype(np.int32),
+            "positive_ids": judged.astype(np.int32),
         }
-        if self.teacher_scores:
-            batch["teacher_scores"] = self.scores(step)[start:stop]
+        if picked.scores is not None:
+            batch["teacher_scores"] = picked.scores
         if self.guide is not None:
             queries_qd, passages_nd = self.guide
             batch["query_guide"] = queries_qd[query_rows].astype(np.float32)

@@ -1,8 +1,9 @@
-"""The training loop, as a visible `for`.
+"""The training loop, as a visible `for`, over the stages of a run and the steps of each.
 
-Start order: this run's own latest checkpoint; otherwise the weights the encoder came with. A run
-that was killed continues with the same batches, the same optimizer and the same metrics file, and
-ends where an undisturbed one would have.
+Start order: this run's own latest checkpoint; otherwise what the stage names (a given checkpoint,
+a model's weights), or the weights the encoder came with. A run that was killed continues with the
+same batches, the same optimizer and the same metrics file, and ends where an undisturbed one would
+have. A stage that is finished is not looked at again, not even its data.
 
 What is trained is what `Encoder.trainable` says: all weights, or adapters beside a frozen model.
 Steps, the optimizer's state and checkpoints hold that and no more; the rest comes from the model's
@@ -11,10 +12,10 @@ own folder each time.
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,25 +29,31 @@ from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.console import say
-from nvret_jax.errors import InputError
+from nvret_jax.errors import InputError, Preempted
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.training.checkpoint import Checkpoints
-from nvret_jax.training.examples import Examples, local_rows, to_devices
+from nvret_jax.training.checkpoint import SCORE, Checkpoints, finished
+from nvret_jax.training.examples import local_rows, to_devices
 from nvret_jax.training.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer, schedule
+from nvret_jax.training.preemption import Preemption, mains
+from nvret_jax.training.stage import BEST, LAST, STUDENT, Batches, Places, Stage
+from nvret_jax.training.start import check_start, load_trained, randomised, started
 from nvret_jax.training.step import init_optimizer, make_step
 from nvret_jax.training.writer import MetricWriter, NoWriter
 
+__all__ = [
+    "Batches",
+    "Places",
+    "Stage",
+    "check_batch",
+    "load_trained",
+    "loss_of",
+    "randomised",
+    "total_steps",
+    "train",
+]
+
 DevScore = Callable[[Encoder], float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Places:
-    """Where a run keeps what it writes."""
-
-    checkpoints: epath.Path
-    metrics: epath.Path
-    tensorboard: epath.Path
 
 
 def total_steps(config: ConfigDict, rows: int) -> int:
@@ -71,11 +78,11 @@ def check_weights(trainable: Any, step: int) -> None:
 _norm = jax.jit(optax.global_norm)
 
 
-def check_batch(config: ConfigDict, shards: int) -> None:
-    """Raises InputError unless the batch can be split over the mesh."""
+def check_batch(config: ConfigDict, shards: int, at: str = "train") -> None:
+    """Raises InputError unless the batch can be split over the mesh; `at`: the block's key."""
     if config.batch_size % shards:
         raise InputError(
-            f"train.batch_size={config.batch_size} is not a multiple of the {shards} devices the "
+            f"{at}.batch_size={config.batch_size} is not a multiple of the {shards} devices the "
             f"batch is split over; use {-(-config.batch_size // shards) * shards}"
         )
 
@@ -102,127 +109,241 @@ def loss_of(config: ConfigDict, width: int) -> Loss:
     return loss
 
 
+def check_stages(stages: Sequence[Stage], encoder: Encoder, *, scores: bool) -> None:
+    """Raises InputError for what is wrong with any stage, before the first one runs.
+
+    Args:
+        stages: of a run.
+        encoder: what they train.
+        scores: whether there are dev scores.
+    """
+    names = [stage.name for stage in stages]
+    for number, stage in enumerate(stages):
+        if not re.fullmatch(r"[A-Za-z][\w.-]*", stage.name) or names.count(stage.name) > 1:
+            raise InputError(
+                f"stage {number} is named {stage.name!r}; a name begins with a letter, goes on "
+                "with letters, digits, '-', '_' and '.', and occurs once"
+            )
+        check_batch(stage.config, mesh_lib.shards(encoder.mesh, "batch"))
+        if stage.start == BEST and (number == 0 or not scores):
+            why = "no stage comes before it" if number == 0 else "there are no dev scores"
+            raise InputError(f"stage {stage.name!r} starts from 'best', but {why}")
+        if stage.start not in (LAST, BEST, STUDENT):
+            check_start(encoder, stage.name, stage.start)
+
+
 def train(
     encoder: Encoder,
-    examples: Examples,
-    config: ConfigDict,
+    stages: Sequence[Stage],
     places: Places,
     dev_score: DevScore | None = None,
 ) -> Encoder:
-    """Trains the student.
+    """Trains the student, stage by stage.
 
     Args:
-        encoder: where to start from.
-        examples: what to train on.
-        config: `config.train` of the run.
+        encoder: where the first stage starts from, unless it names another place.
+        stages: what to do, in order.
         places: where to write; finds an earlier, unfinished run there.
         dev_score: nDCG@10 of an encoder on dev queries; called on every process.
 
     Returns:
-        The trained encoder.
+        The encoder at the end of the last stage.
 
     Raises:
-        InputError: the batch does not divide over the mesh, or the loss stops being finite.
+        InputError: a stage that cannot be, or a loss that stops being finite.
+        Preempted: SIGTERM came; what was done is saved.
     """
-    mesh = encoder.mesh
-    check_batch(config, mesh_lib.shards(mesh, "batch"))
-    steps = total_steps(config, len(examples.negatives))
-    rate = schedule(config, steps)
-    optimizer = make_optimizer(config, steps)
-    loss = loss_of(config, encoder.width)
-    start, stop = local_rows(mesh, config.batch_size)
-    main = mesh_lib.is_main()
-    adapters_drop = encoder.lora is not None and encoder.lora.dropout > 0
+    check_stages(stages, encoder, scores=dev_score is not None)
+    first, current = 0, encoder  # steps before a stage; None: not in memory, but on disk
+    for number, stage in enumerate(stages):
+        folder = places.checkpoints / stage.name
+        done = finished(folder)
+        mesh_lib.barrier(f"looked at stage {stage.name}")
+        if done is not None:
+            if len(stages) > 1:
+                say(f"train     stage {stage.name!r} is finished ({done.steps} steps)")
+            first, current = first + done.steps, None
+            continue
+        before = places.checkpoints / stages[number - 1].name if number else None
+        run = _StageRun(stage, encoder, places, first, [s.name for s in stages[:number]])
+        run.label = f"stage {stage.name!r}: " if len(stages) > 1 else ""
 
-    with jax.set_mesh(mesh), Checkpoints(places.checkpoints, keep=config.keep) as checkpoints:
-        graph, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
-        trainable = jax.tree.map(jnp.copy, trainable)  # steps donate it; the encoder keeps its own
-        optimizer_state = init_optimizer(optimizer, loss, trainable)
-        step_fn = make_step(
-            graph,
-            optimizer,
-            mesh=mesh,
-            loss=loss,
-            chunk_tokens=config.chunk_tokens,
-            dropout=config.dropout > 0 or adapters_drop,
-            seed=examples.seed,
-        )
-        iterator = iter(examples.dataset(steps, start, stop))
+        def begin(stage=stage, before=before, current=current) -> Encoder:
+            if stage.start == LAST and current is not None:
+                return current
+            if stage.start in (LAST, BEST):
+                return started(encoder, before, stage.start)
+            return encoder if stage.start == STUDENT else started(encoder, stage.start)
 
-        done = checkpoints.latest or 0
-        if done:
-            trainable, optimizer_state = checkpoints.load(
-                done, trainable, optimizer_state, iterator
-            )
-            say(f"train     resumed at step {done} of {steps}")
+        # Scores of the weights a stage starts from are known where the stage before it ended so.
+        known = number > 0 and stage.start in (LAST, BEST)
+        current = run.train(begin, dev_score, score_start=not known)
+        first += run.steps
+    return load_trained(encoder, folder) if current is None else current
 
-        open_writer = (
-            MetricWriter(places.metrics, places.tensorboard, resume_at=done or -1)
-            if main
-            else NoWriter()
-        )
-        bar = tqdm(total=steps, initial=done, unit="step", desc="train", disable=not main)
-        with open_writer as writer, bar:
-            pending = None  # metrics are fetched one step late, so that the device never waits
-            clock = time.perf_counter()
 
-            def flush():
-                nonlocal pending, clock
-                if pending is None:
-                    return
-                at, device_metrics = pending
-                pending = None
-                scalars = {k: float(np.asarray(v)) for k, v in device_metrics.items()}
-                now = time.perf_counter()
-                speed = config.batch_size / max(now - clock, 1e-9)
-                clock = now
-                scalars["learning_rate"] = float(rate(at - 1))
-                scalars["examples_per_second"] = round(speed, 3)
-                if is_time(at, config.log_every, steps):
-                    writer.write(at, scalars)
-                bar.update(at - bar.n)
-                bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {speed:.1f} examples/s")
+class _StageRun:
+    """One stage at work."""
 
-            def score(at: int) -> None:
-                nonlocal clock
-                flush()
-                check_weights(trainable, at)
-                state = nnx.merge_state(trainable, frozen)
-                value = dev_score(encoder.replace(state))
-                writer.write(at, {"dev_ndcg_cut_10": value})
-                bar.write(f"step {at}: dev nDCG@10 {value:.4f}") if main else None
-                clock = time.perf_counter()
+    label = ""  # before what it prints
 
-            if dev_score is not None and not done:
-                score(0)
-            for step in range(done + 1, steps + 1):
-                batch = to_devices(next(iterator), mesh, start, config.batch_size)
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    trainable, optimizer_state, metrics = step_fn(
-                        trainable, optimizer_state, frozen, batch, jnp.uint32(step)
-                    )
-                flush()
-                pending = (step, metrics)
-                if dev_score is not None and is_time(step, config.eval_every, steps):
-                    score(step)
-                if is_time(step, config.checkpoint_every, steps):
-                    flush()  # the metrics file holds every step a checkpoint covers
-                    check_weights(trainable, step)
-                    checkpoints.save(step, trainable, optimizer_state, iterator)
-                    clock = time.perf_counter()
-            flush()
+    def __init__(
+        self,
+        stage: Stage,
+        encoder: Encoder,
+        places: Places,
+        first: int,
+        earlier: Sequence[str],
+    ):
+        self.stage, self.config, self.encoder = stage, stage.config, encoder
+        self.places, self.first, self.earlier = places, first, earlier
+        self.folder: epath.Path = places.checkpoints / stage.name
+        self.batches = stage.make_batches()
+        self.steps = self.batches.steps
+
+    def train(
+        self,
+        begin: Callable[[], Encoder],
+        dev_score: DevScore | None,
+        *,
+        score_start: bool,
+    ) -> Encoder:
+        """From its latest checkpoint, or `begin`, to its end; see `train`."""
+        config, steps, mesh = self.config, self.steps, self.encoder.mesh
+        optimizer = make_optimizer(config, steps)
+        loss = loss_of(config, self.encoder.width)
+        start, stop = local_rows(mesh, config.batch_size)
+        keep_best = config.get("keep_best", True)
+        kept = Checkpoints(self.folder, keep=config.keep, best=keep_best)
+        with jax.set_mesh(mesh), kept as checkpoints:
+            done = checkpoints.latest or 0
+            encoder = self.encoder if done else begin()
+            graph, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
+            trainable = jax.tree.map(jnp.copy, trainable)  # steps donate it
+            optimizer_state = init_optimizer(optimizer, loss, trainable)
+            step_fn = self._step_fn(graph, optimizer, loss)
+            if done:
+                trainable, optimizer_state = checkpoints.load(done, trainable, optimizer_state)
+                say(f"train     {self.label}resumed at step {done} of {steps}")
+
+            def score(at: int) -> float:
+                told.flush()
+                check_weights(trainable, self.first + at)
+                value = dev_score(encoder.replace(nnx.merge_state(trainable, frozen)))
+                told.score(at, value)
+                return value
+
+            with self._told(done) as told, Preemption(mesh) as preemption:
+                if dev_score is not None and not done and score_start:
+                    score(0)
+                batches = iter(self.batches.dataset(done, start, stop))
+                best = checkpoints.best
+                best = -math.inf if best is None else best[1]
+                at, stopping = done, preemption.settled()
+                while at < steps and not stopping:
+                    at += 1
+                    batch = to_devices(next(batches), mesh, start, config.batch_size)
+                    with jax.profiler.StepTraceAnnotation("train", step_num=self.first + at):
+                        trainable, optimizer_state, metrics = step_fn(
+                            trainable, optimizer_state, frozen, batch, jnp.uint32(self.first + at)
+                        )
+                    told.flush()
+                    told.pending = (at, metrics)
+                    stopping = preemption.reached()
+                    value = None
+                    if dev_score is not None and is_time(at, config.eval_every, steps):
+                        value = score(at)
+                    better = value is not None and mains(value > best)
+                    best = value if better else best
+                    due = is_time(at, config.checkpoint_every, steps)
+                    if due or stopping or (better and keep_best):
+                        told.flush()  # the metrics file holds every step a checkpoint covers
+                        check_weights(trainable, self.first + at)
+                        checkpoints.save(at, trainable, optimizer_state, scheduled=due, score=value)
+                        told.restart_clock()
+                told.flush()
+                if at == steps:
+                    checkpoints.finish(self.first, steps)
+                stopping = preemption.settled()
+            if stopping:
+                raise Preempted(self.stage.name, at, steps)
         return encoder.replace(nnx.merge_state(trainable, frozen))
 
+    def _step_fn(self, graph: Any, optimizer: optax.GradientTransformation, loss: Loss):
+        config, lora = self.config, self.encoder.lora
+        return make_step(
+            graph,
+            optimizer,
+            mesh=self.encoder.mesh,
+            loss=loss,
+            chunk_tokens=config.chunk_tokens,
+            dropout=config.dropout > 0 or (lora is not None and lora.dropout > 0),
+            seed=self.batches.seed,
+        )
 
-def load_trained(encoder: Encoder, folder: epath.Path) -> Encoder:
-    """The encoder with the parameters of the last checkpoint in `folder`.
+    def _told(self, done: int) -> _Told:
+        writer = NoWriter()
+        if mesh_lib.is_main():
+            writer = MetricWriter(
+                self.places.metrics,
+                self.places.tensorboard,
+                stage=self.stage.name,
+                earlier=self.earlier,
+                resume_at=self.first + done if done else -1,
+            )
+        return _Told(writer, self, done)
 
-    Raises:
-        InputError: there is none.
+
+class _Told:
+    """What a stage tells while it runs. Use as a context manager.
+
+    Metrics are fetched one step late, so that the device never waits for the host.
     """
-    with jax.set_mesh(encoder.mesh), Checkpoints(folder) as checkpoints:
-        if checkpoints.latest is None:
-            raise InputError(f"{folder} holds no checkpoint; run the train stage first")
-        _, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
-        params = checkpoints.load_params(checkpoints.latest, trainable)
-        return encoder.replace(nnx.merge_state(params, frozen))
+
+    def __init__(self, writer: MetricWriter | NoWriter, run: _StageRun, done: int):
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._writer, self._first, self._steps = writer, run.first, run.steps
+        self._config, self._rate = run.config, schedule(run.config, run.steps)
+        self._main = mesh_lib.is_main()
+        self._bar = tqdm(
+            total=run.steps,
+            initial=done,
+            unit="step",
+            desc=run.stage.name,
+            disable=not self._main,
+        )
+        self.restart_clock()
+
+    def __enter__(self) -> _Told:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.close()
+        self._writer.__exit__(*error)
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last step out of the next one's speed."""
+        self._clock = time.perf_counter()
+
+    def flush(self) -> None:
+        """Fetches and writes the metrics that are pending."""
+        if self.pending is None:
+            return
+        (at, device_metrics), self.pending = self.pending, None
+        scalars = {name: float(np.asarray(value)) for name, value in device_metrics.items()}
+        speed = self._config.batch_size / max(time.perf_counter() - self._clock, 1e-9)
+        self.restart_clock()
+        scalars["learning_rate"] = float(self._rate(at - 1))
+        scalars["examples_per_second"] = round(speed, 3)
+        if is_time(at, self._config.log_every, self._steps):
+            self._writer.write(self._first + at, scalars)
+        self._bar.update(at - self._bar.n)
+        self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {speed:.1f} examples/s")
+
+    def score(self, at: int, value: float) -> None:
+        """Writes a dev score."""
+        self._writer.write(self._first + at, {SCORE: value})
+        if self._main:
+            self._bar.write(f"step {self._first + at}: dev nDCG@10 {value:.4f}")
+        self.restart_clock()

@@ -1,13 +1,15 @@
 """Where training metrics go: metrics.jsonl always, TensorBoard files beside, on one process.
 
-A resumed run first cuts metrics.jsonl back to the step it resumes from, so the file reads as if
-nothing had happened.
+Steps are counted over all stages of a run; a line also names its stage. A resumed run first cuts
+metrics.jsonl back to the step it resumes from, so the file reads as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import tensorboardX
 from etils import epath
@@ -19,19 +21,37 @@ from nvret_jax.errors import InputError
 class MetricWriter:
     """Scalars by step. Use as a context manager."""
 
-    def __init__(self, jsonl: epath.Path, tensorboard: epath.Path, *, resume_at: int):
+    def __init__(
+        self,
+        jsonl: epath.Path,
+        tensorboard: epath.Path,
+        *,
+        stage: str,
+        earlier: Sequence[str] = (),
+        resume_at: int,
+    ):
         """Opens both.
 
         Args:
-            jsonl: the file; lines of steps after `resume_at` are dropped.
+            jsonl: the file. Kept are the lines of earlier stages, and of this one those that a
+                checkpoint covers.
             tensorboard: the folder of event files.
-            resume_at: the last finished step; -1 starts anew.
+            stage: the stage that writes.
+            earlier: the stages before it.
+            resume_at: the last step a checkpoint of this stage covers; -1: there is none.
         """
-        kept = [line for line in _lines(jsonl) if line["step"] <= resume_at]
+
+        def stays(line: dict[str, Any]) -> bool:
+            of = line.get("stage")
+            return of in earlier or (of == stage and line["step"] <= resume_at)
+
+        kept = [line for line in _lines(jsonl) if stays(line)]
         write_atomic(jsonl, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = epath.Path(jsonl).open("a")
+        self._stage = stage
+        last = max((line["step"] for line in kept), default=0)
         self._board = tensorboardX.SummaryWriter(
-            str(tensorboard), purge_step=resume_at + 1 if resume_at > 0 else None
+            str(tensorboard), purge_step=last + 1 if last > 0 else None
         )
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -46,7 +66,8 @@ class MetricWriter:
                     f"training: {name} is {value} at step {step}; lower train.learning_rate or "
                     "raise train.temperature"
                 )
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        line = {"step": step, "stage": self._stage, **scalars}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in scalars.items():
             self._board.add_scalar(f"train/{name}", value, step)
@@ -73,12 +94,12 @@ class NoWriter:
         pass
 
 
-def read_metrics(jsonl: epath.Path) -> list[dict[str, float]]:
+def read_metrics(jsonl: epath.Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics file, oldest first; a missing file has none."""
     return _lines(jsonl)
 
 
-def _lines(jsonl: epath.Path) -> list[dict[str, float]]:
+def _lines(jsonl: epath.Path) -> list[dict[str, Any]]:
     jsonl = epath.Path(jsonl)
     out = []
     if jsonl.exists():

@@ -12,6 +12,7 @@ import tiny_backbones
 from flax import nnx
 from tiny_backbones import TEXTS
 
+from nvret_jax.choices import REMAT
 from nvret_jax.models.encoder import Encoder
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "backbones.npz"
@@ -103,7 +104,7 @@ def check_training(encoder: Encoder) -> None:
     keys = jax.random.split(jax.random.key(1), 2)
     ids_bt, lengths_b = padded([np.asarray([1, 5, 9, 14]), np.asarray([1, 7])], 4)
 
-    def gradient(remat: bool):
+    def gradient(remat: str):
         model = encoder.model.backbone
         model.options = dataclasses.replace(model.options, remat=remat, dropout=0.1)
         at = (jnp.arange(4)[None] < lengths_b[:, None])[..., None]
@@ -114,11 +115,11 @@ def check_training(encoder: Encoder) -> None:
         return jax.tree.leaves(jax.jit(jax.grad(loss))(model)), model
 
     with jax.set_mesh(encoder.mesh):
-        plain, model = gradient(False)
-        again, _ = gradient(True)
-        for a, b in zip(plain, again, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-4)
-            assert np.isfinite(a).all()
+        plain, model = gradient("none")
+        for remat in REMAT[1:]:
+            for a, b in zip(plain, gradient(remat)[0], strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-4)
+                assert np.isfinite(a).all()
         both = run(model, ids_bt, lengths_b, dropout_keys_b=keys)
         alone = run(model, ids_bt[1:], lengths_b[1:], dropout_keys_b=keys[1:])
         np.testing.assert_allclose(both[1], alone[0], atol=2e-6)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,10 @@ import tiny_models
 from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.choices import REMAT
 from nvret_jax.errors import InputError
-from nvret_jax.models.bert import Bert, BertConfig, Options, check_mesh
+from nvret_jax.models.bert import Bert, BertConfig, check_mesh
+from nvret_jax.models.layer import Options
 
 CONFIG = BertConfig.from_hf(tiny_models.config())
 RNG = np.random.default_rng(0)
@@ -68,7 +72,7 @@ def test_dropout_belongs_to_the_example(mesh):
 
 
 def test_dropout_keeps_the_mean(mesh):
-    from nvret_jax.models.bert import dropout
+    from nvret_jax.models.layer import dropout
 
     x = jnp.ones((4, 5000))
     keys = jax.random.split(jax.random.key(0), 4)
@@ -87,9 +91,29 @@ def test_remat_changes_no_number(mesh):
         loss = jax.jit(jax.grad(lambda m: jnp.sin(m(tokens, lengths, dropout_keys_b=keys)).sum()))
         return jax.tree.leaves(loss(model))
 
-    for a, b in zip(gradient(False), gradient(True), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
-        assert np.isfinite(a).all()
+    plain = gradient("none")
+    for remat in REMAT[1:]:
+        for a, b in zip(plain, gradient(remat), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+            assert np.isfinite(a).all()
+
+
+def test_the_more_is_computed_again_the_less_memory_a_step_takes(mesh):
+    config = dataclasses.replace(CONFIG, max_position_embeddings=128, num_hidden_layers=6)
+    tokens, lengths = jnp.zeros((4, 128), jnp.int32), jnp.full((4,), 100, jnp.int32)
+    keys = jax.random.split(jax.random.key(1), 4)
+
+    def temporary(remat):
+        options = Options(remat=remat, dropout=0.1)
+        model = Bert(config, options=options, rngs=nnx.Rngs(0))
+        loss = jax.grad(lambda m: jnp.sin(m(tokens, lengths, dropout_keys_b=keys)).sum())
+        return jax.jit(loss).lower(model).compile().memory_analysis().temp_size_in_bytes
+
+    none, attention, dots, full = (temporary(remat) for remat in REMAT)
+    assert full < dots < attention < none
+    scores = 6 * 4 * 4 * 128 * 128 * 4  # layers, texts, heads, float32
+    assert none - attention > 0.8 * scores
+    assert full < none / 3
 
 
 def test_bfloat16_is_near_float32_and_float32_outside(mesh):
@@ -111,7 +135,7 @@ def test_wide_rounds_only_the_operands_of_products_with_weights(mesh):
 
 def test_every_weight_has_logical_axes_of_its_rank(mesh):
     state = dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(build))))
-    axes = Bert.logical_axes()
+    axes = nnx.eval_shape(build).logical_axes()
     assert set(state) == set(axes)
     for path, variable in state.items():
         assert len(axes[path]) == len(variable.shape), path
@@ -161,7 +185,10 @@ def test_a_mesh_that_does_not_cut_evenly_is_named_with_numbers():
     [
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"attention": "magic"}, "'magic' is unknown"),
+        ({"attention": "magic"}, "'magic' is unknown; known: xla, cudnn, splash"),
+        ({"remat": "some"}, "remat='some' is unknown; known: none, attention, dots, full"),
+        ({"remat": True}, "remat=True is unknown"),
+        ({"remat": False}, "remat=False is unknown"),
     ],
 )
 def test_options_are_checked(options, message):

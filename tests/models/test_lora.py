@@ -25,7 +25,17 @@ CONFIG = LoraConfig(rank=3, alpha=6.0, targets=("q_proj", "o_proj", "mlp.down_pr
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {n: tiny_backbones.write(root / n, n) for n in ("qwen2", "modernbert", "nv-embed")}
+    names = ("qwen2", "modernbert", "nv-embed", "bert", "xlm-roberta")
+    return {name: write(root / name, name) for name in names}
+
+
+def write(folder, name):
+    module = tiny_models if name in ("bert", "xlm-roberta") else tiny_backbones
+    return module.write(folder, name)
+
+
+def source(folder):
+    return safetensors.numpy.load_file(folder / "model.safetensors")
 
 
 def disturbed(encoder, seed=0):
@@ -64,14 +74,33 @@ def test_new_adapters_change_nothing_and_are_float32_beside_a_bfloat16_base(fold
     checks.check_axes(encoder)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "modernbert"])
+def test_adapters_of_bert_have_the_axes_of_their_kernels(folders):
+    encoder = Encoder.from_pretrained(str(folders["bert"]), lora=LoraConfig(rank=3))
+    layers, axes = encoder.model.backbone.layers, encoder.model.logical_axes()
+    expected = {
+        "query_lora_a": ((3, 32, 3), (None, "embed", None)),
+        "query_lora_b": ((3, 3, 4, 8), (None, None, "heads", None)),
+        "out_lora_a": ((3, 4, 8, 3), (None, "heads", None, None)),
+        "out_lora_b": ((3, 3, 32), (None, None, "embed")),
+        "up_lora_b": ((3, 3, 64), (None, None, "mlp")),
+        "down_lora_a": ((3, 64, 3), (None, "mlp", None)),
+    }
+    for name, (shape, names) in expected.items():
+        assert getattr(layers, name).shape == shape
+        assert axes["backbone", "layers", name] == names
+    checks.check_axes(encoder)
+    plain = Encoder.from_pretrained(str(folders["bert"]))
+    np.testing.assert_array_equal(encoder.encode(TEXTS), plain.encode(TEXTS))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "modernbert", "bert", "xlm-roberta"])
 def test_merged_for_the_export_is_the_same_model(folders, name, tmp_path):
     every = LoraConfig(rank=2, alpha=3.0)
     encoder = disturbed(Encoder.from_pretrained(str(folders[name]), lora=every))
     emb = encoder.encode(TEXTS)
     base = Encoder.from_pretrained(str(folders[name]))
     assert np.abs(emb - base.encode(TEXTS)).max() > 0.05
-    out = tiny_backbones.write(tmp_path / "m", name)
+    out = write(tmp_path / "m", name)
     tensors = encoder.save_weights_hf()
     assert set(tensors) == set(base.save_weights_hf())
     safetensors.numpy.save_file(tensors, str(out / "model.safetensors"))
@@ -87,12 +116,20 @@ def test_merged_for_the_export_is_the_same_model(folders, name, tmp_path):
         np.testing.assert_allclose(got, source + delta.T, atol=1e-5)
 
 
-def test_only_adapters_train(folders):
-    encoder = Encoder.from_pretrained(str(folders["qwen2"]), lora=CONFIG)
+@pytest.mark.parametrize("name", ["qwen2", "bert"])
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_only_adapters_train(folders, name, param_dtype):
+    config = CONFIG
+    if name == "bert":
+        config = LoraConfig(rank=3, alpha=6.0, targets=("query", "dense"))
+    names = {"qwen2": ("q_proj", "o_proj", "down_proj"), "bert": ("query", "dense")}[name]
+    encoder = Encoder.from_pretrained(str(folders[name]), lora=config, param_dtype=param_dtype)
     graph, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
     paths = [path for path, _ in nnx.to_flat_state(trainable)]
-    assert len(paths) == 6
+    assert len(paths) == {"qwen2": 6, "bert": 8}[name]
     assert all("_lora_" in path[-1] for path in paths)
+    assert {v.dtype for v in jax.tree.leaves(trainable)} == {jnp.dtype("float32")}
+    assert {v.dtype for v in jax.tree.leaves(frozen)} == {jnp.dtype(param_dtype)}
     ids_bt, lengths_b = checks.padded(encoder.tokenize(TEXTS), 32)
 
     @jax.jit
@@ -114,9 +151,27 @@ def test_only_adapters_train(folders):
             losses.append(float(value))
     assert losses[-1] < losses[0] - 1e-3
     trained = encoder.replace(nnx.merge_state(trainable, frozen))
+    before = source(folders[name])
     for key, value in trained.save_weights_hf().items():
-        same = (value == tiny_backbones.tensors("qwen2")[key]).all()
-        assert same != any(t in key for t in ("q_proj.weight", "o_proj", "down_proj")), key
+        assert value.dtype == jnp.dtype(param_dtype)
+        same = (value == before[key].astype(value.dtype)).all()
+        assert same != any(f"{n}.weight" in key for n in names if "pooler" not in key), key
+
+
+def test_a_bfloat16_base_and_float32_adapters_are_summed_in_float32_and_rounded_once(folders):
+    config = LoraConfig(rank=2, alpha=3.0, targets=("query", "attention.output.dense"))
+    encoder = Encoder.from_pretrained(str(folders["bert"]), param_dtype="bfloat16", lora=config)
+    encoder = disturbed(encoder)
+    before, after = source(folders["bert"]), encoder.save_weights_hf()
+    layers = encoder.model.backbone.layers
+    for module, stem in (("attention.self.query", "query"), ("attention.output.dense", "out")):
+        key = f"encoder.layer.1.{module}.weight"
+        a, b = (np.asarray(getattr(layers, f"{stem}_lora_{s}")[...][1]) for s in "ab")
+        delta = 1.5 * (a.reshape(32, 2).astype(float) @ b.reshape(2, 32).astype(float)).T
+        exact = before[key].astype(jnp.bfloat16).astype(float) + delta
+        error = np.abs(after[key].astype(float) - exact)
+        assert (error <= np.abs(exact) * 2.0**-8 * 1.001).all()  # half a step of bfloat16
+        assert after[key].dtype == jnp.bfloat16
 
 
 def test_pooling_of_its_own_trains_with_the_adapters(folders):
@@ -126,9 +181,12 @@ def test_pooling_of_its_own_trains_with_the_adapters(folders):
     assert roots == {"backbone", "latent"}
 
 
-def test_dropout_is_on_the_adapters_input_and_belongs_to_the_example(folders):
-    config = LoraConfig(rank=3, alpha=6.0, dropout=0.5, targets=("q_proj", "down_proj"))
-    encoder = disturbed(Encoder.from_pretrained(str(folders["qwen2"]), lora=config))
+@pytest.mark.parametrize(
+    ("name", "targets"), [("qwen2", ("q_proj", "down_proj")), ("bert", ("query", "output.dense"))]
+)
+def test_dropout_is_on_the_adapters_input_and_belongs_to_the_example(folders, name, targets):
+    config = LoraConfig(rank=3, alpha=6.0, dropout=0.5, targets=targets)
+    encoder = disturbed(Encoder.from_pretrained(str(folders[name]), lora=config))
     ids_bt, lengths_b = checks.padded(encoder.tokenize(TEXTS), 32)
     keys = jax.random.split(jax.random.key(0), 4)
     with jax.set_mesh(encoder.mesh):
@@ -138,16 +196,20 @@ def test_dropout_is_on_the_adapters_input_and_belongs_to_the_example(folders):
         assert np.abs(one - none).max() > 1e-3
         half = checks.run(model, ids_bt[2:], lengths_b[2:], dropout_keys_b=keys[2:])
         np.testing.assert_allclose(half, one[2:], atol=2e-6)
-        plain = Encoder.from_pretrained(str(folders["qwen2"])).model
+        plain = Encoder.from_pretrained(str(folders[name])).model
         np.testing.assert_array_equal(
             checks.run(plain, ids_bt, lengths_b, dropout_keys_b=keys),
             checks.run(plain, ids_bt, lengths_b),
         )
 
 
-@pytest.mark.parametrize("name", ["qwen2", "modernbert"])
+@pytest.mark.parametrize("name", ["qwen2", "modernbert", "bert"])
 def test_adapters_go_out_and_come_in(folders, name, tmp_path):
-    targets = ("q_proj", "o_proj") if name == "qwen2" else ("Wqkv", "Wo", "mlp.Wi")
+    targets = {
+        "qwen2": ("q_proj", "o_proj"),
+        "modernbert": ("Wqkv", "Wo", "mlp.Wi"),
+        "bert": ("query", "value", "dense"),
+    }[name]
     config = LoraConfig(rank=3, alpha=6.0, dropout=0.1, targets=targets, rslora=True)
     encoder = disturbed(Encoder.from_pretrained(str(folders[name]), lora=config))
     encoder.save_adapter(tmp_path / "a")
@@ -156,12 +218,20 @@ def test_adapters_go_out_and_come_in(folders, name, tmp_path):
     assert (back.lora.rank, back.lora.alpha, back.lora.dropout) == (3, 6.0, 0.1)
     assert back.lora.scale == encoder.lora.scale == 6.0 / 3**0.5
     tensors = safetensors.numpy.load_file(tmp_path / "a" / "adapter_model.safetensors")
-    key = {"qwen2": "self_attn.q_proj", "modernbert": "attn.Wqkv"}[name]
-    b = tensors[f"base_model.model.layers.1.{key}.lora_B.weight"]
-    assert b.shape == ({"qwen2": 32, "modernbert": 96}[name], 3)
+    key = {
+        "qwen2": "layers.1.self_attn.q_proj",
+        "modernbert": "layers.1.attn.Wqkv",
+        "bert": "encoder.layer.1.attention.self.query",
+    }[name]
+    b = tensors[f"base_model.model.{key}.lora_B.weight"]
+    assert b.shape == ({"qwen2": 32, "modernbert": 96, "bert": 32}[name], 3)
     assert all(value.dtype == np.float32 for value in tensors.values())
     # Adapters made for the model with a head stand one level deeper.
-    deeper = {k.replace("model.layers", "model.model.layers"): v for k, v in tensors.items()}
+    head = "bert." if name == "bert" else "model."
+    at = "base_model.model."
+    deeper = {k.replace(at, f"{at}{head}"): v for k, v in tensors.items()}
+    if name == "bert":  # PEFT's 'dense' takes the pooler's too, which has no part in an embedding
+        deeper[f"{at}bert.pooler.dense.lora_A.weight"] = np.zeros((3, 32), "f")
     safetensors.numpy.save_file(deeper, str(tmp_path / "a" / "adapter_model.safetensors"))
     again = Encoder.from_pretrained(str(folders[name]), adapter=tmp_path / "a")
     np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
@@ -172,26 +242,69 @@ def test_adapters_go_out_and_come_in(folders, name, tmp_path):
     assert len({plain.fingerprint, back.fingerprint, louder.fingerprint}) == 3
 
 
-def test_targets_that_match_nothing_are_told(folders):
-    config = LoraConfig(targets=("q_proj", "query", "Wqkv"))
+@pytest.mark.parametrize(
+    ("name", "targets", "missing", "there"),
+    [
+        (
+            "qwen2",
+            ("q_proj", "query", "Wqkv"),
+            "'query', 'Wqkv'",
+            "mlp.gate_proj, mlp.up_proj, ",
+        ),
+        ("bert", ("q_proj", "query"), "'q_proj'", "attention.self.query, attention.self.value, in"),
+        ("bert", ("pooler.dense",), "'pooler.dense'", "intermediate.dense, output.dense (their"),
+        (
+            "xlm-roberta",
+            ("self.q", "uery"),
+            "'self.q', 'uery'",
+            "attention.output.dense, ",
+        ),
+        ("modernbert", ("query",), "'query'", "attn.Wo, attn.Wqkv, mlp.Wi, mlp.Wo"),
+        ("nv-embed", ("Wo",), "'Wo'", "self_attn.q_proj, self_attn.v_proj"),
+    ],
+)
+def test_targets_that_match_nothing_are_told(folders, name, targets, missing, there):
     with pytest.raises(InputError) as caught:
-        Encoder.from_pretrained(str(folders["qwen2"]), lora=config)
-    assert "lora targets 'query', 'Wqkv' match nothing" in str(caught.value)
-    assert "mlp.down_proj, mlp.gate_proj, mlp.up_proj, self_attn.k_proj" in str(caught.value)
+        Encoder.from_pretrained(str(folders[name]), lora=LoraConfig(targets=targets))
+    assert f"lora targets {missing} match nothing in this model; its modules: " in str(caught.value)
+    assert there in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_family_tells_targets_it_does_not_have():
+    for name, family in FAMILIES.items():
+        with pytest.raises(InputError, match="lora targets 'x' match nothing in this model"):
+            lora.matches(family.table, ("x",), 2)
+        assert len(lora.matches(family.table, ("all-linear",), 2)) >= 4, name
 
 
 def test_targets_match_as_in_peft():
     table = FAMILIES["mistral"].table
-    assert set(lora.matches(table, ("self_attn.q_proj", "down_proj")).values()) == {"query", "down"}
-    assert len(lora.matches(table, ("all-linear",))) == 7
-    both = lora.matches(FAMILIES["modernbert"].table, ("Wo",))
+    got = lora.matches(table, ("self_attn.q_proj", "down_proj"), 2)
+    assert set(got.values()) == {"query", "down"}
+    assert len(lora.matches(table, ("all-linear",), 2)) == 7
+    both = lora.matches(FAMILIES["modernbert"].table, ("Wo",), 2)
     assert set(both.values()) == {"out", "down"}
+    bert = FAMILIES["bert"].table
+    assert set(lora.matches(bert, ("dense", "key"), 2).values()) == {"out", "up", "down", "key"}
+    # As in PEFT, this means attention.output.dense too.
+    assert set(lora.matches(bert, ("output.dense",), 2).values()) == {"out", "down"}
 
 
-def test_a_family_without_adapters_says_so(tmp_path):
-    folder = tiny_models.write(tmp_path / "m")
-    with pytest.raises(InputError, match="lora: model_type='bert' takes no adapters yet"):
-        Encoder.from_pretrained(str(folder), lora=CONFIG)
+def test_whole_names_must_be_those_of_all_layers(folders, tmp_path):
+    bert = FAMILIES["bert"].table
+    names = tuple(f"encoder.layer.{i}.output.dense" for i in range(3))
+    assert set(lora.matches(bert, names, 3).values()) == {"down"}
+    assert set(lora.matches(bert, tuple(f"roberta.{n}" for n in names), 3).values()) == {"down"}
+    with pytest.raises(InputError, match=r"in 2 of 3 layers; .*add layer 1, or .*'output\.dense'"):
+        lora.matches(bert, (names[0], names[2]), 3)
+    # Short names would mean attention.output.dense as well: PEFT is told the whole ones.
+    encoder = Encoder.from_pretrained(str(folders["bert"]), lora=LoraConfig(targets=names))
+    encoder.save_adapter(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["target_modules"] == sorted(names)
+    back = Encoder.from_pretrained(str(folders["bert"]), adapter=tmp_path)
+    np.testing.assert_array_equal(back.encode(TEXTS), encoder.encode(TEXTS))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def load(folder, dtype="float32"):
     flat = nnx.to_flat_state(state)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     arrays = weights.load(
-        folder, {p: v.shape for p, v in flat}, Bert.logical_axes(), mesh, dtype=dtype
+        folder, {p: v.shape for p, v in flat}, model.logical_axes(), mesh, dtype=dtype
     )
     state = nnx.from_flat_state([(p, v.replace(arrays[p])) for p, v in flat])
     return nnx.merge(graphdef, state)

@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from nvret_jax import checks
 from nvret_jax import config as config_lib
 from nvret_jax.errors import InputError
 
@@ -20,7 +21,7 @@ def load(path, arg=""):
 
 def test_the_default_is_valid_and_the_papers():
     config = config_lib.base()
-    assert config_lib.validate(config) is None
+    assert checks.validate(config) is None
     assert (config.mining.rule, config.mining.percent) == ("perc_pos", 0.95)
 
 
@@ -29,12 +30,12 @@ def test_each_config_file_is_valid_and_carries_its_launch_line(path):
     config, module = load(path)
     if not config.data.test:
         config.data.test = "pydocs:"
-    config_lib.validate(config)
+    checks.validate(config)
     assert f"--config=configs/{path.name}" in module.__doc__
     small, _ = load(path, "smoke")
     if not small.data.test:
         small.data.test = "pydocs:"
-    config_lib.validate(small)
+    checks.validate(small)
     assert small.train.steps <= 20
     assert small.name != config.name
     with pytest.raises(InputError, match="':tiny' is not known"):
@@ -85,7 +86,7 @@ def test_a_bad_value_is_named(key, value, words):
     target = config[block] if block else config
     target[leaf] = value
     with pytest.raises(InputError) as error:
-        config_lib.validate(config)
+        checks.validate(config)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -94,17 +95,17 @@ def test_adapters_are_new_or_trained_and_a_teacher_takes_trained_ones():
     config = config_lib.base()
     config.teacher.adapter = "folder"
     config.student.lora_rank = 8
-    config_lib.validate(config)
+    checks.validate(config)
     config.student.adapter = "folder"
     with pytest.raises(
         InputError, match=r"student\.lora_rank=8: new adapters, but 'adapter' names"
     ):
-        config_lib.validate(config)
+        checks.validate(config)
     config.student.lora_rank = 0
-    config_lib.validate(config)
+    checks.validate(config)
     config_lib.add_teacher(config, "second", "m", lora_rank=2)
     with pytest.raises(InputError, match=r"teachers\.second\.lora_rank=2: only the student"):
-        config_lib.validate(config)
+        checks.validate(config)
 
 
 def test_all_mistakes_come_in_one_message():
@@ -113,7 +114,7 @@ def test_all_mistakes_come_in_one_message():
     config.train.temperature = -1.0
     config.mesh.tensor = 0
     with pytest.raises(InputError) as error:
-        config_lib.validate(config)
+        checks.validate(config)
     for words in ("mining.rule='best'", "train.temperature=-1.0", "mesh.tensor=0"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)

@@ -73,7 +73,11 @@ def test_a_trained_adapter_is_part_of_what_a_teacher_gives(project):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (("student.model={}/model", "student.lora_rank=2"), "which takes no adapters yet"),
+        (
+            ("student.model={}/model", "student.lora_rank=2", "student.lora_targets=('q_proj',)"),
+            "lora targets 'q_proj' match nothing in this model; its modules: "
+            "attention.output.dense",
+        ),
         (("student.lora_rank=2", "student.lora_targets=('x',)"), "lora targets 'x' match nothing"),
         (("teacher.lora_rank=2",), "teacher.lora_rank=2: only the student is trained"),
         (("student.bidirectional=maybe",), "student.bidirectional='maybe'"),

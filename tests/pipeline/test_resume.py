@@ -1,6 +1,7 @@
 """Nothing is done twice, only what changed is done again, and a killed run ends like any other."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -138,6 +139,25 @@ def test_killed_in_three_stages(finished):
         # Half of what the stage took, and little enough that a faster second run is still in it.
         assert kill_inside(folder, workdir, stage, min(2.0, 0.5 * seconds(output, stage)))
     tiny_project.run(folder, workdir)
+    assert_same_artifacts(workdir, undisturbed)
+
+
+def test_sigterm_in_training_saves_and_the_same_command_goes_on(finished):
+    folder, undisturbed, _ = finished
+    workdir = folder / "asked-to-end"
+    shutil.copytree(undisturbed, workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    process = tiny_project.start(folder, workdir, "--stages=train")
+    for line in process.stdout:
+        if "step 0: dev" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, output[-3000:]
+    (line,) = [x for x in output.splitlines() if "SIGTERM" in x]
+    assert "of 20 of stage 'train'; the same command goes on from there" in line
+    assert "Traceback" not in output
+    assert "resumed at step" in tiny_project.run(folder, workdir, "--stages=train")
     assert_same_artifacts(workdir, undisturbed)
 
 

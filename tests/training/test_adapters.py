@@ -58,6 +58,32 @@ def examples(encoder):
     )
 
 
+class Batches:
+    """The examples as a stage takes them; with `dies_at` the process is killed before that step."""
+
+    def __init__(self, examples, steps, dies_at=None):
+        self.examples, self.steps, self.dies_at = examples, steps, dies_at
+        self.seed = examples.seed
+
+    def batch(self, step, start, stop):
+        return self.examples.batch(step, start, stop)
+
+    def dataset(self, first, start, stop):
+        for step in range(first, self.steps):
+            if step == self.dies_at:
+                raise Killed
+            yield self.batch(step, start, stop)
+
+
+class Killed(Exception):
+    pass
+
+
+def train(encoder, config, root, dies_at=None):
+    batches = Batches(examples(encoder), config.steps, dies_at)
+    return loop.train(encoder, [loop.Stage("train", config, lambda: batches)], places(root))
+
+
 def options(**changes):
     config = config_lib.base().train
     values = {"steps": 12, "batch_size": 4, "num_negatives": 1, "learning_rate": 2e-2}
@@ -86,8 +112,8 @@ def flat(encoder):
 def test_adapters_train_the_base_stays_and_a_resumed_run_ends_the_same(folder, tmp_path):
     encoder = Encoder.from_pretrained(str(folder), lora=LORA)
     assert encoder.prompt_tokens("query") == 5
-    before, data = flat(encoder), examples(encoder)
-    trained = loop.train(encoder, data, options(), places(tmp_path / "whole"))
+    before = flat(encoder)
+    trained = train(encoder, options(), tmp_path / "whole")
     after = flat(trained)
     moved = set()
     for path, (adapter, value) in before.items():
@@ -101,20 +127,10 @@ def test_adapters_train_the_base_stays_and_a_resumed_run_ends_the_same(folder, t
     assert np.mean(values[-3:]) < np.mean(values[:3]) - 0.1
 
     # Killed after step 4, and gone on with from a model read anew.
-    class Killed(Exception):
-        pass
-
-    def batches(self, step, *args):
-        if step >= 6:
-            raise Killed
-        return Examples.batch(self, step, *args)
-
-    dying = type("Dying", (Examples,), {"batch": batches})
-    fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     with pytest.raises(Killed):
-        loop.train(encoder, dying(**fields), options(), places(tmp_path / "cut"))
+        train(encoder, options(), tmp_path / "cut", dies_at=6)
     fresh = Encoder.from_pretrained(str(folder), lora=LORA)
-    again = flat(loop.train(fresh, examples(fresh), options(), places(tmp_path / "cut")))
+    again = flat(train(fresh, options(), tmp_path / "cut"))
     for path, (_, value) in after.items():
         np.testing.assert_array_equal(again[path][1], value, str(path))
     assert losses(tmp_path / "cut") == values
@@ -132,8 +148,8 @@ def test_a_checkpoint_holds_the_adapters_and_nothing_of_the_base(folder, tmp_pat
     from orbax.checkpoint import v1 as ocp
 
     encoder = Encoder.from_pretrained(str(folder), lora=LORA)
-    loop.train(encoder, examples(encoder), options(steps=1), places(tmp_path))
-    with ocp.training.Checkpointer((tmp_path / "checkpoints").resolve()) as checkpoints:
+    train(encoder, options(steps=1), tmp_path)
+    with ocp.training.Checkpointer((tmp_path / "checkpoints" / "train").resolve()) as checkpoints:
         metadata = checkpoints.checkpointables_metadata(1).metadata
     names = set(metadata["params"]["backbone"]["layers"])
     assert set(metadata["params"]) == {"backbone"}
@@ -153,7 +169,7 @@ def test_dropout_of_adapters_alone_gives_the_steps_keys(folder, tmp_path):
         lora = dataclasses.replace(LORA, dropout=dropout)
         encoder = Encoder.from_pretrained(str(folder), lora=lora)
         root = tmp_path / str(dropout)
-        loop.train(encoder, examples(encoder), options(steps=2), places(root))
+        train(encoder, options(steps=2), root)
         found.append(losses(root))
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]

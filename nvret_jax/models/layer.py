@@ -1,0 +1,107 @@
+"""What the layers of every backbone are made of: options, dropout, LayerNorm, activations.
+
+A layer is a `Weights` module: it declares the logical axes of each of its weights beside them, and
+takes a weight into use by name, in the dtype and layout it is computed with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.choices import REMAT
+from nvret_jax.errors import InputError
+from nvret_jax.models.kernels import check_options
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, by erf as torch has it; `jax.nn.gelu` takes the slower erfc."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
+
+
+ACTIVATIONS = {
+    "gelu": _gelu,
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model is run, which its weights do not care about.
+
+    Attributes:
+        dtype: of the products ('float32', 'bfloat16').
+        dropout: rate on embeddings, attention probabilities and both residual branches.
+        remat: of `choices.REMAT`, what the backward pass computes again instead of keeping it, from
+            nothing to most: 'none'; 'attention', the scores of all heads (arXiv 2205.05198);
+            'dots', all but the products with weights; 'full', whole layers.
+        attention: of `choices.ATTENTION`; see `kernels.py`.
+        wide: products of a narrow dtype give float32, and what lies between them is float32.
+    """
+
+    dtype: str = "float32"
+    dropout: float = 0.0
+    remat: str = "none"
+    attention: str = "xla"
+    wide: bool = False
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise InputError(f"dtype={self.dtype!r}: expected float32, bfloat16 or float16")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"dropout={self.dropout}: expected a rate in [0, 1)")
+        if self.remat not in REMAT:  # True and False, of old, among them
+            raise InputError(f"remat={self.remat!r} is unknown; known: {', '.join(REMAT)}")
+        check_options(self.attention, dtype=self.dtype, drops=self.dropout > 0.0)
+
+    @property
+    def inner_dtype(self) -> str:
+        """Of what a product with a weight gives, and of all up to the next one."""
+        return "float32" if self.wide else self.dtype
+
+    @property
+    def precision(self) -> jax.lax.Precision | None:
+        return jax.lax.Precision.HIGHEST if self.dtype == "float32" else None
+
+
+def dropout(x: jax.Array, keys_b: jax.Array | None, place: int, rate: float) -> jax.Array:
+    """Drops entries of x [B, ...] at `rate`, by each example's own key. No key or no rate: x.
+
+    A draw depends on (key, place, index within the example) and nothing else; `place` tells the
+    uses of one key apart.
+    """
+    if keys_b is None or rate == 0.0:
+        return x
+    keys_b = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_b, place)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys_b)
+    keep = jax.reshard(keep, jax.typeof(x).sharding.spec)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def layer_norm(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last axis, float32 in and out."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + eps) * scale_d + bias_d
+
+
+class Weights(nnx.Module):
+    """A module that knows the logical axes of each of its weights."""
+
+    AXES: ClassVar[dict[str, tuple[str | None, ...]]] = {}
+
+    def _use(self, name: str, dtype: Any) -> jax.Array:
+        """The weight in the dtype and layout it is computed with."""
+        value = getattr(self, name)[...].astype(dtype)
+        return jax.reshard(value, mesh_lib.spec(*self.AXES[name], compute=True))

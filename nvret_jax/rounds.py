@@ -1,0 +1,59 @@
+"""Rounds: mine, train, and mine again with what was trained.
+
+Round r > 1 takes the student of round r-1 for its teacher and trains that student further (ANCE's
+idea, Xiong et al. 2021, once a round instead of all the time). Every round but the last lies in a
+folder of its own, `rounds/<r>`, and ends with an export, which is what the next one loads: a model
+like any other, so a round depends on files alone and resumes like any run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict, config_dict
+
+from nvret_jax.artifacts import Workdir
+from nvret_jax.run import Run
+
+_IN_A_ROUND = ("embed", "search", "mine", "train")
+_OWN = ("pooling", "prompt_in_pooling", "bidirectional")  # which an export carries by itself
+
+
+def stages_of_round(stages: Sequence[str]) -> list[str]:
+    """The stages of every round but the last, if these are asked for."""
+    found = [name for name in stages if name in _IN_A_ROUND]
+    return [*found, "export"] if "train" in found else found
+
+
+def run_of(config: ConfigDict, workdir: Workdir, number: int) -> Run | None:
+    """Round `number`, from 1, of a run; None while the round before has no student yet."""
+    last = number == config.rounds
+    if number == 1 and last:
+        return Run(config, workdir)
+    own = config.copy_and_resolve_references()
+    if number > 1:
+        before = workdir.path / f"rounds/{number - 1}/export"
+        if not (before / "modules.json").exists():
+            return None
+        own.student.update(_next(own.student, str(before)))
+        own.teacher.update(own.student)
+        own.teacher.lora_rank = 0
+        own.mining.teachers = ("teacher",)
+        for block in own.sets.values():
+            block.teachers = ()
+            for kind in ("query", "passage"):
+                block[f"teacher_{kind}_prompt"] = block[f"{kind}_prompt"]
+    if last:
+        return Run(own, workdir, started=config.student)
+    own.name = f"{config.name}: round {number}"
+    own.stages = tuple(stages_of_round(config.stages))
+    return Run(own, workdir.below(f"rounds/{number}", own))
+
+
+def _next(student: ConfigDict, folder: str) -> ConfigDict:
+    """The block of the student that goes on from `folder`."""
+    block = student.copy_and_resolve_references()
+    block.model, block.adapter = folder, ""
+    for key in _OWN:
+        block[key] = config_dict.placeholder(bool if key == "bidirectional" else str)
+    return block

@@ -1,0 +1,67 @@
+"""What a training run is made of: stages, the batches of each, and the places it writes to.
+
+A run is a list of stages (pretraining on weak pairs, then fine-tuning on mined negatives, say).
+Each has its data, its batch, loss and schedule, begins with a fresh optimizer, and says which
+weights it starts from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+# Words for where a stage starts; anything else is a folder.
+LAST, BEST, STUDENT = "last", "best", "student"
+
+
+class Batches(Protocol):
+    """The batches of one stage, each a pure function of (seed, step).
+
+    Attributes:
+        seed: of order, choice and dropout.
+        steps: how many there are.
+    """
+
+    seed: int
+    steps: int
+
+    def batch(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows start..stop of the global batch of one step, counted from 0."""
+        ...
+
+    def dataset(self, first: int, start: int, stop: int) -> Iterable[dict[str, np.ndarray]]:
+        """The same for steps first..steps in order, prepared ahead."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: its folder under `checkpoints/`, and 'stage' in metrics.jsonl.
+        config: its `train` block.
+        make_batches: its data; called only where the stage has something left to do.
+        start: 'last' or 'best' (checkpoint of the stage before, by dev metric), 'student' (the
+            encoder as given), or a folder: a model of the same architecture, or checkpoints of
+            another run. For the first stage 'last' is the encoder as given.
+    """
+
+    name: str
+    config: ConfigDict
+    make_batches: Callable[[], Batches]
+    start: str = LAST
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where a run keeps what it writes; a stage has a folder of its own under `checkpoints`."""
+
+    checkpoints: epath.Path
+    metrics: epath.Path
+    tensorboard: epath.Path
