@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 
@@ -139,6 +140,12 @@ def _tpus(topology: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # And it says on stderr that it finds no TPU, and what JAX is told anyway.
+    version, sizes = parse(topology)
+    kind = {"v5e": "v5litepod"}.get(version, version)
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{kind}-{math.prod(sizes)}")
+    for name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):
+        os.environ.setdefault(name, "3")
     if not _there("libtpu"):
         raise InputError(
             f"compiling for {topology} needs libtpu, not a TPU: pip install libtpu (in an "

@@ -9,6 +9,8 @@ bound from above.
 
 from __future__ import annotations
 
+import math
+
 from nvret_jax.plan.chips import Chip
 from nvret_jax.plan.steps import Step
 
@@ -82,13 +84,14 @@ def _work(step: Step, chip: Chip) -> list[str]:
             )
         )
     binds = max(seconds, key=seconds.get)
+    verb = "bind" if binds == "FLOPs" else "binds"
     others = [
         f"{name} would take {seconds[name]:.3f} s ({seconds[name] / seconds[binds]:.0%})"
         for name in sorted(seconds, key=seconds.get, reverse=True)
         if name != binds and seconds[name]
     ]
     lines.append(
-        _ROW.format("roofline", f"{seconds[binds]:10.3f} s: {binds} binds; {', '.join(others)}")
+        _ROW.format("roofline", f"{seconds[binds]:10.3f} s: {binds} {verb}; {', '.join(others)}")
     )
     if step.stage == "search" and not step.looped:
         slower = max(calls * moved / chip.bandwidth, seconds["FLOPs"])
@@ -127,31 +130,34 @@ def advice(step: Step, chip: Chip) -> str:
         cause += f"{parts[largest] / GB:.1f} GB)"
         return f"{size}; {cause}; {_smaller_arguments(step)}"
     cause = f"most of it temporaries ({step.memory.temporaries / GB:.1f} GB of activations)"
-    return f"{size}; {cause}; {_smaller_temporaries(step)}"
+    return f"{size}; {cause}; {_smaller_temporaries(step, chip.hbm - kept)}"
 
 
 def _smaller_arguments(step: Step) -> str:
     if step.stage == "search":
         return "take a larger topology, or let search.memory_gib stream the passages"
-    ways = ["a larger mesh.fsdp (or mesh.tensor) splits the weights"]
-    if step.stage == "train" and not step.parts.get("frozen weights"):
+    ways = ["a larger mesh.fsdp or mesh.tensor splits the weights"]
+    if step.stage == "train" and "lora" not in step.chosen:
         ways.append("student.lora_rank trains adapters alone, without an optimizer for all weights")
-    ways.append("weights at rest in bfloat16 take half")
-    ways.append("a larger topology")
-    return "; ".join(ways)
+    if "small weights" not in step.chosen and (step.stage == "embed" or "lora" in step.chosen):
+        ways.append("frozen weights in bfloat16 (param_dtype) take half")
+    return "; ".join([*ways, "or take a larger topology"])
 
 
-def _smaller_temporaries(step: Step) -> str:
+def _smaller_temporaries(step: Step, free: float) -> str:
     if step.stage == "search":
         return "lower search.memory_gib"
-    if step.stage == "embed":
-        return "lower embed.token_budget"
-    ways = ["lower train.chunk_tokens"]
-    if not any("layers computed again" in note for note in step.notes):
-        ways.append("recompute layers (remat)")
-    ways += [
-        "student.dtype='bfloat16'",
-        "train.loss.method='ring' where the batch is large",
-        "a larger mesh.tensor, or a larger topology",
-    ]
-    return "; ".join(ways)
+    knob = "embed.token_budget" if step.stage == "embed" else "train.chunk_tokens"
+    ways = [f"lower {knob}"]
+    # Activations grow with the tokens of a chunk, but for what does not; a tenth is left for that.
+    share = 0.9 * free / max(1, step.memory.temporaries)
+    if 0 < share < 1 and step.at_once * share >= 1:
+        about = 2 ** int(math.log2(step.at_once * share))
+        ways[0] += f" (a chip encodes {step.at_once:,} tokens at once; try {about:,})"
+    if step.stage == "train" and "remat" not in step.chosen:
+        ways.append("recompute layers (student.remat)")
+    if "bfloat16" not in step.chosen:
+        ways.append("products in bfloat16 (dtype)")
+    if step.stage == "train" and "ring" not in step.chosen:
+        ways.append("train.loss.method='ring' where the batch is large")
+    return "; ".join([*ways, "or a larger mesh.tensor"])

@@ -73,6 +73,9 @@ class Step:
         parts: what the arguments are, by name.
         looped: whether the program has loops, so that XLA's counts are no check.
         items: what a call gets through, over all chips, and what they are called.
+        at_once: tokens that a chip encodes at a time; 0: none.
+        chosen: what already makes it smaller: 'remat', 'bfloat16' (products), 'small weights',
+            'lora', 'ring'.
         notes: lines to print first.
     """
 
@@ -89,6 +92,8 @@ class Step:
     parts: dict[str, int]
     looped: bool
     items: tuple[int, str]
+    at_once: int = 0
+    chosen: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -227,6 +232,10 @@ def train_step(
     group = batch["passage_tokens"].shape[0] // config.batch_size
     lengths = {kind: batch[f"{kind}_tokens"].shape[1] for kind in ("query", "passage")}
     rows = {"query": config.batch_size, "passage": config.batch_size * group}
+    local = {kind: count // mesh_lib.shards(mesh, "batch") for kind, count in rows.items()}
+    tokens = _chunk_tokens(config, mesh)
+    chunks = {kind: chunk_rows(tokens, lengths[kind], local[kind]) for kind in rows}
+    whole = chunks == local
     needed = sum(model.shape.training(rows[kind], lengths[kind]) for kind in rows)
     parts = {
         "trained weights": bytes_per_chip(trainable),
@@ -246,28 +255,40 @@ def train_step(
         held={"weights as they were": parts["trained weights"]},
         parts=parts,
         items=(config.batch_size, "queries"),
-        notes=(_train_note(model, config, mesh, group, lengths),),
+        at_once=max(chunks[kind] * lengths[kind] for kind in chunks),
+        chosen=_chosen(model) | ({"ring"} if loss.method == "ring" else set()),
+        notes=(_train_note(model, config, group, lengths, chunks, whole),),
     )
 
 
-def _train_note(model, config, mesh, group, lengths) -> str:
-    chunk = _chunk_tokens(config, mesh)
-    local = config.batch_size // mesh_lib.shards(mesh, "batch")
-    chunks = {
-        kind: chunk_rows(chunk, lengths[kind], local * times)
-        for kind, times in (("query", 1), ("passage", group))
-    }
-    whole = chunks == {"query": local, "passage": local * group}
-    how = "the batch at once" if whole else (
-        f"chunks of {chunks['query']} queries and {chunks['passage']} passages, computed again for "
-        "the gradient"
-    )  # fmt: skip
+def _train_note(
+    model: Sketch,
+    config: ConfigDict,
+    group: int,
+    lengths: dict[str, int],
+    chunks: dict[str, int],
+    whole: bool,
+) -> str:
+    how = "the batch at once"
+    if not whole:
+        how = f"chunks of {chunks['query']} queries and {chunks['passage']} passages, computed "
+        how += "again for the gradient"
     layers = "" if model.options.remat == "none" else f", remat {model.options.remat!r}"
     return (
         f"  a batch of {config.batch_size:,} queries of {lengths['query']} tokens and "
         f"{config.batch_size:,} × {group} passages of {lengths['passage']}; a chip encodes {how}"
         f"{layers}"
     )
+
+
+def _chosen(model: Sketch) -> frozenset[str]:
+    found = {
+        "remat": model.options.remat,
+        "bfloat16": model.spec.dtype == "bfloat16",
+        "small weights": model.spec.param_dtype != "float32",
+        "lora": model.lora is not None,
+    }
+    return frozenset(name for name, holds in found.items() if holds)
 
 
 def _chunk_tokens(config: ConfigDict, mesh: Mesh) -> int:
@@ -379,6 +400,8 @@ def embed_step(
         held={},
         parts={"weights": bytes_per_chip(model.state), "batch": 4 * rows * tokens // shards},
         items=(rows, "passages"),
+        at_once=tokens * rows // shards,
+        chosen=_chosen(model),
         notes=(f"  {passages:,} passages of {tokens} tokens, {rows:,} a step",),
     )
 

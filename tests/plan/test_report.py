@@ -32,6 +32,7 @@ STEP = steps.Step(
     parts={"trained weights": int(10e9), "optimizer": int(20e9)},
     looped=True,
     items=(512, "queries"),
+    at_once=8192,
     notes=("  a note",),
 )
 
@@ -49,7 +50,7 @@ def test_the_report_names_what_binds_what_is_left_and_whether_it_fits():
     text = report.report(STEP, V5P)
     lines = text.splitlines()
     assert lines[:2] == ["train: a model", "  a note"]
-    assert "FLOPs binds; network would take 4.000 s (40%), HBM would take 2.000 s (20%)" in text
+    assert "FLOPs bind; network would take 4.000 s (40%), HBM would take 2.000 s (20%)" in text
     assert "done are 2.08 times that" in text
     assert re.search(r"all-gather +1\.2e\+12 bytes a chip in 20 calls\n", text)
     assert "in 6 calls, a loop of unknown length counted once" in text
@@ -61,7 +62,9 @@ def test_a_step_too_large_says_by_how_much_and_why():
     step = dataclasses.replace(STEP, memory=steps.Memory(int(30e9), int(80e9), int(110e9)))
     last = report.report(step, V5P).splitlines()[-1]
     assert last.startswith("DOES NOT FIT: 120.0 of 95 GB a chip, 25.0 GB too many; most of it temp")
-    assert "lower train.chunk_tokens; recompute layers" in last
+    assert "lower train.chunk_tokens (a chip encodes 8,192 tokens at once; try 4,096)" in last
+    assert "recompute layers" in last
+    assert "recompute" not in report.verdict(dataclasses.replace(step, chosen={"remat"}), V5P)
 
 
 @pytest.mark.parametrize(
