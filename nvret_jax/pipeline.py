@@ -118,11 +118,37 @@ def _unfit(state: Run, asked: Sequence[str]) -> list[str]:
         for name, block in state.stages.items() if "train" in asked else ():
             at = f"train_stages.{name}" if state.config.train.stages else "train"
             look(lambda block=block, at=at: check_batch(block, shards, at))
-            look(lambda block=block: loss_of(block, state.student.spec.width))
+            look(lambda block=block: _loss(state, block))
+        look(lambda: _check_late(state, asked))
     for name in asked:
         for part in _parts(state, name):
             look(lambda part=part, name=name: STAGES[name].artifacts(part))
     return list(dict.fromkeys(wrong))
+
+
+def _loss(state: Run, block: ConfigDict) -> None:
+    spec = state.student.spec
+    loss_of(block, spec.width, tokens=spec.late is not None)
+
+
+def _check_late(state: Run, asked: Sequence[str]) -> None:
+    """Raises InputError where models of one vector a token would have to be searched with."""
+    searched = [name for part in state.sets.values() for name in part.encoders.items()]
+    for name, side in dict(searched).items() if {"embed", "search"} & set(asked) else ():
+        if side.spec.late is not None:
+            raise InputError(
+                f"{name}: {side.config.model} gives one vector a token, which search does not take "
+                "yet; mine with a model that pools"
+            )
+    if state.student.spec.late is None:
+        return
+    if "evaluate" in asked:
+        raise InputError(
+            f"student: {state.config.student.model} gives one vector a token, which evaluation "
+            "does not search with yet; leave 'evaluate' out of stages"
+        )
+    if any(b.start == "best" for b in state.stages.values()) or state.config.result.pick == "best":
+        raise InputError("'best' needs dev scores, and models of one vector a token have none yet")
 
 
 def _parts(state: Run, name: str) -> list[Run]:

@@ -21,6 +21,7 @@ Readers disagree about these files, so each is written to suit all of them:
 * config.json holds every field that text-embeddings-inference's BERT has no default for, and the
   dtype both as `torch_dtype` (transformers 4) and `dtype` (5); see `architecture`.
 * An end token that the source's configs ask for is written into tokenizer.json (`end_token`).
+* Prefixes that were trained (Matryoshka) stand in config.json under vLLM's names.
 * Adapters are merged into the kernels: the folder is a plain model.
 * A late-interaction model has no Pooling and PyLate's settings (`late_interaction`). NV-Embed's
   latent attention is not a module: its folder is read by this package (`architecture`).
@@ -35,7 +36,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def export(
     dtype: str = "float32",
     card: ModelCard | None = None,
     overwrite: bool = False,
+    matryoshka: Sequence[int] = (),
 ) -> epath.Path:
     """Writes `encoder` to `folder` for other tools; all processes call it, one writes.
 
@@ -69,6 +71,7 @@ def export(
         dtype: of the stored weights: 'float32', or 'float16' for half the size.
         card: what the model card tells; a bare card when None.
         overwrite: replace a folder that is not empty.
+        matryoshka: the prefixes of an embedding that were trained to be used alone.
 
     Returns:
         The folder.
@@ -88,7 +91,7 @@ def export(
     aside = folder.parent / f"{folder.name}.partial"
     if mesh_lib.is_main():
         artifacts.remove(aside)
-    write_files(encoder, aside, dtype=dtype, card=card)
+    write_files(encoder, aside, dtype=dtype, card=card, matryoshka=matryoshka)
     if mesh_lib.is_main():
         artifacts.remove(folder)
         aside.rename(folder)
@@ -102,6 +105,7 @@ def write_files(
     *,
     dtype: str = "float32",
     card: ModelCard | None = None,
+    matryoshka: Sequence[int] = (),
 ) -> None:
     """`export` without the rename: writes into `folder` as it is, for a caller that names it later.
 
@@ -116,7 +120,7 @@ def write_files(
     spec = encoder.spec
     modules = _modules(spec)
     files = {
-        "config.json": config_json(spec, dtype),
+        "config.json": config_json(spec, dtype) | _matryoshka(matryoshka, spec.width),
         "modules.json": _listed(modules, late=spec.late is not None),
         "sentence_bert_config.json": _settings(spec),
         "config_sentence_transformers.json": _shared(spec),
@@ -142,6 +146,13 @@ def write_files(
     for path, tensors in zip(dense_paths, dense, strict=True):
         _save_safetensors(folder / path / "model.safetensors", tensors)
     (folder / "README.md").write_text(render(card or ModelCard(), encoder, dtype))
+
+
+def _matryoshka(dims: Sequence[int], width: int) -> dict[str, Any]:
+    """What vLLM reads to allow shorter embeddings; sentence-transformers takes any truncate_dim."""
+    if not dims:
+        return {}
+    return {"is_matryoshka": True, "matryoshka_dimensions": sorted({*dims, width})}
 
 
 def _weights(tensors: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:

@@ -340,6 +340,22 @@ class Encoder:
         """Tokens of each text of a kind that are not pooled; None where all are (see `skip`)."""
         return self._texts.unpooled(kind)
 
+    def uncounted_tokens(self, kind: str) -> list[int]:
+        """Ids of the tokens whose vectors do not count; none where tokens are pooled.
+
+        Raises:
+            InputError: queries get mask tokens that nobody sees, which training has no place for.
+        """
+        if self.spec.late is None:
+            return []
+        if self._texts.expands(kind) and not self.spec.late.expand_attend:
+            raise InputError(
+                f"{self.folder}: its queries are lengthened with mask tokens that others do not "
+                "see (attend_to_expansion_tokens), which cannot be trained yet; set it to true, or "
+                "do_query_expansion to false"
+            )
+        return self._texts.skipped(kind)
+
     def tokenize(
         self, texts: Sequence[str], *, kind: str = "passage", max_length: int | None = None
     ) -> list[np.ndarray]:

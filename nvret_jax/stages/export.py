@@ -27,9 +27,13 @@ def _make_export(run: Run, artifact: Artifact) -> None:
         recipe=run.recipe() if run.trains else {},
         scores=scores,
     )
+    last = list(run.stages.values())[-1]
+    dims = last.loss.dims if run.trains else ()
     artifact.begin()
     target = artifact.partial / "model"
-    export(encoder, target, dtype=run.config.export.dtype, card=card, overwrite=True)
+    export(
+        encoder, target, dtype=run.config.export.dtype, card=card, overwrite=True, matryoshka=dims
+    )
     artifact.finish_folder("model")
 
 

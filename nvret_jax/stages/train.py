@@ -90,8 +90,10 @@ def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
         length = run.length("student", kind)
         return lambda texts: encoder.tokenize(texts, kind=kind, max_length=length)
 
-    loss = loop.loss_of(block, encoder.width)
-    unpooled = {kind: encoder.prompt_tokens(kind) for kind in ("query", "passage")}
+    kinds = ("query", "passage")
+    late = encoder.spec.late is not None
+    loss = loop.loss_of(block, encoder.width, tokens=late)
+    unpooled = {kind: encoder.prompt_tokens(kind) for kind in kinds}
     return Examples.build(
         negatives,
         data.queries.texts,
@@ -106,6 +108,7 @@ def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
         teacher_scores=bool(loss.distillation),
         guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
         skip={kind: count for kind, count in unpooled.items() if count is not None},
+        uncounted={kind: encoder.uncounted_tokens(kind) for kind in kinds} if late else None,
     )
 
 
@@ -124,7 +127,7 @@ def _guide(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def _dev_score(run: Run) -> Callable[[Encoder], float] | None:
     """nDCG@10 on some dev queries against a corpus small enough to embed again and again."""
-    if not run.dev_split:
+    if not run.dev_split or run.student.spec.late is not None:
         return None
     data, limit = run.train_data, run.config.train.dev_passages
     qrels = data.qrels[run.dev_split]

@@ -87,12 +87,13 @@ def check_batch(config: ConfigDict, shards: int, at: str = "train") -> None:
         )
 
 
-def loss_of(config: ConfigDict, width: int) -> Loss:
+def loss_of(config: ConfigDict, width: int, *, tokens: bool = False) -> Loss:
     """The loss that a config describes.
 
     Args:
         config: `config.train` of a run.
         width: of the embeddings.
+        tokens: whether there is one vector a token, and a score is their MaxSim.
 
     Raises:
         InputError: options that cannot be, all in one line.
@@ -100,6 +101,7 @@ def loss_of(config: ConfigDict, width: int) -> Loss:
     loss = Loss(
         temperature=config.temperature,
         in_batch=config.in_batch_negatives,
+        scores="maxsim" if tokens else "inner",
         **config.loss.to_dict(),
     )
     if max(loss.dims, default=0) > width:
@@ -211,7 +213,7 @@ class _StageRun:
         """From its latest checkpoint, or `begin`, to its end; see `train`."""
         config, steps, mesh = self.config, self.steps, self.encoder.mesh
         optimizer = make_optimizer(config, steps)
-        loss = loss_of(config, self.encoder.width)
+        loss = loss_of(config, self.encoder.width, tokens=self.encoder.spec.late is not None)
         start, stop = local_rows(mesh, config.batch_size)
         keep_best = config.get("keep_best", True)
         kept = Checkpoints(self.folder, keep=config.keep, best=keep_best)
