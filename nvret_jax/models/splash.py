@@ -6,7 +6,8 @@
   the next multiple here, and cut again: what is added is never seen.
 - A query whose window holds no real key gets 0, as with 'xla'; the kernel itself would give it the
   mean over padding.
-- No float32: on a TPU the kernel's products would round float32 operands to bfloat16.
+- No float32: the kernel takes no precision for its products, so that nothing would keep a TPU from
+  rounding float32 operands to bfloat16.
 - Heads of any width: those of 12 to 256 compile for TPU v5e, forward and backward.
 """
 
@@ -17,8 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Have Python interpret the kernel, on any device and in any dtype: for tests, thousands of times
-# slower.
+# Have Python interpret the kernel, on any device and in any dtype: for tests, far slower.
 INTERPRET = False
 LANES = 128
 # Tokens of a block; the largest that divides the length is taken. An estimate, not a measurement:
