@@ -120,6 +120,9 @@ def _unfit(state: Run, asked: Sequence[str]) -> list[str]:
             look(lambda block=block, at=at: check_batch(block, shards, at))
             look(lambda block=block: _loss(state, block))
         look(lambda: _check_late(state, asked))
+        sides = {name: side for part in state.sets.values() for name, side in part.encoders.items()}
+        for side in (state.student, *sides.values()):
+            look(side.check_kernel)
     for name in asked:
         for part in _parts(state, name):
             look(lambda part=part, name=name: STAGES[name].artifacts(part))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.mining.rescoring import ScorePairs, text_scorer
-from nvret_jax.models import lora, weights
+from nvret_jax.models import kernels, lora, weights
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.models.resolve import resolve
@@ -174,6 +174,12 @@ class Side:
             passage_prompt=self.spec.passage_prompt,
             max_length=self.spec.max_length,
         )
+
+    def check_kernel(self) -> None:
+        """Raises InputError where its attention cannot be computed as configured, on this mesh."""
+        name, platform = self.config.attention, self._run.mesh.devices.flat[0].platform
+        kernels.check_options(name, dtype=self.config.dtype, drops=self.dropout > 0)
+        kernels.check_platform(name, platform)
 
     def release(self) -> None:
         """Forgets the encoder; it is loaded again if it is asked for."""

@@ -82,6 +82,11 @@ STATIC = [
     (change("sets.other.percent", 7), "sets.other.percent=7: a number in 0..2"),
     (change("sets.other.anchor", "median"), "sets.other.anchor='median': choose one of own"),
     (change("sets.other.num_negatives", 0), "sets.other.num_negatives=0: must be positive"),
+    (change("student.attention", "flash"), "student.attention='flash': choose one of xla, cudnn"),
+    (change("student.remat", "some"), "student.remat='some': choose one of none, attention"),
+    (change("student.init", "zero"), "student.init='zero': choose one of pretrained, random"),
+    (change("student.param_dtype", "bfloat16"), "student.param_dtype='bfloat16': all weights are"),
+    (change("teacher.remat", "full"), "teacher.remat='full': for the student only"),
     (change("rounds", 0), "rounds=0: must be 1 or more"),
     (
         both(change("rounds", 2), change("stages", ("embed", "search", "mine", "export"))),
@@ -112,6 +117,8 @@ LOOKING = [
     (change(f"{FIRST}.loss.score_mask", "near"), "loss.score_mask='near'"),
     (change(f"{SECOND}.start", "/no/such/folder"), "/no/such/folder: no such folder"),
     (change("result.merge_with", ("/no/model",)), "/no/model: no such folder"),
+    (change("student.attention", "cudnn"), "cudnn"),
+    (change("teacher.attention", "splash"), "splash"),
     (change("student.model", "/no/student"), "/no/student: no such folder"),
 ]
 
