@@ -123,16 +123,25 @@ class Checkpoints:
             folder: made if missing.
             keep: checkpoints of the schedule that stay; 0: opened to read, nothing is changed.
             best: whether the best one stays as well.
+
+        Raises:
+            InputError: a checkpoint's dev score cannot be read.
         """
         folder = epath.Path(folder).resolve()  # Orbax wants an absolute path
         policy = _Kept(keep, best) if keep else None
         self._folder = folder
-        self._orbax = ocp.training.Checkpointer(
-            folder,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policy,
-            cleanup_tmp_directories=bool(keep),
-        )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                folder,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policy,
+                cleanup_tmp_directories=bool(keep),
+            )
+        except ValueError as error:  # of JSON or UTF-8, without a name
+            raise InputError(
+                f"{folder}: a checkpoint there has a damaged metrics file ({error}); delete the "
+                "folder of that step"
+            ) from error
         if policy is not None:
             self._prune(policy)
 

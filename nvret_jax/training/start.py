@@ -32,7 +32,10 @@ _STD = 0.02  # of new weights; what BERT and its successors begin with
 
 
 def stage_folder(folder: epath.PathLike) -> epath.Path | None:
-    """The folder with the checkpoints meant by `folder`, or None where it holds none."""
+    """The folder with the checkpoints meant by `folder`, or None where it holds none.
+
+    Of a run's stages it is the last that is finished; where none is, the only one there is.
+    """
     folder = epath.Path(folder)
     if has_steps(folder):
         return folder
@@ -72,7 +75,7 @@ def load_trained(
     """
     own = stage_folder(folder)
     if own is None:
-        raise InputError(f"{folder} holds no checkpoint; run the train stage first")
+        raise InputError(f"{folder} holds no finished stage; run the train stage first")
     if pick not in PICKS:
         raise InputError(f"pick={pick!r}: expected {' or '.join(PICKS)}")
     if merge_last < 1 or (merge_last > 1 and pick == BEST):

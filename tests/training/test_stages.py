@@ -185,6 +185,13 @@ def test_a_damaged_checkpoint_is_one_line_and_the_one_before_it_goes_on(undistur
     assert_same(stage_worker.flat(again), undisturbed.weights)
 
 
+def test_a_damaged_score_is_one_line(encoder, root):
+    path = root / "checkpoints" / "fine" / "10" / "metrics" / "metrics"
+    path.write_text(path.read_text()[:5])
+    with pytest.raises(InputError, match="has a damaged metrics file"):
+        loop.load_trained(encoder, root / "checkpoints")
+
+
 def test_what_a_killed_process_left_half_deleted_goes(undisturbed, root):
     warm = root / "checkpoints" / "warm"
     shutil.copytree(warm / "8", warm / "4")
@@ -228,7 +235,7 @@ def test_models_and_checkpoints_of_other_runs_are_merged_in(undisturbed, encoder
 def test_what_cannot_be_loaded_or_merged_is_refused(undisturbed, encoder, tmp_path):
     folder = undisturbed.root / "checkpoints"
     for told, where, changes in (
-        ("holds no checkpoint", tmp_path, {}),
+        ("holds no finished stage", tmp_path, {}),
         ("merge_last=3, but", folder, {"merge_last": 3}),
         ("merge_last=2 with pick='best'", folder, {"merge_last": 2, "pick": "best"}),
         (
