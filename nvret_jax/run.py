@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import parts as parts_lib
 from nvret_jax import sets, teachers
 from nvret_jax.artifacts import Artifact, Workdir, digest
 from nvret_jax.choices import STARTS
@@ -30,7 +30,6 @@ from nvret_jax.mining.exclusion import Settings
 from nvret_jax.mining.options import Options, compatible
 from nvret_jax.mining.rules import VALUES, Rule
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.weights import file_sha256
 from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.store import EmbeddingStore
@@ -307,7 +306,7 @@ class Run:
             return None
         parts = {"candidates": self.candidates(name).fingerprint, **self.rescorer.parts()}
         if self.config.rescorer.order == "teacher":
-            parts |= _mining_parts(self.options) | self.exclusion_parts()
+            parts |= parts_lib.mining_parts(self.options) | self.exclusion_parts()
         return self.workdir.candidates(f"{name}.rescored", parts)
 
     @functools.cached_property
@@ -366,7 +365,7 @@ class Run:
                 for name in self.teacher_names
             ],
             "teachers": list(self.teacher_names),
-            **_mining_parts(self.options),
+            **parts_lib.mining_parts(self.options),
             **self.exclusion_parts(),
             **{f"audit.{key}": value for key, value in self.config.audit.to_dict().items()},
             "seed": self.config.seed,
@@ -375,14 +374,14 @@ class Run:
 
     def exclusion_parts(self) -> dict[str, Any]:
         """What decides which passages are never negatives."""
-        parts: dict[str, Any] = {"exclude": _exclusion_parts(self.exclusions)}
+        parts: dict[str, Any] = {"exclude": parts_lib.exclusion_parts(self.exclusions)}
         if self.exclusions.own_text != "off" or self.exclusions.same_text:
             data, split = self.train_data, self.config.data.train_split
             tables = ("passages", f"queries-{split}")
             parts["texts"] = [self.text_digest(data, table) for table in tables]
         mining = self.config.mining
         if mining.verdicts:
-            judged = _file_digest(mining.verdicts)
+            judged = parts_lib.file_digest(mining.verdicts)
             parts["verdicts"] = [judged, mining.verdict_mode, mining.max_promoted]
         return parts
 
@@ -393,7 +392,7 @@ class Run:
                 (self.rescored(name) or self.candidates(name)).fingerprint
                 for name in self.teacher_names
             ],
-            **_mining_parts(self.options),
+            **parts_lib.mining_parts(self.options),
             **self.exclusion_parts(),
         }
         for name in self.calibrated:
@@ -408,7 +407,7 @@ class Run:
             if values["steps"]:
                 del values["epochs"]  # steps decide
             if values["start"] not in STARTS:
-                values["start"] = _folder_digest(values["start"])
+                values["start"] = parts_lib.folder_digest(values["start"])
             parts["train" if name == "train" else f"stage {name}"] = values
         if self.config.train.stages:
             parts["order"] = list(self.stages)
@@ -426,7 +425,7 @@ class Run:
         if result.pick != "last":
             parts["pick"] = result.pick
         if result.merge_last > 1 or result.merge_with:
-            folders = [_folder_digest(folder) for folder in result.merge_with]
+            folders = [parts_lib.folder_digest(folder) for folder in result.merge_with]
             parts["merged"] = [result.merge, result.merge_last, folders, result.merge_weights]
         return parts
 
@@ -562,52 +561,3 @@ class Run:
         if block.loss.dims:
             told["Matryoshka dimensions"] = ", ".join(map(str, block.loss.dims))
         return told
-
-
-def _mining_parts(options: Options) -> dict[str, Any]:
-    """The options that matter together: a value counts where the rule or the draw reads it."""
-    rule = options.rule
-    parts: dict[str, Any] = {"rule": rule.name, "num_negatives": options.num_negatives}
-    parts |= {VALUES[name]: getattr(rule, VALUES[name]) for name in rule.names if VALUES[name]}
-    if rule.needs_anchor or rule.anchor == "own":
-        parts["anchor"] = rule.anchor
-    if rule.ranks_to_skip or rule.max_rank:
-        parts |= {"ranks": rule.ranks, "max_rank": rule.max_rank}
-    if rule.keep_equal and rule.needs_anchor:
-        parts["keep_equal"] = True
-    if np.isfinite(rule.min_score):
-        parts["min_score"] = rule.min_score
-    if options.sampling != "top":
-        parts["sampling"] = [options.sampling, options.sample_from, options.seed]
-        if options.sampling != "uniform":
-            parts["sample_temperature"] = options.sample_temperature
-    return parts | {
-        "ensemble": [options.ensemble, options.seed if options.ensemble == "cross" else 0],
-        "short": [options.short, options.seed if options.short == "random" else 0],
-        "second_search": options.second_search,
-        "window": options.window,
-    }
-
-
-def _exclusion_parts(settings: Settings) -> dict[str, Any]:
-    parts = dataclasses.asdict(settings)
-    if settings.document_map:
-        parts["document_map"] = _file_digest(settings.document_map)
-    return parts
-
-
-def _folder_digest(path: str) -> list[str]:
-    """A folder of weights that the config names: its path and, of a model, its weights' hash."""
-    folder = epath.Path(path)
-    if not folder.is_dir():
-        raise InputError(f"{path}: no such folder; give a model's or one of checkpoints")
-    files = sorted(folder.glob("*.safetensors"))
-    return [str(path), *(file_sha256(file) for file in files)]
-
-
-def _file_digest(path: str) -> str:
-    """sha256 of a file that the config names."""
-    try:
-        return file_sha256(epath.Path(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
