@@ -155,7 +155,7 @@ def _smaller_temporaries(step: Step, free: float) -> str:
         about = 2 ** int(math.log2(step.at_once * share))
         ways[0] += f" (a chip encodes {step.at_once:,} tokens at once; try {about:,})"
     if step.stage == "train" and "remat" not in step.chosen:
-        ways.append("recompute layers (student.remat)")
+        ways.append("student.remat='full'")
     if "bfloat16" not in step.chosen:
         ways.append("products in bfloat16 (dtype)")
     if step.stage == "train" and "ring" not in step.chosen:

@@ -63,8 +63,8 @@ def test_a_step_too_large_says_by_how_much_and_why():
     last = report.report(step, V5P).splitlines()[-1]
     assert last.startswith("DOES NOT FIT: 120.0 of 95 GB a chip, 25.0 GB too many; most of it temp")
     assert "lower train.chunk_tokens (a chip encodes 8,192 tokens at once; try 4,096)" in last
-    assert "recompute layers" in last
-    assert "recompute" not in report.verdict(dataclasses.replace(step, chosen={"remat"}), V5P)
+    assert "student.remat='full'" in last
+    assert "remat" not in report.verdict(dataclasses.replace(step, chosen={"remat"}), V5P)
 
 
 @pytest.mark.parametrize(
