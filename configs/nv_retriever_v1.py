@@ -181,6 +181,7 @@ def get_config(arg: str = ""):
     student.dtype = student.param_dtype = "bfloat16"
     student.lora_rank, student.lora_alpha = 16, 32.0
     student.lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    student.remat = "full"
     config.mesh.fsdp = 16
 
     config.mining.rule, config.mining.percent = "perc_pos", 0.95

@@ -164,6 +164,13 @@ def test_sentence_and_label_are_read_where_text_and_label_text_are_missing(tmp_p
     assert list(data.queries.texts) == [row["text"] for row in ROWS]
 
 
+def test_a_quote_in_a_tsv_file_is_a_character(tmp_path):
+    lines = ["text\tlabel", '"open\tx', 'said "so"\tx', '"both"\ty', 'close"\ty']
+    (tmp_path / "x.tsv").write_text("\n".join(lines))
+    data = load_dataset(f"labels:{tmp_path / 'x.tsv'}")
+    assert list(data.queries.texts) == ['"open', 'said "so"', '"both"', 'close"']
+
+
 def test_splits_are_chosen_and_tables_stay_the_same(tmp_path):
     for scheme in ("labels", "examples"):
         spec = f"{scheme}:" + write(tmp_path / "x.csv", ROWS)

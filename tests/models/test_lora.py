@@ -225,6 +225,11 @@ def test_adapters_go_out_and_come_in(folders, name, tmp_path):
     }[name]
     b = tensors[f"base_model.model.{key}.lora_B.weight"]
     assert b.shape == ({"qwen2": 32, "modernbert": 96, "bert": 32}[name], 3)
+    if name == "bert":
+        at = "base_model.model.encoder.layer.2.output.dense"
+        assert tensors[f"{at}.lora_A.weight"].shape == (3, 64)
+        assert tensors[f"{at}.lora_B.weight"].shape == (32, 3)
+        assert tensors[f"{at.replace('output', 'attention.output')}.lora_B.weight"].shape == (32, 3)
     assert all(value.dtype == np.float32 for value in tensors.values())
     # Adapters made for the model with a head stand one level deeper.
     head = "bert." if name == "bert" else "model."

@@ -44,5 +44,10 @@ def test_order_is_shuffled_and_follows_the_seed():
     assert sources.tolist() != Deal(counts, 2).stretch(0, 1000)[0].tolist()
 
 
+def test_no_two_rounds_have_the_same_order():
+    sources, _ = Deal((2 * ROUND, 2 * ROUND), 1).stretch(0, 4 * ROUND)
+    assert len({tuple(part) for part in sources.reshape(4, ROUND).tolist()}) == 4
+
+
 def test_the_order_is_the_same_in_every_version():
     assert Deal((4, 3, 2), 0).stretch(0, 9)[0].tolist() == [0, 0, 0, 2, 1, 0, 2, 1, 1]
