@@ -116,8 +116,8 @@ class Step:
         return self.calls * self.needed / (chip.flops * max(self.seconds(chip).values()))
 
     def xla_counts(self) -> tuple[float, float]:
-        """(FLOPs, HBM bytes) of one call as XLA counts them."""
-        cost = self.compiled.cost_analysis()
+        """(FLOPs, HBM bytes) of one call as XLA counts them; 0 where a compiler does not."""
+        cost = self.compiled.cost_analysis() or {}
         return float(cost.get("flops", 0)), float(cost.get("bytes accessed", 0))
 
 
@@ -186,7 +186,7 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
     if done.kernels:
         notes += ("  FLOPs inside attention's kernel are in those of the model alone",)
     if program is None:
-        moved, sure = float(compiled.cost_analysis().get("bytes accessed", 0)), True
+        moved, sure = float((compiled.cost_analysis() or {}).get("bytes accessed", 0)), True
         notes += ("  the HBM bytes are XLA's, which count a loop's body once",)
     else:
         moved, sure = program.hbm_bytes()

@@ -102,6 +102,15 @@ def test_a_program_that_the_compiler_refuses_has_a_size_all_the_same():
     assert steps.refused(RuntimeError("INTERNAL: a mistake"), 5) is None
 
 
+def test_a_compiler_that_counts_nothing_is_not_quoted():
+    class Silent:
+        def cost_analysis(self):
+            return None
+
+    assert "XLA counts 1e+13, a loop's body once" in report.report(STEP, V5P)
+    assert "XLA" not in report.report(dataclasses.replace(STEP, compiled=Silent()), V5P)
+
+
 def test_a_program_that_cannot_be_read_back_says_so():
     text = report.report(dataclasses.replace(STEP, network=None), V5P)
     assert "unknown: JAX cannot read the program back" in text
