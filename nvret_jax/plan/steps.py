@@ -451,7 +451,6 @@ def search_step(
         step = search_steps.fold(mesh, k, per_shard, limit)
         first = array((), jnp.int32, sharding=whole)
         compiled = step.lower(best, None, tile_nd, first, queries_qd, masks).compile()
-    program = read_back(compiled)
     tile_bytes = tile * width * stored.itemsize
     notes = (plan.describe(),)
     if plan.streams:
@@ -478,7 +477,7 @@ def search_step(
         flops=Flops(products, 0.0) if is_fast else Flops(0.0, products),
         needed=0.0,
         hbm_bytes=float(tile_bytes + block * width * multiply.itemsize + scores),
-        network=None if program is None else tuple(program.collectives(mesh.size)),
+        network=(),  # each chip keeps lists of its own; they are merged once, at the end
         held=held,
         parts={"a tile of passages": tile_bytes},
         looped=False,
