@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from nvret_jax.config import stages_of
 from nvret_jax.errors import InputError
 from nvret_jax.plan import models, steps
 from nvret_jax.plan.chips import Chip, topology_mesh
@@ -68,22 +69,25 @@ def planned(config: ConfigDict, mesh: Mesh, chip: Chip, passages: int) -> Iterat
     stages = set(config.stages)
     blocks = {
         name: config.teacher if name == "teacher" else config.teachers[name]
-        for name in (config.mining.teachers if stages - {"evaluate"} else ())
+        for name in (_teachers(config) if stages - {"evaluate"} else ())
     }
     teachers = {
         name: models.read(block, mesh, key=_key(name))
         for name, block in blocks.items()
         if kind(block.model) == "encoder"
     }
-    student = models.read(config.student, mesh, key="student", train=config.train)
+    dropout = max(train.dropout for train in stages_of(config).values())
+    student = models.read(config.student, mesh, key="student", dropout=dropout)
+    student = _longest(student, config)
     for sketch in _apart([*teachers.values(), student]):
         if sketch.from_table:
             print(f"{sketch.name} is not on this machine: its sizes are those we know it by")
     budget = config.embed.token_budget
     if "train" in stages:
         guide = next((t.spec.width for t in teachers.values()), 0)
-        for name, train in _training(config):
-            yield steps.train_step(student, train, mesh, stage=name, guide_width=guide)
+        for name, train in stages_of(config).items():
+            title = f"train {name}" if config.train.stages else "train"
+            yield steps.train_step(student, train, mesh, title=title, guide_width=guide)
     embedders = dict(teachers) if "embed" in stages else {}
     if "evaluate" in stages or "train" in stages:
         embedders["student"] = student
@@ -96,14 +100,23 @@ def planned(config: ConfigDict, mesh: Mesh, chip: Chip, passages: int) -> Iterat
         yield _search(config, mesh, chip, (passages, width))
 
 
+def _teachers(config: ConfigDict) -> tuple[str, ...]:
+    """The teachers of all training sets, each once."""
+    own = [name for block in config.sets.values() for name in block.teachers]
+    return tuple(dict.fromkeys([*config.mining.teachers, *own]))
+
+
 def _key(name: str) -> str:
     return name if name == "teacher" else f"teachers.{name}"
 
 
-def _training(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
-    """(name, its `train`) of each stage of training; one without a name where there are none."""
-    named = config.train.get("stages", None) or ()
-    return [(name, config.train_stages[name]) for name in named] or [("", config.train)]
+def _longest(student: models.Sketch, config: ConfigDict) -> models.Sketch:
+    """The student with the longest texts of any training set, where there are several sets."""
+    lengths = {
+        kind: max([length, *(block[f"{kind}_length"] or 0 for block in config.sets.values())])
+        for kind, length in student.lengths.items()
+    }
+    return dataclasses.replace(student, lengths=lengths)
 
 
 def _apart(sketches: list[models.Sketch]) -> list[models.Sketch]:

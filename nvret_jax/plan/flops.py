@@ -28,22 +28,28 @@ FORWARD, FROZEN, TRAINED = 1, 2, 3
 class Flops:
     """Operations by what they are done in: `fast` at the matrix units' rate, `float32` at its own.
 
-    `loops`: of unknown length, counted once.
+    `loops`: of unknown length, counted once; `kernels`: whose inside is not counted.
     """
 
     fast: float = 0.0
     float32: float = 0.0
     loops: int = 0
+    kernels: int = 0
 
     @property
     def total(self) -> float:
         return self.fast + self.float32
 
     def __add__(self, other: Flops) -> Flops:
-        return Flops(self.fast + other.fast, self.float32 + other.float32, self.loops + other.loops)
+        return Flops(
+            self.fast + other.fast,
+            self.float32 + other.float32,
+            self.loops + other.loops,
+            self.kernels + other.kernels,
+        )
 
     def __mul__(self, times: float) -> Flops:
-        return Flops(self.fast * times, self.float32 * times, self.loops)
+        return Flops(self.fast * times, self.float32 * times, self.loops, self.kernels)
 
 
 def done(jaxpr: Any, chips: int) -> Flops:
@@ -59,6 +65,9 @@ def done(jaxpr: Any, chips: int) -> Flops:
         name = eqn.primitive.name
         if name == "dot_general":
             total += _product(eqn)
+            continue
+        if name == "pallas_call" or name.startswith("dot_product_attention"):
+            total += Flops(kernels=1)
             continue
         times = 1
         if name == "scan":

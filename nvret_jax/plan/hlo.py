@@ -227,20 +227,39 @@ class Program:
 
     def _of_fusion(self, op: Op, ops: dict[str, Op]) -> int:
         """Bytes a fusion reads and writes, slices and updates in place taken as such."""
-        inner = self.computations.get(next(iter(_callees(op)), ""), {})
-        places = {int(o.text): o.name for o in inner.values() if o.kind == "parameter"}
-        users: dict[str, list[Op]] = {}
-        for o in inner.values():
-            for operand in o.operands:
-                users.setdefault(operand, []).append(o)
         total = 0
         for place, name in enumerate(op.operands):
             full = bytes_of(ops[name].shape, hbm_only=True) if name in ops else 0
-            total += min(full, _read(places.get(place, ""), users)) if full else 0
+            total += min(full, self._read(op, place)) if full else 0
+        inner = self._inside(op)
         root = next((o for o in inner.values() if o.root), None)
         if root is None:
             return total + bytes_of(op.shape, hbm_only=True)
         return total + self._written(op, root, inner)
+
+    def _inside(self, fusion: Op) -> dict[str, Op]:
+        return self.computations.get(next(iter(_callees(fusion)), ""), {})
+
+    def _read(self, fusion: Op, place: int) -> float:
+        """Bytes that are read of a fusion's operand, if less than all of it; else infinity."""
+        inner = self._inside(fusion)
+        parameters = (o for o in inner.values() if o.kind == "parameter" and o.text == str(place))
+        waiting, total = [o.name for o in parameters], 0.0
+        while waiting:
+            name = waiting.pop()
+            for op in inner.values():
+                if name not in op.operands:
+                    continue
+                first = op.operands[0] == name
+                if op.kind in ("bitcast", "reshape"):
+                    waiting.append(op.name)
+                elif op.kind in ("dynamic-slice", "slice", "gather") and first:
+                    total += bytes_of(op.shape)
+                elif op.kind == "fusion":  # one within another
+                    total += self._read(op, op.operands.index(name))
+                elif not (op.kind == "dynamic-update-slice" and first):  # which is in place
+                    return math.inf
+        return total
 
     def _written(self, op: Op, root: Op, inner: dict[str, Op]) -> int:
         full = bytes_of(op.shape, hbm_only=True)
@@ -252,22 +271,6 @@ class Program:
                 update = bytes_of(inner[o.operands[1]].shape) if o.operands[1] in inner else 0
                 full -= max(0, bytes_of(o.shape) - update)
         return max(0, full)
-
-
-def _read(parameter: str, users: dict[str, list[Op]]) -> float:
-    """Bytes that are read of a fusion's parameter, if less than all of it; else infinity."""
-    total = 0.0
-    for op in users.get(parameter, []):
-        first = bool(op.operands) and op.operands[0] == parameter
-        if op.kind in ("bitcast", "reshape"):
-            total += _read(op.name, users)
-        elif op.kind in ("dynamic-slice", "slice", "gather") and first:
-            total += bytes_of(op.shape)
-        elif op.kind == "dynamic-update-slice" and first:
-            continue  # in place
-        else:
-            return math.inf
-    return total
 
 
 def _called(op: Op, key: str) -> str:

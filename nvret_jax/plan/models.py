@@ -18,8 +18,9 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model, known
 from nvret_jax.models import lora as lora_lib
-from nvret_jax.models.bert import Options
 from nvret_jax.models.encoder import LoraConfig
+from nvret_jax.models.kernels import check_platform
+from nvret_jax.models.layer import Options
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, check_max_length, read_spec
 from nvret_jax.plan.flops import Shape, shape_of
@@ -82,10 +83,11 @@ def sketch(
     """The model of a spec as `Encoder.from_pretrained` would lay it out on `mesh`.
 
     Raises:
-        InputError: the mesh cannot cut it, or it takes no adapters.
+        InputError: the mesh cannot cut it, it takes no adapters, or no such kernel is there.
     """
     embedding_model.check_mesh(spec, mesh)
     platform = mesh.devices.flat[0].platform
+    check_platform(attention, platform)
     options = Options(
         dtype=spec.dtype,
         dropout=dropout,
@@ -121,15 +123,14 @@ def placed(like: Any, mesh: Mesh, *axes: str | None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=mesh_lib.sharding(mesh, *axes))
 
 
-def read(block: ConfigDict, mesh: Mesh, *, key: str, train: ConfigDict | None = None) -> Sketch:
+def read(block: ConfigDict, mesh: Mesh, *, key: str, dropout: float = 0.0) -> Sketch:
     """The encoder of a config's block, `teacher`, `student` or one of `teachers`.
 
     Args:
-        block: as of `config.encoder()`. `param_dtype`, `remat` and `attention` are heeded where it
-            has them.
+        block: as of `config.encoder()`.
         mesh: of the topology.
         key: the block's, for messages.
-        train: `config.train` of a student.
+        dropout: of a student, in training.
 
     Raises:
         InputError: the model is neither here nor known; or what `Encoder.from_pretrained` raises.
@@ -148,7 +149,7 @@ def read(block: ConfigDict, mesh: Mesh, *, key: str, train: ConfigDict | None = 
         mesh,
         name=str(block.model),
         lora=_lora(block),
-        dropout=train.dropout if train is not None else 0.0,
+        dropout=dropout,
         remat=block.remat,
         attention=block.attention,
         lengths=lengths,

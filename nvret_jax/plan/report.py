@@ -48,31 +48,24 @@ def _memory(step: Step) -> list[str]:
 def _work(step: Step, chip: Chip) -> list[str]:
     calls, seconds = step.calls, step.seconds(chip)
     flops, moved = step.xla_counts()
-    once = " a loop's body once" if step.looped else ""
+    once = ", a loop's body once" if step.looped else ""
+
+    def xla(count: float) -> str:
+        return f"  (XLA counts {calls * count:.4g}{once})" if count else ""
+
     lines = []
     if calls > 1:
         lines.append(_ROW.format("calls", f"{calls:10,}"))
     done = f"{calls * step.flops.total:10.4g} a chip"
     if step.flops.float32 and step.flops.fast:
         done += f", {calls * step.flops.float32:.4g} of them in float32"
-    lines.append(
-        _ROW.format("FLOPs", f"{done}  (XLA counts {calls * flops:.4g}{once and ',' + once})")
-    )
+    lines.append(_ROW.format("FLOPs", done + xla(flops)))
     if step.needed:
         again = step.flops.total / step.needed
-        lines.append(
-            _ROW.format(
-                "FLOPs of the model",
-                f"{calls * step.needed:10.4g} a chip; done are {again:.2f} times that",
-            )
-        )
-    lines.append(
-        _ROW.format(
-            "HBM bytes",
-            f"{calls * step.hbm_bytes:10.4g} a chip  (XLA counts {calls * moved:.4g}"
-            f"{once and ',' + once})",
-        )
-    )
+        needed = f"{calls * step.needed:10.4g} a chip; done are {again:.2f} times that"
+        lines.append(_ROW.format("FLOPs of the model", needed))
+    bytes_moved = f"{calls * step.hbm_bytes:10.4g} a chip"
+    lines.append(_ROW.format("HBM bytes", bytes_moved + xla(moved)))
     if step.network is None:
         lines.append(_ROW.format("collectives", "   unknown: JAX cannot read the program back"))
     for found in step.network or ():
@@ -93,7 +86,7 @@ def _work(step: Step, chip: Chip) -> list[str]:
     lines.append(
         _ROW.format("roofline", f"{seconds[binds]:10.3f} s: {binds} {verb}; {', '.join(others)}")
     )
-    if step.stage == "search" and not step.looped:
+    if step.stage == "search" and moved and not step.looped:
         slower = max(calls * moved / chip.bandwidth, seconds["FLOPs"])
         lines.append(_ROW.format("by the bytes XLA counts", f"{slower:10.3f} s"))
     if step.needed:
@@ -155,7 +148,7 @@ def _smaller_temporaries(step: Step, free: float) -> str:
         about = 2 ** int(math.log2(step.at_once * share))
         ways[0] += f" (a chip encodes {step.at_once:,} tokens at once; try {about:,})"
     if step.stage == "train" and "remat" not in step.chosen:
-        ways.append("recompute layers (student.remat)")
+        ways.append("student.remat='full'")
     if "bfloat16" not in step.chosen:
         ways.append("products in bfloat16 (dtype)")
     if step.stage == "train" and "ring" not in step.chosen:

@@ -116,8 +116,8 @@ class Step:
         return self.calls * self.needed / (chip.flops * max(self.seconds(chip).values()))
 
     def xla_counts(self) -> tuple[float, float]:
-        """(FLOPs, HBM bytes) of one call as XLA counts them."""
-        cost = self.compiled.cost_analysis()
+        """(FLOPs, HBM bytes) of one call as XLA counts them; 0 where a compiler does not."""
+        cost = self.compiled.cost_analysis() or {}
         return float(cost.get("flops", 0)), float(cost.get("bytes accessed", 0))
 
 
@@ -183,8 +183,10 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
             return Step(flops=done, looped=True, **empty, **step)
     program = read_back(compiled)
     notes = step.pop("notes", ())
+    if done.kernels:
+        notes += ("  FLOPs inside attention's kernel are in those of the model alone",)
     if program is None:
-        moved, sure = float(compiled.cost_analysis().get("bytes accessed", 0)), True
+        moved, sure = float((compiled.cost_analysis() or {}).get("bytes accessed", 0)), True
         notes += ("  the HBM bytes are XLA's, which count a loop's body once",)
     else:
         moved, sure = program.hbm_bytes()
@@ -210,7 +212,7 @@ def train_step(
     config: ConfigDict,
     mesh: Mesh,
     *,
-    stage: str = "",
+    title: str = "train",
     guide_width: int = 0,
 ) -> Step:
     """One training step at the longest batch: `training.step.make_step`, as the loop calls it.
@@ -219,7 +221,7 @@ def train_step(
         model: the student.
         config: `config.train`, or one of its stages.
         mesh: of the topology.
-        stage: its name, where there are several.
+        title: what to call it, where there are several stages.
         guide_width: of the vectors that a guide's score mask compares.
 
     Raises:
@@ -243,12 +245,11 @@ def train_step(
         "frozen weights": bytes_per_chip(frozen),
         "batch": bytes_per_chip(batch),
     }
-    title = f"train{f' {stage}' if stage else ''}: {model.describe()}"
     return compile_step(
         step_fn,
         arguments,
         mesh,
-        name=title,
+        name=f"{title}: {model.describe()}",
         stage="train",
         calls=1,
         needed=needed / mesh.size,
@@ -273,7 +274,8 @@ def _train_note(
     if not whole:
         how = f"chunks of {chunks['query']} queries and {chunks['passage']} passages, computed "
         how += "again for the gradient"
-    layers = "" if model.options.remat == "none" else f", remat {model.options.remat!r}"
+    remat = model.options.remat
+    layers = "" if remat == "none" else f", remat={remat!r}"
     return (
         f"  a batch of {config.batch_size:,} queries of {lengths['query']} tokens and "
         f"{config.batch_size:,} × {group} passages of {lengths['passage']}; a chip encodes {how}"
@@ -283,7 +285,7 @@ def _train_note(
 
 def _chosen(model: Sketch) -> frozenset[str]:
     found = {
-        "remat": model.options.remat,
+        "remat": model.options.remat != "none",
         "bfloat16": model.spec.dtype == "bfloat16",
         "small weights": model.spec.param_dtype != "float32",
         "lora": model.lora is not None,
@@ -449,7 +451,6 @@ def search_step(
         step = search_steps.fold(mesh, k, per_shard, limit)
         first = array((), jnp.int32, sharding=whole)
         compiled = step.lower(best, None, tile_nd, first, queries_qd, masks).compile()
-    program = read_back(compiled)
     tile_bytes = tile * width * stored.itemsize
     notes = (plan.describe(),)
     if plan.streams:
@@ -476,7 +477,7 @@ def search_step(
         flops=Flops(products, 0.0) if is_fast else Flops(0.0, products),
         needed=0.0,
         hbm_bytes=float(tile_bytes + block * width * multiply.itemsize + scores),
-        network=None if program is None else tuple(program.collectives(mesh.size)),
+        network=(),  # each chip keeps lists of its own; they are merged once, at the end
         held=held,
         parts={"a tile of passages": tile_bytes},
         looped=False,

@@ -44,7 +44,7 @@ def main(folder: str, data: int, fsdp: int, tensor: int) -> None:
     config.train.batch_size, config.train.num_negatives = 16, 2
     config.train.chunk_tokens = 64
     config.train.loss.temperature_learning_rate = 1e-3
-    sketch = models.read(config.student, mesh, key="student", train=config.train)
+    sketch = models.read(config.student, mesh, key="student")
     planned = steps.train_step(sketch, config.train, mesh)
 
     lora = LoraConfig(rank=2) if config.student.lora_rank else None

@@ -68,12 +68,8 @@ def test_a_plan_that_does_not_fit_ends_with_status_2_and_a_line(a_chip, capsys):
     a_chip(250e6)
     config = small_config()
     config.stages = ("train",)
-    with config.unlocked():
-        config.train_stages = {
-            name: config.train.copy_and_resolve_references() for name in ("first", "second")
-        }
-        config.train.stages = ("first", "second")
-        config.train_stages.second.batch_size = 8
+    config_lib.add_stage(config, "first")
+    config_lib.add_stage(config, "second", batch_size=8)
     assert command.run(config, "v5e:1x1") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: the plan does not fit v5e:1x1: train first: 0.")

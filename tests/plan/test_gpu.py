@@ -23,7 +23,7 @@ def test_a_training_step_for_gpus_is_compiled_and_counted(topology, tmp_path):
     config.student.lora_rank, config.student.dtype = 2, "bfloat16"
     config.train.batch_size, config.train.num_negatives = 16, 1
     config.train.chunk_tokens = 32
-    sketch = models.read(config.student, mesh, key="student", train=config.train)
+    sketch = models.read(config.student, mesh, key="student")
     step = steps.train_step(sketch, config.train, mesh)
     assert fits(step, chip)
     assert not any("unknown length" in note for note in step.notes)

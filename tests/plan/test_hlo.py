@@ -25,6 +25,13 @@ HloModule jit_step, is_scheduled=true, num_partitions=16
   ROOT %flat = bf16[64,32]{1,0:T(8,128)(2,1)} bitcast(%cut)
 }
 
+%nested (n.0: bf16[12,64,32], n.1: s32[]) -> bf16[64,32] {
+  %n.0 = bf16[12,64,32]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %n.1 = s32[]{:T(128)} parameter(1)
+  %within = bf16[64,32]{1,0:T(8,128)(2,1)} fusion(%n.0, %n.1), kind=kLoop, calls=%sliced
+  ROOT %turned = bf16[64,32]{1,0:T(8,128)(2,1)} negate(%within)
+}
+
 %body (state.0: (s32[], f32[8,64], bf16[12,64,32])) -> (s32[], f32[8,64], bf16[12,64,32]) {
   %state.0 = (s32[]{:T(128)}, f32[8,64]{1,0:T(8,128)}, /*index=2*/bf16[12,64,32]) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%state.0), index=0
@@ -80,6 +87,14 @@ def test_bytes_are_those_that_pass_between_chip_and_memory():
     moved, sure = Program(TEXT).hbm_bytes()
     assert moved == 12 * (body + condition) + entry
     assert sure
+
+
+def test_a_slice_in_a_fusion_within_a_fusion_is_no_more_than_a_slice():
+    text = TEXT.replace(
+        "fusion(%w, %i), kind=kLoop, calls=%sliced", "fusion(%w, %i), calls=%nested"
+    )
+    assert text != TEXT
+    assert Program(text).hbm_bytes() == Program(TEXT).hbm_bytes()
 
 
 def test_a_loop_of_unknown_length_is_counted_once_and_said_so():

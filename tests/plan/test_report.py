@@ -63,8 +63,8 @@ def test_a_step_too_large_says_by_how_much_and_why():
     last = report.report(step, V5P).splitlines()[-1]
     assert last.startswith("DOES NOT FIT: 120.0 of 95 GB a chip, 25.0 GB too many; most of it temp")
     assert "lower train.chunk_tokens (a chip encodes 8,192 tokens at once; try 4,096)" in last
-    assert "recompute layers" in last
-    assert "recompute" not in report.verdict(dataclasses.replace(step, chosen={"remat"}), V5P)
+    assert "student.remat='full'" in last
+    assert "remat" not in report.verdict(dataclasses.replace(step, chosen={"remat"}), V5P)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,15 @@ def test_a_program_that_the_compiler_refuses_has_a_size_all_the_same():
     assert "DOES NOT FIT: 116.8 of 16 GB a chip, 100.8 GB too many; most of it temporaries" in text
     assert not report.fits(step, dataclasses.replace(V5P, hbm=1e15))
     assert steps.refused(RuntimeError("INTERNAL: a mistake"), 5) is None
+
+
+def test_a_compiler_that_counts_nothing_is_not_quoted():
+    class Silent:
+        def cost_analysis(self):
+            return None
+
+    assert "XLA counts 1e+13, a loop's body once" in report.report(STEP, V5P)
+    assert "XLA" not in report.report(dataclasses.replace(STEP, compiled=Silent()), V5P)
 
 
 def test_a_program_that_cannot_be_read_back_says_so():

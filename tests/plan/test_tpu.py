@@ -73,7 +73,7 @@ def student(tmp_path_factory):
 
 def test_a_training_step_for_a_tpu_has_its_loops_counted(student):
     mesh, chip = chips.topology_mesh("v5e:2x2", fsdp=2)
-    sketch = models.read(student.student, mesh, key="student", train=student.train)
+    sketch = models.read(student.student, mesh, key="student")
     step = steps.train_step(sketch, student.train, mesh)
     assert fits(step, chip)
     assert step.looped
@@ -97,7 +97,7 @@ def test_a_step_that_libtpu_refuses_is_planned_as_too_large(student):
     student = student.copy_and_resolve_references()
     student.student.lora_rank = 0
     student.train.batch_size, student.train.chunk_tokens = 1 << 22, -1
-    sketch = models.read(student.student, mesh, key="student", train=student.train)
+    sketch = models.read(student.student, mesh, key="student")
     step = steps.train_step(sketch, student.train, mesh)
     assert step.compiled is None
     assert not fits(step, chip)

@@ -73,7 +73,7 @@ def planned(config, **changes):
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     train = config.train.copy_and_resolve_references()
     train.update(changes)
-    sketch = models.read(config.student, mesh, key="student", train=train)
+    sketch = models.read(config.student, mesh, key="student")
     return steps.train_step(sketch, train, mesh), sketch
 
 
