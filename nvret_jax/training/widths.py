@@ -20,6 +20,7 @@ follows from data, seed and length of the stage, so a resumed run has the same o
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -85,7 +86,7 @@ def group(profile_r: np.ndarray) -> Groups:
     while cuts[-1]:
         cuts.append(first[cuts[-1]])
     cuts = cuts[::-1]
-    pairs = list(zip(cuts[:-1], cuts[1:], strict=True))
+    pairs = list(itertools.pairwise(cuts))
     return Groups(
         tuple(int(ends[j] - ends[i]) for i, j in pairs), tuple(int(widths[j - 1]) for _, j in pairs)
     )
@@ -133,12 +134,21 @@ class Grouped:
         for step, batch in enumerate(self.batches.dataset(first, start, stop), first):
             yield self._grouped(step, batch)
 
-    def groups(self, step: int) -> dict[str, Groups]:
-        """The groups of each side that has any."""
+    def groups(self, step: int, batch: dict[str, Any] | None = None) -> dict[str, Groups]:
+        """The groups of each side that has any.
+
+        Args:
+            step: counted from 0.
+            batch: of this step, or a part of it; spares asking for lengths where it is all of it.
+        """
         if self._plans is None:
             self._plans = self._made()
+        if batch is not None and len(batch["query_lengths"]) == self._batch_size:
+            lengths = {side: batch[f"{side}_lengths"] for side in SIDES}
+        else:
+            lengths = self.batches.lengths(step)
         out = {}
-        for side, lengths_n in self.batches.lengths(step).items():
+        for side, lengths_n in lengths.items():
             profile_r = profile(lengths_n, self.parts)
             known = self._plans.get((side, len(lengths_n)), ())
             last = Groups((len(profile_r),), (int(_rounded(profile_r[-1])),))
@@ -147,7 +157,7 @@ class Grouped:
         return out
 
     def _grouped(self, step: int, batch: dict[str, Any]) -> dict[str, Any]:
-        for side, groups in self.groups(step).items():
+        for side, groups in self.groups(step, batch).items():
             tokens, width = batch[f"{side}_tokens"], groups.widths[-1]
             fill = max(0, width - tokens.shape[1])  # what stands in padding is of no consequence
             batch[f"{side}_tokens"] = np.pad(tokens, ((0, 0), (0, fill)))[:, :width]
@@ -159,7 +169,8 @@ class Grouped:
         found: dict[tuple[str, int], list[np.ndarray]] = {}
         first = self.batches.lengths(0)
         least, most = _SAMPLED_STEPS
-        wanted = min(max(_SAMPLED_ROWS // len(first["query"]), least), most, self.steps)
+        self._batch_size = len(first["query"])
+        wanted = min(max(_SAMPLED_ROWS // self._batch_size, least), most, self.steps)
         for step in np.unique(np.linspace(0, self.steps - 1, wanted).astype(int)).tolist():
             for side, lengths_n in self.batches.lengths(step).items():
                 rows = found.setdefault((side, len(lengths_n)), [])
