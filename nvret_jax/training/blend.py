@@ -161,6 +161,18 @@ class Blend:
         part = self.sources[source].examples.batch(int(unit), start, stop)
         return self._shifted(source, part)
 
+    def lengths(self, step: int) -> dict[str, np.ndarray]:
+        """Tokens of each 'query' and 'passage' of the global batch of one step."""
+        if self.batches == "homogeneous":
+            (source,), (unit,) = self.deal.stretch(step, step + 1)
+            return self.sources[source].examples.lengths(int(unit))
+        here, picked = self._shared(step)
+        out: Batch = {}
+        for source, rows in here.items():
+            part = self.sources[source].examples.lengths_of(picked[source])
+            _scatter(out, part, rows, self.batch_size)
+        return out
+
     def dataset(self, first: int, start: int, stop: int) -> grain.IterDataset:
         """Batches first..steps in order, with prefetch and a state that checkpoints can hold."""
 
@@ -170,11 +182,15 @@ class Blend:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         return grain.MapDataset.range(first, self.steps).map(make).to_iter_dataset(options)
 
-    def _mixed(self, step: int, start: int, stop: int) -> Batch:
+    def _shared(self, step: int) -> tuple[dict[int, np.ndarray], dict[int, Picked]]:
+        """Of each source in a mixed batch: its rows of the batch, and what is in them."""
         first = step * self.batch_size
         of_row, units = self.deal.stretch(first, first + self.batch_size)
         here = {int(source): np.flatnonzero(of_row == source) for source in np.unique(of_row)}
-        picked = {source: self._pick(source, units[rows]) for source, rows in here.items()}
+        return here, {source: self._pick(source, units[rows]) for source, rows in here.items()}
+
+    def _mixed(self, step: int, start: int, stop: int) -> Batch:
+        here, picked = self._shared(step)
         widths = [self.sources[s].examples.widths(rows) for s, rows in picked.items()]
         query_width, passage_width = np.max(widths, axis=0).tolist()
 

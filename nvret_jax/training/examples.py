@@ -24,6 +24,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.training.widths import Groups
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 _BUCKET = 16  # batch lengths are rounded up to a multiple of this
@@ -231,11 +232,21 @@ class Examples:
         numbers, passages = self.rows(step)
         return Picked(numbers, passages, self.scores(step) if self.teacher_scores else None)
 
+    def lengths(self, step: int) -> dict[str, np.ndarray]:
+        """Tokens of each 'query' [B] and 'passage' [B·G] of the global batch of a step, int32."""
+        return self.lengths_of(self.pick(step))
+
+    def lengths_of(self, picked: Picked) -> dict[str, np.ndarray]:
+        """Tokens of each 'query' [b] and 'passage' [b·G] of some rows, int32."""
+        return {
+            "query": self.queries.lengths(self.negatives.query_rows[picked.numbers]),
+            "passage": self.passages.lengths(picked.passages.ravel()),
+        }
+
     def widths(self, picked: Picked) -> tuple[int, int]:
         """Tokens to which a batch of these rows is padded, of queries and of passages."""
-        query_rows = self.negatives.query_rows[picked.numbers]
-        query_width = self._width(self.queries.lengths(query_rows))
-        return query_width, self._width(self.passages.lengths(picked.passages.ravel()))
+        lengths = self.lengths_of(picked)
+        return self._width(lengths["query"]), self._width(lengths["passage"])
 
     def fill(
         self, picked: Picked, widths: tuple[int, int], max_positives: int
@@ -322,10 +333,16 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 def to_devices(
     batch: dict[str, np.ndarray], mesh: Mesh, start: int, batch_size: int
 ) -> dict[str, jax.Array]:
-    """A process's part of a batch as global arrays, split over the mesh's batch axis."""
+    """A process's part of a batch as global arrays, split over the mesh's batch axis.
+
+    What is no array (`Groups`) stays as it is.
+    """
     rows = len(batch["query_lengths"])
     out = {}
     for name, local in batch.items():
+        if isinstance(local, Groups):
+            out[name] = local
+            continue
         per_row = len(local) // rows
         shape = (batch_size * per_row, *local.shape[1:])
         sharding = mesh_lib.sharding(mesh, "batch", *([None] * (local.ndim - 1)))

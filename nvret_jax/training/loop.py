@@ -38,7 +38,8 @@ from nvret_jax.training.optimizer import make_optimizer, schedule
 from nvret_jax.training.preemption import Preemption, mains
 from nvret_jax.training.stage import BEST, LAST, STUDENT, Batches, Places, Stage
 from nvret_jax.training.start import check_start, load_trained, randomised, started
-from nvret_jax.training.step import init_optimizer, make_step
+from nvret_jax.training.step import chunk_budget, init_optimizer, make_step
+from nvret_jax.training.widths import Grouped
 from nvret_jax.training.writer import MetricWriter, NoWriter
 
 __all__ = [
@@ -200,7 +201,7 @@ class _StageRun:
         self.stage, self.config, self.encoder = stage, stage.config, encoder
         self.places, self.first, self.earlier = places, first, earlier
         self.folder: epath.Path = places.checkpoints / stage.name
-        self.batches = stage.make_batches()
+        self.batches = self._grouped(stage.make_batches())
         self.steps = self.batches.steps
 
     def train(
@@ -270,6 +271,15 @@ class _StageRun:
             if stopping:
                 raise Preempted(self.stage.name, at, steps)
         return encoder.replace(nnx.merge_state(trainable, frozen))
+
+    def _grouped(self, batches: Batches) -> Batches:
+        """The batches, short texts apart from long ones where texts are encoded in chunks."""
+        budget = chunk_budget(self.config.chunk_tokens)
+        # Vectors of tokens cannot be put back together where widths differ.
+        loss = loss_of(self.config, self.encoder.width)
+        if budget < 0 or loss.scores == "maxsim" or not hasattr(batches, "lengths"):
+            return batches
+        return Grouped(batches, mesh_lib.shards(self.encoder.mesh, "batch"), budget)
 
     def _step_fn(self, graph: Any, optimizer: optax.GradientTransformation, loss: Loss):
         config, lora = self.config, self.encoder.lora

@@ -4,7 +4,8 @@ Texts are encoded in chunks under `jax.checkpoint`: only embeddings are kept bet
 and the backward pass, and each chunk is encoded once more for its gradient. That is GradCache
 (Gao et al. 2021): the loss still sees the whole global batch, whatever the chunk. On a CPU a chunk
 that fits the cache also makes a step faster than encoding the batch at once, recomputation
-included.
+included. Where a batch says so (`widths.Groups`), short texts are encoded at a smaller width than
+long ones.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.training.losses import Loss, batch_loss
 from nvret_jax.training.multivector import token_mask
+from nvret_jax.training.widths import Groups
 
 # Tokens a device encodes at a time. A CPU is fastest when a chunk stays in its cache; on an
 # accelerator 16,384 fill the matrix units and keep BERT-large's activations under some 25 GiB,
@@ -51,6 +53,13 @@ class TrainState:
     step: int
 
 
+def chunk_budget(tokens: int) -> int:
+    """Tokens a device encodes at a time where a config says `tokens`; -1: all of them."""
+    if tokens == 0:
+        return CHUNK_TOKENS.get(jax.default_backend(), ACCELERATOR_CHUNK_TOKENS)
+    return tokens
+
+
 def chunk_rows(tokens: int, width: int, rows: int) -> int:
     """Sequences per chunk on one device.
 
@@ -63,8 +72,7 @@ def chunk_rows(tokens: int, width: int, rows: int) -> int:
         width: tokens per sequence.
         rows: sequences this device has.
     """
-    if tokens == 0:
-        tokens = CHUNK_TOKENS.get(jax.default_backend(), ACCELERATOR_CHUNK_TOKENS)
+    tokens = chunk_budget(tokens)
     if tokens < 0:
         return rows
     most = min(max(1, tokens // width), rows)
@@ -139,6 +147,72 @@ def encode_in_chunks(
     return jax.lax.reshape(emb, (count, *rest), out_sharding=P(batch))
 
 
+def encode_in_groups(
+    model: nnx.Module,
+    tokens_nt: jax.Array,
+    lengths_n: jax.Array,
+    keys_n: jax.Array | None,
+    skip_n: jax.Array | None = None,
+    *,
+    groups: Groups | None,
+    chunk_tokens: int,
+    mesh: Mesh,
+) -> jax.Array:
+    """Embeds a batch group by group, each chunk by chunk at the group's width.
+
+    Args:
+        model: as of `encode_in_chunks`, an `nnx.Module`.
+        groups: of every device's own texts, with room for them; None: all at width T.
+        tokens_nt, lengths_n, keys_n, skip_n, chunk_tokens: as of `encode_in_chunks`.
+
+    Returns:
+        float32 [N, D], split over the batch axis, in the order of `tokens_nt`.
+    """
+    encode = functools.partial(encode_in_chunks, chunk_tokens=chunk_tokens, mesh=mesh)
+    if groups is None:
+        return encode(model, tokens_nt, lengths_n, keys_n, skip_n)
+    count, parts = len(lengths_n), mesh_lib.shards(mesh, "batch")
+    (batch,) = mesh_lib.spec("batch")
+
+    # A device sorts and picks among its own texts alone, so nothing moves between devices.
+    @functools.partial(jax.shard_map, in_specs=P(batch), out_specs=P(batch))
+    def pick(x, order):
+        return x[order]
+
+    @functools.partial(jax.shard_map, in_specs=P(batch), out_specs=P(batch))
+    def sort(x):
+        return jnp.argsort(x, stable=True).astype(jnp.int32)
+
+    def by_part(x: jax.Array) -> jax.Array:
+        return jax.lax.reshape(x, (parts, len(x) // parts, *x.shape[1:]), out_sharding=P(batch))
+
+    def flat(x: jax.Array) -> jax.Array:
+        return jax.lax.reshape(x, (parts * x.shape[1], *x.shape[2:]), out_sharding=P(batch))
+
+    order_n = sort(lengths_n)
+    key_data = None if keys_n is None else jax.random.key_data(keys_n)
+    operands = [
+        None if x is None else by_part(pick(x, order_n))
+        for x in (tokens_nt, lengths_n, key_data, skip_n)
+    ]
+    graph, weights = nnx.split(model)
+    embedded, first = [], 0
+    for rows, width in zip(groups.rows, groups.widths, strict=True):
+        tokens, lengths, keys, skip = (
+            None if x is None else flat(x[:, first : first + rows]) for x in operands
+        )
+        keys = None if keys is None else jax.random.wrap_key_data(keys)
+        emb = encode(nnx.merge(graph, weights), tokens[:, :width], lengths, keys, skip)
+        # One group after the other, backwards too: each has a sum of gradients as large as the
+        # model, and only one of those should be in memory.
+        weights, emb = jax.lax.optimization_barrier((weights, emb))
+        embedded.append(by_part(emb))
+        first += rows
+    emb_nd = flat(jnp.concatenate(embedded, axis=1))
+    assert len(emb_nd) == count, f"groups have {first * parts} rows, the batch has {count}"
+    return pick(emb_nd, sort(order_n))
+
+
 def example_keys(seed_key: jax.Array, step: jax.Array, count: int, side: int) -> jax.Array:
     """A dropout key per example of a batch, the same on any mesh. `side`: 0 query, 1 passage."""
     key = jax.random.fold_in(jax.random.fold_in(seed_key, step), side)
@@ -211,12 +285,13 @@ def make_step(
             if loss.scores == "maxsim":
                 batch.setdefault(f"{side}_real", token_mask(lengths, tokens.shape[1]))
             with jax.named_scope(f"encode_{side}"):
-                return encode_in_chunks(
+                return encode_in_groups(
                     model,
                     tokens,
                     lengths,
                     keys,
                     batch.get(f"{side}_skip"),
+                    groups=batch.pop(f"{side}_groups", None),
                     chunk_tokens=chunk_tokens,
                     mesh=mesh,
                 )

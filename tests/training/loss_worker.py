@@ -17,6 +17,7 @@ from loss_reference import make_batch
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.training.losses import Loss, batch_loss
 from nvret_jax.training.step import init_optimizer, make_step
+from nvret_jax.training.widths import Groups, profile
 
 TERMS = ("query_to_passage", "passage_to_query", "query_to_query")
 # name: options, what the batch is like
@@ -94,6 +95,7 @@ STEPS = {
         {"temperature_learning_rate": 0.01, "method": "ring", "tile_pairs": 25},
         20,
     ),
+    "groups": ({"temperature_learning_rate": 0.01}, 8),
     "tokens": ({"scores": "maxsim", "temperature": 1.0}, -1),
     "tokens, ring, chunks": ({"scores": "maxsim", "temperature": 1.0, "method": "ring"}, 8),
 }
@@ -110,6 +112,8 @@ def steps(mesh):
         "passage_lengths": rng.integers(1, 5, 3 * ROWS).astype(np.int32),
         **{name: ids[name] for name in ("passage_ids", "positive_ids")},
     }
+    longest_r = profile(batch["passage_lengths"], mesh_lib.shards(mesh, "batch"))
+    widths, rows = np.unique(longest_r, return_counts=True)
     batch = {name: put(mesh, x) for name, x in batch.items()}
     vectors = rng.normal(size=(40, 8))
     for name, (options, chunk_tokens) in STEPS.items():
@@ -127,8 +131,14 @@ def steps(mesh):
             dropout=True,
             seed=3,
         )
+        if name == "groups":
+            groups = {"passage_groups": Groups(tuple(rows.tolist()), tuple(widths.tolist()))}
+        else:
+            groups = {}
         for step in range(3):
-            weights, state, metrics = step_fn(weights, state, rest, batch, jnp.uint32(step))
+            weights, state, metrics = step_fn(
+                weights, state, rest, batch | groups, jnp.uint32(step)
+            )
         yield f"{name}/weights", whole(weights["vectors"][...])
         yield f"{name}/loss", whole(metrics["loss"])
         if loss.learned:

@@ -1,4 +1,4 @@
-"""Steps: chunks, the ring and the mesh change nothing; a learned temperature is learned."""
+"""Steps: chunks, groups, the ring and the mesh change nothing; a learned temperature is learned."""
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ def steps(tmp_path_factory):
     return answers(tmp_path_factory.mktemp("steps"), "steps")
 
 
-SAME = {"whole": "ring, chunks", "tokens": "tokens, ring, chunks"}
+SAME = {"whole": ("ring, chunks", "groups"), "tokens": ("tokens, ring, chunks",)}
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("plain", SAME)
 def test_three_steps_end_the_same(steps, way, plain):
-    for case in (plain, SAME[plain]):
+    for case in (plain, *SAME[plain]):
         for name, expected in steps["devices 1"].items():
             if name.startswith(f"{plain}/"):
                 found = steps[way][f"{case}/{name.split('/')[1]}"]

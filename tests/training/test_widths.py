@@ -1,0 +1,163 @@
+"""Widths: plans have room for what they are chosen for, save padding, and change no number."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import loss_worker
+import numpy as np
+import pytest
+from test_examples import build
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.training.step import encode_in_groups
+from nvret_jax.training.widths import Grouped, Groups, group, plans, profile
+
+
+def test_a_profile_is_the_longest_of_each_rank_over_the_devices():
+    lengths = np.array([5, 1, 9, 2, 8, 3])
+    assert profile(lengths, 1).tolist() == [1, 2, 3, 5, 8, 9]
+    assert profile(lengths, 2).tolist() == [2, 5, 9]
+
+
+def padded(groups):
+    return int(np.dot(groups.rows, groups.widths))
+
+
+def test_groups_hold_a_profile_at_the_least_cost():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = np.sort(np.minimum(rng.geometric(0.03, 24), 64))
+        found = group(lengths)
+        assert sum(found.rows) == 24
+        assert found.hold(lengths)
+        assert not found.hold(lengths + 64)
+        exact = -(-lengths // 8) * 8
+
+        def cost(groups, exact=exact):
+            return padded(groups) + 0.03 * exact.sum() * len(groups.rows)
+
+        best = min(  # brute force over where the groups end
+            cost(Groups(tuple(np.diff([0, *ends]).tolist()), tuple(exact[np.array(ends) - 1])))
+            for ends in (
+                [*(i + 1 for i in range(23) if cut >> i & 1), 24]
+                for cut in rng.integers(0, 2**23, 3000).tolist()
+            )
+        )
+        assert cost(found) <= best + 1e-9
+
+
+def test_groups_of_many_lengths_are_few_and_save_most_of_the_padding():
+    lengths = np.sort(np.random.default_rng(1).geometric(1 / 36, 160).clip(8, 256))
+    found = group(lengths)
+    assert len(found.rows) <= 8
+    assert padded(found) < 1.35 * lengths.sum()
+    assert padded(found) < 0.5 * 160 * lengths.max()
+
+
+def test_equal_lengths_are_one_group():
+    assert group(np.full(7, 20)) == Groups((7,), (24,))
+
+
+def test_a_later_plan_is_roomier():
+    profiles = np.sort(np.random.default_rng(2).integers(1, 200, (30, 64)), axis=1)
+    first, second = plans(profiles)
+    assert all(first.hold(row) and second.hold(row) for row in profiles)
+    assert padded(first) < padded(second)
+
+
+class Stage:
+    """Batches of a set of examples, as a stage has them."""
+
+    seed = 0
+
+    def __init__(self, steps, examples):
+        self.steps, self.batch, self.lengths = steps, examples.batch, examples.lengths
+
+    def dataset(self, first, start, stop):
+        return (self.batch(step, start, stop) for step in range(first, self.steps))
+
+
+def grouped(chunk_tokens=4, parts=2, steps=12):
+    return Grouped(Stage(steps, build()), parts, chunk_tokens)
+
+
+def test_lengths_are_those_of_the_batch():
+    examples = build()
+    for step in range(3):
+        for side, lengths in examples.lengths(step).items():
+            np.testing.assert_array_equal(lengths, examples.batch(step)[f"{side}_lengths"])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_every_text_has_room_on_every_device(parts):
+    batches = grouped(parts=parts)
+    for step, batch in enumerate(batches.dataset(0, 0, 4)):
+        for side, rows in (("query", 4), ("passage", 12)):
+            groups = batch[f"{side}_groups"]
+            assert sum(groups.rows) == rows // parts
+            assert batch[f"{side}_tokens"].shape == (rows, groups.widths[-1])
+            width = np.repeat(groups.widths, groups.rows)
+            assert (profile(batches.batches.lengths(step)[side], parts) <= width).all()
+
+
+def test_processes_take_the_same_groups():
+    batches = grouped()
+    for step in range(4):
+        whole, part = batches.batch(step, 0, 4), batches.batch(step, 2, 4)
+        assert part["passage_groups"] == whole["passage_groups"]
+        np.testing.assert_array_equal(part["passage_tokens"], whole["passage_tokens"][6:])
+
+
+def test_what_fits_one_chunk_has_no_groups():
+    assert "query_groups" not in grouped(chunk_tokens=32).batch(0, 0, 4)
+
+
+def test_a_batch_longer_than_all_of_the_sample_gets_the_width_it_needs():
+    batches = grouped(parts=1)
+    batches.groups(0)
+    lengths = batches.batches.lengths(3)
+    lengths["passage"][5] = 77
+    batches.batches.lengths = lambda step: lengths
+    assert batches.groups(3)["passage"] == Groups((12,), (80,))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("drop", [False, True])
+def test_groups_change_neither_vectors_nor_gradients(devices, drop):
+    if len(jax.devices()) < devices:
+        pytest.skip(f"needs {devices} devices, and there are {len(jax.devices())}")
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 13, 16).astype(np.int32)
+    groups = group(profile(lengths, devices) * 8)  # several, of widths 8, 16, …
+    groups = dataclasses.replace(groups, widths=tuple(w // 8 for w in groups.widths))
+    assert len(groups.rows) > 2
+    tokens = rng.integers(0, 9, (16, 12)).astype(np.int32)
+    weight = rng.normal(size=(16, 4)).astype(np.float32)
+    with jax.set_mesh(mesh):
+        split = mesh_lib.sharding(mesh, "batch")
+        tokens, lengths = (jax.device_put(x, split) for x in (tokens, lengths))
+        keys = jax.random.split(jax.random.key(0), 16) if drop else None
+        keys = None if keys is None else jax.device_put(keys, split)
+
+        def run(vectors, groups, chunk_tokens):
+            model = loss_worker.Words(vectors, pooled=True)
+            emb = encode_in_groups(
+                model,
+                tokens,
+                lengths,
+                keys,
+                groups=groups,
+                chunk_tokens=chunk_tokens,
+                mesh=mesh,
+            )
+            return (emb * jax.device_put(weight, split)).sum(), emb
+
+        grad = jax.jit(jax.value_and_grad(run, has_aux=True), static_argnums=(1, 2))
+        vectors = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32)
+        (_, whole), expected = grad(vectors, None, -1)
+        for chunk_tokens in (-1, 12):
+            (_, found), gradient = grad(vectors, groups, chunk_tokens)
+            np.testing.assert_allclose(np.asarray(found), np.asarray(whole), atol=1e-6)
+            np.testing.assert_allclose(np.asarray(gradient), np.asarray(expected), atol=1e-5)
