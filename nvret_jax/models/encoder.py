@@ -341,20 +341,16 @@ class Encoder:
         return self._texts.unpooled(kind)
 
     def uncounted_tokens(self, kind: str) -> list[int]:
-        """Ids of the tokens whose vectors do not count; none where tokens are pooled.
+        """Ids of the tokens whose vectors do not count; none where tokens are pooled."""
+        return [] if self.spec.late is None else self._texts.skipped(kind)
 
-        Raises:
-            InputError: queries get mask tokens that nobody sees, which training has no place for.
+    def lengthen(self, tokens: list[np.ndarray], kind: str) -> tuple[list[np.ndarray], list[int]]:
+        """(tokens that get a vector, how many of them others see), text by text.
+
+        They differ where a late-interaction model lengthens queries with mask tokens that see the
+        query and are not seen.
         """
-        if self.spec.late is None:
-            return []
-        if self._texts.expands(kind) and not self.spec.late.expand_attend:
-            raise InputError(
-                f"{self.folder}: its queries are lengthened with mask tokens that others do not "
-                "see (attend_to_expansion_tokens), which cannot be trained yet; set it to true, or "
-                "do_query_expansion to false"
-            )
-        return self._texts.skipped(kind)
+        return self._texts.expanded(tokens, kind)
 
     def tokenize(
         self, texts: Sequence[str], *, kind: str = "passage", max_length: int | None = None

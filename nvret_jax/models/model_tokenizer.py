@@ -114,7 +114,7 @@ class TextTokens:
                 f"{self._folder}: the tokenizer gives token {highest}, but the model has "
                 f"{vocabulary} (config.json: vocab_size); they do not belong together"
             )
-        if self.expands(kind) and self._spec.late.expand_attend:
+        if self._expands(kind) and self._spec.late.expand_attend:
             return self._lengthened(tokens)
         return tokens
 
@@ -125,7 +125,7 @@ class TextTokens:
         query and are not seen.
         """
         seen = [len(ids) for ids in tokens]
-        if self.expands(kind) and not self._spec.late.expand_attend:
+        if self._expands(kind) and not self._spec.late.expand_attend:
             tokens = self._lengthened(tokens)
         return tokens, seen
 
@@ -144,8 +144,7 @@ class TextTokens:
         count = self._tokenizer.prompt_tokens(self._spec.prompt(kind))
         return max(0, count - (self._spec.prompt_in_pooling == "last"))
 
-    def expands(self, kind: str) -> bool:
-        """Whether a text of this kind is lengthened with mask tokens."""
+    def _expands(self, kind: str) -> bool:
         late = self._spec.late
         return kind == "query" and late is not None and late.expand_to is not None
 

@@ -109,6 +109,7 @@ def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
         guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
         skip={kind: count for kind, count in unpooled.items() if count is not None},
         uncounted={kind: encoder.uncounted_tokens(kind) for kind in kinds} if late else None,
+        lengthen_query=(lambda tokens: encoder.lengthen(tokens, "query")) if late else None,
     )
 
 

@@ -27,6 +27,8 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.training.widths import Groups
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
+# Token ids -> those that get a vector, and how many of them are seen by others, text by text.
+Lengthen = Callable[[list[np.ndarray]], tuple[list[np.ndarray], list[int]]]
 _BUCKET = 16  # batch lengths are rounded up to a multiple of this
 _NOTHING = {"i": -1, "f": -np.inf}  # a missing passage, a missing score
 
@@ -38,22 +40,40 @@ class Tokens:
     Attributes:
         place: int32, for each row of the table its row in `ids`; -1: not held.
         ids: int32, one row per text held.
+        seen: int32, of each row how many of its tokens others see; the rest, mask tokens that
+            lengthen a query, get vectors all the same.
     """
 
     place: np.ndarray
     ids: Ragged
+    seen: np.ndarray
 
     @classmethod
-    def of(cls, texts: Sequence[str], rows: np.ndarray, tokenize: Tokenize) -> Tokens:
+    def of(
+        cls,
+        texts: Sequence[str],
+        rows: np.ndarray,
+        tokenize: Tokenize,
+        lengthen: Lengthen | None = None,
+    ) -> Tokens:
         """Tokenises `texts[r]` for the distinct rows named."""
         rows = np.unique(rows)
         rows = rows[rows >= 0]
         place = np.full(len(texts), -1, np.int32)
         place[rows] = np.arange(len(rows), dtype=np.int32)
-        return cls(place, Ragged.from_rows(tokenize([texts[r] for r in rows]), np.int32))
+        tokens = tokenize([texts[r] for r in rows])
+        seen = None
+        if lengthen is not None:
+            tokens, seen = lengthen(tokens)
+        ids = Ragged.from_rows(tokens, np.int32)
+        return cls(place, ids, ids.counts if seen is None else np.asarray(seen, np.int32))
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens of each text; 1 where the row is -1 (an empty slot still has a first token)."""
+        """Tokens others see; 1 where the row is -1 (an empty slot still has a first token)."""
+        return np.where(rows >= 0, self.seen[self.place[rows]], 1).astype(np.int32)
+
+    def spans(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens that get a vector; 1 where the row is -1."""
         return np.where(rows >= 0, self.ids.counts[self.place[rows]], 1).astype(np.int32)
 
     def matrix(self, rows: np.ndarray, width: int, pad_id: int) -> np.ndarray:
@@ -132,6 +152,7 @@ class Examples:
         guide: tuple[np.ndarray, np.ndarray] | None = None,
         skip: Mapping[str, int] | None = None,
         uncounted: Mapping[str, Sequence[int]] | None = None,
+        lengthen_query: Lengthen | None = None,
     ) -> Examples:
         """Tokenises what the table names.
 
@@ -150,7 +171,7 @@ class Examples:
             used.append(negatives.negative_rows.padded(-1, num_negatives).ravel())
         return cls(
             negatives,
-            Tokens.of(query_texts, negatives.query_rows, tokenize_query),
+            Tokens.of(query_texts, negatives.query_rows, tokenize_query, lengthen_query),
             Tokens.of(passage_texts, np.concatenate(used), tokenize_passage),
             batch_size,
             num_negatives,
@@ -245,8 +266,9 @@ class Examples:
 
     def widths(self, picked: Picked) -> tuple[int, int]:
         """Tokens to which a batch of these rows is padded, of queries and of passages."""
-        lengths = self.lengths_of(picked)
-        return self._width(lengths["query"]), self._width(lengths["passage"])
+        query_rows = self.negatives.query_rows[picked.numbers]
+        query_width = self._width(self.queries.spans(query_rows))
+        return query_width, self._width(self.passages.spans(picked.passages.ravel()))
 
     def fill(
         self, picked: Picked, widths: tuple[int, int], max_positives: int
@@ -280,9 +302,10 @@ class Examples:
             # A mean over nothing has no gradient at unit length: a text (or an empty slot) that is
             # all prompt keeps its last token.
             batch[f"{side}_skip"] = np.minimum(count, batch[f"{side}_lengths"] - 1)
+        spans = {"query": self.queries.spans(query_rows), "passage": self.passages.spans(passages)}
         for side, ids in self.uncounted.items():
-            tokens, lengths = batch[f"{side}_tokens"], batch[f"{side}_lengths"]
-            real = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+            tokens = batch[f"{side}_tokens"]
+            real = np.arange(tokens.shape[1])[None, :] < spans[side][:, None]
             batch[f"{side}_real"] = real & ~np.isin(tokens, list(ids))
         return batch
 

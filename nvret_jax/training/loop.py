@@ -276,8 +276,8 @@ class _StageRun:
         """The batches, short texts apart from long ones where texts are encoded in chunks."""
         budget = chunk_budget(self.config.chunk_tokens)
         # Vectors of tokens cannot be put back together where widths differ.
-        loss = loss_of(self.config, self.encoder.width)
-        if budget < 0 or loss.scores == "maxsim" or not hasattr(batches, "lengths"):
+        late = self.encoder.spec.late is not None
+        if budget < 0 or late or not hasattr(batches, "lengths"):
             return batches
         return Grouped(batches, mesh_lib.shards(self.encoder.mesh, "batch"), budget)
 

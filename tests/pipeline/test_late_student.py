@@ -18,13 +18,18 @@ from nvret_jax.run import Run
 from nvret_jax.stages import train as train_stage
 
 
-@pytest.fixture(scope="module")
-def late(pristine, tmp_path_factory):
-    """(config, workdir) of a finished run whose student is a tiny LateOn-Code."""
+@pytest.fixture(scope="module", params=["seen", "unseen"])
+def late(pristine, tmp_path_factory, request):
+    """(config, workdir) of a finished run whose student is a tiny LateOn-Code.
+
+    Its queries are lengthened with mask tokens, which other tokens see or do not.
+    """
     folder = tmp_path_factory.mktemp("late")
     tiny_backbones.write(folder / "student", "lateon-code")
     settings = folder / "student" / "config_sentence_transformers.json"
-    shared = json.loads(settings.read_text()) | {"attend_to_expansion_tokens": True}
+    shared = json.loads(settings.read_text())
+    assert shared["query_length"] == 12
+    shared["attend_to_expansion_tokens"] = request.param == "seen"
     settings.write_text(json.dumps(shared))
     config = recipe_project.config(pristine, temperature=1.0, steps=3)
     config.student.model = str(folder / "student")
