@@ -1,29 +1,36 @@
 """Parquet tables whose cells are ids or lists of ids, on the reader's side as row numbers.
 
 Artefacts hold ids, computation wants row numbers; the two functions here are the only crossing.
+
+pyarrow is imported where it is used: it takes 38 MiB, which who works on arrays need not have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from etils import epath
 
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 
 def id_array(ids: Sequence[str]) -> pa.Array:
     """Ids as an Arrow array, made once and used for every column of a table."""
+    import pyarrow as pa
+
     return pa.array(ids, pa.large_string())
 
 
 def ids_column(rows: np.ndarray | Ragged, ids: pa.Array) -> pa.Array:
     """Row numbers → a column of ids, or of lists of ids for `Ragged` rows."""
+    import pyarrow as pa
+
     if isinstance(rows, Ragged):
         return pa.LargeListArray.from_arrays(rows.offsets, ids.take(pa.array(rows.values)))
     return ids.take(pa.array(rows))
@@ -31,6 +38,8 @@ def ids_column(rows: np.ndarray | Ragged, ids: pa.Array) -> pa.Array:
 
 def list_column(values: Ragged) -> pa.Array:
     """A column of lists of numbers."""
+    import pyarrow as pa
+
     return pa.LargeListArray.from_arrays(values.offsets, pa.array(values.values))
 
 
@@ -40,6 +49,9 @@ def rows_of(column: pa.Array, ids: pa.Array, what: str) -> np.ndarray | Ragged:
     Raises:
         InputError: an id the data set does not have; `what` says where it stood.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -54,6 +66,8 @@ def rows_of(column: pa.Array, ids: pa.Array, what: str) -> np.ndarray | Ragged:
 
 def ragged_numbers(column: pa.Array, dtype) -> Ragged:
     """A column of lists of numbers → `Ragged`."""
+    import pyarrow as pa
+
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     offsets = np.asarray(column.offsets, np.int64)
@@ -62,6 +76,9 @@ def ragged_numbers(column: pa.Array, dtype) -> Ragged:
 
 def write_table(path: epath.Path, columns: Mapping[str, pa.Array]) -> None:
     """Writes a parquet file; the caller sees to it that `path` is not the final name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with epath.Path(path).open("wb") as file:
         pq.write_table(pa.table(dict(columns)), file, compression="zstd")
 
@@ -72,6 +89,9 @@ def read_table(path: epath.Path, columns: Sequence[str]) -> pa.Table:
     Raises:
         InputError: it is missing, damaged, or lacks a column.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path = epath.Path(path)
     try:
         with path.open("rb") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
 from etils import epath
 
 from nvret_jax.data import tables
@@ -82,6 +81,8 @@ class Negatives:
 
     def write(self, path: epath.Path, queries: TextTable, corpus: TextTable) -> None:
         """Writes the table with ids in place of rows."""
+        import pyarrow as pa  # see tables.py
+
         passage_ids, query_ids = tables.id_array(corpus.ids), tables.id_array(queries.ids)
         names = pa.array(self.teachers, pa.large_string())
         tables.write_table(
@@ -108,6 +109,8 @@ class Negatives:
             InputError: the file is damaged, is another table, or names an id the data set does
                 not have.
         """
+        import pyarrow as pa  # see tables.py
+
         table = tables.read_table(path, COLUMNS)
         passage_ids, query_ids = tables.id_array(corpus.ids), tables.id_array(queries.ids)
 
