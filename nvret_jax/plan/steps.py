@@ -30,10 +30,11 @@ from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
 from nvret_jax.search import memory
 from nvret_jax.search import steps as search_steps
 from nvret_jax.training import ring
+from nvret_jax.training.encode import ACCELERATOR_CHUNK_TOKENS, chunk_rows
 from nvret_jax.training.loop import check_batch, loss_of
 from nvret_jax.training.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer
-from nvret_jax.training.step import ACCELERATOR_CHUNK_TOKENS, chunk_rows, init_optimizer, make_step
+from nvret_jax.training.step import init_optimizer, make_step
 
 _BUCKET = 16  # of batch lengths, as in training/examples.py
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

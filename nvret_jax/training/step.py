@@ -1,11 +1,6 @@
-"""One training step, compiled once per batch shape.
+"""One training step, compiled once per batch shape: encode, loss, gradient, update.
 
-Texts are encoded in chunks under `jax.checkpoint`: only embeddings are kept between the forward
-and the backward pass, and each chunk is encoded once more for its gradient. That is GradCache
-(Gao et al. 2021): the loss still sees the whole global batch, whatever the chunk. On a CPU a chunk
-that fits the cache also makes a step faster than encoding the batch at once, recomputation
-included. Where a batch says so (`widths.Groups`), short texts are encoded at a smaller width than
-long ones.
+How a batch is encoded in chunks, and its gradient with it: encode.py.
 """
 
 from __future__ import annotations
@@ -21,18 +16,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.training.encode import Texts, encode_batch
 from nvret_jax.training.losses import Loss, batch_loss
 from nvret_jax.training.multivector import token_mask
-from nvret_jax.training.widths import Groups
-
-# Tokens a device encodes at a time. A CPU is fastest when a chunk stays in its cache; on an
-# accelerator 16,384 fill the matrix units and keep BERT-large's activations under some 25 GiB,
-# where a whole batch of 160 × 256 tokens would take six times that.
-CHUNK_TOKENS = {"cpu": 1024}
-ACCELERATOR_CHUNK_TOKENS = 16384
 
 Metrics = dict[str, jax.Array]
 
@@ -51,166 +39,6 @@ class TrainState:
     frozen: Any
     optimizer: Any
     step: int
-
-
-def chunk_budget(tokens: int) -> int:
-    """Tokens a device encodes at a time where a config says `tokens`; -1: all of them."""
-    if tokens == 0:
-        return CHUNK_TOKENS.get(jax.default_backend(), ACCELERATOR_CHUNK_TOKENS)
-    return tokens
-
-
-def chunk_rows(tokens: int, width: int, rows: int) -> int:
-    """Sequences per chunk on one device.
-
-    The largest divisor of `rows` within the budget. Where that is less than half of what the budget
-    allows (7 rows a chunk of 8 × 127, say), as many equal chunks as the budget asks for, the last
-    of them not full.
-
-    Args:
-        tokens: budget; 0: chosen for the device; -1: no chunks.
-        width: tokens per sequence.
-        rows: sequences this device has.
-    """
-    tokens = chunk_budget(tokens)
-    if tokens < 0:
-        return rows
-    most = min(max(1, tokens // width), rows)
-    divisor = next(size for size in range(most, 0, -1) if rows % size == 0)
-    return divisor if 2 * divisor >= most else -(-rows // -(-rows // most))
-
-
-def encode_in_chunks(
-    model: nnx.Module,
-    tokens_nt: jax.Array,
-    lengths_n: jax.Array,
-    keys_n: jax.Array | None,
-    skip_n: jax.Array | None = None,
-    *,
-    chunk_tokens: int,
-    mesh: Mesh,
-) -> jax.Array:
-    """Embeds a batch chunk by chunk, keeping nothing but the embeddings for the backward pass.
-
-    Args:
-        model: tokens, lengths, keys -> float32 embeddings [., D] or [., T, D].
-        tokens_nt: int32 [N, T], split over the batch axis.
-        lengths_n: int32 [N].
-        keys_n: dropout keys [N], or None.
-        skip_n: int32 [N], tokens at the beginning that are not pooled, or None.
-        chunk_tokens: see `chunk_rows`.
-
-    Returns:
-        float32 [N, D] or [N, T, D], split over the batch axis.
-    """
-    count, width = tokens_nt.shape
-    parts = mesh_lib.shards(mesh, "batch")
-    local = count // parts
-    size = chunk_rows(chunk_tokens, width, local)
-
-    def run(tokens, lengths, keys, skip):
-        more = {} if skip is None else {"skip": skip}
-        return model(tokens, lengths, dropout_keys_b=keys, **more)
-
-    if size == local:
-        return run(tokens_nt, lengths_n, keys_n, skip_n)
-    chunks = -(-local // size)
-    padded = chunks * size
-    (batch,) = mesh_lib.spec("batch")
-
-    # Chunk c takes rows c·size … of every device's own part, so nothing moves between devices.
-    # Rows behind the end of a part are copies of its first; their embeddings are dropped.
-    def cut(x: jax.Array) -> jax.Array:
-        rest = x.shape[1:]
-        x = jax.lax.reshape(x, (parts, local, *rest), out_sharding=P(batch))
-        if padded > local:
-            again = jnp.broadcast_to(x[:, :1], (parts, padded - local, *rest))
-            x = jnp.concatenate([x, jax.reshard(again, P(batch))], axis=1)
-        x = jax.lax.reshape(x, (parts, chunks, size, *rest), out_sharding=P(batch))
-        x = jnp.swapaxes(x, 0, 1)
-        return jax.lax.reshape(x, (chunks, parts * size, *rest), out_sharding=P(None, batch))
-
-    @jax.checkpoint
-    def encode(chunk):
-        tokens, lengths, keys, skip = chunk
-        if keys is not None:
-            keys = jax.random.wrap_key_data(keys)
-        return run(tokens, lengths, keys, skip)
-
-    key_data = None if keys_n is None else cut(jax.random.key_data(keys_n))
-    skip = None if skip_n is None else cut(skip_n)
-    emb = jax.lax.map(encode, (cut(tokens_nt), cut(lengths_n), key_data, skip))
-    rest = emb.shape[2:]
-    emb = jax.lax.reshape(emb, (chunks, parts, size, *rest), out_sharding=P(None, batch))
-    emb = jnp.swapaxes(emb, 0, 1)
-    emb = jax.lax.reshape(emb, (parts, padded, *rest), out_sharding=P(batch))[:, :local]
-    return jax.lax.reshape(emb, (count, *rest), out_sharding=P(batch))
-
-
-def encode_in_groups(
-    model: nnx.Module,
-    tokens_nt: jax.Array,
-    lengths_n: jax.Array,
-    keys_n: jax.Array | None,
-    skip_n: jax.Array | None = None,
-    *,
-    groups: Groups | None,
-    chunk_tokens: int,
-    mesh: Mesh,
-) -> jax.Array:
-    """Embeds a batch group by group, each chunk by chunk at the group's width.
-
-    Args:
-        model: as of `encode_in_chunks`, an `nnx.Module`.
-        groups: of every device's own texts, with room for them; None: all at width T.
-        tokens_nt, lengths_n, keys_n, skip_n, chunk_tokens: as of `encode_in_chunks`.
-
-    Returns:
-        float32 [N, D], split over the batch axis, in the order of `tokens_nt`.
-    """
-    encode = functools.partial(encode_in_chunks, chunk_tokens=chunk_tokens, mesh=mesh)
-    if groups is None:
-        return encode(model, tokens_nt, lengths_n, keys_n, skip_n)
-    count, parts = len(lengths_n), mesh_lib.shards(mesh, "batch")
-    (batch,) = mesh_lib.spec("batch")
-
-    # A device sorts and picks among its own texts alone, so nothing moves between devices.
-    @functools.partial(jax.shard_map, in_specs=P(batch), out_specs=P(batch))
-    def pick(x, order):
-        return x[order]
-
-    @functools.partial(jax.shard_map, in_specs=P(batch), out_specs=P(batch))
-    def sort(x):
-        return jnp.argsort(x, stable=True).astype(jnp.int32)
-
-    def by_part(x: jax.Array) -> jax.Array:
-        return jax.lax.reshape(x, (parts, len(x) // parts, *x.shape[1:]), out_sharding=P(batch))
-
-    def flat(x: jax.Array) -> jax.Array:
-        return jax.lax.reshape(x, (parts * x.shape[1], *x.shape[2:]), out_sharding=P(batch))
-
-    order_n = sort(lengths_n)
-    key_data = None if keys_n is None else jax.random.key_data(keys_n)
-    operands = [
-        None if x is None else by_part(pick(x, order_n))
-        for x in (tokens_nt, lengths_n, key_data, skip_n)
-    ]
-    graph, weights = nnx.split(model)
-    embedded, first = [], 0
-    for rows, width in zip(groups.rows, groups.widths, strict=True):
-        tokens, lengths, keys, skip = (
-            None if x is None else flat(x[:, first : first + rows]) for x in operands
-        )
-        keys = None if keys is None else jax.random.wrap_key_data(keys)
-        emb = encode(nnx.merge(graph, weights), tokens[:, :width], lengths, keys, skip)
-        # One group after the other, backwards too: each has a sum of gradients as large as the
-        # model, and only one of those should be in memory.
-        weights, emb = jax.lax.optimization_barrier((weights, emb))
-        embedded.append(by_part(emb))
-        first += rows
-    emb_nd = flat(jnp.concatenate(embedded, axis=1))
-    assert len(emb_nd) == count, f"groups have {first * parts} rows, the batch has {count}"
-    return pick(emb_nd, sort(order_n))
 
 
 def example_keys(seed_key: jax.Array, step: jax.Array, count: int, side: int) -> jax.Array:
@@ -262,7 +90,7 @@ def make_step(
         optimizer: of the weights.
         mesh: the batch is split over it.
         loss: what is minimised; None: InfoNCE with `temperature` and `in_batch`.
-        chunk_tokens: see `chunk_rows`.
+        chunk_tokens: see `encode.chunk_rows`.
         dropout: whether the model gets dropout keys.
         seed: of the dropout.
         temperature, in_batch: only where `loss` is None.
@@ -274,23 +102,29 @@ def make_step(
     """
     loss = Loss(temperature=temperature, in_batch=in_batch) if loss is None else loss
 
+    def encode(weights, frozen, texts: Texts) -> jax.Array:
+        keys = None if texts.keys is None else jax.random.wrap_key_data(texts.keys)
+        more = {} if texts.skip is None else {"skip": texts.skip}
+        model = nnx.merge(graph, weights, frozen)
+        return model(texts.tokens, texts.lengths, dropout_keys_b=keys, **more)
+
     def loss_of(learned, frozen, batch, step):
-        model = nnx.merge(graph, learned["weights"], frozen)
         key = jax.random.key(seed)
         batch = dict(batch)
 
         def embed(side: str, index: int) -> jax.Array:
             tokens, lengths = batch[f"{side}_tokens"], batch[f"{side}_lengths"]
-            keys = example_keys(key, step, tokens.shape[0], index) if dropout else None
+            keys = None
+            if dropout:
+                keys = jax.random.key_data(example_keys(key, step, tokens.shape[0], index))
             if loss.scores == "maxsim":
                 batch.setdefault(f"{side}_real", token_mask(lengths, tokens.shape[1]))
             with jax.named_scope(f"encode_{side}"):
-                return encode_in_groups(
-                    model,
-                    tokens,
-                    lengths,
-                    keys,
-                    batch.get(f"{side}_skip"),
+                return encode_batch(
+                    encode,
+                    learned["weights"],
+                    frozen,
+                    Texts(tokens, lengths, keys, batch.get(f"{side}_skip")),
                     groups=batch.pop(f"{side}_groups", None),
                     chunk_tokens=chunk_tokens,
                     mesh=mesh,
@@ -305,7 +139,7 @@ def make_step(
                 batch,
                 mesh=mesh,
                 scale=jnp.exp(learned["log_scale"]) if loss.learned else None,
-                normalize=getattr(model, "normalize", False),
+                normalize=getattr(nnx.merge(graph, learned["weights"], frozen), "normalize", False),
             )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

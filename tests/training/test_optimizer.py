@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 from nvret_jax import config as config_lib
+from nvret_jax.training.encode import chunk_rows
 from nvret_jax.training.optimizer import decay_mask, schedule
-from nvret_jax.training.step import chunk_rows
 
 
 def rates(steps, **changes):

@@ -10,8 +10,9 @@ from flax import nnx
 from test_ring import WAYS, answers, assert_close
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.training.encode import Texts, chunk_rows, encode_batch
 from nvret_jax.training.losses import Loss
-from nvret_jax.training.step import chunk_rows, encode_in_chunks, init_optimizer, make_step
+from nvret_jax.training.step import init_optimizer, make_step
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +49,28 @@ def test_a_chunk_is_encoded_as_it_would_be_alone():
         model = loss_worker.Words(rng.normal(size=(9, 4)), pooled=True)
         tokens = jnp.asarray(rng.integers(0, 9, (7, 3)), jnp.int32)
         lengths = jnp.asarray(rng.integers(1, 4, 7), jnp.int32)
-        whole = encode_in_chunks(model, tokens, lengths, None, chunk_tokens=-1, mesh=mesh)
-        chunks = encode_in_chunks(model, tokens, lengths, None, chunk_tokens=12, mesh=mesh)
+
+        def encode(learned, fixed, texts):
+            return model(texts.tokens, texts.lengths)
+
+        texts = Texts(tokens, lengths)
+        whole = encode_batch(encode, {}, {}, texts, chunk_tokens=-1, mesh=mesh)
+        chunks = encode_batch(encode, {}, {}, texts, chunk_tokens=12, mesh=mesh)
     np.testing.assert_allclose(np.asarray(whole), np.asarray(chunks), rtol=1e-6)
 
 
 def test_what_is_not_pooled_reaches_the_model_chunk_by_chunk():
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
 
-    def model(tokens, lengths, dropout_keys_b, skip):
-        return jnp.stack([tokens[:, 0], lengths, skip], axis=1).astype(jnp.float32)
+    def encode(learned, fixed, texts):
+        columns = [texts.tokens[:, 0], texts.lengths, texts.skip]
+        return jnp.stack(columns, axis=1).astype(jnp.float32)
 
     tokens, lengths, skip = jnp.arange(7)[:, None], jnp.arange(7) + 10, jnp.arange(7) + 20
     with jax.set_mesh(mesh):
         for chunk_tokens in (-1, 3):
-            out = encode_in_chunks(
-                model, tokens, lengths, None, skip, chunk_tokens=chunk_tokens, mesh=mesh
-            )
+            texts = Texts(tokens, lengths, None, skip)
+            out = encode_batch(encode, {}, {}, texts, chunk_tokens=chunk_tokens, mesh=mesh)
             np.testing.assert_array_equal(out, np.stack([tokens[:, 0], lengths, skip], 1))
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_examples import build
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.step import encode_in_groups
+from nvret_jax.training.encode import Texts, encode_batch
 from nvret_jax.training.widths import Grouped, Groups, group, plans, profile
 
 
@@ -141,17 +141,17 @@ def test_groups_change_neither_vectors_nor_gradients(devices, drop):
         keys = jax.random.split(jax.random.key(0), 16) if drop else None
         keys = None if keys is None else jax.device_put(keys, split)
 
-        def run(vectors, groups, chunk_tokens):
+        key_data = None if keys is None else jax.random.key_data(keys)
+
+        def encode(vectors, fixed, texts):
+            own = None if texts.keys is None else jax.random.wrap_key_data(texts.keys)
             model = loss_worker.Words(vectors, pooled=True)
-            emb = encode_in_groups(
-                model,
-                tokens,
-                lengths,
-                keys,
-                groups=groups,
-                chunk_tokens=chunk_tokens,
-                mesh=mesh,
-            )
+            return model(texts.tokens, texts.lengths, dropout_keys_b=own)
+
+        def run(vectors, groups, chunk_tokens):
+            texts = Texts(tokens, lengths, key_data)
+            options = {"groups": groups, "chunk_tokens": chunk_tokens, "mesh": mesh}
+            emb = encode_batch(encode, vectors, {}, texts, **options)
             return (emb * jax.device_put(weight, split)).sum(), emb
 
         grad = jax.jit(jax.value_and_grad(run, has_aux=True), static_argnums=(1, 2))
