@@ -324,6 +324,15 @@ def test_processes_build_parts_of_the_same_batch(batches):
 
 
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
+def test_lengths_are_known_without_the_batch(batches):
+    made = blend(three(), batches=batches)
+    for step in range(made.steps):
+        batch, lengths = made.batch(step), made.lengths(step)
+        for side in ("query", "passage"):
+            np.testing.assert_array_equal(lengths[side], batch[f"{side}_lengths"])
+
+
+@pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
 def test_a_batch_depends_on_seed_and_step_alone(batches):
     first = blend(three(), batches=batches)
     in_order = [first.batch(step) for step in range(first.steps)]

@@ -101,7 +101,7 @@ def test_ten_hits_at_random_steps(undisturbed, tmp_path, name):
 def assert_close_curve(undisturbed, root):
     ours, theirs = lines(root), lines(undisturbed.root)
     assert [(x["stage"], x["step"]) for x in ours] == [(x["stage"], x["step"]) for x in theirs]
-    for name, tolerance in ("loss", {"rtol": 1e-5}), ("dev_ndcg_cut_10", {"atol": 1e-5}):
+    for name, tolerance in ("loss", {"rtol": 1e-5}), ("dev_ndcg_cut_10", {"atol": 5e-5}):
         values = [[x[name] for x in of if name in x] for of in (ours, theirs)]
         assert len(values[0]) > 5
         np.testing.assert_allclose(*values, **tolerance)
