@@ -218,6 +218,7 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
     config.update({"learning_rate": RATE, "weight_decay": DECAY, "clip_norm": CLIP, "eps": EPS})
     config.b1, config.b2 = BETAS
     config.update({"checkpoint_every": 0, "chunk_tokens": args.chunk_tokens, "dropout": 0.0})
+    config.recompute = bool(args.recompute)
     places = loop.Places(place / "checkpoints", place / "metrics.jsonl", place / "tensorboard")
     loop.train(encoder, [loop.Stage("train", config, InOrder)], places)
 
@@ -319,6 +320,7 @@ class Worker:
             "batch",
             "max_length",
             "chunk_tokens",
+            "recompute",
             "remat",
             "mini_batch",
         ):
@@ -429,6 +431,7 @@ def run(args: argparse.Namespace) -> dict:
         "rounds": args.rounds,
         "max_length": args.max_length,
         "chunk_tokens": args.chunk_tokens,
+        "recompute": args.recompute,
         "remat": args.remat,
         "their_loss": f"cached, {args.mini_batch}" if args.cached else "plain",
         "model": args.model,
@@ -453,7 +456,8 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=64, help="batches the set has")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
     parser.add_argument("--chunk_tokens", type=int, default=0, help="ours: train.chunk_tokens")
-    parser.add_argument("--remat", default="none", help="ours: student.remat")
+    parser.add_argument("--remat", default="dots", help="ours: student.remat")
+    parser.add_argument("--recompute", type=int, default=0, help="ours: train.recompute")
     parser.add_argument("--cached", action="store_true", help="theirs: the cached loss")
     parser.add_argument("--mini_batch", type=int, default=32, help="theirs, with --cached")
     parser.add_argument("--seed", type=int, default=0, help="of which queries are taken")

@@ -350,6 +350,9 @@ def base() -> ConfigDict:
                 # Tokens a device encodes at a time inside a step, recomputing them for the
                 # gradient; 0: chosen for the device; -1: the whole batch at once.
                 "chunk_tokens": 0,
+                # Chunks are encoded again for their gradient, which bounds memory whatever the
+                # batch. False: what student.remat keeps is kept of the whole batch.
+                "recompute": True,
                 # Steps between checkpoints, dev evaluations and logged lines; 0: only at the end.
                 "checkpoint_every": 100,
                 "eval_every": 50,

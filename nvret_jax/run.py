@@ -45,6 +45,7 @@ _TRAIN_CONDUCT = (
     "keep",
     "keep_best",
     "chunk_tokens",
+    "recompute",
     "dev_passages",
     "dev_queries",
 )

@@ -320,6 +320,7 @@ def train_arguments(
             mesh=mesh,
             loss=loss,
             chunk_tokens=_chunk_tokens(config, mesh),
+            recompute=config.recompute,
             dropout=config.dropout > 0 or adapters_drop,
             seed=0,
         )

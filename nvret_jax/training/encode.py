@@ -7,7 +7,7 @@ makes a step faster than encoding the batch at once, recomputation included.
 
 Where a batch says so (`widths.Groups`), short texts are encoded at a smaller width than long ones.
 
-The backward pass is written out, as a custom VJP: one sum of gradients, as large as what is
+That backward pass is written out, as a custom VJP: one sum of gradients, as large as what is
 trained, goes through all chunks of all groups. Left to JAX, every group would have its own.
 """
 
@@ -84,8 +84,9 @@ def encode_batch(
     chunk_tokens: int,
     mesh: Mesh,
     groups: Groups | None = None,
+    recompute: bool = True,
 ) -> jax.Array:
-    """Embeds a batch, keeping nothing but the embeddings for the backward pass.
+    """Embeds a batch, chunk by chunk.
 
     Args:
         encode: embeds texts; it gets no gradient through anything but `learned`.
@@ -93,6 +94,8 @@ def encode_batch(
         texts: N of them, split over the batch axis.
         chunk_tokens: see `chunk_rows`.
         groups: widths of every device's own texts, with room for them; None: all at width T.
+        recompute: keep nothing but the embeddings for the backward pass, and encode every chunk
+            again. False: keep what the model itself keeps, of all chunks.
 
     Returns:
         What `encode` gives, N rows split over the batch axis, in the order of `texts`.
@@ -118,19 +121,25 @@ def encode_batch(
         size = chunk_rows(chunk_tokens, group_width, rows)
         stacks.append(jax.tree.map(lambda x, size=size: _chunks(x, size), some))
         first = last
-    embedded = _all_chunks(encode)(learned, fixed, tuple(stacks))
+    run = _recomputed(encode) if recompute else functools.partial(_embed, encode)
+    embedded = run(learned, fixed, tuple(stacks))
     whole = [_unchunked(e, parts, n) for e, n in zip(embedded, groups.rows, strict=True)]
     emb = whole[0] if len(whole) == 1 else jnp.concatenate(whole, axis=1)
     emb = jax.lax.reshape(emb, (count, *emb.shape[2:]), out_sharding=P(_batch()))
     return emb if order is None else _pick(emb, _sort(order))
 
 
-def _all_chunks(encode: Encode):
-    """(learned, fixed, stacks of chunks) -> embeddings of each stack, with its own VJP."""
+def _embed(
+    encode: Encode, learned: Any, fixed: Any, stacks: Sequence[Texts]
+) -> tuple[jax.Array, ...]:
+    """Embeddings of each stack of chunks."""
+    run = functools.partial(encode, learned, fixed)
+    return tuple(jax.lax.map(run, chunks) for chunks in stacks)
 
-    def forward(learned: Any, fixed: Any, stacks: Sequence[Texts]) -> tuple[jax.Array, ...]:
-        run = functools.partial(encode, learned, fixed)
-        return tuple(jax.lax.map(run, chunks) for chunks in stacks)
+
+def _recomputed(encode: Encode):
+    """`_embed` with a VJP of its own."""
+    forward = functools.partial(_embed, encode)
 
     def kept(learned: Any, fixed: Any, stacks: Sequence[Texts]):
         return forward(learned, fixed, stacks), (learned, fixed, stacks)

@@ -290,6 +290,7 @@ class _StageRun:
             mesh=self.encoder.mesh,
             loss=loss,
             chunk_tokens=config.chunk_tokens,
+            recompute=config.get("recompute", True),
             dropout=config.dropout > 0 or (lora is not None and lora.dropout > 0),
             seed=self.batches.seed,
         )

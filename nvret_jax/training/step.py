@@ -82,6 +82,7 @@ def make_step(
     seed: int,
     temperature: float = 0.05,
     in_batch: bool = True,
+    recompute: bool = True,
 ) -> Callable[[Any, Any, Any, dict[str, jax.Array], jax.Array], tuple[Any, Any, Metrics]]:
     """Builds the compiled step.
 
@@ -94,6 +95,7 @@ def make_step(
         dropout: whether the model gets dropout keys.
         seed: of the dropout.
         temperature, in_batch: only where `loss` is None.
+        recompute: whether chunks are encoded again for their gradient.
 
     Returns:
         (trainable, optimizer_state, frozen, batch, step) -> (trainable, optimizer_state, metrics).
@@ -128,6 +130,7 @@ def make_step(
                     groups=batch.pop(f"{side}_groups", None),
                     chunk_tokens=chunk_tokens,
                     mesh=mesh,
+                    recompute=recompute,
                 )
 
         queries, passages = embed("query", 0), embed("passage", 1)

@@ -9,7 +9,8 @@ import tiny_project
 
 STAGES = "--stages=embed,search,mine,train"
 # Another backend than 'auto' picks on one CPU device, so that all runs take the same path.
-COMMON = (STAGES, "--config.search.backend=device")
+# Small chunks, so that texts are encoded in groups of several widths.
+COMMON = (STAGES, "--config.search.backend=device", "--config.train.chunk_tokens=64")
 
 
 @pytest.fixture(scope="module")

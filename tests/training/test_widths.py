@@ -124,7 +124,8 @@ def test_a_batch_longer_than_all_of_the_sample_gets_the_width_it_needs():
 
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("drop", [False, True])
-def test_groups_change_neither_vectors_nor_gradients(devices, drop):
+@pytest.mark.parametrize("recompute", [True, False])
+def test_groups_change_neither_vectors_nor_gradients(devices, drop, recompute):
     if len(jax.devices()) < devices:
         pytest.skip(f"needs {devices} devices, and there are {len(jax.devices())}")
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
@@ -151,6 +152,7 @@ def test_groups_change_neither_vectors_nor_gradients(devices, drop):
         def run(vectors, groups, chunk_tokens):
             texts = Texts(tokens, lengths, key_data)
             options = {"groups": groups, "chunk_tokens": chunk_tokens, "mesh": mesh}
+            options["recompute"] = recompute
             emb = encode_batch(encode, vectors, {}, texts, **options)
             return (emb * jax.device_put(weight, split)).sum(), emb
 
