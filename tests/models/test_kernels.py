@@ -306,6 +306,7 @@ np.savez(out, **results)
 """
 
 
+@pytest.mark.slow
 def test_kernels_on_eight_devices_give_what_xla_gives_on_one(tmp_path):
     names = ["bert", "nv-retriever", "modernbert"]
     folders = [folder_of(tmp_path, name) for name in names]
