@@ -8,11 +8,11 @@ import re
 import shutil
 
 import command
+import pyarrow.parquet
 import pytest
 from breakage import cut, remove, write
 
 from nvret_jax import api, artifacts
-from nvret_jax.data import tables
 
 STAGES = "--config.stages=('embed','search','mine','train','report')"
 
@@ -151,7 +151,7 @@ def test_a_full_disk(pristine, tmp_path, monkeypatch, place):
         raise full
 
     target = {
-        "table": (tables.pq, "write_table"),
+        "table": (pyarrow.parquet, "write_table"),
         "embeddings": (api.Encoder, "encode"),  # whatever a stage was doing
         "record": (artifacts.Artifact, "_store"),
         "config.json": (artifacts, "write_atomic"),

@@ -151,6 +151,8 @@ def test_sigterm_in_training_saves_and_the_same_command_goes_on(finished):
     for line in process.stdout:
         if "step 0: dev" in line:
             break
+    while '"loss"' not in (workdir / "metrics.jsonl").read_text() and process.poll() is None:
+        time.sleep(0.01)  # a step is done: there is something to save
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 143, output[-3000:]
