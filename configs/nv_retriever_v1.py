@@ -220,4 +220,9 @@ def _smoke(config):
     config.mesh.fsdp = 1
     for stage in config.train_stages.values():
         stage.learning_rate = 2e-3  # of weights that have learned nothing yet
-    return config_lib.smoke(config)
+    config = config_lib.smoke(config)
+    # A token of the tiny model is a byte, and the prompts come first.
+    for block in (config.student, *config.sets.values()):
+        block.query_length, block.passage_length = 192, 192
+    config.teacher.query_length = 64
+    return config

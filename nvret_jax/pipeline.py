@@ -123,6 +123,9 @@ def _unfit(state: Run, asked: Sequence[str]) -> list[str]:
         sides = {name: side for part in state.sets.values() for name, side in part.encoders.items()}
         for side in (state.student, *sides.values()):
             look(side.check_kernel)
+        for part in state.sets.values():
+            for side in (part.student, *part.encoders.values()):
+                look(side.check_prompts)
     for name in asked:
         for part in _parts(state, name):
             look(lambda part=part, name=name: STAGES[name].artifacts(part))

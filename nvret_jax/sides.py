@@ -21,6 +21,7 @@ from nvret_jax.mining.rescoring import ScorePairs, text_scorer
 from nvret_jax.models import kernels, lora, weights
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder, LoraConfig
+from nvret_jax.models.model_tokenizer import ModelTokenizer
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, read_spec
 from nvret_jax.training.start import randomised
@@ -180,6 +181,18 @@ class Side:
         name, platform = self.config.attention, self._run.mesh.devices.flat[0].platform
         kernels.check_options(name, dtype=self.config.dtype, drops=self.dropout > 0)
         kernels.check_platform(name, platform)
+
+    def check_prompts(self) -> None:
+        """Raises InputError where a prompt leaves no room for the text behind it."""
+        tokenizer = ModelTokenizer.from_folder(self._own[1])
+        for kind in ("query", "passage"):
+            prompt, length = self.spec.prompt(kind), self.length(kind)
+            taken = tokenizer.prompt_tokens(prompt) if prompt else 0
+            if taken + 1 >= length:
+                raise InputError(
+                    f"{self._run.label}{self.name}: {kind}_length={length}, and the prompt "
+                    f"{prompt!r} alone takes {taken} tokens; raise the length"
+                )
 
     def release(self) -> None:
         """Forgets the encoder; it is loaded again if it is asked for."""

@@ -119,6 +119,10 @@ LOOKING = [
     (change("result.merge_with", ("/no/model",)), "/no/model: no such folder"),
     (change("student.attention", "cudnn"), "cudnn"),
     (change("teacher.attention", "splash"), "splash"),
+    (
+        change("sets.other.query_prompt", "the wing of a body in the flow of a wing of a body in "),
+        "sets/other/student: query_length=16, and the prompt",
+    ),
     (change("student.model", "/no/student"), "/no/student: no such folder"),
 ]
 
