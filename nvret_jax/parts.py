@@ -44,6 +44,7 @@ def mining_parts(options: Options) -> dict[str, Any]:
 
 
 def exclusion_parts(settings: Settings) -> dict[str, Any]:
+    """What is never a negative; a map of documents by its content, wherever it lies."""
     parts = dataclasses.asdict(settings)
     if settings.document_map:
         parts["document_map"] = file_digest(settings.document_map)

@@ -337,4 +337,5 @@ def interval(values_b: np.ndarray) -> tuple[float, float]:
 
 
 def ratio(a, b) -> float:
+    """a / b; nan where b is 0."""
     return float(a) / float(b) if b else math.nan

@@ -107,6 +107,7 @@ def verdict(step: Step, chip: Chip) -> str:
 
 
 def fits(step: Step, chip: Chip) -> bool:
+    """Whether the step compiled, and at its peak stays within the chip's memory."""
     return step.compiled is not None and step.peak <= chip.hbm
 
 

@@ -8,17 +8,31 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from nvret_jax.errors import InputError
+
 # Parameters whose name ends so are not decayed: biases and what LayerNorm scales by.
 NOT_DECAYED = ("bias", "scale")
 
 
 def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """The learning rate by step: up over `warmup · steps`, then linear, cosine or constant.
+    """The learning rate by step: up over the warm-up, then linear, cosine or constant.
 
     The first step already has a rate above zero, and the decay reaches zero after the last.
+
+    Args:
+        config: `warmup` is a share of the steps below 1, from 2 on their number.
+        steps: of the stage.
+
+    Raises:
+        InputError: the warm-up is as long as the stage, or longer.
     """
     peak = config.learning_rate
-    rising = round(config.warmup * steps)
+    rising = round(config.warmup * steps) if config.warmup < 1 else round(config.warmup)
+    if config.warmup >= 1 and rising >= steps:
+        raise InputError(
+            f"train.warmup={rising} steps, and the stage has {steps}; give fewer, or a share of "
+            "them such as 0.1"
+        )
     falling = max(1, steps - rising)
     after = {
         "linear": optax.linear_schedule(peak, 0.0, falling),

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from nvret_jax import config as config_lib
+from nvret_jax.errors import InputError
 from nvret_jax.training.encode import chunk_rows
 from nvret_jax.training.optimizer import decay_mask, schedule
 
@@ -20,6 +21,13 @@ def test_linear_rises_then_falls_to_nothing():
     assert got[0] == pytest.approx(1 / 3)
     assert got[2] == pytest.approx(1.0)
     assert got[3:] == pytest.approx([1 - i / 7 for i in range(7)])
+
+
+def test_a_warm_up_is_a_share_of_the_steps_or_their_number():
+    assert rates(40, warmup=8, schedule="linear") == rates(40, warmup=0.2, schedule="linear")
+    assert rates(8532, warmup=100, schedule="constant")[99:101] == [1.0, 1.0]
+    with pytest.raises(InputError, match=r"warmup=40 steps, and the stage has 40"):
+        rates(40, warmup=40)
 
 
 def test_first_step_learns_even_without_warm_up():
