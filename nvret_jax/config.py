@@ -413,11 +413,7 @@ def add_teacher(config: ConfigDict, name: str, model: str, **changes) -> ConfigD
     Returns:
         The block.
     """
-    block = encoder(model)
-    block.update(changes)
-    with config.unlocked():
-        config.teachers[name] = block
-    return config.teachers[name]
+    return _add(config, "teachers", name, encoder(model), changes)
 
 
 def add_set(config: ConfigDict, name: str, source: str, **changes) -> ConfigDict:
@@ -431,11 +427,7 @@ def add_set(config: ConfigDict, name: str, source: str, **changes) -> ConfigDict
     Returns:
         The block.
     """
-    block = training_set(source)
-    block.update(changes)
-    with config.unlocked():
-        config.sets[name] = block
-    return config.sets[name]
+    return _add(config, "sets", name, training_set(source), changes)
 
 
 def add_stage(config: ConfigDict, name: str, **changes) -> ConfigDict:
@@ -451,13 +443,16 @@ def add_stage(config: ConfigDict, name: str, **changes) -> ConfigDict:
     block = config.train.copy_and_resolve_references()
     with block.unlocked():
         del block["stages"]
-    loss = changes.pop("loss", {})
-    block.update(changes)
-    block.loss.update(loss)
-    with config.unlocked():
-        config.train_stages[name] = block
+    block.loss.update(changes.pop("loss", {}))
     config.train.stages = (*config.train.stages, name)
-    return config.train_stages[name]
+    return _add(config, "train_stages", name, block, changes)
+
+
+def _add(config: ConfigDict, table: str, name: str, block: ConfigDict, changes) -> ConfigDict:
+    block.update(changes)
+    with config.unlocked():
+        config[table][name] = block
+    return config[table][name]
 
 
 def stages_of(config: ConfigDict) -> dict[str, ConfigDict]:

@@ -30,6 +30,7 @@ from nvret_jax.mining.exclusion import Settings
 from nvret_jax.mining.options import Options, compatible
 from nvret_jax.mining.rules import VALUES, Rule
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.models.model_tokenizer import ModelTokenizer
 from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.store import EmbeddingStore
@@ -67,6 +68,7 @@ class Run:
         config, workdir: what was given.
         label: '' or, for one of several training sets, its folder below the whole run's workdir.
         models: the encoders that are loaded, by what they were read with.
+        tokenizers: those that are, by folder.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Run:
         self._whole = whole
         self.label = "" if whole is None else f"sets/{workdir.path.name}/"
         self.models: dict[str, Encoder] = {} if whole is None else whole.models
+        self.tokenizers: dict[str, ModelTokenizer] = {} if whole is None else whole.tokenizers
         self._read: dict[str, Dataset] = {} if whole is None else whole._read
         self.student = Side("student", config.student, self)
         self.untrained = self.student if started is None else Side("student", started, self)

@@ -30,6 +30,32 @@ if TYPE_CHECKING:
     from nvret_jax.run import Run
 
 
+def spec_overrides(block: ConfigDict) -> dict[str, Any]:
+    """What a config's block of an encoder changes in the model's own spec; see `read_spec`."""
+    return {
+        "dtype": block.dtype,
+        "param_dtype": block.param_dtype,
+        "pooling": block.pooling,
+        "normalize": block.normalize,
+        "query_prompt": block.query_prompt,
+        "passage_prompt": block.passage_prompt,
+        "prompt_in_pooling": block.prompt_in_pooling,
+        "bidirectional": block.bidirectional,
+    }
+
+
+def new_adapters(block: ConfigDict) -> LoraConfig | None:
+    """The new adapters that a block asks for; None: none."""
+    if not block.lora_rank:
+        return None
+    return LoraConfig(
+        rank=block.lora_rank,
+        alpha=block.lora_alpha,
+        dropout=block.lora_dropout,
+        targets=tuple(block.lora_targets),
+    )
+
+
 class Side:
     """An encoder, a teacher or the student, as configured; loaded when first used."""
 
@@ -41,30 +67,20 @@ class Side:
         return resolve(self.config.model, download=self._run.config.download)
 
     def _overrides(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "dtype": config.dtype,
-            "param_dtype": config.param_dtype,
-            "pooling": config.pooling,
-            "normalize": config.normalize,
-            "query_prompt": config.query_prompt,
-            "passage_prompt": config.passage_prompt,
-            "prompt_in_pooling": config.prompt_in_pooling,
-            "bidirectional": config.bidirectional,
-        }
+        return spec_overrides(self.config)
 
     @functools.cached_property
     def lora(self) -> LoraConfig | None:
         """The new adapters it gets; None: none."""
-        config = self.config
-        if not config.lora_rank:
-            return None
-        return LoraConfig(
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            targets=tuple(config.lora_targets),
-        )
+        return new_adapters(self.config)
+
+    @functools.cached_property
+    def _tokenizer(self) -> ModelTokenizer:
+        """The model's own; read once for all sides and sets."""
+        folder, read = self._own[1], self._run.tokenizers
+        if str(folder) not in read:
+            read[str(folder)] = ModelTokenizer.from_folder(folder)
+        return read[str(folder)]
 
     @functools.cached_property
     def _own(self) -> tuple[EncoderSpec, epath.Path]:
@@ -93,7 +109,7 @@ class Side:
         sums = "".join(weights.file_sha256(f) for f in files)
         return {
             "weights": hashlib.sha256(sums.encode()).hexdigest(),
-            "tokenizer": Tokenizer.from_folder(folder).fingerprint,
+            "tokenizer": self._tokenizer.fingerprint,
         }
 
     def parts(self, kind: str) -> dict[str, Any]:
@@ -184,10 +200,9 @@ class Side:
 
     def check_prompts(self) -> None:
         """Raises InputError where a prompt leaves no room for the text behind it."""
-        tokenizer = ModelTokenizer.from_folder(self._own[1])
         for kind in ("query", "passage"):
             prompt, length = self.spec.prompt(kind), self.length(kind)
-            taken = tokenizer.prompt_tokens(prompt) if prompt else 0
+            taken = self._tokenizer.prompt_tokens(prompt) if prompt else 0
             if taken + 1 >= length:
                 raise InputError(
                     f"{self._run.label}{self.name}: {kind}_length={length}, and the prompt "

@@ -24,6 +24,7 @@ from nvret_jax.models.layer import Options
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, check_max_length, read_spec
 from nvret_jax.plan.flops import Shape, shape_of
+from nvret_jax.sides import new_adapters, spec_overrides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ def read(block: ConfigDict, mesh: Mesh, *, key: str, dropout: float = 0.0) -> Sk
     """
     with tempfile.TemporaryDirectory() as aside:
         folder, from_table = _folder(block.model, epath.Path(aside), key)
-        spec = _spec(block, folder)
+        spec, _ = read_spec(folder, **spec_overrides(block))
         lengths = {
             kind: block[f"{kind}_length"] or spec.max_length for kind in ("query", "passage")
         }
@@ -170,28 +171,8 @@ def _folder(model: str, aside: epath.Path, key: str) -> tuple[epath.Path, bool]:
         return known.write(model, aside), True
 
 
-def _spec(block: ConfigDict, folder: epath.Path) -> EncoderSpec:
-    names = ("pooling", "normalize", "query_prompt", "passage_prompt", "prompt_in_pooling")
-    overrides = {name: block[name] for name in (*names, "bidirectional")}
-    return read_spec(
-        folder,
-        dtype=block.dtype,
-        param_dtype=block.param_dtype,
-        **overrides,
-    )[0]
-
-
 def _lora(block: ConfigDict) -> LoraConfig | None:
-    if block.adapter:
-        return lora_lib.read_config(block.adapter)
-    if not block.lora_rank:
-        return None
-    return LoraConfig(
-        rank=block.lora_rank,
-        alpha=block.lora_alpha,
-        dropout=block.lora_dropout,
-        targets=tuple(block.lora_targets),
-    )
+    return lora_lib.read_config(block.adapter) if block.adapter else new_adapters(block)
 
 
 def bytes_per_chip(tree: Any) -> int:

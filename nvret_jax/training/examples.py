@@ -186,10 +186,8 @@ class Examples:
 
     @property
     def max_positives(self) -> int:
+        """Judged positives of the query that has most."""
         return int(self.negatives.judged_rows.counts.max())
-
-    def steps_per_epoch(self) -> float:
-        return len(self.negatives) / self.batch_size
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Which queries make up a step, and which passages stand beside each.
@@ -308,15 +306,6 @@ class Examples:
             real = np.arange(tokens.shape[1])[None, :] < spans[side][:, None]
             batch[f"{side}_real"] = real & ~np.isin(tokens, list(ids))
         return batch
-
-    def dataset(self, steps: int, start: int, stop: int) -> grain.IterDataset:
-        """Batches 0..steps in order, with prefetch and a state that checkpoints can hold."""
-
-        def make(step: int) -> dict[str, np.ndarray]:
-            return self.batch(int(step), start, stop)
-
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        return grain.MapDataset.range(steps).map(make).to_iter_dataset(options)
 
     @staticmethod
     def _width(lengths: np.ndarray) -> int:

@@ -51,16 +51,10 @@ __all__ = [
     "load_trained",
     "loss_of",
     "randomised",
-    "total_steps",
     "train",
 ]
 
 DevScore = Callable[[Encoder], float]
-
-
-def total_steps(config: ConfigDict, rows: int) -> int:
-    """Steps of a run: `config.steps`, or `config.epochs` over `rows` training queries."""
-    return config.steps or max(1, math.ceil(config.epochs * rows / config.batch_size))
 
 
 def is_time(step: int, every: int, last: int) -> bool:
@@ -217,7 +211,7 @@ class _StageRun:
         optimizer = make_optimizer(config, steps)
         loss = loss_of(config, self.encoder.width, tokens=self.encoder.spec.late is not None)
         start, stop = local_rows(mesh, config.batch_size)
-        keep_best = config.get("keep_best", True)
+        keep_best = config.keep_best
         kept = Checkpoints(self.folder, keep=config.keep, best=keep_best)
         with jax.set_mesh(mesh), kept as checkpoints:
             done = checkpoints.latest or 0
@@ -290,7 +284,7 @@ class _StageRun:
             mesh=self.encoder.mesh,
             loss=loss,
             chunk_tokens=config.chunk_tokens,
-            recompute=config.get("recompute", True),
+            recompute=config.recompute,
             dropout=config.dropout > 0 or (lora is not None and lora.dropout > 0),
             seed=self.batches.seed,
         )

@@ -5,7 +5,6 @@ How a batch is encoded in chunks, and its gradient with it: encode.py.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -23,22 +22,6 @@ from nvret_jax.training.losses import Loss, batch_loss
 from nvret_jax.training.multivector import token_mask
 
 Metrics = dict[str, jax.Array]
-
-
-@dataclasses.dataclass
-class TrainState:
-    """What a step changes. `frozen` is what it does not.
-
-    Attributes:
-        trainable, frozen: states of the model, from `nnx.split`.
-        optimizer: optax state of `trainable`.
-        step: steps done.
-    """
-
-    trainable: Any
-    frozen: Any
-    optimizer: Any
-    step: int
 
 
 def example_keys(seed_key: jax.Array, step: jax.Array, count: int, side: int) -> jax.Array:

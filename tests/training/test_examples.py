@@ -112,19 +112,6 @@ def test_a_positive_is_drawn_from_several():
     assert drawn == {q: {q} if q % 2 else {q, q + 10} for q in range(QUERIES)}
 
 
-def test_the_iterator_resumes_where_it_was():
-    examples = build()
-    iterator = iter(examples.dataset(12, 0, 4))
-    for _ in range(5):
-        next(iterator)
-    state = iterator.get_state()
-    expected = next(iterator)
-    fresh = iter(examples.dataset(12, 0, 4))
-    fresh.set_state(state)
-    for name, value in next(fresh).items():
-        np.testing.assert_array_equal(value, expected[name])
-
-
 def test_an_empty_table_is_an_error():
     examples = build()
     negatives = examples.negatives.take(np.zeros(0, np.int64))
