@@ -312,7 +312,7 @@ class Worker:
         out.mkdir()
         command = [sys.executable, __file__, "--side", side, "--folder", folder]
         command += ["--task", str(place / "task.json"), "--out", str(out)]
-        command += ["--total", str((args.rounds + 1) * args.steps + args.pool)]
+        command += ["--total", str(args.stage)]
         for name in (
             "rounds",
             "pool",
@@ -429,6 +429,7 @@ def run(args: argparse.Namespace) -> dict:
         "batch": {"queries": args.batch, "passages": 1 + NEGATIVES},
         "steps_a_round": args.steps,
         "rounds": args.rounds,
+        "steps_of_the_stage": args.stage,
         "max_length": args.max_length,
         "chunk_tokens": args.chunk_tokens,
         "recompute": args.recompute,
@@ -452,8 +453,9 @@ def main() -> None:
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--max_length", type=int, default=256, help="tokens a text is cut to")
     parser.add_argument("--batch", type=int, default=32, help="queries a batch")
-    parser.add_argument("--steps", type=int, default=2, help="batches a round")
+    parser.add_argument("--steps", type=int, default=4, help="batches a round")
     parser.add_argument("--pool", type=int, default=64, help="batches the set has")
+    parser.add_argument("--stage", type=int, default=1000, help="steps that the run is set to have")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
     parser.add_argument("--chunk_tokens", type=int, default=0, help="ours: train.chunk_tokens")
     parser.add_argument("--remat", default="dots", help="ours: student.remat")

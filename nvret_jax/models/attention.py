@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from nvret_jax.models.kernels import fused
+from nvret_jax.models.products import product
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -35,7 +36,7 @@ def _xla(q_bthk, k_bshk, v_bshk, lengths_b, precision, dropout: Dropout | None) 
     # The scale goes onto q, which is smaller than the scores by T / head width.
     q_bhtk = jnp.swapaxes(q_bthk * jnp.asarray(scale, q_bthk.dtype), 1, 2)
     k_bhsk, v_bhsk = jnp.swapaxes(k_bshk, 1, 2), jnp.swapaxes(v_bshk, 1, 2)
-    scores_bhts = jnp.einsum(
+    scores_bhts = product(
         "bhtk,bhsk->bhts",
         q_bhtk,
         k_bhsk,
@@ -54,7 +55,7 @@ def _xla(q_bthk, k_bshk, v_bshk, lengths_b, precision, dropout: Dropout | None) 
     weights_bhts = weights_bhts.astype(v_bshk.dtype)
     if dropout is not None:
         weights_bhts = dropout(weights_bhts)
-    mixed_bhtk = jnp.einsum(
+    mixed_bhtk = product(
         "bhts,bhsk->bhtk",
         weights_bhts,
         v_bhsk,

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.models import lora
+from nvret_jax.models.layer import PRODUCT
 
 
 def lookup(table: jax.Array, tokens_bt: jax.Array) -> jax.Array:
@@ -71,7 +72,6 @@ def scan_layers(
     if remat == "full":
         step = jax.checkpoint(step)
     elif remat == "dots":
-        # Products without a batch dimension are those with weights; scores have one.
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
         step = jax.checkpoint(step, policy=policy)
     return jax.lax.scan(step, hidden_btd, (layers, jnp.arange(count), xs))[0]

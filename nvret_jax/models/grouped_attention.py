@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from nvret_jax.models.kernels import fused
+from nvret_jax.models.products import product
 
 QUERY_BLOCK = 1024  # queries whose scores exist at a time
 
@@ -97,7 +98,7 @@ def _attend(
     dropout: Callable[[jax.Array], jax.Array] | None,
 ) -> jax.Array:
     """Some of the queries, from position `first` on, over all keys; float32."""
-    scores_bngts = jnp.einsum(
+    scores_bngts = product(
         "bngtk,bnsk->bngts",
         q_bngtk,
         k_bnsk,
@@ -126,7 +127,7 @@ def _attend(
     weights_bngts = weights_bngts.astype(v_bnsk.dtype)
     if dropout is not None:
         weights_bngts = dropout(weights_bngts)
-    mixed_bngtk = jnp.einsum(
+    mixed_bngtk = product(
         "bngts,bnsk->bngtk",
         weights_bngts,
         v_bnsk,

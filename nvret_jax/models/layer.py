@@ -19,6 +19,9 @@ from nvret_jax.choices import REMAT
 from nvret_jax.errors import InputError
 from nvret_jax.models.kernels import check_options
 
+# What a product with a weight gives is marked by this name, for remat='dots' to keep.
+PRODUCT = "product"
+
 
 def _gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, by erf as torch has it; `jax.nn.gelu` takes the slower erfc."""

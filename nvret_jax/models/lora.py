@@ -30,12 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models import weights
-from nvret_jax.models.layer import Options, dropout
+from nvret_jax.models import products, weights
+from nvret_jax.models.layer import PRODUCT, Options, dropout
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -107,10 +108,10 @@ def product(
         In `options.inner_dtype`.
     """
     run = functools.partial(
-        jnp.einsum, precision=options.precision, preferred_element_type=options.inner_dtype
+        products.product, precision=options.precision, preferred_element_type=options.inner_dtype
     )
     kernel = layer._use(f"{name}_kernel", options.dtype)
-    out = run(einsum, x.astype(options.dtype), kernel, **kwargs)
+    out = checkpoint_name(run(einsum, x.astype(options.dtype), kernel, **kwargs), PRODUCT)
     if hasattr(layer, f"{name}_bias"):
         out = out + layer._use(f"{name}_bias", options.inner_dtype)
     if not hasattr(layer, f"{name}_lora_a"):

@@ -56,11 +56,9 @@ def chunk_budget(tokens: int) -> int:
 
 
 def chunk_rows(tokens: int, width: int, rows: int) -> int:
-    """Sequences per chunk on one device.
+    """Sequences per chunk on one device: as few chunks as the budget allows, all of one size.
 
-    The largest divisor of `rows` within the budget. Where that is less than half of what the budget
-    allows (7 rows a chunk of 8 × 127, say), as many equal chunks as the budget asks for, the last
-    of them not full.
+    Where they do not divide the rows (7 a chunk of 8 × 127, say), the last chunk is not full.
 
     Args:
         tokens: budget; 0: chosen for the device; -1: no chunks.
@@ -70,9 +68,8 @@ def chunk_rows(tokens: int, width: int, rows: int) -> int:
     tokens = chunk_budget(tokens)
     if tokens < 0:
         return rows
-    most = min(max(1, tokens // width), rows)
-    divisor = next(size for size in range(most, 0, -1) if rows % size == 0)
-    return divisor if 2 * divisor >= most else -(-rows // -(-rows // most))
+    chunks = -(-rows // max(1, tokens // width))
+    return -(-rows // chunks)
 
 
 def encode_batch(

@@ -11,7 +11,9 @@ encodes them in groups, each at a width of its own. Choices:
   the width it needs. So no text is ever cut, and a stage has few shapes.
 - Lengths are known without a batch being built (`lengths(step)`), and a plan has room for the
   texts of *every* device, so all processes take the same one without talking.
-- Groups are few: one is made only where it saves 6 % of the tokens, as each is compiled by itself.
+- A group is made where it saves more than it costs. Each is compiled by itself, so a long stage has
+  more of them than a short one; and every chunk costs something beside its tokens. With many steps
+  before it, a stage also gets a tighter plan, for the half of its batches that have fewer tokens.
 
 What is computed does not change, only what is padded: results are the same up to rounding. A plan
 follows from data, seed and length of the stage, so a resumed run has the same ones.
@@ -33,7 +35,15 @@ SIDES = ("query", "passage")
 _BUCKET = 8  # widths are multiples of this
 _SAMPLED_ROWS = 65_536  # queries looked at to make a plan, and
 _SAMPLED_STEPS = (16, 256)  # the fewest and the most steps they are of
-_WORTH = 0.06  # share of a batch's tokens that a further group must save
+_WORTH = 0.01  # share of a batch's tokens that a further group must save at least
+# Tokens that a device could train on while it compiles a group: a small model's on a CPU, a large
+# one's on an accelerator.
+_COMPILE_TOKENS = {"cpu": 16_384}
+_ACCELERATOR_COMPILE_TOKENS = 262_144
+# What a chunk costs beside its tokens, as a share of a full one: 117 tokens of 1,024 for MiniLM on
+# a CPU. Gradients of all weights are added up, and the products are small.
+_CHUNK = 1 / 8
+_CUTS = 1024  # places where a group may end
 
 
 @jax.tree_util.register_static
@@ -70,34 +80,68 @@ def profile(lengths_n: np.ndarray, parts: int) -> np.ndarray:
     return np.sort(lengths_n.reshape(parts, -1), axis=1).max(axis=0)
 
 
-def group(profile_r: np.ndarray) -> Groups:
-    """The groups with the fewest tokens for a profile, a group costing a share of them."""
+def group(profile_r: np.ndarray, chunk_tokens: int, price: float) -> Groups:
+    """The groups that cost least.
+
+    Args:
+        profile_r: int, lengths in ascending order, which they have room for.
+        chunk_tokens: tokens that are encoded at a time.
+        price: of a further group, in tokens.
+    """
     needed_r = _rounded(profile_r)
-    widths, rows = np.unique(needed_r, return_counts=True)
-    ends = np.concatenate([[0], np.cumsum(rows)])
-    price = _WORTH * float(needed_r.sum())
-    # cost[j]: of all texts up to the j-th width; first[j]: where the last group of them begins.
-    cost, first = [0.0], [0]
-    for j in range(1, len(widths) + 1):
-        costs = [cost[i] + float((ends[j] - ends[i]) * widths[j - 1]) + price for i in range(j)]
-        cost.append(min(costs))
-        first.append(int(np.argmin(costs)))
-    cuts = [len(widths)]
+    count = len(needed_r)
+    ends = np.unique(np.linspace(0, count, min(count, _CUTS) + 1).astype(int))
+    # cost[j]: of all texts up to the j-th end; first[j]: where the last group of them begins.
+    cost, first = np.zeros(len(ends)), np.zeros(len(ends), int)
+    for j in range(1, len(ends)):
+        costs = cost[:j] + _tokens(ends[j] - ends[:j], needed_r[ends[j] - 1], chunk_tokens) + price
+        first[j] = np.argmin(costs)
+        cost[j] = costs[first[j]]
+    cuts = [len(ends) - 1]
     while cuts[-1]:
-        cuts.append(first[cuts[-1]])
-    cuts = cuts[::-1]
-    pairs = list(itertools.pairwise(cuts))
-    return Groups(
-        tuple(int(ends[j] - ends[i]) for i, j in pairs), tuple(int(widths[j - 1]) for _, j in pairs)
-    )
+        cuts.append(int(first[cuts[-1]]))
+    pairs = list(itertools.pairwise(ends[cuts[::-1]].tolist()))
+    return Groups(tuple(j - i for i, j in pairs), tuple(int(needed_r[j - 1]) for _, j in pairs))
 
 
-def plans(profiles_sr: np.ndarray) -> tuple[Groups, ...]:
-    """Plans for batches like these: one that holds all of them, and a roomier one."""
+def _tokens(rows: Any, width: Any, chunk_tokens: int) -> np.ndarray:
+    """What encoding so many texts at a width costs, in tokens: padded, and a share a chunk."""
+    rows, width = np.asarray(rows), np.asarray(width)
+    chunks = -(-rows // np.maximum(1, chunk_tokens // width))
+    return chunks * (-(-rows // chunks) * width + _CHUNK * chunk_tokens)
+
+
+def plans(profiles_sr: np.ndarray, chunk_tokens: int, steps: int) -> tuple[Groups, ...]:
+    """Plans for batches like these, from the tightest to the roomiest.
+
+    Args:
+        profiles_sr: int [sampled steps, texts of a device].
+        chunk_tokens: tokens that are encoded at a time.
+        steps: of the stage.
+
+    Returns:
+        One that holds all of these; before it, if the stage is long enough for it to be worth its
+        compilation, one that holds the half of them with the fewest tokens; and a roomier one.
+    """
+    compiling = _COMPILE_TOKENS.get(jax.default_backend(), _ACCELERATOR_COMPILE_TOKENS)
+    tokens_s = profiles_sr.sum(axis=1)
+    price = max(_WORTH * float(tokens_s.mean()), compiling / steps)
+
+    def made(profile_r: np.ndarray) -> Groups:
+        return group(profile_r, chunk_tokens, price)
+
+    def cost(groups: Groups) -> float:
+        return float(_tokens(groups.rows, groups.widths, chunk_tokens).sum())
+
     most_r = profiles_sr.max(axis=0)
     shift = max(1, len(most_r) // 16)
     roomy_r = np.concatenate([most_r[shift:], np.full(shift, most_r[-1])])
-    return tuple(dict.fromkeys((group(most_r), group(roomy_r))))
+    found = [made(most_r), made(roomy_r)]
+    tight = made(profiles_sr[tokens_s <= np.median(tokens_s)].max(axis=0))
+    # All of a step is compiled once more for it: its groups, and about as much as two of them.
+    if (cost(found[0]) - cost(tight)) * steps / 2 > compiling * (len(tight.rows) + 2):
+        found.insert(0, tight)
+    return tuple(dict.fromkeys(found))
 
 
 def _rounded(lengths: Any) -> np.ndarray:
@@ -177,7 +221,7 @@ class Grouped:
                 rows.append(profile(lengths_n, self.parts))
         whole = {key: np.stack(rows) for key, rows in found.items()}
         return {
-            key: plans(profiles_sr)
+            key: plans(profiles_sr, self.chunk_tokens, self.steps)
             for key, profiles_sr in whole.items()
             if profiles_sr.shape[1] * profiles_sr.max() > self.chunk_tokens
         }

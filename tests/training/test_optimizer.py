@@ -62,5 +62,5 @@ def test_biases_and_layer_norm_are_not_decayed():
         (1024, 96, 50, 10),
     ],
 )
-def test_chunks_divide_the_rows(tokens, width, rows, expected):
+def test_chunks_are_of_one_size_within_the_budget(tokens, width, rows, expected):
     assert chunk_rows(tokens, width, rows) == expected

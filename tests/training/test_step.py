@@ -37,7 +37,7 @@ def test_three_steps_end_the_same(steps, way, plain):
     ("tokens", "width", "rows", "size"),
     [(1024, 128, 127, 8), (1024, 128, 31, 8), (64, 16, 6, 3), (64, 16, 5, 3), (64, 16, 1, 1)],
 )
-def test_chunks_of_rows_that_do_not_divide_stay_near_the_budget(tokens, width, rows, size):
+def test_chunks_that_do_not_divide_the_rows_are_as_equal_as_can_be(tokens, width, rows, size):
     assert chunk_rows(tokens, width, rows) == size
     assert size * width <= tokens
 

@@ -10,7 +10,7 @@ import pytest
 from test_examples import build
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.encode import Texts, encode_batch
+from nvret_jax.training.encode import Texts, chunk_rows, encode_batch
 from nvret_jax.training.widths import Grouped, Groups, group, plans, profile
 
 
@@ -24,18 +24,23 @@ def padded(groups):
     return int(np.dot(groups.rows, groups.widths))
 
 
-def test_groups_hold_a_profile_at_the_least_cost():
+@pytest.mark.parametrize("price", [0.0, 9.0, 40.0])
+def test_groups_hold_a_profile_at_the_least_cost(price):
     rng = np.random.default_rng(0)
     for _ in range(20):
         lengths = np.sort(np.minimum(rng.geometric(0.03, 24), 64))
-        found = group(lengths)
+        found = group(lengths, 128, price)
         assert sum(found.rows) == 24
         assert found.hold(lengths)
         assert not found.hold(lengths + 64)
         exact = -(-lengths // 8) * 8
 
-        def cost(groups, exact=exact):
-            return padded(groups) + 0.03 * exact.sum() * len(groups.rows)
+        def cost(groups):
+            total = price * len(groups.rows)
+            for rows, width in zip(groups.rows, groups.widths, strict=True):
+                size = chunk_rows(128, width, rows)
+                total += -(-rows // size) * (size * width + 128 / 8)
+            return total
 
         best = min(  # brute force over where the groups end
             cost(Groups(tuple(np.diff([0, *ends]).tolist()), tuple(exact[np.array(ends) - 1])))
@@ -49,21 +54,44 @@ def test_groups_hold_a_profile_at_the_least_cost():
 
 def test_groups_of_many_lengths_are_few_and_save_most_of_the_padding():
     lengths = np.sort(np.random.default_rng(1).geometric(1 / 36, 160).clip(8, 256))
-    found = group(lengths)
+    found = group(lengths, 1024, 0.03 * lengths.sum())
     assert len(found.rows) <= 8
     assert padded(found) < 1.35 * lengths.sum()
     assert padded(found) < 0.5 * 160 * lengths.max()
 
 
 def test_equal_lengths_are_one_group():
-    assert group(np.full(7, 20)) == Groups((7,), (24,))
+    assert group(np.full(7, 20), 64, 30.0) == Groups((7,), (24,))
 
 
-def test_a_later_plan_is_roomier():
-    profiles = np.sort(np.random.default_rng(2).integers(1, 200, (30, 64)), axis=1)
-    first, second = plans(profiles)
+def test_so_many_texts_that_not_each_can_end_a_group():
+    lengths = np.sort(np.random.default_rng(1).geometric(1 / 36, 30_000).clip(8, 256))
+    found = group(lengths, 16_384, 0.01 * lengths.sum())
+    assert found.hold(lengths)
+    assert padded(found) < 1.15 * lengths.sum()
+
+
+def batches_of(count):
+    lengths = np.random.default_rng(2).integers(1, 200, (count, 64))
+    lengths[: count // 2] //= 2
+    return np.sort(lengths, axis=1)
+
+
+def test_the_last_plan_is_roomier_than_one_that_holds_all():
+    profiles = batches_of(30)
+    first, second = plans(profiles, 256, 12)
     assert all(first.hold(row) and second.hold(row) for row in profiles)
     assert padded(first) < padded(second)
+
+
+def test_a_long_stage_has_more_groups_and_a_tight_plan_for_its_smaller_batches():
+    profiles = batches_of(30)
+    short, long = plans(profiles, 256, 12), plans(profiles, 256, 100_000)
+    assert len(long) == len(short) + 1 == 3
+    assert len(long[1].rows) > len(short[0].rows)
+    held = [long[0].hold(row) for row in profiles]
+    assert held == [True] * 15 + [False] * 15
+    assert padded(long[0]) < 0.7 * padded(long[1])
 
 
 class Stage:
@@ -131,7 +159,7 @@ def test_groups_change_neither_vectors_nor_gradients(devices, drop, recompute):
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 13, 16).astype(np.int32)
-    groups = group(profile(lengths, devices) * 8)  # several, of widths 8, 16, …
+    groups = group(profile(lengths, devices) * 8, 8, 0.0)  # several, of widths 8, 16, …
     groups = dataclasses.replace(groups, widths=tuple(w // 8 for w in groups.widths))
     assert len(groups.rows) > 2
     tokens = rng.integers(0, 9, (16, 12)).astype(np.int32)
