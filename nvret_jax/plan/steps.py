@@ -7,6 +7,7 @@ Each is the very function that a run calls, on shapes instead of arrays. A funct
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -309,7 +310,9 @@ def train_arguments(
     """
     if mesh.devices.flat[0].platform != "cpu" and not loss.tile_pairs:
         loss = dataclasses.replace(loss, tile_pairs=ring.ACCELERATOR_TILE_PAIRS)
-    optimizer = make_optimizer(config, config.steps or 1000)
+    # How long a stage of so many epochs is only its data says; the program is the same.
+    steps = config.steps or 2 * max(500, math.ceil(config.warmup))
+    optimizer = make_optimizer(config, steps)
     adapters_drop = model.lora is not None and model.lora.dropout > 0
     with jax.set_mesh(mesh):
         graph, trainable, frozen = nnx.split(model.model, model.trainable, ...)

@@ -77,6 +77,11 @@ def planned(config, **changes):
     return steps.train_step(sketch, train, mesh), sketch
 
 
+def test_a_stage_of_epochs_may_warm_up_for_a_number_of_steps(small):
+    step, _ = planned(small, steps=0, epochs=3.0, warmup=1000)
+    assert step.flops == planned(small)[0].flops
+
+
 def test_chunks_are_computed_again_and_counted_so(small):
     """Three times the forward pass without chunks, four times with them: and the loss beside it."""
     whole, sketch = planned(small, chunk_tokens=-1)
