@@ -84,7 +84,7 @@ def make_mesh(
         devices: default `jax.devices()`.
 
     Raises:
-        InputError: the sizes do not multiply to the number of devices.
+        InputError: the sizes do not multiply to the number of devices, or TPUs are not linked so.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -97,12 +97,18 @@ def make_mesh(
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = len(devices) // fixed
+    asked = " × ".join(f"{name} {size}" for name, size in sizes.items())
     if math.prod(sizes.values()) != len(devices):
-        asked = " × ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(f"mesh: {asked} does not cover {len(devices)} devices")
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
-    )
+    try:
+        return jax.make_mesh(
+            tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
+        )
+    except NotImplementedError as error:  # axes that the links between TPUs cannot form
+        raise InputError(
+            f"mesh: {asked} cannot be laid over these {len(devices)} {devices[0].device_kind} "
+            "devices; let each axis be a product of sides of their topology (of 4x4x4: 4, 16 or 64)"
+        ) from error
 
 
 def start_distributed(

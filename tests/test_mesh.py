@@ -30,6 +30,16 @@ def test_sizes_that_do_not_fit_are_named(sizes, words):
         mesh_lib.make_mesh(**sizes)
 
 
+def test_axes_that_links_cannot_form_are_refused_in_one_line(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("Failed to find assignment for logical_axis_index 1\nof size 2")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    with pytest.raises(InputError, match="data 1 × fsdp 1 × tensor 1 cannot be laid over") as told:
+        mesh_lib.make_mesh(data=1, devices=jax.devices()[:1])
+    assert "\n" not in str(told.value)
+
+
 def test_logical_axes_map_to_mesh_axes():
     assert mesh_lib.spec("batch", None) == P(("data", "fsdp"), None)
     assert mesh_lib.spec("embed", "heads", None) == P("fsdp", "tensor", None)

@@ -202,7 +202,9 @@ def topology_mesh(
     version, sizes = parse(topology)
     try:
         return mesh_lib.make_mesh(data, fsdp, tensor, devices=devices), CHIPS[version]
-    except NotImplementedError:
+    except InputError as error:
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
         physical = " × ".join(map(str, sizes))
         raise InputError(
             f"mesh: data={data}, fsdp={fsdp}, tensor={tensor} cannot be laid on {topology}: each "
