@@ -5,7 +5,7 @@ CPUs answers that with a transposed copy of a factor and a matrix routine at 60 
 of its best (jax 0.10 and 0.12; 63 and 104 GFLOP/s a core for 384 × 1536 over 1024 tokens). Written
 like a forward product they are as fast as one. Values are the same up to the order of summation.
 
-Only float32 is treated so: what runs in bfloat16, on accelerators, is left as JAX has it.
+Only float32 is treated so; a product in bfloat16 is left as JAX has it.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def group(profile_r: np.ndarray, chunk_tokens: int, price: float) -> Groups:
 
 
 def _tokens(rows: Any, width: Any, chunk_tokens: int) -> np.ndarray:
-    """What encoding so many texts at a width costs, in tokens: padded, and a share a chunk."""
+    """What texts cost at a width, in tokens: chunks as of `encode.chunk_rows`, and a share each."""
     rows, width = np.asarray(rows), np.asarray(width)
     chunks = -(-rows // np.maximum(1, chunk_tokens // width))
     return chunks * (-(-rows // chunks) * width + _CHUNK * chunk_tokens)
