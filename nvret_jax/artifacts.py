@@ -18,15 +18,17 @@ Only the main process writes; the others wait for it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
+from nvret_jax import claim as claim_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 
@@ -131,6 +133,7 @@ class Artifact:
         lost = self._lost() if repair and not resumed else []
         mesh_lib.barrier(f"begin {self.name}")  # every process has looked before one changes it
         if mesh_lib.is_main():
+            self.workdir.check_claim()
             self.workdir.store_config()
             remove(self.record)
             if lost:
@@ -150,6 +153,7 @@ class Artifact:
         """Gives the folder at `partial`, or one inside it, its name; stores the fingerprint."""
         mesh_lib.barrier(f"finish {self.name}")
         if mesh_lib.is_main():
+            self.workdir.check_claim()
             whole = self.partial / inner
             remove(self.path)
             if not inner:
@@ -163,6 +167,7 @@ class Artifact:
         """Lets `write` make the file inside `partial`, names it, stores the fingerprint."""
         mesh_lib.barrier(f"finish {self.name}")
         if mesh_lib.is_main():
+            self.workdir.check_claim()
             whole = self.partial / "whole"
             write(whole)
             whole.replace(self.path)
@@ -173,6 +178,7 @@ class Artifact:
     def write_file(self, write: Callable[[epath.Path], None]) -> None:
         """Lets `write` make the file aside, on one process; names it, stores the fingerprint."""
         if mesh_lib.is_main():
+            self.workdir.check_claim()
             self.workdir.store_config()
             remove(self.record)
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,6 +246,7 @@ def _differences(old: Parts, new: Parts) -> list[str]:
     return out
 
 
+_NOT_MADE = ("config.json", claim_lib.RECORD)  # what a run leaves that made nothing
 # What makes a workdir this run's own. Any other value can change between two runs in one workdir.
 _IDENTITY = ("name", "data.train", "data.test", "teacher.model", "student.model")
 
@@ -250,6 +257,7 @@ class Workdir:
 
     path: epath.Path
     config_text: str = ""  # what config.json is to hold once something is made
+    claim: claim_lib.Claim | None = None  # of the whole run, on its main process
 
     @classmethod
     def open(cls, path: str, config: Mapping[str, Any], *, write: bool = True) -> Workdir:
@@ -278,7 +286,7 @@ class Workdir:
                 raise InputError(f"{stored_at}: not the config of a run; delete the file")
             mine, theirs = _flatten(config), _flatten(stored)
             # A folder in which nothing was made yet (a mistyped path, say) is still free.
-            made = [p for p in workdir.path.iterdir() if not p.name.startswith("config.json")]
+            made = [p for p in workdir.path.iterdir() if not p.name.startswith(_NOT_MADE)]
             for key in _IDENTITY if made else ():
                 if mine.get(key) != theirs.get(key):
                     raise InputError(
@@ -290,7 +298,9 @@ class Workdir:
             raise InputError(f"{workdir.path} is a file; --workdir names a folder")
         elif workdir.path.exists() and any(workdir.path.iterdir()):
             names = sorted(
-                p.name for p in workdir.path.iterdir() if not p.name.endswith(".partial")
+                p.name
+                for p in workdir.path.iterdir()
+                if not p.name.endswith(".partial") and not p.name.startswith(_NOT_MADE)
             )
             if names:
                 raise InputError(
@@ -306,6 +316,26 @@ class Workdir:
         mesh_lib.barrier("workdir opened")
         return workdir
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[Workdir]:
+        """This workdir, made if missing, as the one run that may write to it.
+
+        Raises:
+            InputError: another run is at work in it, or it cannot be written.
+        """
+        try:
+            if mesh_lib.is_main():
+                self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--workdir {self.path} cannot be written: {error}") from None
+        with claim_lib.claimed(self.path) as claim:
+            yield dataclasses.replace(self, claim=claim)
+
+    def check_claim(self) -> None:
+        """Raises InputError where another run took the workdir over."""
+        if self.claim is not None:
+            self.claim.check()
+
     def below(self, name: str, config: Any) -> Workdir:
         """The workdir of a part of the run, in a folder of this one; made when it is written to.
 
@@ -314,7 +344,7 @@ class Workdir:
             config: a ConfigDict, what the part is made with.
         """
         text = json.dumps(config.to_dict(), indent=1, sort_keys=True, default=str)
-        return Workdir(self.path / name, text)
+        return Workdir(self.path / name, text, self.claim)
 
     def store_config(self) -> None:
         """Writes config.json, unless it holds just that."""

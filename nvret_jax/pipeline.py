@@ -9,6 +9,7 @@ quietly made or quietly used.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from nvret_jax import checks, rounds
+from nvret_jax import checks, claim, rounds
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, Workdir
 from nvret_jax.choices import STAGES as STAGE_NAMES
@@ -57,29 +58,44 @@ def run(
         raise InputError(f"--stages={unknown[0]}: this config has the stages {', '.join(plan)}")
     asked = [name for name in plan if not stages or name in stages]
     with _files_errors(workdir):
-        place = Workdir.open(workdir, config.to_dict(), write=not dry_run)
-        for number in range(1, config.rounds + 1):
-            last = number == config.rounds
-            state = rounds.run_of(config, place, number)
-            if state is None:
-                say(f"round {number} mines with the student of round {number - 1}, not there yet")
-                return
-            if config.rounds > 1:
-                say(f"round     {number} of {config.rounds}")
-            of_round = asked if last else rounds.stages_of_round(asked)
-            if dry_run:
-                _print_plan(state, plan if last else rounds.stages_of_round(plan), of_round)
-                continue
-            wrong = _unfit(state, of_round)
-            if wrong:
-                raise InputError("; ".join(wrong))
-            if number == 1:
-                say(
-                    f"devices: {jax.device_count()} × {jax.devices()[0].device_kind}, "
-                    f"{jax.process_count()} process(es)"
-                )
-            for name in of_round:
-                _run_stage(state, name)
+        place = Workdir.open(workdir, config.to_dict(), write=False)
+        if dry_run:
+            if at_work := claim.holder(workdir):
+                say(f"{workdir} is in use by {at_work}; its artefacts may change any moment")
+            _run_rounds(config, place, plan, asked, dry_run=True)
+            return
+        with place.claimed() as claimed:
+            # Another run may have made something since.
+            opened = Workdir.open(workdir, config.to_dict())
+            opened = dataclasses.replace(opened, claim=claimed.claim)
+            _run_rounds(config, opened, plan, asked, dry_run=False)
+
+
+def _run_rounds(
+    config: ConfigDict, place: Workdir, plan: Sequence[str], asked: Sequence[str], *, dry_run: bool
+) -> None:
+    for number in range(1, config.rounds + 1):
+        last = number == config.rounds
+        state = rounds.run_of(config, place, number)
+        if state is None:
+            say(f"round {number} mines with the student of round {number - 1}, not there yet")
+            return
+        if config.rounds > 1:
+            say(f"round     {number} of {config.rounds}")
+        of_round = asked if last else rounds.stages_of_round(asked)
+        if dry_run:
+            _print_plan(state, plan if last else rounds.stages_of_round(plan), of_round)
+            continue
+        wrong = _unfit(state, of_round)
+        if wrong:
+            raise InputError("; ".join(wrong))
+        if number == 1:
+            say(
+                f"devices: {jax.device_count()} × {jax.devices()[0].device_kind}, "
+                f"{jax.process_count()} process(es)"
+            )
+        for name in of_round:
+            _run_stage(state, name)
 
 
 def mistakes(config: ConfigDict, workdir: str) -> list[str]:
