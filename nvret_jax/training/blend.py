@@ -30,6 +30,7 @@ import numpy as np
 from nvret_jax.errors import InputError
 from nvret_jax.training.deal import Deal, largest_remainder
 from nvret_jax.training.examples import Examples, Picked
+from nvret_jax.training.stage import prefetched
 
 Unit = Literal["epochs", "weight"]
 Batches = Literal["homogeneous", "mixed"]
@@ -175,12 +176,13 @@ class Blend:
 
     def dataset(self, first: int, start: int, stop: int) -> grain.IterDataset:
         """Batches first..steps in order, with prefetch and a state that checkpoints can hold."""
+        return prefetched(lambda step: self.batch(step, start, stop), first, self.steps)
 
-        def make(step: int) -> Batch:
-            return self.batch(int(step), start, stop)
-
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        return grain.MapDataset.range(first, self.steps).map(make).to_iter_dataset(options)
+    @functools.cached_property
+    def longest(self) -> dict[str, int]:
+        """By side, tokens of the longest text of any source."""
+        found = [source.examples.longest for source in self.sources]
+        return {side: max(lengths[side] for lengths in found) for side in found[0]}
 
     def _shared(self, step: int) -> tuple[dict[int, np.ndarray], dict[int, Picked]]:
         """Of each source in a mixed batch: its rows of the batch, and what is in them."""

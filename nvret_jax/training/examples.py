@@ -2,8 +2,9 @@
 
 Texts are tokenised once, before the first step: every process then knows the length of every text,
 so all agree on the shape of a batch without talking, and a step costs no tokenising. Which rows
-make up step i follows from the seed alone (Grain's index shuffle); a process builds only the rows
-that its devices hold. A resumed run therefore continues with exactly the batches it would have had.
+make up step i follows from the seed alone: every epoch has a permutation, made once and looked up
+by array operations. A process builds only the rows that its devices hold. A resumed run therefore
+continues with exactly the batches it would have had.
 
 `Examples` is one data set. A batch comes about in two steps, because blend.py puts rows of several
 sets into one: `pick` says which texts it has, `fill` lays their tokens and ids out at given widths.
@@ -12,10 +13,10 @@ sets into one: `pick` says which texts it has, `fill` lays their tokens and ids 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -30,6 +31,7 @@ Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 # Token ids -> those that get a vector, and how many of them are seen by others, text by text.
 Lengthen = Callable[[list[np.ndarray]], tuple[list[np.ndarray], list[int]]]
 _BUCKET = 16  # batch lengths are rounded up to a multiple of this
+_ORDER = 1  # a word for the seed of the order of rows
 _NOTHING = {"i": -1, "f": -np.inf}  # a missing passage, a missing score
 
 
@@ -213,9 +215,26 @@ class Examples:
         return np.where(np.isfinite(scores), scores, np.float32(-np.inf))
 
     def _numbers(self, step: int) -> np.ndarray:
-        order = grain.MapDataset.range(len(self.negatives)).seed(self.seed).shuffle().repeat()
-        first = step * self.batch_size
-        return np.array([order[first + j] for j in range(self.batch_size)], np.int64)
+        places = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        epochs, rows = np.divmod(places, len(self.negatives))
+        numbers = np.empty(self.batch_size, np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            numbers[here] = self._order(epoch)[rows[here]]
+        return numbers
+
+    @functools.cached_property
+    def _order(self) -> Callable[[int], np.ndarray]:
+        """Epoch -> all row numbers in its order; a batch is of two epochs, seldom of more."""
+
+        @functools.lru_cache(maxsize=3)
+        def order(epoch: int) -> np.ndarray:
+            # The raw stream of a bit generator is the same in every version of NumPy. The third
+            # word keeps it apart from what else is drawn from (seed, number).
+            stream = np.random.PCG64([self.seed, epoch, _ORDER])
+            return np.argsort(stream.random_raw(len(self.negatives)), kind="stable")
+
+        return order
 
     def _drawn(self, step: int, counts: np.ndarray, values: np.ndarray) -> np.ndarray:
         """`num_positives` of each row's first `counts` values, without repetition."""
@@ -256,11 +275,20 @@ class Examples:
         return self.lengths_of(self.pick(step))
 
     def lengths_of(self, picked: Picked) -> dict[str, np.ndarray]:
-        """Tokens of each 'query' [b] and 'passage' [b·G] of some rows, int32."""
+        """Tokens of each 'query' [b] and 'passage' [b·G] of some rows, int32.
+
+        Those that get a vector: a lengthened query has more than others see.
+        """
         return {
-            "query": self.queries.lengths(self.negatives.query_rows[picked.numbers]),
-            "passage": self.passages.lengths(picked.passages.ravel()),
+            "query": self.queries.spans(self.negatives.query_rows[picked.numbers]),
+            "passage": self.passages.spans(picked.passages.ravel()),
         }
+
+    @property
+    def longest(self) -> dict[str, int]:
+        """By side, the most tokens that any text gets vectors for."""
+        sides = {"query": self.queries, "passage": self.passages}
+        return {side: int(tokens.ids.counts.max()) for side, tokens in sides.items()}
 
     def widths(self, picked: Picked) -> tuple[int, int]:
         """Tokens to which a batch of these rows is padded, of queries and of passages."""

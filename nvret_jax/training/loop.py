@@ -12,10 +12,11 @@ own folder each time.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ from nvret_jax.training.encode import chunk_budget
 from nvret_jax.training.examples import local_rows, to_devices
 from nvret_jax.training.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer, schedule
-from nvret_jax.training.preemption import Preemption, mains
+from nvret_jax.training.preemption import FLAGS, Preemption, mains
 from nvret_jax.training.stage import BEST, LAST, STUDENT, Batches, Places, Stage
 from nvret_jax.training.start import check_start, load_trained, randomised, started
 from nvret_jax.training.step import init_optimizer, make_step
@@ -241,13 +242,16 @@ class _StageRun:
                 while at < steps and not stopping:
                     at += 1
                     batch = to_devices(next(batches), mesh, start, config.batch_size)
+                    batch |= preemption.flags()
+                    number = np.uint32(self.first + at)
                     with jax.profiler.StepTraceAnnotation("train", step_num=self.first + at):
-                        trainable, optimizer_state, metrics = step_fn(
-                            trainable, optimizer_state, frozen, batch, jnp.uint32(self.first + at)
-                        )
+                        with told.compiling(batch):
+                            trainable, optimizer_state, metrics = step_fn(
+                                trainable, optimizer_state, frozen, batch, number
+                            )
                     told.flush()
+                    stopping = preemption.reached(told.flags)
                     told.pending = (at, metrics)
-                    stopping = preemption.reached()
                     value = None
                     if dev_score is not None and is_time(at, config.eval_every, steps):
                         value = score(at)
@@ -260,6 +264,7 @@ class _StageRun:
                         checkpoints.save(at, trainable, optimizer_state, scheduled=due, score=value)
                         told.restart_clock()
                 told.flush()
+                told.compiled()
                 if at == steps:
                     checkpoints.finish(self.first, steps)
                 stopping = preemption.settled()
@@ -268,12 +273,12 @@ class _StageRun:
         return encoder.replace(nnx.merge_state(trainable, frozen))
 
     def _grouped(self, batches: Batches) -> Batches:
-        """The batches, short texts apart from long ones where texts are encoded in chunks."""
-        budget = chunk_budget(self.config.chunk_tokens)
+        """The batches in few shapes, short texts apart from long ones where there are chunks."""
+        if not hasattr(batches, "lengths"):
+            return batches
         # Vectors of tokens cannot be put back together where widths differ.
         late = self.encoder.spec.late is not None
-        if budget < 0 or late or not hasattr(batches, "lengths"):
-            return batches
+        budget = -1 if late else chunk_budget(self.config.chunk_tokens)
         return Grouped(batches, mesh_lib.shards(self.encoder.mesh, "batch"), budget)
 
     def _step_fn(self, graph: Any, optimizer: optax.GradientTransformation, loss: Loss):
@@ -310,9 +315,12 @@ class _Told:
 
     def __init__(self, writer: MetricWriter | NoWriter, run: _StageRun, done: int):
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.flags = 0.0  # processes that were asked to end, as far as steps have said
         self._writer, self._first, self._steps = writer, run.first, run.steps
-        self._config, self._rate = run.config, schedule(run.config, run.steps)
+        self._config, self._schedule = run.config, schedule(run.config, run.steps)
         self._main = mesh_lib.is_main()
+        self._shapes: dict[tuple, float] = {}  # of batches: seconds until its step was dispatched
+        self._label, self._batches = run.label, run.batches
         self._bar = tqdm(
             total=run.steps,
             initial=done,
@@ -334,15 +342,36 @@ class _Told:
         """Leaves what was done since the last step out of the next one's speed."""
         self._clock = time.perf_counter()
 
+    @contextlib.contextmanager
+    def compiling(self, batch: dict[str, Any]) -> Iterator[None]:
+        """Around the dispatch of a step: notes what it took where the batch has a new shape."""
+        shape = tuple((name, getattr(x, "shape", x)) for name, x in sorted(batch.items()))
+        begun = time.perf_counter()
+        yield
+        if shape not in self._shapes:
+            self._shapes[shape] = time.perf_counter() - begun
+
+    def compiled(self) -> None:
+        """Prints how many shapes were compiled, and how well they fit."""
+        count, seconds = len(self._shapes), sum(self._shapes.values())
+        if not count:
+            return
+        line = f"train     {self._label}compiled {count} step shape{'s'[: count > 1]}"
+        line += f" in {seconds:.1f} s"
+        if isinstance(self._batches, Grouped):
+            line += f"; {self._batches.useful:.0%} of the tokens computed are text"
+        say(line)
+
     def flush(self) -> None:
         """Fetches and writes the metrics that are pending."""
         if self.pending is None:
             return
         (at, device_metrics), self.pending = self.pending, None
         scalars = {name: float(np.asarray(value)) for name, value in device_metrics.items()}
+        self.flags += scalars.pop(FLAGS, 0.0)
         speed = self._config.batch_size / max(time.perf_counter() - self._clock, 1e-9)
         self.restart_clock()
-        scalars["learning_rate"] = float(self._rate(at - 1))
+        scalars["learning_rate"] = self._schedule.at(at - 1)
         scalars["examples_per_second"] = round(speed, 3)
         if is_time(at, self._config.log_every, self._steps):
             self._writer.write(self._first + at, scalars)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -14,10 +16,53 @@ from nvret_jax.errors import InputError
 NOT_DECAYED = ("bias", "scale")
 
 
-def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class Schedule:
     """The learning rate by step: up over the warm-up, then linear, cosine or constant.
 
-    The first step already has a rate above zero, and the decay reaches zero after the last.
+    The first step already has a rate above zero, and the decay reaches zero after the last. Called
+    with a traced count it is an optax schedule. `at` gives the same on the host: evaluating optax
+    outside of a compiled step would run eight programs on every device of the mesh.
+
+    Attributes:
+        peak: the highest rate.
+        rising: steps of the warm-up.
+        falling: steps after it, at least 1.
+        shape: 'linear', 'cosine' or 'constant'.
+    """
+
+    peak: float
+    rising: int
+    falling: int
+    shape: str
+
+    def __call__(self, count: Any) -> jax.Array:
+        """The rate of the step with this number, counted from 0, by optax."""
+        after = {
+            "linear": optax.linear_schedule(self.peak, 0.0, self.falling),
+            "cosine": optax.cosine_decay_schedule(self.peak, self.falling),
+            "constant": optax.constant_schedule(self.peak),
+        }[self.shape]
+        if not self.rising:
+            return after(count)
+        first, rising = self.peak / self.rising, max(1, self.rising - 1)
+        up = optax.linear_schedule(first, self.peak, rising)
+        return optax.join_schedules([up, after], [self.rising])(count)
+
+    def at(self, step: int) -> float:
+        """The same number, equal to float32 rounding, without touching a device."""
+        if step < self.rising:
+            return self.peak * (step + 1) / self.rising
+        done = min(step - self.rising, self.falling) / self.falling
+        if self.shape == "linear":
+            return self.peak * (1 - done)
+        if self.shape == "cosine":
+            return self.peak * 0.5 * (1 + math.cos(math.pi * done))
+        return self.peak
+
+
+def schedule(config: ConfigDict, steps: int) -> Schedule:
+    """The learning rate of a stage.
 
     Args:
         config: `warmup` is a share of the steps below 1, from 2 on their number.
@@ -26,23 +71,13 @@ def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     Raises:
         InputError: the warm-up is as long as the stage, or longer.
     """
-    peak = config.learning_rate
     rising = round(config.warmup * steps) if config.warmup < 1 else round(config.warmup)
     if config.warmup >= 1 and rising >= steps:
         raise InputError(
             f"train.warmup={rising} steps, and the stage has {steps}; give fewer, or a share of "
             "them such as 0.1"
         )
-    falling = max(1, steps - rising)
-    after = {
-        "linear": optax.linear_schedule(peak, 0.0, falling),
-        "cosine": optax.cosine_decay_schedule(peak, falling),
-        "constant": optax.constant_schedule(peak),
-    }[config.schedule]
-    if not rising:
-        return after
-    up = optax.linear_schedule(peak / rising, peak, max(1, rising - 1))
-    return optax.join_schedules([up, after], [rising])
+    return Schedule(config.learning_rate, rising, max(1, steps - rising), config.schedule)
 
 
 def decay_mask(params: Any) -> Any:

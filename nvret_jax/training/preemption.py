@@ -1,9 +1,10 @@
 """SIGTERM asks a run to end: it saves at the next step and leaves.
 
 A scheduler that takes a machine back sends SIGTERM to the processes, not always to all of them and
-never at the same instant, and all processes must stop after the same step. So each one hands in its
-flag after every step, as an array of one number per device, and the sum is read one step late: no
-step waits for it. On one process the flag itself is read.
+never at the same instant, and all processes must stop after the same step. So each one hands its
+flag to every step, as an array of one number per device; the step returns the sum among its
+metrics, which are read one step late, so no step waits for it. On one process the flag itself is
+read.
 
 The handler is installed only while steps run. At any other moment (texts are being tokenised, say)
 everything there is stands on disk, and SIGTERM ends the process as it always did.
@@ -24,6 +25,8 @@ from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
 
+FLAGS = "preempted"  # its name in a batch and among the metrics of a step
+
 _sum = jax.jit(jnp.sum)
 
 
@@ -43,7 +46,6 @@ class Preemption:
         self._alone = mesh_lib.process_count() == 1
         self._asked = False  # this process
         self._found = False  # any process, and all know
-        self._pending: jax.Array | None = None
         self._before: Any = None
         self._main_thread = threading.current_thread() is threading.main_thread()
 
@@ -63,22 +65,24 @@ class Preemption:
     def _note(self, *unused) -> None:
         self._asked = True
 
-    def reached(self) -> bool:
-        """After a step: whether to stop here; the same on every process that asks after it."""
-        if self._alone:
-            self._found |= self._asked
-            return self._found
-        before, self._pending = self._pending, self._submitted()
-        if before is not None:
-            self._found |= int(np.asarray(before)) > 0
+    def flags(self) -> dict[str, jax.Array]:
+        """What a batch carries of this: int32 [devices], one process's flag on each of its own."""
+        return {} if self._alone else {FLAGS: self._submitted()}
+
+    def reached(self, flags: float) -> bool:
+        """After a step: whether to stop here; the same on every process that asks after it.
+
+        Args:
+            flags: the sum that earlier steps returned.
+        """
+        self._found |= self._asked if self._alone else flags > 0
         return self._found
 
     def settled(self) -> bool:
         """The same at once, for the beginning and the end; waits for the other processes."""
         if self._alone:
-            return self.reached()
-        self._pending = None
-        self._found |= int(np.asarray(self._submitted())) > 0
+            return self.reached(0)
+        self._found |= int(np.asarray(_sum(self._submitted()))) > 0
         return self._found
 
     def _submitted(self) -> jax.Array:
@@ -86,4 +90,4 @@ class Preemption:
             first, last, _ = index[0].indices(self._devices)
             return np.full(last - first, self._asked, np.int32)
 
-        return _sum(jax.make_array_from_callback((self._devices,), self._sharding, own))
+        return jax.make_array_from_callback((self._devices,), self._sharding, own)

@@ -20,6 +20,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.training.encode import Texts, encode_batch
 from nvret_jax.training.losses import Loss, batch_loss
 from nvret_jax.training.multivector import token_mask
+from nvret_jax.training.preemption import FLAGS
 
 Metrics = dict[str, jax.Array]
 
@@ -83,7 +84,8 @@ def make_step(
     Returns:
         (trainable, optimizer_state, frozen, batch, step) -> (trainable, optimizer_state, metrics).
         The first two are donated; the second begins as `init_optimizer`. Metrics are float32
-        scalars: loss, grad_norm, those of `batch_loss`, and a learned temperature.
+        scalars: loss, grad_norm, those of `batch_loss`, and a learned temperature; and where the
+        batch carries `Preemption.flags`, their sum.
     """
     loss = Loss(temperature=temperature, in_batch=in_batch) if loss is None else loss
 
@@ -130,6 +132,8 @@ def make_step(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step_fn(trainable, optimizer_state, frozen, batch, step):
+        batch = dict(batch)
+        flags = batch.pop(FLAGS, None)
         learned = {"weights": trainable}
         of_weights = optimizer_state
         if loss.learned:
@@ -139,6 +143,8 @@ def make_step(
             learned, frozen, batch, step
         )
         metrics = {"loss": value, **metrics, "grad_norm": optax.global_norm(grads["weights"])}
+        if flags is not None:
+            metrics[FLAGS] = jnp.sum(flags)
         with jax.named_scope("update"):
             updates, of_weights = optimizer.update(grads["weights"], of_weights, trainable)
             trainable = optax.apply_updates(trainable, updates)

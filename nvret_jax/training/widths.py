@@ -5,18 +5,23 @@ real tokens for the paragraphs of SQuAD, cut at 256. So a device sorts its texts
 encodes them in groups, each at a width of its own. Choices:
 
 - **Shapes are planned, not found**: a step is compiled for a shape, and compiling takes longer than
-  many steps. The r-th shortest of a hundred texts is about as long in every batch, so one plan,
-  made from a sample of the stage's steps, has room for nearly all of them.
-- A batch that the plan has no room for takes the next wider one, and at last a plan of one group at
-  the width it needs. So no text is ever cut, and a stage has few shapes.
+  many steps. The r-th shortest of a hundred texts is about as long in every batch, so one plan of
+  both sides, made before the first step from a sample of the stage's steps, has room for nearly all
+  of them.
+- A batch that the plan has no room for takes the next wider one, and at last one at the length of
+  the stage's longest text. So no text is ever cut, and a stage has at most four shapes for each
+  number of passages that its batches have, and where the sample is the whole stage at most two.
 - Lengths are known without a batch being built (`lengths(step)`), and a plan has room for the
   texts of *every* device, so all processes take the same one without talking.
 - A group is made where it saves more than it costs. Each is compiled by itself, so a long stage has
   more of them than a short one; and every chunk costs something beside its tokens. With many steps
   before it, a stage also gets a tighter plan, for the half of its batches that have fewer tokens.
+- Where texts are not encoded in chunks, or vectors of tokens have to be put back together, a side
+  has one group: its width is planned all the same.
 
-What is computed does not change, only what is padded: results are the same up to rounding. A plan
-follows from data, seed and length of the stage, so a resumed run has the same ones.
+What is computed does not change, only what is padded: results are the same up to rounding, but for
+dropout, whose draws depend on the width. A plan follows from data, seed and length of the stage, so
+a resumed run has the same ones.
 """
 
 from __future__ import annotations
@@ -29,9 +34,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from nvret_jax.training.stage import Batches
+from nvret_jax.training.stage import Batches, prefetched
 
-SIDES = ("query", "passage")
 _BUCKET = 8  # widths are multiples of this
 _SAMPLED_ROWS = 65_536  # queries looked at to make a plan, and
 _SAMPLED_STEPS = (16, 256)  # the fewest and the most steps they are of
@@ -62,8 +66,17 @@ class Groups:
         return bool((np.repeat(self.widths, self.rows) >= profile_r).all())
 
 
+Plan = Mapping[str, Groups]  # of each side
+
+
 class Measured(Batches, Protocol):
-    """Batches that know the lengths of their texts."""
+    """Batches that know the lengths of their texts.
+
+    Attributes:
+        longest: by side, tokens of the longest text that any batch may have.
+    """
+
+    longest: Mapping[str, int]
 
     def lengths(self, step: int) -> Mapping[str, np.ndarray]:
         """'query' and 'passage': int [B], [N], tokens of each text of the global batch."""
@@ -85,9 +98,11 @@ def group(profile_r: np.ndarray, chunk_tokens: int, price: float) -> Groups:
 
     Args:
         profile_r: int, lengths in ascending order, which they have room for.
-        chunk_tokens: tokens that are encoded at a time.
+        chunk_tokens: tokens that are encoded at a time; -1: all, and there is one group.
         price: of a further group, in tokens.
     """
+    if chunk_tokens < 0:
+        return whole(len(profile_r), profile_r[-1])
     needed_r = _rounded(profile_r)
     count = len(needed_r)
     ends = np.unique(np.linspace(0, count, min(count, _CUTS) + 1).astype(int))
@@ -107,41 +122,62 @@ def group(profile_r: np.ndarray, chunk_tokens: int, price: float) -> Groups:
 def _tokens(rows: Any, width: Any, chunk_tokens: int) -> np.ndarray:
     """What texts cost at a width, in tokens: chunks as of `encode.chunk_rows`, and a share each."""
     rows, width = np.asarray(rows), np.asarray(width)
+    if chunk_tokens < 0:
+        return rows * width
     chunks = -(-rows // np.maximum(1, chunk_tokens // width))
     return chunks * (-(-rows // chunks) * width + _CHUNK * chunk_tokens)
 
 
-def plans(profiles_sr: np.ndarray, chunk_tokens: int, steps: int) -> tuple[Groups, ...]:
+def whole(rows: int, tokens: int) -> Groups:
+    """One group of all texts."""
+    return Groups((rows,), (int(_rounded(tokens)),))
+
+
+def plans(
+    profiles: Mapping[str, np.ndarray],
+    longest: Mapping[str, int],
+    chunk_tokens: int,
+    steps: int,
+) -> tuple[Plan, ...]:
     """Plans for batches like these, from the tightest to the roomiest.
 
     Args:
-        profiles_sr: int [sampled steps, texts of a device].
-        chunk_tokens: tokens that are encoded at a time.
+        profiles: by side, int [sampled steps, texts of a device].
+        longest: by side, tokens of the longest text there is.
+        chunk_tokens: tokens that are encoded at a time; -1: all.
         steps: of the stage.
 
     Returns:
         One that holds all of these; before it, if the stage is long enough for it to be worth its
-        compilation, one that holds the half of them with the fewest tokens; and a roomier one.
+        compilation, one that holds the half of them with the fewest tokens. If there are more steps
+        than these, behind it a roomier one, and one that holds whatever comes.
     """
     compiling = _COMPILE_TOKENS.get(jax.default_backend(), _ACCELERATOR_COMPILE_TOKENS)
-    tokens_s = profiles_sr.sum(axis=1)
+    tokens_s = sum(profiles_sr.sum(axis=1) for profiles_sr in profiles.values())
     price = max(_WORTH * float(tokens_s.mean()), compiling / steps)
 
-    def made(profile_r: np.ndarray) -> Groups:
-        return group(profile_r, chunk_tokens, price)
+    def made(rows: Mapping[str, np.ndarray]) -> Plan:
+        return {side: group(profile_r, chunk_tokens, price) for side, profile_r in rows.items()}
 
-    def cost(groups: Groups) -> float:
-        return float(_tokens(groups.rows, groups.widths, chunk_tokens).sum())
+    def cost(plan: Plan) -> float:
+        return float(sum(_tokens(g.rows, g.widths, chunk_tokens).sum() for g in plan.values()))
 
-    most_r = profiles_sr.max(axis=0)
-    shift = max(1, len(most_r) // 16)
-    roomy_r = np.concatenate([most_r[shift:], np.full(shift, most_r[-1])])
-    found = [made(most_r), made(roomy_r)]
-    tight = made(profiles_sr[tokens_s <= np.median(tokens_s)].max(axis=0))
+    most = {side: profiles_sr.max(axis=0) for side, profiles_sr in profiles.items()}
+    found = [made(most)]
+    fewer_s = tokens_s <= np.median(tokens_s)
+    tight = made({side: profiles_sr[fewer_s].max(axis=0) for side, profiles_sr in profiles.items()})
     # All of a step is compiled once more for it: its groups, and about as much as two of them.
-    if (cost(found[0]) - cost(tight)) * steps / 2 > compiling * (len(tight.rows) + 2):
+    groups = sum(len(g.rows) for g in tight.values())
+    if (cost(found[0]) - cost(tight)) * steps / 2 > compiling * (groups + 2):
         found.insert(0, tight)
-    return tuple(dict.fromkeys(found))
+    if len(tokens_s) < steps:
+        roomy, any_ = {}, {}
+        for side, most_r in most.items():
+            shift, most_tokens = max(1, len(most_r) // 16), max(longest[side], int(most_r[-1]))
+            roomy[side] = np.concatenate([most_r[shift:], np.full(shift, most_tokens)])
+            any_[side] = whole(len(most_r), most_tokens)
+        found += [made(roomy), any_]
+    return tuple(plan for i, plan in enumerate(found) if plan not in found[:i])
 
 
 def _rounded(lengths: Any) -> np.ndarray:
@@ -150,15 +186,17 @@ def _rounded(lengths: Any) -> np.ndarray:
 
 @dataclasses.dataclass
 class Grouped:
-    """A stage's batches, with the groups that each is to be encoded in.
+    """A stage's batches, at the widths that are planned for them.
 
-    A batch gets '{side}_groups' (`Groups`) for a side whose texts do not fit one chunk, and its
-    tokens the width of the widest group.
+    The tokens of a batch get the width of their side's widest group, and where there are several
+    groups the batch says so under '{side}_groups' (`Groups`).
 
     Attributes:
         batches: of the stage.
         parts: devices a batch is split over.
-        chunk_tokens: tokens a device encodes at a time.
+        chunk_tokens: tokens a device encodes at a time; -1: all of its texts, at one width.
+        plans: by numbers of queries and passages, which differ between sources of a blend.
+        useful: real tokens as a share of those that are computed, in the sample.
     """
 
     batches: Measured
@@ -167,61 +205,73 @@ class Grouped:
 
     def __post_init__(self):
         self.seed, self.steps = self.batches.seed, self.batches.steps
-        self._plans: dict[tuple[str, int], tuple[Groups, ...]] | None = None
+        sampled = self._sampled()
+        self.plans = {
+            rows: plans(profiles, self.batches.longest, self.chunk_tokens, self.steps)
+            for rows, (profiles, _) in sampled.items()
+        }
+        real = sum(tokens for _, tokens in sampled.values())
+        self.useful = real / max(1, sum(self._computed(*part) for part in sampled.items()))
 
     def batch(self, step: int, start: int, stop: int) -> dict[str, Any]:
         """Rows start..stop of the global batch of one step, counted from 0."""
-        return self._grouped(step, self.batches.batch(step, start, stop))
+        batch = self.batches.batch(step, start, stop)
+        for side, groups in self.plan(step).items():
+            for name in (f"{side}_tokens", f"{side}_real"):
+                if name in batch:  # what stands in padding is of no consequence
+                    fill = max(0, groups.widths[-1] - batch[name].shape[1])
+                    padded = np.pad(batch[name], ((0, 0), (0, fill)))
+                    batch[name] = padded[:, : groups.widths[-1]]
+            if len(groups.rows) > 1:
+                batch[f"{side}_groups"] = groups
+        return batch
 
     def dataset(self, first: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """The same for steps first..steps in order, prepared ahead."""
-        for step, batch in enumerate(self.batches.dataset(first, start, stop), first):
-            yield self._grouped(step, batch)
+        return prefetched(lambda step: self.batch(step, start, stop), first, self.steps)
 
-    def groups(self, step: int, batch: dict[str, Any] | None = None) -> dict[str, Groups]:
-        """The groups of each side that has any.
+    def plan(self, step: int) -> Plan:
+        """The groups of each side in one step."""
+        lengths = self.batches.lengths(step)
+        profiles = {side: profile(lengths_n, self.parts) for side, lengths_n in lengths.items()}
+        for plan in self.plans.get(_rows(lengths), ()):
+            if _holds(plan, profiles):
+                return plan
+        # A source with so few steps that the sample has none of them.
+        longest = self.batches.longest
+        return {side: whole(len(own_r), longest[side]) for side, own_r in profiles.items()}
 
-        Args:
-            step: counted from 0.
-            batch: of this step, or a part of it; spares asking for lengths where it is all of it.
-        """
-        if self._plans is None:
-            self._plans = self._made()
-        if batch is not None and len(batch["query_lengths"]) == self._batch_size:
-            lengths = {side: batch[f"{side}_lengths"] for side in SIDES}
-        else:
-            lengths = self.batches.lengths(step)
-        out = {}
-        for side, lengths_n in lengths.items():
-            profile_r = profile(lengths_n, self.parts)
-            known = self._plans.get((side, len(lengths_n)), ())
-            last = Groups((len(profile_r),), (int(_rounded(profile_r[-1])),))
-            if known:
-                out[side] = next((plan for plan in known if plan.hold(profile_r)), last)
-        return out
-
-    def _grouped(self, step: int, batch: dict[str, Any]) -> dict[str, Any]:
-        for side, groups in self.groups(step, batch).items():
-            tokens, width = batch[f"{side}_tokens"], groups.widths[-1]
-            fill = max(0, width - tokens.shape[1])  # what stands in padding is of no consequence
-            batch[f"{side}_tokens"] = np.pad(tokens, ((0, 0), (0, fill)))[:, :width]
-            batch[f"{side}_groups"] = groups
-        return batch
-
-    def _made(self) -> dict[tuple[str, int], tuple[Groups, ...]]:
-        """Plans of each side, by how many texts a batch has: sources of a blend differ in it."""
-        found: dict[tuple[str, int], list[np.ndarray]] = {}
-        first = self.batches.lengths(0)
+    def _sampled(self) -> dict[tuple[int, int], tuple[dict[str, np.ndarray], int]]:
+        """By numbers of texts: profiles of both sides [steps, texts], and their real tokens."""
+        found: dict[tuple[int, int], list[dict[str, np.ndarray]]] = {}
+        tokens: dict[tuple[int, int], int] = {}
         least, most = _SAMPLED_STEPS
-        self._batch_size = len(first["query"])
-        wanted = min(max(_SAMPLED_ROWS // self._batch_size, least), most, self.steps)
+        batch_size = len(self.batches.lengths(0)["query"])
+        wanted = min(max(_SAMPLED_ROWS // batch_size, least), most, self.steps)
         for step in np.unique(np.linspace(0, self.steps - 1, wanted).astype(int)).tolist():
-            for side, lengths_n in self.batches.lengths(step).items():
-                rows = found.setdefault((side, len(lengths_n)), [])
-                rows.append(profile(lengths_n, self.parts))
-        whole = {key: np.stack(rows) for key, rows in found.items()}
+            lengths = self.batches.lengths(step)
+            rows = _rows(lengths)
+            own = {side: profile(lengths_n, self.parts) for side, lengths_n in lengths.items()}
+            found.setdefault(rows, []).append(own)
+            tokens[rows] = tokens.get(rows, 0) + sum(int(n.sum()) for n in lengths.values())
         return {
-            key: plans(profiles_sr, self.chunk_tokens, self.steps)
-            for key, profiles_sr in whole.items()
-            if profiles_sr.shape[1] * profiles_sr.max() > self.chunk_tokens
+            rows: ({side: np.stack([own[side] for own in all_]) for side in all_[0]}, tokens[rows])
+            for rows, all_ in found.items()
         }
+
+    def _computed(self, rows: tuple[int, int], sampled: tuple[dict[str, np.ndarray], int]) -> int:
+        """Tokens that the sampled steps compute, over all devices."""
+        profiles, known, total = sampled[0], self.plans[rows], 0
+        for step in range(len(next(iter(profiles.values())))):
+            own = {side: profiles_sr[step] for side, profiles_sr in profiles.items()}
+            plan = next(plan for plan in known if _holds(plan, own))
+            total += sum(int(np.dot(g.rows, g.widths)) for g in plan.values())
+        return total * self.parts
+
+
+def _rows(lengths: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    return len(lengths["query"]), len(lengths["passage"])
+
+
+def _holds(plan: Plan, profiles: Mapping[str, np.ndarray]) -> bool:
+    return all(plan[side].hold(profile_r) for side, profile_r in profiles.items())

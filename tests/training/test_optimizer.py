@@ -1,6 +1,8 @@
 """Schedule and decay."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from nvret_jax import config as config_lib
@@ -33,6 +35,20 @@ def test_a_warm_up_is_a_share_of_the_steps_or_their_number():
 def test_first_step_learns_even_without_warm_up():
     assert rates(4, warmup=0.0, schedule="constant") == [1.0] * 4
     assert rates(5, warmup=0.2, schedule="cosine")[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.3, 2, 7])
+@pytest.mark.parametrize("steps", [9, 40, 1000])
+def test_the_host_has_the_same_rates_without_a_device(shape, warmup, steps):
+    config = config_lib.base().train
+    config.update(learning_rate=3e-5, warmup=warmup, schedule=shape)
+    rate = schedule(config, steps)
+    on_device = np.asarray(jax.vmap(rate)(jnp.arange(steps + 3)))
+    with jax.transfer_guard("disallow"):
+        on_host = [rate.at(step) for step in range(steps + 3)]
+    assert all(type(value) is float for value in on_host)
+    np.testing.assert_allclose(on_host, on_device, rtol=1e-5, atol=3e-5 * 1e-6)
 
 
 def test_biases_and_layer_norm_are_not_decayed():

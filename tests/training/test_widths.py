@@ -10,6 +10,7 @@ import pytest
 from test_examples import build
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.training import widths
 from nvret_jax.training.encode import Texts, chunk_rows, encode_batch
 from nvret_jax.training.widths import Grouped, Groups, group, plans, profile
 
@@ -77,21 +78,47 @@ def batches_of(count):
     return np.sort(lengths, axis=1)
 
 
-def test_the_last_plan_is_roomier_than_one_that_holds_all():
+def planned(profiles, steps, **more):
+    made = plans({"passage": profiles}, {"passage": 240}, 256, steps, **more)
+    return [plan["passage"] for plan in made]
+
+
+def test_plans_behind_the_first_are_roomier_and_the_last_holds_all_there_is():
     profiles = batches_of(30)
-    first, second = plans(profiles, 256, 12)
+    first, second, last = planned(profiles, 31)
     assert all(first.hold(row) and second.hold(row) for row in profiles)
-    assert padded(first) < padded(second)
+    assert padded(first) < padded(second) < padded(last)
+    assert last == Groups((64,), (240,))
+
+
+def test_a_sample_that_is_the_whole_stage_needs_no_roomier_plan():
+    profiles = batches_of(30)
+    assert planned(profiles, 30)[-1] == group(profiles.max(axis=0), 256, 16_384 / 30)
 
 
 def test_a_long_stage_has_more_groups_and_a_tight_plan_for_its_smaller_batches():
     profiles = batches_of(30)
-    short, long = plans(profiles, 256, 12), plans(profiles, 256, 100_000)
-    assert len(long) == len(short) + 1 == 3
+    short, long = planned(profiles, 31), planned(profiles, 100_000)
+    assert len(long) == len(short) + 1 == 4
     assert len(long[1].rows) > len(short[0].rows)
     held = [long[0].hold(row) for row in profiles]
     assert held == [True] * 15 + [False] * 15
     assert padded(long[0]) < 0.7 * padded(long[1])
+
+
+def test_both_sides_are_planned_together():
+    """A tight plan is tight on both sides, so that two sides do not make four shapes."""
+    profiles = batches_of(30)
+    both = {"query": profiles, "passage": np.repeat(profiles, 3, axis=1)}
+    made = plans(both, {"query": 240, "passage": 240}, 256, 100_000)
+    assert len(made) == 4
+    assert [set(plan) for plan in made] == [{"query", "passage"}] * 4
+    assert all(len(plan["query"].rows) > 1 for plan in made[:2])
+
+
+def test_without_chunks_a_side_has_one_width():
+    made = plans({"passage": batches_of(30)}, {"passage": 240}, -1, 31)
+    assert [plan["passage"].widths for plan in made] == [(104,), (200,), (240,)]
 
 
 class Stage:
@@ -101,9 +128,7 @@ class Stage:
 
     def __init__(self, steps, examples):
         self.steps, self.batch, self.lengths = steps, examples.batch, examples.lengths
-
-    def dataset(self, first, start, stop):
-        return (self.batch(step, start, stop) for step in range(first, self.steps))
+        self.longest = examples.longest
 
 
 def grouped(chunk_tokens=4, parts=2, steps=12):
@@ -122,32 +147,57 @@ def test_every_text_has_room_on_every_device(parts):
     batches = grouped(parts=parts)
     for step, batch in enumerate(batches.dataset(0, 0, 4)):
         for side, rows in (("query", 4), ("passage", 12)):
-            groups = batch[f"{side}_groups"]
+            groups = batches.plan(step)[side]
+            assert batch.get(f"{side}_groups", groups) == groups
+            assert (f"{side}_groups" in batch) == (len(groups.rows) > 1)
             assert sum(groups.rows) == rows // parts
             assert batch[f"{side}_tokens"].shape == (rows, groups.widths[-1])
             width = np.repeat(groups.widths, groups.rows)
             assert (profile(batches.batches.lengths(step)[side], parts) <= width).all()
 
 
-def test_processes_take_the_same_groups():
-    batches = grouped()
+def test_processes_take_the_same_groups(monkeypatch):
+    monkeypatch.setattr(widths, "_BUCKET", 2)
+    batches = grouped(steps=100_000)
+    assert "passage_groups" in batches.batch(0, 0, 4)
     for step in range(4):
         whole, part = batches.batch(step, 0, 4), batches.batch(step, 2, 4)
-        assert part["passage_groups"] == whole["passage_groups"]
+        assert part.get("passage_groups") == whole.get("passage_groups")
         np.testing.assert_array_equal(part["passage_tokens"], whole["passage_tokens"][6:])
 
 
-def test_what_fits_one_chunk_has_no_groups():
-    assert "query_groups" not in grouped(chunk_tokens=32).batch(0, 0, 4)
+def test_what_fits_one_chunk_has_no_groups_and_a_planned_width():
+    batches = grouped(chunk_tokens=320)
+    shapes = set()
+    for step in range(12):
+        batch = batches.batch(step, 0, 4)
+        assert not [name for name in batch if name.endswith("_groups")]
+        shapes.add(tuple((name, batch[f"{name}_tokens"].shape) for name in ("query", "passage")))
+    assert shapes == {(("query", (4, 8)), ("passage", (12, 8)))}
 
 
-def test_a_batch_longer_than_all_of_the_sample_gets_the_width_it_needs():
-    batches = grouped(parts=1)
-    batches.groups(0)
-    lengths = batches.batches.lengths(3)
-    lengths["passage"][5] = 77
-    batches.batches.lengths = lambda step: lengths
-    assert batches.groups(3)["passage"] == Groups((12,), (80,))
+@pytest.mark.parametrize("chunk_tokens", [-1, 4, 320])
+def test_a_long_stage_has_few_shapes(chunk_tokens):
+    batches = grouped(chunk_tokens=chunk_tokens, steps=3000)
+    made = {str(batches.plan(step)) for step in range(3000)}
+    assert len(made) <= len(batches.plans[4, 12]) <= 4
+    assert 0.3 < batches.useful <= 1
+
+
+def test_a_batch_longer_than_all_of_the_sample_gets_the_width_of_the_longest_text():
+    stage = Stage(3000, build())
+    stage.longest = {"query": 8, "passage": 80}
+    batches = Grouped(stage, 1, 4)
+    lengths = stage.lengths(3)
+    lengths["passage"][5:9] = 77
+    stage.lengths = lambda step: lengths
+    assert batches.plan(3)["passage"] == Groups((12,), (80,))
+
+
+def test_a_source_that_the_sample_has_not_met_gets_the_width_of_the_longest_text():
+    batches = grouped()
+    batches.batches.lengths = lambda step: {"query": np.full(2, 3), "passage": np.full(4, 5)}
+    assert batches.plan(3) == {"query": Groups((1,), (8,)), "passage": Groups((2,), (8,))}
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -1,0 +1,41 @@
+"""The loop keeps the devices busy: what it does between two dispatches runs on the host alone."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tiny_project
+
+WORKER = pathlib.Path(__file__).parent / "loop_worker.py"
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """What a loop of heavy steps on 8 devices did."""
+    folder = tmp_path_factory.mktemp("loop")
+    tiny_project.make_model(folder / "model")
+    paths = [str(WORKER.parents[2]), str(WORKER.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    command = [sys.executable, str(WORKER), str(folder / "model"), str(folder / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_step_is_dispatched_before_the_step_before_it_is_done(watched):
+    assert watched["devices"] == 8
+    # The first dispatch compiles; from then on the loop is one step ahead of the devices.
+    assert sum(watched["still running"]) >= len(watched["still running"]) - 1, watched
+
+
+def test_nothing_runs_on_the_mesh_between_two_dispatches(watched):
+    """A program that the loop ran eagerly would have been compiled once, at its first step."""
+    (step,) = watched["compiled between the first and the last dispatch"]
+    assert "step_fn" in step
