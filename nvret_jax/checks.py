@@ -136,6 +136,8 @@ def mistakes(config: ConfigDict) -> list[str]:
     need(config.evaluation.depth >= 100, "evaluation.depth", "recall@100 needs at least 100")
     need(config.evaluation.min_relevance >= 1, "evaluation.min_relevance", "must be 1 or more")
     one_of("export.dtype", config.export.dtype, ("float32", "float16"))
+    length = config.export.max_length
+    need(length == 0 or length >= 3, "export.max_length", "0 (the student's) or >= 3")
     need(config.report.examples >= 0, "report.examples", "must be 0 or more")
     return wrong
 

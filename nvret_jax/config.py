@@ -288,6 +288,8 @@ def base() -> ConfigDict:
                 # Length of training: epochs over the training queries, unless steps is set.
                 "epochs": 1.0,
                 "steps": 0,
+                # At most this many steps, however many the epochs make; 0: no bound.
+                "max_steps": 0,
                 # Queries per step, over the whole mesh.
                 "batch_size": 32,
                 # Hard negatives per query in a batch; rows with fewer are masked.
@@ -388,6 +390,9 @@ def base() -> ConfigDict:
             "export": {
                 # Precision of the exported weights: float32 or float16.
                 "dtype": "float32",
+                # Tokens the exported model keeps of a text, whatever it was trained with, and what
+                # it is evaluated with after training; 0: the longer of the student's lengths.
+                "max_length": 0,
             },
             "report": {
                 # Training queries shown with what was kept and what was thrown out.
@@ -511,6 +516,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
         train.log_every = 1
         train.dev_passages = 200
         train.dev_queries = 32
+    config.export.max_length = min(config.export.max_length, 64)
     config.report.examples = 5
     return config
 

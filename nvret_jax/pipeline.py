@@ -136,6 +136,7 @@ def _unfit(state: Run, asked: Sequence[str]) -> list[str]:
             look(lambda block=block, at=at: check_batch(block, shards, at))
             look(lambda block=block: _loss(state, block))
         look(lambda: _check_late(state, asked))
+        look(state.served.check_length)
         sides = {name: side for part in state.sets.values() for name, side in part.encoders.items()}
         for side in (state.student, *sides.values()):
             look(side.check_kernel)

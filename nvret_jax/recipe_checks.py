@@ -105,6 +105,7 @@ def _check_stage(
     _check_blend(config, train, at, need, one_of)
     _check_start(config, train, at, first, need)
     need(train.steps >= 0, f"{at}.steps", "must be 0 (by epochs) or more")
+    need(train.max_steps >= 0, f"{at}.max_steps", "must be 0 (no bound) or more")
     need(train.steps > 0 or train.epochs > 0, f"{at}.epochs", "must be positive")
     need(train.batch_size >= 1, f"{at}.batch_size", "must be positive")
     need(train.num_negatives >= 0, f"{at}.num_negatives", "must be 0 or more")

@@ -34,7 +34,7 @@ from nvret_jax.models.model_tokenizer import ModelTokenizer
 from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.sides import Rescorer, Side
+from nvret_jax.sides import OwnSide, Rescorer, ServedSide, Side
 from nvret_jax.training.loop import load_trained
 
 # Knobs of `train` that change how a run is done or told, not what comes out of it.
@@ -69,6 +69,7 @@ class Run:
         label: '' or, for one of several training sets, its folder below the whole run's workdir.
         models: the encoders that are loaded, by what they were read with.
         tokenizers: those that are, by folder.
+        cut_counts: how many texts of a table a tokenizer cuts; see `truncation`.
     """
 
     def __init__(
@@ -85,14 +86,18 @@ class Run:
             whole: the run of which this is the part that is about one set.
             started: block of the student before the first of several rounds.
         """
+        started = config.student if started is None else started
         self.config, self.workdir = config, workdir
         self._whole = whole
         self.label = "" if whole is None else f"sets/{workdir.path.name}/"
         self.models: dict[str, Encoder] = {} if whole is None else whole.models
         self.tokenizers: dict[str, ModelTokenizer] = {} if whole is None else whole.tokenizers
         self._read: dict[str, Dataset] = {} if whole is None else whole._read
+        self.cut_counts: dict[tuple, int] = {} if whole is None else whole.cut_counts
         self.student = Side("student", config.student, self)
-        self.untrained = self.student if started is None else Side("student", started, self)
+        # What "before" means. Where nothing is trained, the student is evaluated as configured.
+        self.untrained = OwnSide(started, self) if self.trains else self.student
+        self.served = ServedSide(self.student)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -160,10 +165,14 @@ class Run:
         return next(iter(self.encoders), "") if sets.MAIN_SET in self.sets else ""
 
     def side(self, role: str) -> Side:
-        """Whose embeddings a role's are: a teacher's name, 'student' or 'student-start'."""
+        """Whose embeddings a role's are: a teacher's name, 'student' or 'student-start'.
+
+        The roles of the student are about evaluation: it is 'student-start' as its user had it,
+        and 'student' as its export serves it.
+        """
         if role == "student-start":
             return self.untrained
-        return self.student if role == "student" else self.encoders[role]
+        return self.served if role == "student" else self.encoders[role]
 
     # --- data ---
 
@@ -410,6 +419,8 @@ class Run:
             values = {k: v for k, v in block.to_dict().items() if k not in _TRAIN_CONDUCT}
             if values["steps"]:
                 del values["epochs"]  # steps decide
+            if values["steps"] or not values["max_steps"]:
+                del values["max_steps"]  # no bound
             if values["start"] not in STARTS:
                 values["start"] = parts_lib.folder_digest(values["start"])
             parts["train" if name == "train" else f"stage {name}"] = values
@@ -455,6 +466,8 @@ class Run:
     def export(self) -> Artifact:
         """The folder other tools load."""
         parts = {**self._student_parts(), "dtype": self.config.export.dtype}
+        if self.config.export.max_length:
+            parts["length"] = self.config.export.max_length
         parts["told"] = [self.config.name, self.recipe()]
         if self.evaluates:
             parts["evaluation"] = self.evaluation().fingerprint
@@ -464,8 +477,9 @@ class Run:
         """report.html."""
         parts = {**self._student_parts(), "examples": self.config.report.examples}
         parts["told"] = [self.config.name, self.recipe()]
-        if "audit" in self.config.stages:
-            parts["audit"] = self.shown.audit().fingerprint
+        for name, part in self.sets.items() if "audit" in self.config.stages else ():
+            of = "" if name == sets.MAIN_SET else f" {name}"
+            parts[f"audit{of}"] = part.audit().fingerprint
         for name, part in self.sets.items() if "mine" in self.config.stages else ():
             of = "" if name == sets.MAIN_SET else f" {name}"
             parts[f"negatives{of}"] = part.negatives().fingerprint
@@ -509,11 +523,6 @@ class Run:
         return {part.config.data.train: part.train_data.name for part in self.sets.values()}
 
     @property
-    def shown(self) -> Run:
-        """The set whose mining a report shows in detail: the first."""
-        return next(iter(self.sets.values()))
-
-    @property
     def mining_rule(self) -> str:
         """The rule and its values, for people."""
         rule = self.options.rule.describe()
@@ -540,6 +549,8 @@ class Run:
         told["Query / passage length"] = (
             f"{self.student.length('query')} / {self.student.length('passage')} tokens"
         )
+        if self.trains:
+            told["Longest text as exported"] = f"{self.served.length('passage')} tokens"
         told["Seed"] = self.config.seed
         return told
 
@@ -556,7 +567,7 @@ class Run:
             "Hard negatives per query": block.num_negatives,
             "In-batch negatives": "yes" if block.in_batch_negatives else "no",
             "Queries per batch": block.batch_size,
-            "Training length": f"{block.steps} steps" if block.steps else f"{block.epochs} epochs",
+            "Training length": _duration(block),
             "Temperature": block.temperature,
             "Learning rate": f"{block.learning_rate} ({block.schedule}, warm-up {block.warmup})",
         }
@@ -565,3 +576,11 @@ class Run:
         if block.loss.dims:
             told["Matryoshka dimensions"] = ", ".join(map(str, block.loss.dims))
         return told
+
+
+def _duration(block: ConfigDict) -> str:
+    """How long a stage of training is, for people."""
+    if block.steps:
+        return f"{block.steps} steps"
+    most = f", at most {block.max_steps} steps" if block.max_steps else ""
+    return f"{block.epochs} epochs{most}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from nvret_jax.mining.rescoring import ScorePairs, text_scorer
 from nvret_jax.models import kernels, lora, weights
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder, LoraConfig
-from nvret_jax.models.model_tokenizer import ModelTokenizer
+from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, read_spec
 from nvret_jax.training.start import randomised
@@ -81,6 +82,11 @@ class Side:
         if str(folder) not in read:
             read[str(folder)] = ModelTokenizer.from_folder(folder)
         return read[str(folder)]
+
+    def count_cut(self, texts: Sequence[str], kind: str) -> int:
+        """How many of the texts are longer than the length of their kind."""
+        tokens = TextTokens(self.spec, self._tokenizer, self._own[1])
+        return tokens.longer(texts, kind, self.length(kind))
 
     @functools.cached_property
     def _own(self) -> tuple[EncoderSpec, epath.Path]:
@@ -212,6 +218,60 @@ class Side:
     def release(self) -> None:
         """Forgets the encoder; it is loaded again if it is asked for."""
         self.__dict__.pop("encoder", None)
+
+
+class OwnSide(Side):
+    """The student as its user had it before training: what "before" measures.
+
+    Lengths are the model's own, whatever it is trained with, and so is all else that its folder
+    states: prompts, pooling, the direction of attention. What the folder leaves open (the prompts
+    of a model that documents them in its README only, the pooling of a bare backbone) is as
+    configured.
+    """
+
+    def __init__(self, config: ConfigDict, run: Run):
+        block = config.copy_and_resolve_references()
+        block.query_length = block.passage_length = 0
+        super().__init__("student", block, run)
+
+    @functools.cached_property
+    def _stated(self) -> bool:
+        """Whether the folder says how texts become vectors; a bare backbone does not."""
+        return (self.folder / "modules.json").exists()
+
+    def _overrides(self) -> dict[str, Any]:
+        given = super()._overrides()
+        if not self._stated:
+            return given
+        own = {**given, "pooling": None, "prompt_in_pooling": None, "bidirectional": None}
+        stated, _ = read_spec(self.folder, **own | {"query_prompt": None, "passage_prompt": None})
+        if stated.query_prompt or stated.passage_prompt:
+            own |= {"query_prompt": None, "passage_prompt": None}
+        return own
+
+
+class ServedSide(Side):
+    """The trained student as its export serves it: what "after" measures.
+
+    An export has one length, and its readers cut both kinds of texts there: `export.max_length`,
+    or the longer one of the student's. It shares the weights of the student.
+    """
+
+    def __init__(self, student: Side):
+        super().__init__(student.name, student.config, student._run)
+        self._student = student
+
+    def length(self, kind: str) -> int:
+        return self._run.config.export.max_length or self._student.spec.max_length
+
+    def check_length(self) -> None:
+        """Raises InputError where the model has no positions for as long a text."""
+        length, positions = self.length("passage"), self._own[0].backbone.max_tokens
+        if length > positions:
+            raise InputError(
+                f"export.max_length={length}: the model takes at most {positions} tokens; use that "
+                "or less, or 0 for the student's own"
+            )
 
 
 class Rescorer:

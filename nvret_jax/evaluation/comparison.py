@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nvret_jax.errors import InputError
-from nvret_jax.evaluation.retrieval import MEASURES, Evaluation
+from nvret_jax.evaluation.retrieval import MEASURE_NAMES, MEASURES, Evaluation
 
 # At most this many drawn query numbers are in memory at a time (32 MB of int64).
 _DRAWS_AT_ONCE = 4_000_000
@@ -51,6 +51,7 @@ class Scores:
         before: {trec name: mean}, or None when the untrained model was not evaluated.
         after: {trec name: mean}.
         interval: 95 % interval of the nDCG@10 difference, or None.
+        measured: what before and after are, a sentence; '' where nothing was trained.
     """
 
     dataset: str
@@ -58,6 +59,7 @@ class Scores:
     before: Mapping[str, float] | None
     after: Mapping[str, float]
     interval: tuple[float, float] | None = None
+    measured: str = ""
 
 
 def compare(
@@ -122,27 +124,21 @@ def bootstrap_interval(
 
 
 def comparison_table(comparisons: Sequence[Comparison], measures: Sequence[str] = MEASURES):
-    """A `rich.table.Table`, one block a dataset: before, after and difference of each measure.
+    """A `rich.table.Table`, one block per dataset: before, after and difference of each measure.
 
-    Print it with `rich.print`; `table_text` gives it as plain text.
+    Print it with `rich.print`; `table_text` gives it as plain text, 80 columns wide.
     """
-    from rich.table import Table
-
-    table = Table(title="Retrieval before and after training", title_justify="left")
-    for name in ("dataset", "queries", "measure"):
-        table.add_column(name, justify="right" if name == "queries" else "left", no_wrap=True)
-    for name in ("before", "after", "difference"):
+    table = _table("Retrieval before and after training")
+    for name in ("before", "after", "difference", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
     for entry in comparisons:
+        table.add_row(f"{entry.dataset} {entry.split}, {entry.queries:,} queries", "", "", "", "")
         for i, name in enumerate(measures):
             interval = ""
             if name == entry.measure:
                 interval = f"{entry.interval[0]:+.4f} … {entry.interval[1]:+.4f}"
             table.add_row(
-                f"{entry.dataset} {entry.split}" if i == 0 else "",
-                f"{entry.queries:,}" if i == 0 else "",
-                name,
+                MEASURE_NAMES.get(name, name),
                 f"{entry.before[name]:.4f}",
                 f"{entry.after[name]:.4f}",
                 f"{entry.after[name] - entry.before[name]:+.4f}",
@@ -153,29 +149,39 @@ def comparison_table(comparisons: Sequence[Comparison], measures: Sequence[str] 
 
 
 def evaluation_table(evaluations: Sequence[Evaluation], measures: Sequence[str] = MEASURES):
-    """A `rich.table.Table` of single evaluations, one row a dataset, for runs without training."""
-    from rich.table import Table
-
-    table = Table(title="Retrieval", title_justify="left")
-    table.add_column("dataset", no_wrap=True)
-    table.add_column("queries", justify="right")
-    for name in measures:
-        table.add_column(name, justify="right", no_wrap=True)
+    """A `rich.table.Table` of single evaluations, one block per dataset, without training."""
+    table = _table("Retrieval")
+    table.add_column("score", justify="right", no_wrap=True)
     for entry in evaluations:
-        table.add_row(
-            f"{entry.dataset} {entry.split}",
-            f"{len(entry.query_ids):,}",
-            *(f"{entry.metrics[name]:.4f}" for name in measures),
-        )
+        table.add_row(f"{entry.dataset} {entry.split}, {len(entry.query_ids):,} queries", "")
+        for i, name in enumerate(measures):
+            table.add_row(
+                MEASURE_NAMES.get(name, name),
+                f"{entry.metrics[name]:.4f}",
+                end_section=i == len(measures) - 1,
+            )
     return table
 
 
-def table_text(table, width: int = 110) -> str:
+def _table(title: str):
+    """An empty table whose first column names data sets and measures, and wraps."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("measure", overflow="fold")
+    return table
+
+
+def table_text(table, width: int = 80) -> str:
     """A rich table as plain text without colour codes, for logs and files."""
     import io
 
     from rich.console import Console
 
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None, force_terminal=False).print(table)
-    return out.getvalue().rstrip("\n")
+    # In a notebook rich would display the table and write nothing.
+    console = Console(
+        file=out, width=width, color_system=None, force_terminal=False, force_jupyter=False
+    )
+    console.print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

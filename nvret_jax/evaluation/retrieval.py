@@ -41,6 +41,15 @@ Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
 
 MEASURES = ("ndcg_cut_10", "ndcg_cut_100", "recip_rank_10", "map", "recall_10", "recall_100")
+# The same for people: terminal, model card, report.
+MEASURE_NAMES = {
+    "ndcg_cut_10": "nDCG@10",
+    "ndcg_cut_100": "nDCG@100",
+    "recip_rank_10": "MRR@10",
+    "map": "MAP",
+    "recall_10": "Recall@10",
+    "recall_100": "Recall@100",
+}
 _TREC = {
     "ndcg_cut_10": ir_measures.nDCG @ 10,
     "ndcg_cut_100": ir_measures.nDCG @ 100,

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from absl import logging
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
@@ -125,6 +126,7 @@ class Encoder:
         self._backbone_folder = backbone_folder
         self.spec, self.tokenizer, self.mesh, self.folder = spec, tokenizer, mesh, folder
         self._texts = TextTokens(spec, tokenizer, folder)
+        self._warned: set[tuple[str, int]] = set()  # (kind, length) of cuts that were reported
         self.width = spec.width
         self.lora = lora
 
@@ -376,6 +378,7 @@ class Encoder:
         max_length: int | None = None,
         token_budget: int | None = None,
         progress: bool = False,
+        warn: bool = True,
     ) -> np.ndarray:
         """Embeds texts.
 
@@ -386,6 +389,7 @@ class Encoder:
             token_budget: tokens (padding included) of one step per device the batch is split
                 over; default by device, see `TOKENS_PER_DEVICE`.
             progress: a bar on the main process.
+            warn: log how many texts were cut, the first time some were.
 
         Returns:
             float32 [len(texts), D], row i for text i, the same on every mesh up to rounding and
@@ -401,12 +405,39 @@ class Encoder:
                 "encode_tokens, or pooling='mean'"
             )
         emb_nd = np.empty((len(texts), self.width), np.float32)
+        limit = self._texts.limit(kind, max_length)
+        full: list[int] = []  # rows with as many tokens as there may be
 
         def keep(start: int, rows: np.ndarray, emb_bd: np.ndarray, tokens: Any) -> None:
             emb_nd[start + rows] = emb_bd
+            full.extend(start + row for row in rows.tolist() if len(tokens[row]) >= limit)
 
         self._encode(texts, kind, max_length, token_budget, progress, keep)
+        if warn and full and (kind, limit) not in self._warned:
+            self._warn_cut([texts[row] for row in full], len(texts), kind, limit)
         return emb_nd
+
+    def _warn_cut(self, full: list[str], total: int, kind: str, limit: int) -> None:
+        """Says, once for a kind and a length, how many of `total` texts were cut.
+
+        Args:
+            full: the texts that fill the length; some may just fit.
+        """
+        cut = self._texts.longer(full, kind, limit)
+        if cut:
+            self._warned.add((kind, limit))
+            what = {"query": "queries", "passage": "passages"}[kind]
+            positions = self.spec.backbone.max_tokens
+            more = f"; max_length can be up to {positions}" if limit < positions else ""
+            logging.warning(
+                "%d of %d %s (%.1f %%) are longer than %d tokens and were cut%s",
+                cut,
+                total,
+                what,
+                100 * cut / total,
+                limit,
+                more,
+            )
 
     def encode_tokens(
         self,

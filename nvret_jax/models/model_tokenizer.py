@@ -101,12 +101,9 @@ class TextTokens:
         self, texts: Sequence[str], kind: str, max_length: int | None = None
     ) -> list[np.ndarray]:
         """See `Encoder.tokenize`."""
-        prompt = self._spec.prompt(kind)
         max_length = self.limit(kind, max_length)
-        texts = [prompt + text for text in texts]
-        if self._spec.lowercase:
-            texts = [text.lower() for text in texts]
-        tokens = self._tokenizer.encode_with(texts, max_length, **self._added(kind))
+        prepared = self._prepared(texts, kind)
+        tokens = self._tokenizer.encode_with(prepared, max_length, **self._added(kind))
         vocabulary = self._spec.backbone.vocab_size
         highest = max((int(ids.max()) for ids in tokens if ids.size), default=0)
         if highest >= vocabulary:
@@ -117,6 +114,19 @@ class TextTokens:
         if self._expands(kind) and self._spec.late.expand_attend:
             return self._lengthened(tokens)
         return tokens
+
+    def longer(self, texts: Sequence[str], kind: str, max_length: int | None = None) -> int:
+        """How many of the texts `tokenize` cuts: they have more tokens than it leaves room for."""
+        taken = sum(token is not None for token in self._added(kind).values())
+        room = self.limit(kind, max_length) - taken
+        tokens = self._tokenizer.encode(self._prepared(texts, kind), room + 1)
+        return sum(len(ids) > room for ids in tokens)
+
+    def _prepared(self, texts: Sequence[str], kind: str) -> list[str]:
+        """The texts as the tokenizer sees them."""
+        prompt = self._spec.prompt(kind)
+        texts = [prompt + text for text in texts]
+        return [text.lower() for text in texts] if self._spec.lowercase else texts
 
     def expanded(self, tokens: list[np.ndarray], kind: str) -> tuple[list[np.ndarray], list[int]]:
         """(tokens that get a vector, how many of them are seen by others), text by text.

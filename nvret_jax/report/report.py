@@ -18,20 +18,12 @@ from etils import epath
 
 from nvret_jax import artifacts
 from nvret_jax.evaluation.comparison import Scores
+from nvret_jax.evaluation.retrieval import MEASURE_NAMES
 from nvret_jax.mining.audit import Row
 from nvret_jax.report import audit_figures, figures
 
 # A passage longer than this many characters is folded, showing about this much of it.
 FOLD_AT = 260
-
-MEASURE_NAMES = {
-    "ndcg_cut_10": "nDCG@10",
-    "ndcg_cut_100": "nDCG@100",
-    "recip_rank_10": "MRR@10",
-    "map": "MAP",
-    "recall_10": "Recall@10",
-    "recall_100": "Recall@100",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +110,40 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mined:
+    """What mining made of one training set.
+
+    Attributes:
+        dataset: its name; shown where there are several.
+        mining, teacher_scores, examples: see their classes.
+    """
+
+    dataset: str
+    mining: Mining | None = None
+    teacher_scores: TeacherScores | None = None
+    examples: Sequence[Example] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Texts of one table that are longer than an encoder keeps, in words.
+
+    Attributes:
+        encoder: whose.
+        texts: data set and table.
+        length: tokens kept of a text.
+        share: '42 %'.
+        counts: '587 of 1,398'.
+    """
+
+    encoder: str
+    texts: str
+    length: int
+    share: str
+    counts: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportData:
     """Everything on the page. All but the title may be missing.
 
@@ -126,7 +152,9 @@ class ReportData:
         lead: one or two sentences under it.
         scores: rows of the table, one a data set; the first one is the headline.
         audit: rows of the stage audit.
-        teacher_scores, mining, training, examples: see their classes.
+        mined: one entry for each training set.
+        training: see its class.
+        cuts: how many texts were cut, by encoder and table.
         config: {setting: value} worth showing.
         environment: {part: version or name}, such as jax, devices.
     """
@@ -134,11 +162,10 @@ class ReportData:
     title: str
     lead: str = ""
     scores: Sequence[Scores] = ()
-    teacher_scores: TeacherScores | None = None
-    mining: Mining | None = None
+    mined: Sequence[Mined] = ()
     training: Training | None = None
-    examples: Sequence[Example] = ()
     audit: Sequence[Row] = ()
+    cuts: Sequence[Cut] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -166,28 +193,38 @@ def build(data: ReportData) -> str:
         "share": lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %",
     }
     template = resources.files("nvret_jax.report").joinpath("report.html.j2").read_text("utf-8")
-    histogram = curve = None
-    groups = data.teacher_scores
-    if groups is not None and (len(groups.positive) or len(groups.negative)):
-        histogram = figures.score_histogram(
-            groups.positive, groups.negative, groups.dropped, groups.ceiling
-        )
-    run = data.training
+    curve, run = None, data.training
     if run is not None and len(run.steps):
         curve = figures.training_curve(run.steps, run.losses, run.dev_steps, run.dev_ndcg)
     page = environment.from_string(template).render(
         data=data,
         names=MEASURE_NAMES,
-        histogram=histogram,
-        has_ceiling=groups is not None and bool(np.isfinite(groups.ceiling).any()),
+        mined=[_drawn(one) for one in data.mined],
         curve=curve,
         audits=_audits(data.audit),
-        strips=[_strip(example) for example in data.examples],
         fold_at=FOLD_AT,
         isfinite=math.isfinite,
     )
     # A text may hold what UTF-8 or HTML cannot: lone surrogates, NUL.
     return page.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _drawn(one: Mined) -> dict[str, Any]:
+    """One set's part of the page, with its drawings."""
+    histogram, groups = None, one.teacher_scores
+    if groups is not None and (len(groups.positive) or len(groups.negative)):
+        histogram = figures.score_histogram(
+            groups.positive, groups.negative, groups.dropped, groups.ceiling
+        )
+    return {
+        "dataset": one.dataset,
+        "mining": one.mining,
+        "scores": groups,
+        "histogram": histogram,
+        "has_ceiling": groups is not None and bool(np.isfinite(groups.ceiling).any()),
+        "examples": one.examples,
+        "strips": [_strip(example) for example in one.examples],
+    }
 
 
 def _audits(rows: Sequence[Row]) -> list[tuple[str, figures.Chart, list[Row]]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nvret_jax import truncation
 from nvret_jax.artifacts import Artifact
+from nvret_jax.console import say
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.run import Run
@@ -35,9 +37,10 @@ def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: 
     kind, table = run.table(data, table_name)
     length = run.length(role, kind)
     budget = run.config.embed.token_budget or None
+    say(truncation.of_role(run, role, data, table_name).line())
 
     def encode(texts: list[str]) -> np.ndarray:
-        return encoder.encode(texts, kind=kind, max_length=length, token_budget=budget)
+        return encoder.encode(texts, kind=kind, max_length=length, token_budget=budget, warn=False)
 
     embed_texts(
         artifact,
@@ -45,7 +48,7 @@ def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: 
         encode,
         encoder.width,
         chunk_rows=run.config.embed.chunk_rows,
-        label=f"{role} {table_name}",
+        label=f"{truncation.TITLES.get(role, role)}, {table_name}",
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import truncation
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.evaluation import comparison, retrieval, runs
@@ -14,6 +16,7 @@ from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.run import Run
 from nvret_jax.search.store import EmbeddingStore
+from nvret_jax.sides import Side
 from nvret_jax.stages.embed import embed_with
 from nvret_jax.stages.stage import Stage
 
@@ -25,7 +28,7 @@ def _evaluate_artifacts(run: Run) -> list[Artifact]:
 def _make_evaluation(run: Run, artifact: Artifact) -> None:
     before = _evaluate(run, run.start_role, run.untrained.encoder)
     folder, name = artifact.path.parent, run.test_data.name
-    extra = {"encoder": run.untrained.config.model, "trained": run.trains}
+    extra: dict[str, Any] = {"encoder": run.untrained.config.model, "trained": run.trains}
     after = before
     if run.trains:
         after = _evaluate(run, "student", run.trained_student)
@@ -35,6 +38,9 @@ def _make_evaluation(run: Run, artifact: Artifact) -> None:
         table = comparison.comparison_table([compared])
     else:
         table = comparison.evaluation_table([after])
+    cuts = truncation.of_test(run)
+    extra["truncated"] = {when: [c.record() for c in counts] for when, counts in cuts.items()}
+    extra["measured"] = _measured(run)
     if mesh_lib.is_main():
         for result, suffix in ((before, ".before"), (after, "")):
             if result is before and not run.trains and suffix:
@@ -45,6 +51,24 @@ def _make_evaluation(run: Run, artifact: Artifact) -> None:
             )
     artifact.write_file(lambda path: runs.write_evaluation_json(path, after, extra))
     say(comparison.table_text(table))
+    say(extra["measured"])
+
+
+def _measured(run: Run) -> str:
+    """What the scores are scores of: whose lengths and prompts."""
+    if not run.trains:
+        return f"{run.untrained.config.model}: {_cut_at(run.untrained)}"
+    return (
+        f"before: {run.untrained.config.model} with its own settings, "
+        f"{_cut_at(run.untrained)}; after: as exported, {_cut_at(run.served)}"
+    )
+
+
+def _cut_at(side: Side) -> str:
+    query, passage = side.length("query"), side.length("passage")
+    if query == passage:
+        return f"texts cut at {query} tokens"
+    return f"queries cut at {query} tokens and passages at {passage}"
 
 
 def _evaluate(run: Run, role: str, encoder: Encoder) -> retrieval.Evaluation:
@@ -81,6 +105,7 @@ def read_scores(run: Run) -> Scores:
         before=found.get("before"),
         after={name: found[name] for name in retrieval.MEASURES},
         interval=tuple(interval) if interval else None,
+        measured=found["measured"] if found["trained"] else "",
     )
 
 

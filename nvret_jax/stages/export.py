@@ -16,6 +16,12 @@ def _export_artifacts(run: Run) -> list[Artifact]:
 
 def _make_export(run: Run, artifact: Artifact) -> None:
     encoder = run.trained_student if run.trains else run.student.encoder
+    spec = encoder.spec
+    encoder = encoder.with_texts(
+        query_prompt=spec.query_prompt,
+        passage_prompt=spec.passage_prompt,
+        max_length=run.served.length("passage"),
+    )
     scores = [read_scores(run)] if run.evaluates else []
     card = ModelCard(
         name=f"{run.config.name} retriever",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvret_jax import __version__, teachers
+from nvret_jax import __version__, teachers, truncation
 from nvret_jax.artifacts import Artifact
 from nvret_jax.mining.audit import read_csv
 from nvret_jax.mining.exclusion import Reason
@@ -16,6 +16,7 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.survivors import Verdict, judge
 from nvret_jax.report import report
 from nvret_jax.run import Run
+from nvret_jax.sets import MAIN_SET
 from nvret_jax.stages import exclusions
 from nvret_jax.stages.evaluate import read_scores
 from nvret_jax.stages.stage import Stage
@@ -48,38 +49,83 @@ def _make_report(run: Run, artifact: Artifact) -> None:
 
 def gather(run: Run) -> report.ReportData:
     """Everything the page shows, from the artefacts of earlier stages."""
-    stages = run.config.stages
-    mined: dict[str, Any] = {}
-    if "mine" in stages:
-        mined = _mined(run.shown)
+    stages, sets = run.config.stages, list(run.sets.values())
+    shares = _shares(run.config.report.examples, len(sets))
     what = "a text retriever" if run.trains or run.evaluates else "mining"
+    audits = [read_csv(run.need(part.audit()).path) for part in sets if "audit" in stages]
     return report.ReportData(
         title=f"{run.config.name}: {what}",
         lead=_lead(run),
         scores=[read_scores(run)] if run.evaluates else [],
+        mined=[
+            _mined(part, title, share)
+            for (title, part), share in zip(_titled(run).items(), shares, strict=True)
+            if "mine" in stages
+        ],
         training=_training(run) if run.trains else None,
-        audit=read_csv(run.need(run.shown.audit()).path) if "audit" in stages else [],
+        audit=[row for rows in audits for row in rows],
+        cuts=[_cut(found) for found in truncation.of_run(run)],
         config=run.recipe(),
         environment={
             "nvret_jax": __version__,
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         },
-        **mined,
+    )
+
+
+def _titled(run: Run) -> dict[str, Run]:
+    """The run of each training set by a title for people: the set's name and its data's."""
+    return {
+        part.train_data.name
+        if name in (MAIN_SET, part.train_data.name)
+        else f"{name} ({part.train_data.name})": part
+        for name, part in run.sets.items()
+    }
+
+
+def _shares(examples: int, sets: int) -> list[int]:
+    """How many of the examples are of each set; each gets one if there are any."""
+    return [max(min(1, examples), (examples + i) // sets) for i in reversed(range(sets))]
+
+
+def _cut(found: truncation.Truncation) -> report.Cut:
+    return report.Cut(
+        encoder=found.encoder,
+        texts=f"{found.dataset} {found.table}",
+        length=found.length,
+        share=truncation.percent(found.share),
+        counts=found.counts,
     )
 
 
 def _lead(run: Run) -> str:
+    """What the run was, in a sentence that holds for all of its sets, stages and rounds."""
+    parts = _titled(run)
     if "audit" in run.config.stages and not run.trains:
-        return f"{teachers.describe(run.shown)}, audited on {run.shown.train_data.name}."
+        by = list(dict.fromkeys(teachers.describe(part) for part in parts.values()))
+        return f"{_listed(by)}, audited on {_listed(list(parts))}."
     if not run.trains:
-        return f"{run.config.student.model}, as it is."
-    names = list(dict.fromkeys(run.trained_on.values()))
-    where = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return (
-        f"{run.untrained.config.model}, trained on {where} with hard negatives that "
-        f"{teachers.describe(run.shown)} ranked and the rule {run.shown.config.mining.rule} kept."
-    )
+        return f"{run.config.student.model}, evaluated without training."
+    # Sets that were mined alike are named together.
+    alike: dict[tuple[str, str], list[str]] = {}
+    for title, part in parts.items():
+        how = (teachers.describe(part), part.config.mining.rule)
+        alike.setdefault(how, []).append(title)
+    mined = [
+        f"on {_listed(titles)} with hard negatives that {teacher} ranked and the rule {rule} kept"
+        for (teacher, rule), titles in alike.items()
+    ]
+    stages = f" in {len(run.stages)} stages" if len(run.stages) > 1 else ""
+    rounds = ""
+    if run.config.rounds > 1:
+        rounds = f" This page shows the last of {run.config.rounds} rounds of mining and training."
+    return f"{run.untrained.config.model}, trained{stages} {_listed(mined)}.{rounds}"
+
+
+def _listed(names: list[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _training(run: Run) -> report.Training:
@@ -96,7 +142,14 @@ def _training(run: Run) -> report.Training:
     )
 
 
-def _mined(run: Run) -> dict[str, Any]:
+def _mined(run: Run, title: str, shown: int) -> report.Mined:
+    """What mining made of one set.
+
+    Args:
+        run: of the set.
+        title: of the set.
+        shown: greatest number of examples.
+    """
     data, wanted = run.train_data, run.config.mining.num_negatives
     # The first teacher's candidates are shown; the ceilings are on its scale unless teachers are
     # drawn query by query.
@@ -124,7 +177,7 @@ def _mined(run: Run) -> dict[str, Any]:
 
     kept = negatives.negative_rows.counts
     # Evenly spread over the queries, so that the examples are of all kinds.
-    count = min(run.config.report.examples, len(negatives))
+    count = min(shown, len(negatives))
     numbers = np.linspace(0, len(negatives) - 1, count).astype(int) if count else []
 
     def passage(row: int, score: float, **more: Any) -> report.Passage:
@@ -160,8 +213,9 @@ def _mined(run: Run) -> dict[str, Any]:
             ceiling=float(ceilings_q[q]) if np.isfinite(ceilings_q[q]) else math.inf,
         )
 
-    return {
-        "mining": report.Mining(
+    return report.Mined(
+        dataset=title,
+        mining=report.Mining(
             rule=run.mining_rule,
             teacher=teachers.describe(run),
             queries=len(negatives),
@@ -180,14 +234,14 @@ def _mined(run: Run) -> dict[str, Any]:
                 if count
             },
         ),
-        "teacher_scores": report.TeacherScores(
+        teacher_scores=report.TeacherScores(
             positive=negatives.positive_scores.values,
             negative=negatives.negative_scores.values,
             dropped=scores_qk[thrown_qk],
             ceiling=ceilings_q,
         ),
-        "examples": [example(int(q)) for q in numbers],
-    }
+        examples=[example(int(q)) for q in numbers],
+    )
 
 
 STAGE = Stage(_report_artifacts, _make_report)

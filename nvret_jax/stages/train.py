@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import sets
+from nvret_jax import sets, truncation
 from nvret_jax.artifacts import Artifact, remove
 from nvret_jax.choices import MAX_SEED
 from nvret_jax.console import say
@@ -68,6 +68,7 @@ def _batches(run: Run, name: str) -> Blend:
         batches=block.batches,
         epochs=block.epochs,
         steps=block.steps,
+        max_steps=block.max_steps,
     )
     if len(run.stages) > 1 or len(sources) > 1:
         counts = ", ".join(f"{of} {count:,}" for of, count in blend.counts().items())
@@ -86,8 +87,11 @@ def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
     data, encoder = run.train_data, run.student.encoder
     negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
 
+    for table in ("passages", f"queries-{run.config.data.train_split}"):
+        say(truncation.of_side(run, run.student, "student", data, table).line())
+
     def tokenizer(kind: str):
-        length = run.length("student", kind)
+        length = run.student.length(kind)
         return lambda texts: encoder.tokenize(texts, kind=kind, max_length=length)
 
     kinds = ("query", "passage")
@@ -150,14 +154,19 @@ def _dev_score(run: Run) -> Callable[[Encoder], float] | None:
         fingerprint="",
     )
 
+    def embedded(encoder: Encoder, kind: str, texts: Sequence[str]) -> np.ndarray:
+        # At the lengths of training; the share that is cut was stated before it.
+        length = run.student.length(kind)
+        return encoder.encode(texts, kind=kind, max_length=length, warn=False)
+
     def score(encoder: Encoder) -> float:
         result = retrieval.evaluate(
             encoder,
             small,
             run.dev_split,
             min_relevance=run.config.data.min_relevance,
-            passage_length=run.length("student", "passage"),
-            query_length=run.length("student", "query"),
+            passage_embeddings=embedded(encoder, "passage", corpus.texts),
+            query_embeddings=embedded(encoder, "query", small.queries.texts),
             backend=run.config.search.backend,
         )
         return result.metrics["ndcg_cut_10"]

@@ -98,6 +98,7 @@ class Blend:
         batches: Batches = "homogeneous",
         epochs: float = 1.0,
         steps: int = 0,
+        max_steps: int = 0,
     ) -> Blend:
         """Plans a stage.
 
@@ -113,6 +114,7 @@ class Blend:
             batches: whether all rows of a batch are of one source.
             epochs: length of the stage; counts only where `steps` is 0.
             steps: length of the stage; the proportions stay.
+            max_steps: greatest length where `steps` is 0; 0: no bound. The proportions stay.
 
         Raises:
             InputError: sources that cannot go together, in one line with the name of one.
@@ -126,6 +128,8 @@ class Blend:
             raise InputError(f"blend: epochs={epochs} without steps; give a positive number of one")
         size = 1 if batches == "homogeneous" else batch_size
         counts = _counts(sources, unit, batch_size // size, size, epochs, steps)
+        if not steps and 0 < max_steps < sum(counts) // size:
+            counts = _counts(sources, unit, batch_size // size, size, epochs, max_steps)
         return cls(
             _with_same_keys(sources),
             _offsets(sources),

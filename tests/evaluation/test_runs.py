@@ -118,7 +118,15 @@ def test_comparison_table_shows_every_number(tied):
     after = make_evaluation(tied, {"q0": {"a": 1}, "q1": {"b": 1}})
     found = comparison.compare(before, after)
     text = comparison.table_text(comparison.comparison_table([found]))
-    for shown in ("tiny test", "ndcg_cut_10", "0.5655", "1.0000", "+0.4345", "+0.3691 … +0.5000"):
+    assert max(map(len, text.splitlines())) <= 80
+    for shown in (
+        "tiny test, 2 queries",
+        "nDCG@10",
+        "0.5655",
+        "1.0000",
+        "+0.4345",
+        "+0.3691 … +0.5000",
+    ):
         assert shown in text, text
     assert "\x1b" not in text
     assert "1.0000" in comparison.table_text(comparison.evaluation_table([after]))

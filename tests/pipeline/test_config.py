@@ -25,16 +25,21 @@ def test_the_default_is_valid_and_the_papers():
     assert (config.mining.rule, config.mining.percent) == ("perc_pos", 0.95)
 
 
+def filled(config):
+    """Names data where the launch line does."""
+    config.data.test = config.data.test or "pydocs:"
+    if set(config.stages) - {"evaluate"}:
+        config.data.train = config.data.train or "pydocs:"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_each_config_file_is_valid_and_carries_its_launch_line(path):
     config, module = load(path)
-    if not config.data.test:
-        config.data.test = "pydocs:"
+    filled(config)
     checks.validate(config)
     assert f"--config=configs/{path.name}" in module.__doc__
     small, _ = load(path, "smoke")
-    if not small.data.test:
-        small.data.test = "pydocs:"
+    filled(small)
     checks.validate(small)
     assert small.train.steps <= 20
     assert small.name != config.name

@@ -1,6 +1,7 @@
 """Several training sets, stages and rounds: each part is made from what it says, and resumes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -49,6 +50,16 @@ def test_a_set_is_mined_by_its_own_rule_in_its_own_folder(staged):
     assert np.all(np.isinf(table.ceilings))  # naive has none
     main = Negatives.read(workdir / "negatives/train.parquet", data.queries, data.corpus)
     assert np.all(np.isfinite(main.ceilings))
+
+
+def test_the_report_speaks_of_every_set_and_stage(staged):
+    config, workdir = staged
+    page = " ".join(re.sub(r"<[^>]*>", " ", (workdir / "report.html").read_text()).split())
+    main = f"on data with hard negatives that {config.teacher.model} ranked and the rule perc_pos"
+    assert f"trained in 2 stages {main} kept and on other (data) with hard" in page
+    assert "the rule naive kept." in page
+    assert "rule naive: 12 hard negatives for 6 queries" in page
+    assert re.search(r"rule perc_pos, [^:]*: \d+ hard negatives for 24 queries", page)
 
 
 def test_a_sets_prompt_stands_before_its_queries_alone(staged):

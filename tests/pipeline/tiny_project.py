@@ -94,6 +94,7 @@ def overrides(folder: pathlib.Path) -> list[str]:
         "train.checkpoint_every": 5,
         "train.log_every": 1,
         "train.dev_passages": 40,
+        "export.max_length": 0,
         "report.examples": 3,
     }
     return [f"--config.{key}={value}" for key, value in values.items()]

@@ -69,17 +69,23 @@ def full_data(text="an ordinary passage"):
             Scores(f"set {text}", 1234, before, after, (0.0111, 0.0522)),
             Scores("other test", 7, None, after),
         ],
-        teacher_scores=report.TeacherScores(
-            rng.normal(0.8, 0.05, 300),
-            rng.normal(0.6, 0.05, 1200),
-            rng.normal(0.78, 0.05, 90),
-            rng.normal(0.76, 0.05, 300),
-        ),
-        mining=report.Mining("perc_pos", text, 300, 290, 10, 1187, {"above the ceiling": 4321}),
+        mined=[
+            report.Mined(
+                "one set",
+                report.Mining("perc_pos", text, 300, 290, 10, 1187, {"above the ceiling": 4321}),
+                report.TeacherScores(
+                    rng.normal(0.8, 0.05, 300),
+                    rng.normal(0.6, 0.05, 1200),
+                    rng.normal(0.78, 0.05, 90),
+                    rng.normal(0.76, 0.05, 300),
+                ),
+                [example] * 20,
+            )
+        ],
         training=report.Training(
             range(0, 1000), np.linspace(2, 1, 1000), [1e-5, 2e-5], [0, 999], [0.51, 0.5299]
         ),
-        examples=[example] * 20,
+        cuts=[report.Cut(text, "one set passages", 64, "41.7 %", "583 of 1,398")],
         config={"mining.rule": text, "train.batch_size": 32},
         environment={"jax": "0.10.2", "devices": text},
     )
@@ -128,6 +134,8 @@ def test_every_number_given_is_shown(page_text):
         "train.batch_size",
         "0.10.2",
         "0.5299",
+        "583 of 1,398",
+        "41.7 %",
     ):
         assert shown in text, shown
     assert page_text.count("<article>") == 20
@@ -175,15 +183,16 @@ def test_long_passages_fold_and_short_ones_do_not(page_text):
 
 
 def test_rules_without_a_ceiling_draw_none():
-    data = full_data()
+    (one,) = full_data().mined
     scores = report.TeacherScores(
-        data.teacher_scores.positive, data.teacher_scores.negative, np.array([]), np.full(9, np.inf)
+        one.teacher_scores.positive, one.teacher_scores.negative, np.array([]), np.full(9, np.inf)
     )
-    example = report.Example("q", "t", data.examples[0].positives, [], [], math.inf)
-    text = report.build(report.ReportData("naive", teacher_scores=scores, examples=[example]))
+    example = report.Example("q", "t", one.examples[0].positives, [], [], math.inf)
+    mined = report.Mined("set", teacher_scores=scores, examples=[example])
+    text = report.build(report.ReportData("naive", mined=[mined]))
     words = " ".join(Page(text).text)
     assert "ceiling" not in words
-    assert "thrown out by the rule" not in words
+    assert "rejected by the rule" not in words
     assert "inf" not in words
     assert 'class="ceiling"' not in text
 
@@ -236,3 +245,14 @@ def test_drawing_leaves_pyplot_alone():
     before = dict(mpl.rcParams)
     figures.training_curve([1, 2], [1.0, 0.5], [1], [0.3])
     assert dict(mpl.rcParams) == before
+
+
+def test_each_set_has_its_own_mining_section_and_examples():
+    (one,) = full_data().mined
+    other = report.Mined("second set", report.Mining("naive", "t", 48, 48, 0, 240, {}))
+    both = report.build(report.ReportData("sets", mined=[one, other]))
+    words = re.sub(r"\s+", " ", " ".join(Page(both).text))
+    assert "rule naive: 240 hard negatives for 48 queries" in words
+    assert "rule perc_pos: 1,187 hard negatives for 300 queries" in words
+    assert re.findall(r"<h3>([^<]*)</h3>", both)[:2] == ["one set", "second set"]
+    assert "second set" not in report.build(report.ReportData("set", mined=[one]))

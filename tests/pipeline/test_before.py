@@ -1,0 +1,144 @@
+"""'Before' is the model as its user had it, 'after' as its export serves it; cuts are counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import command
+import pytest
+import tiny_project
+
+from nvret_jax import truncation
+from nvret_jax.data.dataset import load_dataset
+from nvret_jax.models.encoder import Encoder
+
+EVALUATE = f"--config={tiny_project.ROOT / 'configs' / 'evaluate.py'}"
+
+
+@pytest.fixture(scope="module")
+def runs(pristine, tmp_path_factory):
+    """(project, workdir of a trained run, its output, workdir of the untouched model's scores).
+
+    The model states a query prompt; the run trains with another one, and on short texts.
+    """
+    folder = tmp_path_factory.mktemp("before")
+    project = folder / "project"
+    shutil.copytree(pristine, project)
+    (project / "model" / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {"query": "shock wing ", "passage": ""}})
+    )
+    changes = {
+        "student.query_length": 6,
+        "student.passage_length": 12,
+        "student.query_prompt": "gene ",
+        "student.passage_prompt": "cell ",
+        "student.pooling": "cls",
+    }
+    done = command.inside(
+        command.CONFIG,
+        f"--workdir={folder / 'run'}",
+        *command.flags_of(project),
+        *(f"--config.{key}={value}" for key, value in changes.items()),
+    )
+    assert done.status == 0, done.stderr[-3000:]
+    alone = command.inside(
+        EVALUATE,
+        f"--workdir={folder / 'alone'}",
+        f"--config.data.test=beir:{project / 'data'}",
+        f"--config.student.model={project / 'model'}",
+        "--config.distributed.mode=off",
+    )
+    assert alone.status == 0, alone.stderr[-3000:]
+    return project, folder / "run", done.stdout, folder / "alone"
+
+
+def scores_of(workdir):
+    return json.loads((workdir / "evaluation" / "data.json").read_text())
+
+
+def test_before_is_the_untouched_model_whatever_it_is_trained_with(runs):
+    _, run, _, alone = runs
+    found, expected = scores_of(run), scores_of(alone)
+    assert found["before"] == pytest.approx({m: expected[m] for m in found["before"]}, abs=1e-6)
+    before = (run / "evaluation" / "data.before.trec").read_text()
+    assert before == (alone / "evaluation" / "data.trec").read_text()
+
+
+def test_after_is_what_the_export_scores_where_it_is_served(runs):
+    project, run, _, _ = runs
+    export = Encoder.from_pretrained(str(run / "export"))
+    assert export.spec.max_length == 12
+    from nvret_jax.evaluation.retrieval import evaluate
+
+    served = evaluate(export, load_dataset(f"beir:{project / 'data'}"), "test")
+    found = scores_of(run)
+    assert served.metrics == pytest.approx({m: found[m] for m in served.metrics}, abs=1e-6)
+
+
+def test_both_lengths_and_all_cuts_are_stated(runs):
+    project, run, output, _ = runs
+    found = scores_of(run)
+    assert "before:" in found["measured"]
+    assert "texts cut at 40 tokens; after: as exported, texts cut at 12 tokens" in output
+    data = load_dataset(f"beir:{project / 'data'}")
+    # One token a word in this vocabulary, [CLS] and [SEP] beside them, and the prompt.
+    words = [len(text.split()) for text in data.corpus.texts]
+    expected = {"before": 0, "after": sum(n + 1 + 2 > 12 for n in words)}
+    assert 0 < expected["after"] < len(words)
+    for when, cut in expected.items():
+        (of_passages,) = (c for c in found["truncated"][when] if c["table"] == "passages")
+        assert (of_passages["cut"], of_passages["texts"]) == (cut, len(words))
+        assert of_passages["share"] == pytest.approx(cut / len(words))
+    # A query has four words: seven tokens with its prompt, and training keeps six.
+    assert "student: data queries-train, 100 % longer than 6 tokens and cut (24 of 24)" in output
+    at = "student: data passages, "
+    line = next(line for line in output.splitlines() if at in line)
+    assert f"({expected['after']} of {len(words)})" in line
+    assert output.index(line) < output.index("making evaluation/")
+    page = (run / "report.html").read_text()
+    assert "longer than" in page
+    assert f"{expected['after']} of {len(words)}" in page
+
+
+def test_exports_keep_the_length_that_is_asked_for(runs, tmp_path):
+    project, run, _, _ = runs
+    workdir = tmp_path / "w"
+    shutil.copytree(run, workdir)
+    flags = [command.CONFIG, f"--workdir={workdir}", *command.flags_of(project)]
+    changed = [
+        "--config.student.query_length=6",
+        "--config.student.passage_length=12",
+        "--config.student.query_prompt=gene ",
+        "--config.student.passage_prompt=cell ",
+        "--config.student.pooling=cls",
+    ]
+    done = command.inside(*flags, *changed, "--config.export.max_length=30")
+    assert done.status == 0, done.stderr[-3000:]
+    assert "train     up to date" in done.stdout
+    assert "after: as exported, texts cut at 30 tokens" in done.stdout
+    assert Encoder.from_pretrained(str(workdir / "export")).spec.max_length == 30
+    error = command.inside(*flags, *changed, "--config.export.max_length=41").error
+    assert "export.max_length=41" in error
+    assert "at most 40 tokens" in error
+
+
+def test_python_is_warned_once_with_a_number(runs, caplog):
+    project = runs[0]
+    encoder = Encoder.from_pretrained(str(project / "model"), max_length=6)
+    texts = ["wing", "wing flow heat shock", "wing flow heat shock layer", "layer " * 9]
+    with caplog.at_level("WARNING"):
+        encoder.encode(texts)
+        encoder.encode(texts)
+    cuts = [r.getMessage() for r in caplog.records if "were cut" in r.getMessage()]
+    assert cuts == [
+        "2 of 4 passages (50.0 %) are longer than 6 tokens and were cut; max_length can be up to 40"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.0, "0 %"), (1.0, "100 %"), (0.42, "42 %"), (0.004, "0.4 %"), (0.9996, "100.0 %")],
+)
+def test_shares_hide_nothing(share, words):
+    assert truncation.percent(share) == words
