@@ -63,6 +63,7 @@ def _main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Flags, with every mistake in them as an InputError instead of a page of help."""
+    argv = overrides.located(argv)
     overrides.check(argv)
     try:
         return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)

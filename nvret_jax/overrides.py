@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from nvret_jax.config import flat_keys, near
 from nvret_jax.errors import InputError
 
+_PACKAGE = pathlib.Path(__file__).parent
 NO_CONFIG = "--config is missing; for a first run: --config=configs/quickstart.py"
 _EXPECTED = {
     bool: "true or false",
@@ -50,6 +51,28 @@ def check(argv: Sequence[str]) -> None:
     wrong = [problem for problem in wrong if problem]
     if wrong:
         raise InputError("config: " + "; ".join(wrong))
+
+
+def located(argv: Sequence[str]) -> list[str]:
+    """A command line whose `--config=configs/…` names a file that exists.
+
+    The project's own configs are found from any folder: where the working folder has no such file,
+    the one that came with the package is named. A line on stdout says so.
+    """
+    out = list(argv)
+    for i, argument in enumerate(out):
+        match = re.fullmatch(r"(--?config=)?(configs/[^:]+)(:.*)?", argument, re.DOTALL)
+        if not match or not (match[1] or out[i - 1] in ("--config", "-config")):
+            continue
+        if pathlib.Path(match[2]).exists():
+            continue
+        # In a wheel configs/ is inside the package; in a checkout, beside it.
+        for root in (_PACKAGE, _PACKAGE.parent):
+            if (root / match[2]).is_file():
+                out[i] = f"{match[1] or ''}{root / match[2]}{match[3] or ''}"
+                print(f"config: {root / match[2]}, which came with nvret_jax", flush=True)
+                break
+    return out
 
 
 def load(spec: str) -> ConfigDict:

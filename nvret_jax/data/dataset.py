@@ -43,6 +43,9 @@ class TextTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"TextTable({len(self):,} texts)"
+
     @functools.cached_property
     def row(self) -> dict[str, int]:
         """id -> row number."""
@@ -71,6 +74,14 @@ class Dataset:
     queries: TextTable
     qrels: dict[str, Qrels]
     fingerprint: str
+
+    def __repr__(self) -> str:
+        shown = [f"{split} {len(judged):,}" for split, judged in self.qrels.items()]
+        splits = ", ".join(shown[:6] + ["…"] * (len(shown) > 6))
+        return (
+            f"Dataset({self.name!r}: {len(self.corpus):,} passages, {len(self.queries):,} queries; "
+            f"judged queries per split: {splits or 'none'})"
+        )
 
     def split_qrels(self, split: str) -> Qrels:
         """The judgments of one split.

@@ -85,6 +85,13 @@ class Evaluation:
     ids_qk: np.ndarray
     counts: dict[str, int]
 
+    def __repr__(self) -> str:
+        means = ", ".join(
+            f"{MEASURE_NAMES.get(name, name)} {value:.4f}" for name, value in self.metrics.items()
+        )
+        where = f"{self.dataset} {self.split}, {len(self.query_ids):,} queries"
+        return f"Evaluation({where}: {means})"
+
     def run(self) -> dict[str, dict[str, float]]:
         """The ranking as {query id: {passage id: strict score}}."""
         return as_run(self.query_ids, self.passage_ids, self.scores_qk, self.ids_qk)

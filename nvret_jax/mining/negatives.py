@@ -68,6 +68,11 @@ class Negatives:
     def __len__(self) -> int:
         return len(self.query_rows)
 
+    def __repr__(self) -> str:
+        found = len(self.negative_rows.values)
+        teachers = ", ".join(self.teachers)
+        return f"Negatives({len(self):,} rows, {found:,} negatives; teachers: {teachers})"
+
     def take(self, rows: np.ndarray) -> Negatives:
         """Some of the rows, in the order given."""
         changed = {}

@@ -221,6 +221,12 @@ class CrossEncoder:
         self.fingerprint = fingerprint
         self._typed = tokenizer.has_types and config.position_offset == 0
 
+    def __repr__(self) -> str:
+        return (
+            f"CrossEncoder({str(self.folder)[-80:]!r}: {self.config.num_hidden_layers} layers, "
+            f"{self.config.hidden_size} wide, pairs cut at {self.max_length} tokens)"
+        )
+
     @classmethod
     def from_pretrained(
         cls,

@@ -130,6 +130,16 @@ class Encoder:
         self.width = spec.width
         self.lora = lora
 
+    def __repr__(self) -> str:
+        spec = self.spec
+        prompts = [kind for kind in ("query", "passage") if spec.prompt(kind)]
+        return (
+            f"Encoder({os.fspath(self.folder)[-80:]!r}: {spec.architecture['model_type']}, "
+            f"{self.width} wide, {spec.pooling} pooling, texts cut at {spec.max_length} tokens, "
+            f"prompts for {' and '.join(prompts) or 'nothing'}, {spec.dtype}, "
+            f"{self.mesh.size} device{'s' if self.mesh.size > 1 else ''})"
+        )
+
     @classmethod
     def from_pretrained(
         cls,

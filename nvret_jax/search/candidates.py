@@ -47,6 +47,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.query_rows)
 
+    def __repr__(self) -> str:
+        found = len(self.passage_rows.values)
+        return f"Candidates({len(self):,} queries, {found:,} candidates)"
+
     @classmethod
     def concatenate(cls, parts: list[Candidates]) -> Candidates:
         """One table from consecutive ones."""

@@ -122,6 +122,10 @@ class EmbeddingStore:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __repr__(self) -> str:
+        rows, width = self.shape
+        return f"EmbeddingStore({rows:,} x {width} {self.dtype}, {str(self.path)!r})"
+
     def finished_chunks(self) -> list[int]:
         """The numbers of the chunks that are there and whole, ascending."""
         found = []

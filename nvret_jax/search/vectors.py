@@ -85,6 +85,10 @@ class Vectors:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __repr__(self) -> str:
+        rows, width = self.shape
+        return f"Vectors({rows:,} x {width} {self.dtype}, {str(self.path)!r})"
+
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows start:stop, float32 [stop - start, D]."""
         if not isinstance(rows, slice):

@@ -72,7 +72,7 @@ def check_weights(trainable: Any, step: int) -> None:
         )
 
 
-_norm = jax.jit(optax.global_norm)
+_norm = jax.jit(optax.tree.norm)
 
 
 def check_batch(config: ConfigDict, shards: int, at: str = "train") -> None:

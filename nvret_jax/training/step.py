@@ -142,7 +142,7 @@ def make_step(
         (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
             learned, frozen, batch, step
         )
-        metrics = {"loss": value, **metrics, "grad_norm": optax.global_norm(grads["weights"])}
+        metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads["weights"])}
         if flags is not None:
             metrics[FLAGS] = jnp.sum(flags)
         with jax.named_scope("update"):

@@ -1,0 +1,123 @@
+"""What a wheel holds, and that it works where there is no checkout."""
+
+from __future__ import annotations
+
+import ast
+import email
+import importlib.metadata
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def setuptools_is_new() -> bool:
+    try:
+        return int(importlib.metadata.version("setuptools").split(".")[0]) >= 77
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, unpacked; built from a copy, as a build writes into its source."""
+    if not setuptools_is_new():
+        pytest.skip("building needs setuptools 77, which the extra 'test' brings")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("nvret_jax", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source / name)
+    build = "import sys; from setuptools import build_meta as b; print(b.build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(folder)], cwd=source, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with zipfile.ZipFile(folder / done.stdout.split()[-1]) as file:
+        file.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_it_holds_all_code_the_configs_the_types_and_the_licence(wheel):
+    found = {str(p.relative_to(wheel)) for p in wheel.rglob("*") if p.is_file()}
+    code = {str(p.relative_to(ROOT)) for p in (ROOT / "nvret_jax").rglob("*.py")}
+    configs = {f"nvret_jax/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
+    more = {"nvret_jax/py.typed", "nvret_jax/report/report.html.j2"}
+    assert (code | configs | more) - found == set()
+    assert [n for n in found if not n.startswith("nvret_jax")] == []
+    (info,) = wheel.glob("*.dist-info")
+    assert (info / "licenses/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    metadata = email.message_from_string((info / "METADATA").read_text())
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+
+
+def command(wheel, folder, *flags):
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "nvret_jax", *flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(wheel), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_its_configs_are_found_from_any_folder_and_it_says_which(wheel, tmp_path):
+    flags = ["--config=configs/own.py", "--workdir=w", "--dry_run"]
+    done = command(wheel, tmp_path, *flags)
+    # No data are named: the config was found and read.
+    assert "data.train=''" in done.stderr, done.stderr[-2000:]
+    used = wheel / "nvret_jax/configs/own.py"
+    assert f"config: {used}, which came with nvret_jax" in done.stdout
+    (tmp_path / "configs").mkdir()
+    text = used.read_text().replace('"own"', '"a/b"')
+    (tmp_path / "configs/own.py").write_text(text)
+    done = command(wheel, tmp_path, *flags)
+    assert "name='a/b'" in done.stderr
+    assert "came with" not in done.stdout
+    done = command(wheel, tmp_path, "--config=configs/none.py", "--workdir=w")
+    assert "--config=configs/none.py: no such file" in done.stderr
+
+
+def test_what_is_imported_is_declared():
+    """Every import of the package is Python's, its own, or among the dependencies."""
+    declared = {
+        re.split(r"[\[<>=!; ]", entry)[0].replace("-", "_").lower()
+        for entry in PROJECT["dependencies"]
+    }
+    known = {"absl": "absl_py", "faiss": "faiss_cpu", "orbax": "orbax_checkpoint"}
+    imported = {}
+    for path in (ROOT / "nvret_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in names:
+                imported[name.split(".")[0]] = path.name
+    missing = {
+        name: path
+        for name, path in imported.items()
+        if name not in sys.stdlib_module_names
+        and name != "nvret_jax"
+        and known.get(name, name).lower() not in declared
+    }
+    assert missing == {}
+
+
+def test_dependencies_that_break_between_minor_releases_have_an_upper_bound():
+    for name in ("jax", "flax", "orbax-checkpoint"):
+        entries = [e for e in PROJECT["dependencies"] if re.match(rf"{name}[<>=]", e)]
+        assert entries, name
+        assert all("<" in entry.split(";")[0] for entry in entries), entries
