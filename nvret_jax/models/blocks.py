@@ -1,4 +1,4 @@
-"""What the rotary backbones (`decoder.py`, `modernbert.py`) are put together with."""
+"""Blocks that the backbones (`bert.py`, `decoder.py`, `modernbert.py`) are built from."""
 
 from __future__ import annotations
 

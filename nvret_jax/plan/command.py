@@ -20,7 +20,7 @@ from nvret_jax.plan.steps import Step
 from nvret_jax.search import checks, memory
 from nvret_jax.teachers import kind
 
-PASSAGES, QUERIES = 1_000_000, 4096  # where nobody says how many there are
+PASSAGES, QUERIES = 1_000_000, 4096  # default sizes of a search
 
 
 def leave_devices_alone() -> None:
@@ -52,8 +52,8 @@ def run(config: ConfigDict, topology: str, *, passages: int = 0) -> int:
     print(f"{heading(topology, mesh.size, chip)}; mesh {axes}")
     n = passages or config.data.max_passages or PASSAGES
     if not passages:
-        said = "data.max_passages" if config.data.max_passages else "taken, as nobody says"
-        print(f"a corpus of {n:,} passages ({said}; --plan_passages tells another number)")
+        said = "data.max_passages" if config.data.max_passages else "the default"
+        print(f"a corpus of {n:,} passages ({said}; --plan_passages sets another number)")
     failed = []
     for step in planned(config, mesh, chip, n):
         print(f"\n{report(step, chip)}", flush=True)
@@ -81,7 +81,7 @@ def planned(config: ConfigDict, mesh: Mesh, chip: Chip, passages: int) -> Iterat
     student = _longest(student, config)
     for sketch in _apart([*teachers.values(), student]):
         if sketch.from_table:
-            print(f"{sketch.name} is not on this machine: its sizes are those we know it by")
+            print(f"{sketch.name}: not found on this machine; using built-in sizes")
     budget = config.embed.token_budget
     if "train" in stages:
         guide = next((t.spec.width for t in teachers.values()), 0)
