@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from nvret_jax import checks, claim, rounds
+from nvret_jax import checks, claim, closing, rounds, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, Workdir
 from nvret_jax.choices import STAGES as STAGE_NAMES
@@ -74,6 +74,7 @@ def run(
 def _run_rounds(
     config: ConfigDict, place: Workdir, plan: Sequence[str], asked: Sequence[str], *, dry_run: bool
 ) -> None:
+    begun = time.perf_counter()
     for number in range(1, config.rounds + 1):
         last = number == config.rounds
         state = rounds.run_of(config, place, number)
@@ -85,6 +86,8 @@ def _run_rounds(
         of_round = asked if last else rounds.stages_of_round(asked)
         if dry_run:
             _print_plan(state, plan if last else rounds.stages_of_round(plan), of_round)
+            for found in truncation.of_run(state):
+                say(found.line())
             continue
         wrong = _unfit(state, of_round)
         if wrong:
@@ -96,6 +99,8 @@ def _run_rounds(
             )
         for name in of_round:
             _run_stage(state, name)
+    for line in closing.lines(state, plan, asked, time.perf_counter() - begun):
+        say(line)
 
 
 def mistakes(config: ConfigDict, workdir: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from nvret_jax.evaluation.comparison import Scores
+from nvret_jax.evaluation.retrieval import MEASURE_NAMES
 from nvret_jax.export.architecture import BERT_TYPES
 
 
@@ -179,18 +180,21 @@ def _scores(scores: Sequence[Scores]) -> str:
                 (
                     _inline(entry.dataset),
                     f"{entry.queries:,}",
-                    f"`{name}`",
+                    MEASURE_NAMES.get(name, name),
                     "" if before is None else f"{before:.4f}",
                     f"{after:.4f}",
                     "" if before is None else f"{after - before:+.4f}",
                     interval,
                 )
             )
+    measured = [f"{entry.measured[:1].upper()}{entry.measured[1:]}." for entry in scores]
     header = ("data set", "queries", "metric", "before", "after", "difference", "95 % interval")
     return (
         _table(header, rows)
-        + "\n\nMetrics are trec_eval's (`recip_rank_10` is MRR@10). The interval is a paired "
-        "bootstrap over queries of the nDCG@10 difference."
+        + "\n\n"
+        + "".join(f"{line} " for line in dict.fromkeys(measured) if line != ".")
+        + "Metrics are computed by trec_eval. The interval is a paired bootstrap over queries of "
+        "the nDCG@10 difference."
     )
 
 

@@ -236,6 +236,7 @@ class _StageRun:
                 if dev_score is not None and not done and score_start:
                     score(0)
                 batches = iter(self.batches.dataset(done, start, stop))
+                say(f"train     {self.label}compiling the first step, which can take minutes")
                 best = checkpoints.best
                 best = -math.inf if best is None else best[1]
                 at, stopping = done, preemption.settled()

@@ -376,11 +376,9 @@ def test_model_card_tells_data_recipe_and_scores(tiny, tmp_path):
     assert front["pipeline_tag"] == "sentence-similarity"
     assert {"sentence-transformers", "feature-extraction"} <= set(front["tags"])
     text = (out / "README.md").read_text()
-    row = (
-        "| medquad test | 1,406 | `ndcg_cut_10` | 0.5000 | 0.5321 | +0.0321 | +0.0123 to +0.0456 |"
-    )
+    row = "| medquad test | 1,406 | nDCG@10 | 0.5000 | 0.5321 | +0.0321 | +0.0123 to +0.0456 |"
     assert row in text
-    assert "| medquad test | 1,406 | `map` | 0.4000 | 0.3900 | -0.0100 |  |" in text
+    assert "| medquad test | 1,406 | MAP | 0.4000 | 0.3900 | -0.0100 |  |" in text
     assert "| `train.temperature` | 0.05 |" in text
     assert 'prompt_name="query"' in text
     assert "&lt;b>" in text

@@ -75,7 +75,7 @@ def test_every_artefact_is_there(finished):
         assert (workdir / name).exists(), name
     scores = json.loads((workdir / "evaluation" / "data.json").read_text())
     assert {"ndcg_cut_10", "recip_rank_10", "map", "recall_100", "before"} <= scores.keys()
-    assert "ndcg_cut_10" in output
+    assert "nDCG@10" in output
 
 
 def test_a_second_run_does_nothing_and_says_so(finished):

@@ -1,0 +1,42 @@
+"""What a run says at its end: how long it took, where its results are, and what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nvret_jax.run import Run
+
+
+def lines(run: Run, plan: Sequence[str], asked: Sequence[str], seconds: float) -> list[str]:
+    """The closing lines of a run.
+
+    Args:
+        run: the last of its rounds.
+        plan: the stages of its config.
+        asked: those that were run.
+        seconds: how long it took.
+    """
+    path = run.workdir.path
+    out = [f"finished  in {duration(seconds)}; everything is in {path}"]
+    if "export" in asked:
+        out.append(f"export    {path}/export, loaded by nvret_jax and sentence-transformers")
+    if "report" in asked:
+        out.append(f"report    {path}/report.html, for a browser")
+    rest = [name for name in plan if name not in asked and plan.index(name) > plan.index(asked[-1])]
+    if rest:
+        out.append(f"next      the same command with --stages={','.join(rest)}")
+    elif "export" in asked and run.trains:
+        out.append(
+            "next      on other data: python -m nvret_jax.main --config=configs/evaluate.py "
+            f"--config.student.model={path}/export --config.data.test=beir:DIR --workdir=DIR"
+        )
+    return out
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '7 min 43 s' or '3 h 5 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
