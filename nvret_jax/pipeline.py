@@ -99,8 +99,9 @@ def _run_rounds(
             )
         for name in of_round:
             _run_stage(state, name)
-    for line in closing.lines(state, plan, asked, time.perf_counter() - begun):
-        say(line)
+    if not dry_run:
+        for line in closing.lines(state, plan, asked, time.perf_counter() - begun):
+            say(line)
 
 
 def mistakes(config: ConfigDict, workdir: str) -> list[str]:

@@ -9,7 +9,7 @@ import command
 import pytest
 import tiny_project
 
-from nvret_jax import truncation
+from nvret_jax import closing, truncation
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.models.encoder import Encoder
 
@@ -142,3 +142,28 @@ def test_python_is_warned_once_with_a_number(runs, caplog):
 )
 def test_shares_hide_nothing(share, words):
     assert truncation.percent(share) == words
+
+
+def test_a_run_ends_with_its_paths_and_what_comes_next(runs):
+    project, run, output, _ = runs
+    last = output.splitlines()[-4:]
+    assert last[0].startswith("finished  in ")
+    assert last[1] == f"export    {run}/export, loaded by nvret_jax and sentence-transformers"
+    assert last[2] == f"report    {run}/report.html, for a browser"
+    assert f"--config.student.model={run}/export" in last[3]
+    assert "compiling the first step" in output[: output.index("making evaluation/")]
+    flags = [command.CONFIG, f"--workdir={run.parent / 'part'}", *command.flags_of(project)]
+    some = command.inside(*flags, "--stages=embed,search").stdout
+    assert "next      the same command with --stages=mine,train,evaluate,export,report" in some
+    # A dry run counts, too.
+    planned = command.inside(*flags, "--dry_run", "--config.teacher.passage_length=6").stdout
+    assert "texts     teacher: data passages," in planned
+    assert "finished" not in planned
+    assert "longer than 6 tokens and cut" in planned
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(41.6, "42 s"), (463, "7 min 43 s"), (11100, "3 h 5 min")]
+)
+def test_durations_for_people(seconds, words):
+    assert closing.duration(seconds) == words
