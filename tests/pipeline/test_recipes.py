@@ -59,7 +59,7 @@ def test_the_report_speaks_of_every_set_and_stage(staged):
     assert f"trained in 2 stages {main} kept and on other (data) with hard" in page
     assert "the rule naive kept." in page
     assert "rule naive: 12 hard negatives for 6 queries" in page
-    assert re.search(r"rule perc_pos, [^:]*: \d+ hard negatives for 24 queries", page)
+    assert re.search(r"rule perc_pos[^:]*: \d+ hard negatives for 24 queries", page)
 
 
 def test_a_sets_prompt_stands_before_its_queries_alone(staged):
