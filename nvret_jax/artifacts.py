@@ -1,66 +1,76 @@
-"""The workdir: where every artefact lies, how it appears whole, and how one knows it still holds.
+"""An artefact: how it appears whole, and how one knows that it still holds and is undamaged.
 
-A stage declares what goes into its artefact as named *parts* (strings, numbers, digests of files,
-fingerprints of other artefacts). The fingerprint is a hash of the parts; it is stored, with the
-parts themselves, under `fingerprints/` once the artefact stands. Fingerprints depend on inputs
-alone, never on outputs, so the state of every stage is known before any of them runs.
+A stage declares what goes into its artefact as named parts (`fingerprints`). The record of a
+finished artefact, under `fingerprints/`, keeps their hash and, of each file, its size and sha256.
+Fingerprints depend on inputs alone, never on outputs, so the state of every stage is known before
+any of them runs.
 
-Order of a write: the stored fingerprint goes first, then the artefact is made aside
-(`<name>.partial`) and renamed, then the new fingerprint is stored. Whatever instant a process is
-killed at, an artefact with a fingerprint is whole. A `.partial` folder that carries the same
-fingerprint is continued; any other is thrown away.
+Order of a write: the artefact is made aside (`<name>.partial`), hashed, put in the place of the old
+one, and recorded; the old one and its record go just before. Whatever instant a process is killed
+at, an artefact with a record is whole. A `.partial` folder that carries the same fingerprint is
+continued; any other is discarded, in one line.
 
-With the fingerprint go the sizes of the artefact's files, so that one cut short or deleted later
-is noticed; the artefact is then made again, or, where its maker knows how, what is lost of it.
+Files are hashed again whenever their artefact is looked at, but for those with checksums of their
+own that are read when they are used (chunks of embeddings, checkpoints): `Workdir` says which. Who
+finds one of those damaged notes it in the record (`note_damage`), and it is made again.
 
-Only the main process writes; the others wait for it.
+Only the main process writes and looks; the others wait for it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
+import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from etils import epath
 
-from nvret_jax import claim as claim_lib
+from nvret_jax import fingerprints
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.console import say
 from nvret_jax.errors import InputError
+from nvret_jax.files import (
+    files_below,
+    give_usual_modes,
+    move_contents,
+    remove,
+    sha256_of,
+    write_atomic,
+)
+from nvret_jax.fingerprints import FORMATS, About, Digest, Parts, digest
 
-Parts = Mapping[str, Any]
+__all__ = ["About", "Artifact", "Damaged", "Digest", "Parts", "digest", "remove", "write_atomic"]
+
 _MARKER = "fingerprint.txt"  # in an unfinished folder: what it is going to be
+_INSIDE = "unfinished.partial"  # where a folder behind a link is built, on the same disk
+_FINISHING = "finishing.txt"  # in such a one: its files are being moved to their place
 
 
-def digest(value: Any) -> str:
-    """sha256 (hex) of a JSON-able value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+class Place(Protocol):
+    """What an artefact needs of its workdir."""
+
+    path: epath.Path
+
+    def check_claim(self) -> None: ...
+    def store_config(self) -> None: ...
+    def sums(self, paths: Sequence[epath.Path]) -> list[str]: ...
 
 
-def write_atomic(path: epath.Path, data: str | bytes) -> None:
-    """Writes a file so that it is either the old one or the whole new one."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f"{path.name}.partial"
-    if isinstance(data, bytes):
-        aside.write_bytes(data)
-    else:
-        aside.write_text(data)
-    aside.replace(path)
+class Damaged(InputError):
+    """An artefact that is needed is not as it was written; the stage that made it mends it.
 
+    Attributes:
+        kind: of artefact.
+        what: is damaged, without advice.
+    """
 
-def remove(path: epath.Path) -> None:
-    """Removes a file or a folder; nothing there is fine."""
-    path = epath.Path(path)
-    if path.is_dir():
-        path.rmtree()
-    elif path.exists():
-        path.unlink()
+    def __init__(self, message: str, kind: str, what: str):
+        super().__init__(message)
+        self.kind, self.what = kind, what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +81,19 @@ class Artifact:
         workdir: where it lives.
         name: path below the workdir, such as 'candidates/teacher.parquet'.
         parts: what it is a function of.
+        kind: of `fingerprints.FORMATS`.
+        about: what reasons need to name what changed.
+        beside: files and folders that belong to it, by path below the workdir.
+        checked_by_use: matches the files below it whose contents their reader checks.
     """
 
-    workdir: Workdir
+    workdir: Place
     name: str
     parts: Parts
+    kind: str = ""
+    about: About = dataclasses.field(default_factory=About)
+    beside: tuple[str, ...] = ()
+    checked_by_use: re.Pattern | None = None
 
     @property
     def path(self) -> epath.Path:
@@ -84,326 +102,339 @@ class Artifact:
     @property
     def partial(self) -> epath.Path:
         """Where a folder is built before it gets its name."""
+        if self._linked:
+            return self.path / _INSIDE
         return self.path.parent / f"{self.path.name}.partial"
+
+    @property
+    def _linked(self) -> bool:
+        """Whether the artefact is a folder behind a link, which stays: its contents change."""
+        return os.path.islink(self.path) and not os.path.isfile(self.path)
 
     @property
     def record(self) -> epath.Path:
         return self.workdir.path / "fingerprints" / f"{self.name}.json"
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        return digest(dict(self.parts))
+        what = {"kind": self.kind, "format": self.format, "parts": fingerprints.hashed(self.parts)}
+        return digest(what)
+
+    @property
+    def format(self) -> int:
+        return FORMATS.get(self.kind, 1)
+
+    # --- looking ---
 
     def stale(self) -> str | None:
-        """None if the artefact stands and its inputs are the same; otherwise the reason."""
+        """None if the artefact is there, undamaged and of the same inputs; otherwise the reason.
+
+        Every process of a run calls this, and all get what the main one sees.
+        """
+        reason = ""
+        if mesh_lib.is_main():
+            try:
+                reason = self._stale() or ""
+            except OSError as error:
+                reason = f"damaged: {error.filename or self.name}: {error.strerror or error}"
+        return mesh_lib.from_main(reason) or None
+
+    def _stale(self) -> str | None:
         if not self.path.exists():
             return "not there yet"
+        record = self._read()
+        if isinstance(record, str):
+            return record
+        if record["fingerprint"] == self.fingerprint:
+            return self._damage(record)
+        return fingerprints.changes(record, {**self.described(), "inputs": self.inputs}) or (
+            "its inputs changed"
+        )
+
+    def _read(self) -> dict[str, Any] | str:
+        """The record, or why there is none to go by."""
         try:
-            record = json.loads(self.record.read_text())
-            stored, sizes = record["parts"], dict(record.get("sizes", {}))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            text = self.record.read_text()
+        except FileNotFoundError:
             return "not finished"
-        if digest(stored) == self.fingerprint:
-            return _damage(self.path, sizes)
-        return "; ".join(_differences(stored, json.loads(json.dumps(dict(self.parts)))))
-
-    def _lost(self) -> list[str]:
-        """Files of a finished folder, made from these very inputs, that are not as written."""
+        except (OSError, ValueError) as error:
+            return f"damaged: its record cannot be read ({error})"
         try:
-            record = json.loads(self.record.read_text())
-            if record["fingerprint"] != self.fingerprint or not self.path.is_dir():
-                return []
-            return _damaged(self.path, record["sizes"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
+            record = json.loads(text)
+            if "sum" not in record and "parts" in record and "fingerprint" in record:
+                return "made by an older version of nvret_jax"
+            if record.pop("sum") != digest(record):
+                return "damaged: its record is not as it was written"
+            configs = record.pop("configs")
+            for entry in (record, *record["inputs"].values()):
+                entry["config"] = configs[entry["config"]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "damaged: its record is not as it was written"
+        return record
 
-    def begin(self, *, repair: bool = False) -> bool:
-        """Drops what is out of date and opens `partial` for a folder.
+    def damage(self) -> str | None:
+        """What is wrong with the files, whatever the inputs; None where nothing is recorded."""
+        record = self._read()
+        return None if isinstance(record, str) else self._damage(record)
+
+    def _damage(self, record: Mapping[str, Any]) -> str | None:
+        """What has become of the files since they were written, or None."""
+        lost = self._lost(record)
+        if not lost:
+            return None
+        first, why = next(iter(lost.items()))
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        return f"damaged: {first.removeprefix('../') or self.path.name} {why}{more}"
+
+    def _lost(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """Files that are not as written, with what is wrong with each."""
+        lost = dict(record.get("damaged", {}))
+        to_hash: list[str] = []
+        for name, (size, sha) in record["files"].items():
+            length = _length(self._file(name))
+            if length is None:
+                lost[name] = "is gone"
+            elif length != size:
+                lost[name] = f"has {length} bytes, not {size}"
+            elif sha:
+                to_hash.append(name)
+        sums = self.workdir.sums([self._file(name) for name in to_hash])
+        for name, found in zip(to_hash, sums, strict=True):
+            if found != record["files"][name][1]:
+                lost[name] = "is not as it was written"
+        return lost
+
+    def lost(self) -> dict[str, str]:
+        """Files of a finished artefact of these very inputs that are not as written, and why.
+
+        On the main process.
+        """
+        record = self._read() if self.path.exists() else ""
+        if isinstance(record, str) or record["fingerprint"] != self.fingerprint:
+            return {}
+        return self._lost(record)
+
+    def made_before(self) -> dict[str, Any] | None:
+        """Description, with 'inputs', of what is there whole, whatever its inputs; None: nothing.
+
+        On the main process.
+        """
+        record = self._read() if self.path.exists() else ""
+        if isinstance(record, str) or self._lost(record):
+            return None
+        return record
+
+    def note_damage(self, lost: Mapping[str, str]) -> None:
+        """Notes in the record that files, by name with what is wrong, are found damaged."""
+        if mesh_lib.is_main():
+            record = self._read()
+            if not isinstance(record, str):
+                record["damaged"] = {**record.get("damaged", {}), **lost}
+                self._prepared(record).replace(self.record)
+        mesh_lib.barrier(f"noted damage of {self.name}")
+
+    def _file(self, name: str) -> epath.Path:
+        """A file of the record: '' is the artefact, '../x' is beside it in the workdir."""
+        if name.startswith("../"):
+            return self.workdir.path / name[3:]
+        return self.path / name if name else self.path
+
+    # --- what a record says ---
+
+    def described(self) -> dict[str, Any]:
+        """Name, kind, format, parts, and what reasons need."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "format": self.format,
+            "parts": fingerprints.recorded(self.parts),
+            "names": dict(self.about.names),
+            "config": json.loads(json.dumps(dict(self.about.values), default=str)),
+        }
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Descriptions of all artefacts it is made from, directly or not, by fingerprint."""
+        out: dict[str, dict[str, Any]] = {}
+        for value in self.parts.values():
+            if isinstance(value, Artifact) and value.fingerprint not in out:
+                out |= {value.fingerprint: value.described(), **value.inputs}
+        return out
+
+    # --- writing ---
+
+    def begin(
+        self, *, repair: bool = False, first: Callable[[epath.Path], None] | None = None
+    ) -> bool:
+        """Opens `partial` for a folder, or for what a file is made from; the old one stays.
 
         Args:
-            repair: a finished folder that lost files is taken up again, not made from nothing.
+            repair: a finished folder of these inputs that lost files is taken up again without
+                them, not made from nothing.
+            first: puts into a new `partial` what it begins with; called on the main process.
 
         Returns:
-            True when an unfinished folder of the same fingerprint is there to be continued.
+            True when there is something to be continued: an unfinished folder of the same
+            fingerprint, or a finished one that lost files.
         """
-        resumed = False
-        marker = self.partial / _MARKER
-        if marker.exists() and marker.read_text() == self.fingerprint:
-            resumed = True
-        lost = self._lost() if repair and not resumed else []
         mesh_lib.barrier(f"begin {self.name}")  # every process has looked before one changes it
+        resumed = ""
         if mesh_lib.is_main():
             self.workdir.check_claim()
             self.workdir.store_config()
-            remove(self.record)
-            if lost:
-                remove(self.partial)
-                self.path.rename(self.partial)
-                for name in lost:
-                    remove(self.partial / name)
-                write_atomic(marker, self.fingerprint)
-            elif not resumed:
+            if self._linked and not self.path.exists():
+                raise InputError(
+                    f"{self.path} links to {os.path.realpath(self.path)}, which is not there; "
+                    "make that folder, or remove the link"
+                )
+            self._complete_moves()
+            resumed = "resumed" if self._resumable(repair) else ""
+            if not resumed:
+                if self.partial.is_dir() and not os.path.islink(self.partial):
+                    say(f"          discarding {self.partial}: not of these inputs, or damaged")
                 remove(self.partial)
                 self.partial.mkdir(parents=True, exist_ok=True)
-                write_atomic(marker, self.fingerprint)
-        mesh_lib.barrier(f"begun {self.name}")
-        return resumed or bool(lost)
+                if first is not None:
+                    first(self.partial)
+                write_atomic(self.partial / _MARKER, self.fingerprint)
+        return bool(mesh_lib.from_main(resumed))
+
+    def _resumable(self, repair: bool) -> bool:
+        if _text(self.partial / _MARKER) == self.fingerprint and not os.path.islink(self.partial):
+            return True
+        if _text(self.path / _MARKER) == self.fingerprint and not self._linked:
+            # Killed after it got its name and before it was recorded.
+            remove(self.partial)
+            self.path.rename(self.partial)
+            return True
+        lost = self.lost() if repair and self.path.is_dir() else {}
+        if not lost:
+            return False
+        remove(self.record)
+        remove(self.partial)
+        if self._linked:
+            self.partial.mkdir()
+            move_contents(self.path, self.partial)
+        else:
+            self.path.rename(self.partial)
+        for name in lost:
+            if not name.startswith("../"):
+                remove(self.partial / name)
+        write_atomic(self.partial / _MARKER, self.fingerprint)
+        return True
+
+    def _complete_moves(self) -> None:
+        """Takes back the moves of a process that was killed while it made them."""
+        if self._linked and (self.partial / _FINISHING).exists():
+            move_contents(self.path, self.partial)
+            remove(self.partial / _FINISHING)
 
     def finish_folder(self, inner: str = "") -> None:
-        """Gives the folder at `partial`, or one inside it, its name; stores the fingerprint."""
+        """Gives the folder at `partial`, or one inside it, its name, and records it."""
         mesh_lib.barrier(f"finish {self.name}")
         if mesh_lib.is_main():
             self.workdir.check_claim()
             whole = self.partial / inner
-            remove(self.path)
-            if not inner:
-                remove(self.partial / _MARKER)
-            whole.rename(self.path)
+            give_usual_modes(whole)
+            record = self._prepared(self._made(whole))
+            if inner:
+                write_atomic(whole / _MARKER, self.fingerprint)
+            if self._linked:
+                self._finish_behind_link(whole)
+            else:
+                remove(self.record)
+                remove(self.path)
+                whole.rename(self.path)
+            record.replace(self.record)
+            remove(self.path / _MARKER)
             remove(self.partial)
-            self._store()
         mesh_lib.barrier(f"finished {self.name}")
 
+    def _finish_behind_link(self, whole: epath.Path) -> None:
+        remove(self.record)
+        for name in os.listdir(self.path):
+            if name != _INSIDE:
+                remove(self.path / name)
+        write_atomic(self.partial / _FINISHING, "")
+        for name in os.listdir(whole):
+            if name not in (_FINISHING, _MARKER):
+                os.rename(whole / name, self.path / name)
+
     def finish_file(self, write: Callable[[epath.Path], None]) -> None:
-        """Lets `write` make the file inside `partial`, names it, stores the fingerprint."""
+        """Lets `write` make the file inside `partial`, names it and records it."""
         mesh_lib.barrier(f"finish {self.name}")
         if mesh_lib.is_main():
             self.workdir.check_claim()
-            whole = self.partial / "whole"
-            write(whole)
-            whole.replace(self.path)
+            self._write(self.partial / "whole", write)
             remove(self.partial)
-            self._store()
         mesh_lib.barrier(f"finished {self.name}")
 
     def write_file(self, write: Callable[[epath.Path], None]) -> None:
-        """Lets `write` make the file aside, on one process; names it, stores the fingerprint."""
+        """Lets `write` make the file aside, on one process; names it and records it."""
         if mesh_lib.is_main():
             self.workdir.check_claim()
             self.workdir.store_config()
-            remove(self.record)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write(self.partial)
-            self.partial.replace(self.path)
-            self._store()
+            self._write(self.partial, write)
         mesh_lib.barrier(f"written {self.name}")
 
-    def _store(self) -> None:
-        sizes = _sizes(self.path)
-        record = {"fingerprint": self.fingerprint, "parts": dict(self.parts), "sizes": sizes}
-        write_atomic(self.record, json.dumps(record, indent=1, sort_keys=True))
+    def _write(self, aside: epath.Path, write: Callable[[epath.Path], None]) -> None:
+        remove(aside)
+        write(aside)
+        record = self._prepared(self._made(aside))
+        remove(self.record)
+        if self.path.is_dir() and not os.path.islink(self.path):
+            remove(self.path)
+        aside.replace(self.path)
+        record.replace(self.record)
+
+    def _made(self, at: epath.Path) -> dict[str, Any]:
+        """The record of what lies at `at` and is about to get its name."""
+        names = [n for n in files_below(at) if n != _MARKER] if at.is_dir() else [""]
+        files = {name: at / name if name else at for name in names}
+        for name in self.beside:
+            path = self.workdir.path / name
+            inner = [f"{name}/{n}" for n in files_below(path)] if path.is_dir() else [name]
+            files |= {f"../{n}": self.workdir.path / n for n in inner if _length(path) is not None}
+        by_use = self.checked_by_use
+        hashed = [name for name in files if not (by_use and by_use.match(name))]
+        sums = dict(zip(hashed, sha256_of(files[name] for name in hashed), strict=True))
+        return {
+            "fingerprint": self.fingerprint,
+            **self.described(),
+            "inputs": self.inputs,
+            "files": {
+                name: [os.path.getsize(path), sums.get(name)] for name, path in files.items()
+            },
+        }
+
+    def _prepared(self, record: Mapping[str, Any]) -> epath.Path:
+        """A file with the record that only has to get its name, which a full disk allows."""
+        configs: dict[str, Any] = {}  # most artefacts are of one
+
+        def shared(entry: Mapping[str, Any]) -> dict[str, Any]:
+            key = digest(entry["config"])[:8]
+            configs[key] = entry["config"]
+            return {**entry, "config": key}
+
+        inputs = {key: shared(entry) for key, entry in record["inputs"].items()}
+        out = {**shared(record), "inputs": inputs, "configs": configs}
+        out["sum"] = digest(out)
+        path = self.record.parent / f"{self.record.name}.new.partial"
+        write_atomic(path, json.dumps(out, indent=1, sort_keys=True))
+        return path
 
 
-def _sizes(path: epath.Path) -> dict[str, int]:
-    """Bytes of a file, under '', or of all files of a folder, by path below it.
-
-    Object stores put whole objects and are slow to list, so only local disks are looked at.
-    """
-    if "://" in str(path):
-        return {}
-    if not path.is_dir():
-        return {"": path.stat().length}
-    files = [os.path.join(at, name) for at, _, names in os.walk(path) for name in names]
-    return {os.path.relpath(file, path): os.path.getsize(file) for file in sorted(files)}
-
-
-def _length(file: epath.Path) -> int | None:
-    return file.stat().length if file.is_file() else None
-
-
-def _damaged(path: epath.Path, sizes: Mapping[str, int]) -> list[str]:
-    """Names of the files that are gone or not as long as they were written."""
-    return [n for n, size in sizes.items() if _length(path / n if n else path) != size]
-
-
-def _damage(path: epath.Path, sizes: Mapping[str, int]) -> str | None:
-    """What has become of an artefact's files since they were written, or None."""
-    damaged = _damaged(path, sizes)
-    if not damaged:
+def _text(path: epath.Path) -> str | None:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
         return None
-    file = path / damaged[0] if damaged[0] else path
-    length, more = _length(file), f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-    what = "is gone" if length is None else f"has {length} bytes, not {sizes[damaged[0]]}"
-    return f"damaged: {damaged[0] or path.name} {what}{more}"
 
 
-def _differences(old: Parts, new: Parts) -> list[str]:
-    """What changed between two sets of parts, short enough for one line."""
-
-    def show(value: Any) -> str:
-        text = json.dumps(value)
-        return text if len(text) <= 40 else f"{text[:12]}…"
-
-    out = []
-    for key in sorted(set(old) | set(new)):
-        if key not in old:
-            out.append(f"{key} is new")
-        elif key not in new:
-            out.append(f"{key} is gone")
-        elif old[key] != new[key]:
-            is_digest = isinstance(new[key], str) and len(new[key]) == 64
-            before_after = "" if is_digest else f": {show(old[key])} → {show(new[key])}"
-            out.append(f"{key} changed{before_after}")
-    return out
-
-
-_NOT_MADE = ("config.json", claim_lib.RECORD)  # what a run leaves that made nothing
-# What makes a workdir this run's own. Any other value can change between two runs in one workdir.
-_IDENTITY = ("name", "data.train", "data.test", "teacher.model", "student.model")
-
-
-@dataclasses.dataclass(frozen=True)
-class Workdir:
-    """The folder of one experiment. All paths below it are made here and nowhere else."""
-
-    path: epath.Path
-    config_text: str = ""  # what config.json is to hold once something is made
-    claim: claim_lib.Claim | None = None  # of the whole run, on its main process
-
-    @classmethod
-    def open(cls, path: str, config: Mapping[str, Any], *, write: bool = True) -> Workdir:
-        """Claims `path` for this config.
-
-        A new workdir gets its config.json at once. In a used one the file is replaced when
-        something is made: it tells how the newest artefact came about, not what was asked last.
-
-        Args:
-            path: local, or anything epath can open; made if missing.
-            config: the whole config as a nested dict.
-            write: False only looks (a dry run).
-
-        Raises:
-            InputError: the folder belongs to another experiment, or cannot be written.
-        """
-        text = json.dumps(config, indent=1, sort_keys=True, default=str)
-        workdir, made = cls(epath.Path(path), text), []
-        stored_at = workdir.path / "config.json"
-        if stored_at.exists():
-            try:
-                stored = json.loads(stored_at.read_text())
-            except ValueError as error:
-                raise InputError(f"{stored_at}: not JSON ({error}); delete the file") from None
-            if not isinstance(stored, dict):
-                raise InputError(f"{stored_at}: not the config of a run; delete the file")
-            mine, theirs = _flatten(config), _flatten(stored)
-            # A folder in which nothing was made yet (a mistyped path, say) is still free.
-            made = [p for p in workdir.path.iterdir() if not p.name.startswith(_NOT_MADE)]
-            for key in _IDENTITY if made else ():
-                if mine.get(key) != theirs.get(key):
-                    raise InputError(
-                        f"{workdir.path} belongs to another experiment: {key} is "
-                        f"{theirs.get(key)!r} there and {mine.get(key)!r} here; use another "
-                        "--workdir, or delete that one"
-                    )
-        elif workdir.path.exists() and not workdir.path.is_dir():
-            raise InputError(f"{workdir.path} is a file; --workdir names a folder")
-        elif workdir.path.exists() and any(workdir.path.iterdir()):
-            names = sorted(
-                p.name
-                for p in workdir.path.iterdir()
-                if not p.name.endswith(".partial") and not p.name.startswith(_NOT_MADE)
-            )
-            if names:
-                raise InputError(
-                    f"{workdir.path} is not empty (it holds {names[0]}) and has no config.json; "
-                    "name an empty or a new folder with --workdir"
-                )
-        mesh_lib.barrier("workdir looked at")
-        if write and mesh_lib.is_main() and not made:
-            try:
-                workdir.store_config()
-            except OSError as error:
-                raise InputError(f"--workdir {path} cannot be written: {error}") from None
-        mesh_lib.barrier("workdir opened")
-        return workdir
-
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[Workdir]:
-        """This workdir, made if missing, as the one run that may write to it.
-
-        Raises:
-            InputError: another run is at work in it, or it cannot be written.
-        """
-        try:
-            if mesh_lib.is_main():
-                self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--workdir {self.path} cannot be written: {error}") from None
-        with claim_lib.claimed(self.path) as claim:
-            yield dataclasses.replace(self, claim=claim)
-
-    def check_claim(self) -> None:
-        """Raises InputError where another run took the workdir over."""
-        if self.claim is not None:
-            self.claim.check()
-
-    def below(self, name: str, config: Any) -> Workdir:
-        """The workdir of a part of the run, in a folder of this one; made when it is written to.
-
-        Args:
-            name: of the folder.
-            config: a ConfigDict, what the part is made with.
-        """
-        text = json.dumps(config.to_dict(), indent=1, sort_keys=True, default=str)
-        return Workdir(self.path / name, text, self.claim)
-
-    def store_config(self) -> None:
-        """Writes config.json, unless it holds just that."""
-        path = self.path / "config.json"
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_text() != self.config_text:
-            write_atomic(path, self.config_text)
-
-    def artifact(self, name: str, parts: Parts) -> Artifact:
-        """An artefact by its path below the workdir."""
-        return Artifact(self, name, parts)
-
-    def embeddings(self, role: str, dataset: str, table: str, parts: Parts) -> Artifact:
-        """Vectors of one table ('passages', 'queries-train', …) of a data set by one encoder."""
-        return self.artifact(f"embeddings/{role}/{dataset}/{table}", parts)
-
-    def candidates(self, teacher: str, parts: Parts) -> Artifact:
-        """What the teacher ranks high for each training query, before any rule."""
-        return self.artifact(f"candidates/{teacher}.parquet", parts)
-
-    def audit(self, parts: Parts) -> Artifact:
-        """How many false negatives each rule lets in."""
-        return self.artifact("audit.csv", parts)
-
-    def negatives(self, split: str, parts: Parts) -> Artifact:
-        """What a rule kept."""
-        return self.artifact(f"negatives/{split}.parquet", parts)
-
-    def checkpoints(self, parts: Parts) -> Artifact:
-        """The student while and after it trains."""
-        return self.artifact("checkpoints", parts)
-
-    def evaluation(self, dataset: str, parts: Parts) -> Artifact:
-        """Metrics of one data set; the runs lie beside it."""
-        return self.artifact(f"evaluation/{dataset}.json", parts)
-
-    def export(self, parts: Parts) -> Artifact:
-        """The folder other tools load."""
-        return self.artifact("export", parts)
-
-    def report(self, parts: Parts) -> Artifact:
-        """report.html."""
-        return self.artifact("report.html", parts)
-
-    @property
-    def metrics(self) -> epath.Path:
-        """Training metrics, one JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> epath.Path:
-        return self.path / "tensorboard"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            out[prefix + key] = value
-    return out
+def _length(path: epath.PathLike) -> int | None:
+    """Bytes of a file, 0 for a folder; None where there is neither."""
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        return 0
+    return os.path.getsize(path) if os.path.isfile(path) else None

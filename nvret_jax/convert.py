@@ -18,6 +18,7 @@ from nvret_jax.data.dataset import Dataset, load_dataset
 from nvret_jax.errors import InputError
 from nvret_jax.mining import verdicts
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.workdir import check_table
 
 _USAGE = """\
 usage: python -m nvret_jax.convert SOURCE TARGET
@@ -103,6 +104,7 @@ def read_workdir(path: epath.PathLike) -> tuple[Dataset, Negatives]:
         table = workdir / "negatives" / f"{data['train_split']}.parquet"
     if not table.exists():
         raise InputError(f"{table}: no such file; run the stage mine, which makes it")
+    check_table(table, workdir)
     dataset = load_dataset(data["train"], splits=[], allow_empty=bool(data.get("allow_empty")))
     return dataset, Negatives.read(table, dataset.queries, dataset.corpus)
 

@@ -1,25 +1,61 @@
 """Parts of artefacts that are made of several values: mining's options, exclusions, files.
 
-See `run.py` for which artefact has which parts.
+Each is named by the config key that decides it. See `run.py` for which artefact has which parts.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
+from nvret_jax import sets
+from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
+from nvret_jax.fingerprints import About, Digest, digest
 from nvret_jax.mining.exclusion import Settings
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.rules import VALUES
 from nvret_jax.models.weights import file_sha256
+from nvret_jax.workdir import flatten
+
+if TYPE_CHECKING:
+    from nvret_jax.run import Run
+
+# Knobs of `train` that change how a run is done or reported, not what is trained.
+_CONDUCT = (
+    "stages",
+    "checkpoint_every",
+    "eval_every",
+    "log_every",
+    "keep",
+    "keep_best",
+    "chunk_tokens",
+    "recompute",
+    "dev_passages",
+    "dev_queries",
+)
+# Those of them that decide which checkpoint is the best one.
+BEST_KEYS = ("eval_every", "keep_best", "dev_passages", "dev_queries")
+# Of the config, what says where and how a run runs and is no reason for anything.
+_WHERE = ("distributed.", "mesh.", "stages")
 
 
-def mining_parts(options: Options) -> dict[str, Any]:
-    """The options that matter together: a value counts where the rule or the draw reads it."""
+def values_of(config: ConfigDict) -> dict[str, Any]:
+    """What of a config may be a reason, by key."""
+    values = flatten(config.to_dict())
+    return {key: value for key, value in values.items() if not key.startswith(_WHERE)}
+
+
+def mining_parts(options: Options, config: ConfigDict) -> dict[str, Any]:
+    """The options that matter together: a value counts where the rule or the draw reads it.
+
+    Args:
+        options: as they take effect.
+        config: of the run; its preset may have changed some of them.
+    """
     rule = options.rule
     parts: dict[str, Any] = {"rule": rule.name, "num_negatives": options.num_negatives}
     parts |= {VALUES[name]: getattr(rule, VALUES[name]) for name in rule.names if VALUES[name]}
@@ -32,37 +68,171 @@ def mining_parts(options: Options) -> dict[str, Any]:
     if np.isfinite(rule.min_score):
         parts["min_score"] = rule.min_score
     if options.sampling != "top":
-        parts["sampling"] = [options.sampling, options.sample_from, options.seed]
+        parts |= {"sampling": options.sampling, "sample_from": options.sample_from}
         if options.sampling != "uniform":
             parts["sample_temperature"] = options.sample_temperature
-    return parts | {
-        "ensemble": [options.ensemble, options.seed if options.ensemble == "cross" else 0],
-        "short": [options.short, options.seed if options.short == "random" else 0],
-        "second_search": options.second_search,
-        "window": options.window,
-    }
+    parts |= {key: getattr(options, key) for key in ("ensemble", "short", "second_search")}
+    named = {f"mining.{key}": value for key, value in parts.items()}
+    for key, value in parts.items() if config.mining.compat else ():
+        if value != config.mining[key]:
+            keys = ("mining.compat", f"mining.{key}")
+            named[f"mining.{key}"] = Digest(value, keys[1], keys)
+    if options.window:
+        # As many candidates as sentence-transformers looks at; follows from other values.
+        named["mining.window"] = Digest(str(options.window), "the window", ("mining.compat",))
+    draws = options.sampling != "top" or options.ensemble == "cross" or options.short == "random"
+    return named | ({"seed": options.seed} if draws else {})
+
+
+_SETTINGS = {
+    "own_text": "own_text",
+    "same_text": "same_text",
+    "cosine": "near_copy",
+    "jaccard": "minhash",
+    "document_separator": "document_separator",
+}
 
 
 def exclusion_parts(settings: Settings) -> dict[str, Any]:
     """What is never a negative; a map of documents by its content, wherever it lies."""
-    parts = dataclasses.asdict(settings)
+    at = "mining.exclude."
+    parts = {f"{at}{key}": getattr(settings, name) for name, key in _SETTINGS.items()}
     if settings.document_map:
-        parts["document_map"] = file_digest(settings.document_map)
+        parts[f"{at}document_map"] = file_part(f"{at}document_map", settings.document_map)
     return parts
 
 
-def folder_digest(path: str) -> list[str]:
+def stage_parts(config: ConfigDict, name: str, block: ConfigDict, following: str) -> dict[str, Any]:
+    """The values of one stage of training that decide what it ends with.
+
+    Args:
+        config: of the run.
+        name, block: of the stage.
+        following: where the stage after it starts, or ''.
+    """
+    values = {key: value for key, value in block.to_dict().items() if key not in _CONDUCT}
+    if following == "best":
+        values |= {key: block[key] for key in BEST_KEYS}
+    if values["steps"] or not values["max_steps"]:
+        del values["max_steps"]  # no bound
+    del values["epochs" if values["steps"] else "steps"]  # steps decide where they are given
+    values["sets"] = list(sets.sets_of(config, block))
+    values["shares"] = list(values["shares"])
+    at = stage_prefix(name)
+    out = {f"{at}{key}": value for key, value in flatten(values).items()}
+    if values["start"] not in ("last", "best", "student"):
+        out[f"{at}start"] = folder_part(f"{at}start", values["start"])
+    return out
+
+
+def training_parts(run: Run) -> tuple[dict[str, Any], About]:
+    """What the student is trained by, stage by stage and set by set, and what reasons need."""
+    parts: dict[str, Any] = {"seed": run.config.seed, "train.stages": list(run.stages)}
+    names, values = dict(run.about.names), dict(run.about.values)
+    starts = [block.start for block in run.stages.values()]
+    for (name, block), following in zip(run.stages.items(), [*starts[1:], ""], strict=True):
+        of_stage = stage_parts(run.config, name, block, following)
+        names |= stage_names(run.config, name, of_stage)
+        parts |= of_stage
+    if not run.config.train.stages:
+        at = stage_prefix("train")
+        values |= {
+            key.replace("train.", at, 1): value
+            for key, value in values.items()
+            if key.startswith("train.")
+        }
+    for name, part in run.sets.items():
+        of = "" if name == sets.MAIN_SET else f"{name}:"
+        parts[f"{of}negatives"] = part.negatives()
+        for key, value in (part.student.parts("query") | part.student.parts("passage")).items():
+            parts[of + key] = value
+            names[of + key] = part.about.names.get(key, key)
+            values[of + key] = part.about.values.get(key)
+    return parts, About(names, values)
+
+
+def stage_prefix(name: str) -> str:
+    """Of the parts of a stage of training, also where the config has one stage without a name."""
+    return f"train_stages.{name}."
+
+
+def stage_names(config: ConfigDict, name: str, parts: dict[str, Any]) -> dict[str, str]:
+    """The keys by which a config of one stage without a name knows that stage's values."""
+    if config.train.stages:
+        return {}
+    at = stage_prefix(name)
+    return {key: f"train.{key.removeprefix(at)}" for key in parts}
+
+
+def result_parts(config: ConfigDict, block: ConfigDict) -> dict[str, Any]:
+    """What makes the trained student of the checkpoints.
+
+    Args:
+        config: of the run.
+        block: of the last stage of training.
+    """
+    result = config.result
+    at = f"train_stages.{config.train.stages[-1]}." if config.train.stages else "train."
+    parts: dict[str, Any] = {}
+    if result.pick != "last":
+        parts["result.pick"] = result.pick
+        parts |= {f"{at}{key}": block[key] for key in BEST_KEYS}
+    if result.merge_last > 1 or result.merge_with:
+        parts |= {
+            "result.merge": result.merge,
+            "result.merge_last": result.merge_last,
+            "result.merge_weights": list(result.merge_weights),
+        }
+        for number, folder in enumerate(result.merge_with):
+            parts[f"result.merge_with.{number}"] = folder_part("result.merge_with", folder)
+    if result.merge_last > 1:
+        parts[f"{at}checkpoint_every"] = block.checkpoint_every
+    return parts
+
+
+def texts_part(hash_: str, *, test: bool, table: str) -> Digest:
+    """The texts of a table of the training or the test data."""
+    what = "passages" if table == "passages" else "queries"
+    return Digest(hash_, f"the texts of the {what} of data.{_side(test)}", data_keys(test=test))
+
+
+def judgments_part(value: Any, *, test: bool) -> Digest:
+    """Judgments, or the positives among them."""
+    keys = data_keys(test=test) + (() if test else ("data.min_relevance",))
+    return Digest(digest(value), f"the judgments of data.{_side(test)}", keys)
+
+
+def data_keys(*, test: bool) -> tuple[str, ...]:
+    """The keys of the config that decide what is read of a data set."""
+    side = _side(test)
+    more = ("max_queries", "max_passages", "allow_empty")
+    keys = (side, f"{side}_split", *(() if test else ("dev_split",)), *more)
+    return tuple(f"data.{key}" for key in keys)
+
+
+def _side(test: bool) -> str:
+    return "test" if test else "train"
+
+
+def folder_part(key: str, path: str) -> Digest:
     """A folder of weights that the config names: its path and, of a model, its weights' hash."""
     folder = epath.Path(path)
     if not folder.is_dir():
         raise InputError(f"{path}: no such folder; give a model's or one of checkpoints")
     files = sorted(folder.glob("*.safetensors"))
-    return [str(path), *(file_sha256(file) for file in files)]
+    content = digest([str(path), *(file_sha256(file) for file in files)])
+    return Digest(content, f"what is in the folder of {key}", (key,))
 
 
-def file_digest(path: str) -> str:
-    """sha256 of a file that the config names."""
+def file_part(key: str, path: Any) -> Digest:
+    """A file that the config names."""
     try:
-        return file_sha256(epath.Path(path))
+        return Digest(file_sha256(epath.Path(path)), f"the file of {key}", (key,))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def folder_name(data: Dataset, other: Dataset | None, *, test: bool) -> str:
+    """Where the vectors of a data set go: by its name, unless another one has the same name."""
+    clash = test and other is not None and other is not data and other.name == data.name
+    return f"{data.name}.test" if clash else data.name

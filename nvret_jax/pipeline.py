@@ -21,15 +21,18 @@ from ml_collections import ConfigDict
 
 from nvret_jax import checks, claim, closing, rounds, truncation
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Artifact, Workdir
+from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.choices import STAGES as STAGE_NAMES
 from nvret_jax.console import say
 from nvret_jax.errors import InputError
-from nvret_jax.run import Run
+from nvret_jax.run import MADE_BY, Run
 from nvret_jax.sets import MINING_STAGES
 from nvret_jax.stages import STAGES
+from nvret_jax.stages.stage import Stage
 from nvret_jax.training.loop import check_batch, loss_of
+from nvret_jax.workdir import Workdir
 
+_MENDINGS = 10  # of one stage; a disk that damages more than that is no place for a run
 _FULL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)  # the disk takes no more
 
 
@@ -98,7 +101,7 @@ def _run_rounds(
                 f"{jax.process_count()} process(es)"
             )
         for name in of_round:
-            _run_stage(state, name)
+            _run_mending(state, name, of_round)
     if not dry_run:
         for line in closing.lines(state, plan, asked, time.perf_counter() - begun):
             say(line)
@@ -191,6 +194,24 @@ def _artifacts(state: Run, name: str) -> Iterator[tuple[Run, Artifact]]:
             yield part, item
 
 
+def _run_mending(state: Run, name: str, asked: Sequence[str]) -> None:
+    """Runs a stage; what turns out to be damaged when it is used is first made again.
+
+    Raises:
+        Damaged: by a stage that was not asked for, or it is damaged again and again.
+    """
+    for _ in range(_MENDINGS):
+        try:
+            return _run_stage(state, name)
+        except Damaged as error:
+            maker = MADE_BY.get(error.kind)
+            if maker not in asked or maker == name:
+                raise
+            say(f"{name:<9} stopped: {error.what}")
+            _run_mending(state, maker, asked[: asked.index(maker) + 1])
+    return _run_stage(state, name)
+
+
 def _run_stage(state: Run, name: str) -> None:
     stage = STAGES[name]
     begun = time.perf_counter()
@@ -203,9 +224,15 @@ def _run_stage(state: Run, name: str) -> None:
         state.release_teachers()
     for part, item, reason in pending:
         if reason:
-            say(f"{name:<9} making {part.label}{item.name} ({reason})")
+            say(f"{name:<9} making {part.label}{item.name} ({_noted(stage, part, item, reason)})")
             stage.make(part, item)
     say(f"{name:<9} done in {time.perf_counter() - begun:.1f} s")
+
+
+def _noted(stage: Stage, run: Run, artifact: Artifact, reason: str) -> str:
+    """The reason with what the stage adds to it, on the main process."""
+    note = stage.note(run, artifact) if mesh_lib.is_main() else ""
+    return f"{reason}; {note}" if note else reason
 
 
 def _print_plan(state: Run, plan: Sequence[str], asked: Sequence[str]) -> None:
@@ -215,7 +242,7 @@ def _print_plan(state: Run, plan: Sequence[str], asked: Sequence[str]) -> None:
             if reason is None:
                 verdict = "up to date"
             elif name in asked:
-                verdict = f"would be made: {reason}"
+                verdict = f"would be made: {_noted(STAGES[name], part, item, reason)}"
             else:
                 verdict = f"out of date, not asked for: {reason}"
             say(f"{name:<9} {part.label + item.name:<44} {verdict}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,16 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from nvret_jax import fingerprints, said, sets, teachers
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import parts as parts_lib
-from nvret_jax import sets, teachers
-from nvret_jax.artifacts import Artifact, Workdir, digest
-from nvret_jax.choices import STARTS
+from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.config import stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.subset import subset
 from nvret_jax.errors import InputError
+from nvret_jax.fingerprints import About, Digest, digest
 from nvret_jax.mining.exclusion import Settings
 from nvret_jax.mining.options import Options, compatible
 from nvret_jax.mining.rules import VALUES, Rule
@@ -36,29 +37,31 @@ from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.sides import OwnSide, Rescorer, ServedSide, Side
 from nvret_jax.training.loop import load_trained
+from nvret_jax.training.sums import DamagedCheckpoint
+from nvret_jax.workdir import Workdir
 
-# Knobs of `train` that change how a run is done or told, not what comes out of it.
-_TRAIN_CONDUCT = (
-    "stages",
-    "checkpoint_every",
-    "eval_every",
-    "log_every",
-    "keep",
-    "keep_best",
-    "chunk_tokens",
-    "recompute",
-    "dev_passages",
-    "dev_queries",
-)
-# Where a folder of the workdir comes from.
-_MADE_BY = {
+# Kind of artefact -> the stage that makes it.
+MADE_BY = {
     "embeddings": "embed",
     "candidates": "search",
-    "audit.csv": "audit",
+    "audit": "audit",
     "negatives": "mine",
     "checkpoints": "train",
     "evaluation": "evaluate",
 }
+
+
+def _once(describe: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps what a method of a run returns: an artefact's parts do not change while it works."""
+
+    @functools.wraps(describe)
+    def kept(self: Run, *args: Any) -> Any:
+        key = (describe.__name__, *(arg if isinstance(arg, str) else id(arg) for arg in args))
+        if key not in self._described:
+            self._described[key] = describe(self, *args)
+        return self._described[key]
+
+    return kept
 
 
 class Run:
@@ -89,6 +92,8 @@ class Run:
         started = config.student if started is None else started
         self.config, self.workdir = config, workdir
         self._whole = whole
+        self._described: dict[tuple, Any] = {}
+        self._checked: set[str] = set()  # embeddings whose chunks were read
         self.label = "" if whole is None else f"sets/{workdir.path.name}/"
         self.models: dict[str, Encoder] = {} if whole is None else whole.models
         self.tokenizers: dict[str, ModelTokenizer] = {} if whole is None else whole.tokenizers
@@ -268,24 +273,48 @@ class Run:
 
     # --- artefacts ---
 
+    @_once
     def embeddings(self, role: str, data: Dataset, table: str) -> Artifact:
         """Vectors of one table by the teacher, the student as it starts, or the trained one."""
         kind, _ = self.table(data, table)
         side = self.side(role)
         parts = {
             **side.parts(kind),
-            "texts": self.text_digest(data, table),
-            "chunk_rows": self.config.embed.chunk_rows,
+            "texts": self.texts(data, table),
+            "embed.chunk_rows": self.config.embed.chunk_rows,
         }
         if role == "student":
             parts |= self.result_parts()
-        return self.workdir.embeddings(role, data.name, table, parts)
+        # Training and test data of one name keep their vectors apart.
+        train = self.train_data if self.config.data.train and self._is_test(data) else None
+        folder = parts_lib.folder_name(data, train, test=self._is_test(data))
+        return self.workdir.embeddings(role, folder, table, parts, self.about)
+
+    def _is_test(self, data: Dataset) -> bool:
+        """Whether this is test data, and no training data."""
+        found = self._datasets
+        config = self.config.data
+        return data is found.get(config.test) and data is not found.get(config.train)
+
+    def texts(self, data: Dataset, table: str) -> Digest:
+        """The texts of a table, as a part."""
+        return parts_lib.texts_part(
+            self.text_digest(data, table), test=self._is_test(data), table=table
+        )
+
+    @functools.cached_property
+    def about(self) -> About:
+        """What reasons need to name what changed."""
+        names: dict[str, str] = {}
+        if self._whole is not None:
+            names = sets.key_names(self._whole.config, self.workdir.path.name)
+        return About(names, parts_lib.values_of(self.config))
 
     @functools.cached_property
     def start_role(self) -> str:
         """Whose vectors the untrained student's are: a teacher's, where they are the same."""
         for name, side in self.encoders.items() if "embed" in self.config.stages else ():
-            if all(side.parts(kind) == self.untrained.parts(kind) for kind in ("query", "passage")):
+            if side.same_as(self.untrained):
                 return name
         return "student-start"
 
@@ -297,15 +326,17 @@ class Run:
         """Candidates stored per query: as configured, or as many as mining cannot do without."""
         return max(self.config.search.depth, self.options.window)
 
+    @_once
     def candidates(self, name: str) -> Artifact:
         """One teacher's best passages for every training query."""
         return self.workdir.candidates(
             name,
             {
                 **teachers.parts(self, name),
-                "positives": digest(self.positives()),
-                "depth": self.depth,
+                "positives": parts_lib.judgments_part(self.positives(), test=False),
+                "search.depth": self.depth,
             },
+            self.about,
         )
 
     @functools.cached_property
@@ -313,14 +344,15 @@ class Run:
         """What scores candidates anew; None where there is none, or no rule asks for its scores."""
         return Rescorer(self) if self.config.rescorer.model else None
 
+    @_once
     def rescored(self, name: str) -> Artifact | None:
         """One teacher's candidates with the rescorer's scores; None without one."""
         if self.rescorer is None or not self.rescorer.is_needed:
             return None
-        parts = {"candidates": self.candidates(name).fingerprint, **self.rescorer.parts()}
+        parts = {"candidates": self.candidates(name), **self.rescorer.parts()}
         if self.config.rescorer.order == "teacher":
-            parts |= parts_lib.mining_parts(self.options) | self.exclusion_parts()
-        return self.workdir.candidates(f"{name}.rescored", parts)
+            parts |= parts_lib.mining_parts(self.options, self.config) | self.exclusion_parts()
+        return self.workdir.candidates(f"{name}.rescored", parts, self.about)
 
     @functools.cached_property
     def calibrated(self) -> tuple[str, ...]:
@@ -370,122 +402,119 @@ class Run:
             document_map=config.document_map or None,
         )
 
+    @_once
     def audit(self) -> Artifact:
         """How many false negatives each rule lets in."""
         parts = {
-            "candidates": [
-                (self.rescored(name) or self.candidates(name)).fingerprint
-                for name in self.teacher_names
-            ],
-            "teachers": list(self.teacher_names),
-            **parts_lib.mining_parts(self.options),
+            **self._candidate_parts(),
+            **parts_lib.mining_parts(self.options, self.config),
             **self.exclusion_parts(),
             **{f"audit.{key}": value for key, value in self.config.audit.to_dict().items()},
             "seed": self.config.seed,
         }
-        return self.workdir.audit(parts)
+        return self.workdir.audit(parts, self.about)
+
+    def _candidate_parts(self) -> dict[str, Any]:
+        """Of each teacher what it ranks high, and their order."""
+        found = {
+            f"candidates {name}": self.rescored(name) or self.candidates(name)
+            for name in self.teacher_names
+        }
+        return found | {"mining.teachers": list(self.teacher_names)}
 
     def exclusion_parts(self) -> dict[str, Any]:
         """What decides which passages are never negatives."""
-        parts: dict[str, Any] = {"exclude": parts_lib.exclusion_parts(self.exclusions)}
+        parts = parts_lib.exclusion_parts(self.exclusions)
         if self.exclusions.own_text != "off" or self.exclusions.same_text:
             data, split = self.train_data, self.config.data.train_split
-            tables = ("passages", f"queries-{split}")
-            parts["texts"] = [self.text_digest(data, table) for table in tables]
+            parts["passages"] = self.texts(data, "passages")
+            parts["queries"] = self.texts(data, f"queries-{split}")
         mining = self.config.mining
         if mining.verdicts:
-            judged = parts_lib.file_digest(mining.verdicts)
-            parts["verdicts"] = [judged, mining.verdict_mode, mining.max_promoted]
+            parts["mining.verdicts"] = parts_lib.file_part("mining.verdicts", mining.verdicts)
+            parts |= {f"mining.{key}": mining[key] for key in ("verdict_mode", "max_promoted")}
         return parts
 
+    @_once
     def negatives(self) -> Artifact:
         """What the rule kept."""
         parts = {
-            "candidates": [
-                (self.rescored(name) or self.candidates(name)).fingerprint
-                for name in self.teacher_names
-            ],
-            **parts_lib.mining_parts(self.options),
+            **self._candidate_parts(),
+            **parts_lib.mining_parts(self.options, self.config),
             **self.exclusion_parts(),
         }
         for name in self.calibrated:
-            parts[VALUES[name]] = ["auto", self.config.mining.calibration.to_dict()]
-        return self.workdir.negatives(self.config.data.train_split, parts)
+            parts[f"mining.{VALUES[name]}"] = "auto"
+            for key, value in self.config.mining.calibration.to_dict().items():
+                parts[f"mining.calibration.{key}"] = value
+        if self.calibrated:
+            parts["seed"] = self.config.seed
+        return self.workdir.negatives(self.config.data.train_split, parts, self.about)
 
+    @_once
     def checkpoints(self) -> Artifact:
         """The student while and after it trains."""
-        parts: dict[str, Any] = {"seed": self.config.seed}
-        for name, block in self.stages.items():
-            values = {k: v for k, v in block.to_dict().items() if k not in _TRAIN_CONDUCT}
-            if values["steps"]:
-                del values["epochs"]  # steps decide
-            if values["steps"] or not values["max_steps"]:
-                del values["max_steps"]  # no bound
-            if values["start"] not in STARTS:
-                values["start"] = parts_lib.folder_digest(values["start"])
-            parts["train" if name == "train" else f"stage {name}"] = values
-        if self.config.train.stages:
-            parts["order"] = list(self.stages)
-        for name, part in self.sets.items():
-            of = "" if name == sets.MAIN_SET else f" {name}"
-            parts[f"negatives{of}"] = part.negatives().fingerprint
-            parts[f"query_encoder{of}"] = part.student.parts("query")
-            parts[f"passage_encoder{of}"] = part.student.parts("passage")
-        return self.workdir.checkpoints(parts)
+        return self.workdir.checkpoints(*parts_lib.training_parts(self))
 
     def result_parts(self) -> dict[str, Any]:
         """What the trained student is a function of."""
-        result = self.config.result
-        parts: dict[str, Any] = {"checkpoints": self.checkpoints().fingerprint}
-        if result.pick != "last":
-            parts["pick"] = result.pick
-        if result.merge_last > 1 or result.merge_with:
-            folders = [parts_lib.folder_digest(folder) for folder in result.merge_with]
-            parts["merged"] = [result.merge, result.merge_last, folders, result.merge_weights]
-        return parts
+        last = list(self.stages.values())[-1]
+        return {
+            "checkpoints": self.checkpoints(),
+            **parts_lib.result_parts(self.config, last),
+        }
 
+    @_once
     def evaluation(self) -> Artifact:
         """Scores on the test split."""
         data, split = self.test_data, self.config.data.test_split
         roles = [self.start_role, *(["student"] if self.trains else [])]
         parts = {
-            f"{role} {table}": self.embeddings(role, data, table).fingerprint
+            f"{role} {table}": self.embeddings(role, data, table)
             for role in roles
             for table in ("passages", f"queries-{split}")
         }
-        parts |= self.config.evaluation.to_dict()
-        parts["judgments"] = digest(data.qrels[split])
-        parts["split"] = split
-        return self.workdir.evaluation(data.name, parts)
+        values = self.config.evaluation.to_dict()
+        parts |= {f"evaluation.{key}": value for key, value in values.items()}
+        parts["judgments"] = parts_lib.judgments_part(data.qrels[split], test=True)
+        parts["data.test_split"] = split
+        return self.workdir.evaluation(data.name, parts, self.about)
 
     def _student_parts(self) -> dict[str, Any]:
         if self.trains:
             return self.result_parts()
-        return {kind: self.student.parts(kind) for kind in ("query", "passage")}
+        return self.student.parts("query") | self.student.parts("passage")
+
+    def _said(self) -> Digest:
+        """What a card and a report say of the run, as a part."""
+        models = [f"{block}.model" for block in ("teacher", "student")]
+        models += [f"teachers.{name}.model" for name in self.config.teachers]
+        content = digest([self.config.name, self.recipe()])
+        return Digest(content, fingerprints.SAID, ("name", "rounds", *models))
 
     def export(self) -> Artifact:
         """The folder other tools load."""
-        parts = {**self._student_parts(), "dtype": self.config.export.dtype}
+        parts = {**self._student_parts(), "export.dtype": self.config.export.dtype}
         if self.config.export.max_length:
-            parts["length"] = self.config.export.max_length
-        parts["told"] = [self.config.name, self.recipe()]
+            parts["export.max_length"] = self.config.export.max_length
+        parts["said"] = self._said()
         if self.evaluates:
-            parts["evaluation"] = self.evaluation().fingerprint
-        return self.workdir.export(parts)
+            parts["evaluation"] = self.evaluation()
+        return self.workdir.export(parts, self.about)
 
     def report(self) -> Artifact:
         """report.html."""
-        parts = {**self._student_parts(), "examples": self.config.report.examples}
-        parts["told"] = [self.config.name, self.recipe()]
+        parts = {**self._student_parts(), "report.examples": self.config.report.examples}
+        parts["said"] = self._said()
         for name, part in self.sets.items() if "audit" in self.config.stages else ():
-            of = "" if name == sets.MAIN_SET else f" {name}"
-            parts[f"audit{of}"] = part.audit().fingerprint
+            of = "" if name == sets.MAIN_SET else f"{name}:"
+            parts[f"{of}audit"] = part.audit()
         for name, part in self.sets.items() if "mine" in self.config.stages else ():
-            of = "" if name == sets.MAIN_SET else f" {name}"
-            parts[f"negatives{of}"] = part.negatives().fingerprint
+            of = "" if name == sets.MAIN_SET else f"{name}:"
+            parts[f"{of}negatives"] = part.negatives()
         if self.evaluates:
-            parts["evaluation"] = self.evaluation().fingerprint
-        return self.workdir.report(parts)
+            parts["evaluation"] = self.evaluation()
+        return self.workdir.report(parts, self.about)
 
     # --- what earlier stages made ---
 
@@ -497,15 +526,34 @@ class Run:
         """
         reason = artifact.stale()
         if reason:
-            stage = _MADE_BY.get(artifact.name.split("/")[0])
+            stage = MADE_BY.get(artifact.kind)
             first = f"run --stages={stage} first" if stage else "run the stage that makes it"
             how = reason if reason == "not there yet" else f"out of date ({reason})"
-            raise InputError(f"{artifact.path} is needed but {how}; {first}, or leave --stages out")
+            wrong = f"{artifact.path} is needed but {how}; {first}, or leave --stages out"
+            if reason.startswith("damaged"):
+                raise Damaged(wrong, artifact.kind, f"{artifact.path} is {reason}")
+            raise InputError(wrong)
         return artifact
 
     def open(self, role: str, data: Dataset, table: str) -> EmbeddingStore:
-        """Finished vectors."""
-        return EmbeddingStore.open(self.need(self.embeddings(role, data, table)).path)
+        """Finished vectors, whose checksums were read once in this run."""
+        artifact = self.embeddings(role, data, table)
+        wrong = self.vectors_stale(artifact)
+        if wrong:
+            self.need(artifact)
+        return EmbeddingStore.open(artifact.path)
+
+    def vectors_stale(self, artifact: Artifact) -> str | None:
+        """`Artifact.stale` of embeddings, their chunks included, which it does not read."""
+        reason = artifact.stale()
+        if reason or artifact.name in self._checked:
+            return reason
+        damaged = EmbeddingStore.open(artifact.path).damaged_chunks()
+        if damaged:
+            artifact.note_damage({f"c/{i}/0": "is not as it was written" for i in damaged})
+            return artifact.stale()
+        self._checked.add(artifact.name)
+        return None
 
     def read_candidates(self, name: str) -> Candidates:
         """Finished candidates."""
@@ -514,8 +562,16 @@ class Run:
 
     @functools.cached_property
     def trained_student(self) -> Encoder:
-        folder = self.need(self.checkpoints()).path
-        return load_trained(self.student.encoder, folder, **self.config.result.to_dict())
+        artifact = self.need(self.checkpoints())
+        try:
+            return load_trained(self.student.encoder, artifact.path, **self.config.result.to_dict())
+        except DamagedCheckpoint as error:
+            if artifact.path.resolve() not in error.folder.resolve().parents:
+                raise
+            stage = error.folder.name
+            artifact.note_damage({f"{stage}/{name}": why for name, why in error.lost.items()})
+            self.need(artifact)  # which says so
+            raise
 
     @property
     def trained_on(self) -> dict[str, str]:
@@ -531,56 +587,5 @@ class Run:
         return rule
 
     def recipe(self) -> dict[str, Any]:
-        """The choices a model card and a report tell, by name."""
-        told: dict[str, Any] = {}
-        if self.config.rounds > 1:
-            told["Rounds of mining and training"] = self.config.rounds
-        for name, part in self.sets.items():
-            of = f" for {name}" if len(self.sets) > 1 else ""
-            told[f"Teacher{of}"] = teachers.describe(part)
-            told[f"Mining rule{of}"] = part.mining_rule
-        told["Student started from"] = self.untrained.config.model
-        if self.student.lora is not None:
-            lora = self.student.lora
-            told["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}"
-        for name, block in self.stages.items():
-            of = f" ({name})" if len(self.stages) > 1 else ""
-            told |= {f"{key}{of}": value for key, value in self._told_of(block).items()}
-        told["Query / passage length"] = (
-            f"{self.student.length('query')} / {self.student.length('passage')} tokens"
-        )
-        if self.trains:
-            told["Longest text as exported"] = f"{self.served.length('passage')} tokens"
-        told["Seed"] = self.config.seed
-        return told
-
-    def _told_of(self, block: ConfigDict) -> dict[str, Any]:
-        """What is told of one stage of training."""
-        told: dict[str, Any] = {}
-        names = sets.sets_of(self.config, block)
-        if len(self.sets) > 1:
-            shares = sets.shares_of(block, names)
-            parts = [f"{name} {share:g}" for name, share in zip(names, shares, strict=True)]
-            told[f"Training sets and their {block.share_unit}"] = ", ".join(parts)
-            told["Batches"] = block.batches
-        told |= {
-            "Hard negatives per query": block.num_negatives,
-            "In-batch negatives": "yes" if block.in_batch_negatives else "no",
-            "Queries per batch": block.batch_size,
-            "Training length": _duration(block),
-            "Temperature": block.temperature,
-            "Learning rate": f"{block.learning_rate} ({block.schedule}, warm-up {block.warmup})",
-        }
-        if block.loss.distillation:
-            told["Distillation"] = block.loss.distillation
-        if block.loss.dims:
-            told["Matryoshka dimensions"] = ", ".join(map(str, block.loss.dims))
-        return told
-
-
-def _duration(block: ConfigDict) -> str:
-    """How long a stage of training is, for people."""
-    if block.steps:
-        return f"{block.steps} steps"
-    most = f", at most {block.max_steps} steps" if block.max_steps else ""
-    return f"{block.epochs} epochs{most}"
+        """The choices a model card and a report state, by name."""
+        return said.recipe(self)

@@ -18,6 +18,7 @@ MINING_STAGES = ("embed", "search", "audit", "mine")
 _MINING = ("rule", "percent", "margin", "anchor", "num_negatives")
 _CAPS = ("min_relevance", "max_queries", "max_passages")
 _TEXTS = ("query_prompt", "passage_prompt")
+_LENGTHS = ("query_length", "passage_length")
 
 
 def set_config(config: ConfigDict, name: str) -> ConfigDict:
@@ -43,10 +44,27 @@ def set_config(config: ConfigDict, name: str) -> ConfigDict:
         for key in _TEXTS:
             if block[f"teacher_{key}"] is not None:
                 side[key] = block[f"teacher_{key}"]
-    for key in (*_TEXTS, "query_length", "passage_length"):
+    for key in (*_TEXTS, *_LENGTHS):
         if block[key] is not None:
             own.student[key] = block[key]
     return own
+
+
+def key_names(config: ConfigDict, name: str) -> dict[str, str]:
+    """Keys of a set's own config -> the keys of the whole run's config that set them.
+
+    Keys that the set leaves to the whole run are not among them.
+    """
+    block, at = config.sets[name], f"sets.{name}."
+    names = {"data.train": f"{at}source", "data.train_split": f"{at}split"}
+    names |= {f"data.{key}": f"{at}{key}" for key in _CAPS}
+    own = {f"mining.{key}": key for key in _MINING}
+    own |= {f"student.{key}": key for key in (*_TEXTS, *_LENGTHS)}
+    for teacher in block.teachers or config.mining.teachers:
+        side = "teacher" if teacher == "teacher" else f"teachers.{teacher}"
+        own |= {f"{side}.{key}": f"teacher_{key}" for key in _TEXTS}
+    names |= {key: f"{at}{of}" for key, of in own.items() if block[of] is not None}
+    return names | ({"mining.teachers": f"{at}teachers"} if block.teachers else {})
 
 
 def sets_of(config: ConfigDict, stage: ConfigDict) -> tuple[str, ...]:
@@ -67,4 +85,12 @@ def shares_of(stage: ConfigDict, names: Iterable[str]) -> list[float]:
     return [float(x) for x in stage.shares] or [1.0 for _ in names]
 
 
-__all__ = ["MAIN_SET", "MINING_STAGES", "set_config", "sets_of", "shares_of", "used_sets"]
+__all__ = [
+    "MAIN_SET",
+    "MINING_STAGES",
+    "key_names",
+    "set_config",
+    "sets_of",
+    "shares_of",
+    "used_sets",
+]

@@ -6,7 +6,6 @@ from the files alone, so that the state of every stage is known before anything 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -16,8 +15,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from nvret_jax import fingerprints
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
+from nvret_jax.fingerprints import Digest
 from nvret_jax.mining.rescoring import ScorePairs, text_scorer
 from nvret_jax.models import kernels, lora, weights
 from nvret_jax.models.cross_encoder import CrossEncoder
@@ -104,7 +105,7 @@ class Side:
         return read_spec(self.folder, max_length=longest, **self._overrides())[0]
 
     @functools.cached_property
-    def _content(self) -> dict[str, str]:
+    def _content(self) -> dict[str, Digest]:
         """Hashes of what lies in the folder, without loading it."""
         spec, folder = self._own
         with weights.Checkpoint(folder):
@@ -113,21 +114,48 @@ class Side:
         for name in spec.dense_folders:
             files += weights.weight_files(self.folder / name)
         sums = "".join(weights.file_sha256(f) for f in files)
+        keys = (f"{self.key_prefix}model",)
         return {
-            "weights": hashlib.sha256(sums.encode()).hexdigest(),
-            "tokenizer": self._tokenizer.fingerprint,
+            "model": Digest(
+                hashlib.sha256(sums.encode()).hexdigest(), f"the weights of {keys[0]}", keys
+            ),
+            "tokenizer": Digest(self._tokenizer.fingerprint, f"the tokenizer of {keys[0]}", keys),
         }
 
+    @property
+    def key_prefix(self) -> str:
+        """Of the config's keys of this block."""
+        named = self.name not in ("teacher", "student")
+        return f"teachers.{self.name}." if named else f"{self.name}."
+
     def parts(self, kind: str) -> dict[str, Any]:
-        """What decides this side's embedding of a text of one kind, and what training changes."""
+        """What decides this side's embedding of a text of one kind, by key in the config."""
+        return {
+            key if key == "seed" else f"{self.key_prefix}{key}": value
+            for key, value in self._values(kind).items()
+        }
+
+    def tokens_of(self, kind: str) -> tuple[str, str | None]:
+        """What decides the tokens of a text of a kind, before it is cut: tokenizer and prompt."""
+        return self._tokenizer.fingerprint, self.spec.prompt(kind)
+
+    def same_as(self, other: Side) -> bool:
+        """Whether both give the same vectors, of queries and of passages."""
+
+        def hashed(side: Side) -> list[dict[str, Any]]:
+            return [fingerprints.hashed(side._values(kind)) for kind in ("query", "passage")]
+
+        return hashed(self) == hashed(other)
+
+    def _values(self, kind: str) -> dict[str, Any]:
         spec = self.spec
         return {
             **self._content,
             "pooling": spec.pooling,
             "normalize": spec.normalize,
             "dtype": self.config.dtype,
-            "prompt": spec.prompt(kind),
-            "length": self.length(kind),
+            f"{kind}_prompt": spec.prompt(kind),
+            f"{kind}_length": self.length(kind),
             **self._unusual,
         }
 
@@ -138,23 +166,28 @@ class Side:
         if self.config.param_dtype != "float32":
             parts["param_dtype"] = self.config.param_dtype
         if self.config.init != "pretrained":
-            parts["init"] = [self.config.init, self._run.config.seed]
+            parts |= {"init": self.config.init, "seed": self._run.config.seed}
         if self.spec.prompt_in_pooling != "all":
-            parts["prompt in pooling"] = self.spec.prompt_in_pooling
+            parts["prompt_in_pooling"] = self.spec.prompt_in_pooling
         if hasattr(self.spec.backbone, "causal"):
-            parts["causal"] = self.spec.backbone.causal
+            parts["bidirectional"] = not self.spec.backbone.causal
         if self.lora is not None:
             # Told before anything is made.
             layers = self.spec.backbone.num_hidden_layers
             lora.matches(self.spec.family.table, self.lora.targets, layers)
-            parts["lora"] = dataclasses.asdict(self.lora)
+            for key in ("rank", "alpha", "dropout", "targets"):
+                parts[f"lora_{key}"] = getattr(self.lora, key)
         if self.config.adapter:
             folder = epath.Path(self.config.adapter)
             lora.read_config(folder)  # raises InputError where it is no adapter
             files = [folder / lora.CONFIG_FILE, folder / lora.WEIGHTS_FILE]
             if not files[1].exists():
                 raise InputError(f"{files[1]}: no such file; an adapter is a folder with it")
-            parts["adapter"] = [weights.file_sha256(file) for file in files]
+            sums = "".join(weights.file_sha256(file) for file in files)
+            key = f"{self.key_prefix}adapter"
+            parts["adapter"] = Digest(
+                hashlib.sha256(sums.encode()).hexdigest(), f"the files of {key}", (key,)
+            )
         return parts
 
     @property
@@ -264,6 +297,11 @@ class ServedSide(Side):
     def length(self, kind: str) -> int:
         return self._run.config.export.max_length or self._student.spec.max_length
 
+    def _values(self, kind: str) -> dict[str, Any]:
+        keys = ("export.max_length", "student.query_length", "student.passage_length")
+        length = Digest(str(self.length(kind)), "the length of the export", keys)
+        return super()._values(kind) | {f"{kind}_length": length}
+
     def check_length(self) -> None:
         """Raises InputError where the model has no positions for as long a text."""
         length, positions = self.length("passage"), self._own[0].backbone.max_tokens
@@ -296,13 +334,17 @@ class Rescorer:
     def parts(self) -> dict[str, Any]:
         """What decides its scores and how many there are."""
         files = [*weights.weight_files(self._folder), self._folder / "config.json"]
+        keys = ("rescorer.model",)
+        sums = "".join(weights.file_sha256(file) for file in files)
+        tokenizer = Tokenizer.from_folder(self._folder).fingerprint
         return {
-            "rescorer": [weights.file_sha256(file) for file in files],
-            "rescorer tokenizer": Tokenizer.from_folder(self._folder).fingerprint,
-            "rescorer length": self.config.length,
-            "rescorer dtype": self.config.dtype,
-            "rescorer depth": self.config.depth,
-            "rescorer order": self.config.order,
+            "rescorer.model": Digest(
+                hashlib.sha256(sums.encode()).hexdigest(), "the weights of rescorer.model", keys
+            ),
+            "rescorer.tokenizer": Digest(tokenizer, "the tokenizer of rescorer.model", keys),
+            **{
+                f"rescorer.{key}": self.config[key] for key in ("length", "dtype", "depth", "order")
+            },
         }
 
     @functools.cached_property

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from nvret_jax.artifacts import digest
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
+from nvret_jax.fingerprints import Digest
 from nvret_jax.models.weights import file_sha256
 from nvret_jax.search import vectors
 from nvret_jax.search.bm25 import Bm25Ranker
@@ -60,20 +60,28 @@ def parts(run: Run, name: str) -> dict[str, Any]:
     scheme, rest = kind(block.model), block.model.partition(":")[2]
     if scheme == "encoder":
         return {
-            "passages": run.embeddings(name, data, "passages").fingerprint,
-            "queries": run.embeddings(name, data, f"queries-{split}").fingerprint,
+            "passages": run.embeddings(name, data, "passages"),
+            "queries": run.embeddings(name, data, f"queries-{split}"),
         }
-    texts = [run.text_digest(data, "passages"), run.text_digest(data, f"queries-{split}")]
+    at = "teacher" if name == "teacher" else f"teachers.{name}"
+    keys = (f"{at}.model",)
+    found = {
+        "kind": Digest(scheme, f"the kind of {keys[0]}", keys),
+        "passages": run.texts(data, "passages"),
+        "queries": run.texts(data, f"queries-{split}"),
+    }
     if scheme == "bm25":
-        return {"bm25": [importlib.metadata.version("bm25s"), *texts]}
+        return found | {"the version of bm25s": importlib.metadata.version("bm25s")}
     if scheme == "random":
-        return {"random": [run.config.seed, *texts]}
+        return found | {"seed": run.config.seed}
     if scheme == "vectors":
-        return {"vectors": vectors.fingerprint(rest), "normalize": block.normalize, "ids": texts}
+        read = Digest(vectors.fingerprint(rest), f"the files of {keys[0]}", keys)
+        return found | {keys[0]: read, f"{at}.normalize": block.normalize}
     try:
-        return {"run": file_sha256(epath.Path(rest)), "ids": texts}
+        read = file_sha256(epath.Path(rest))
     except OSError as error:
         raise InputError(f"{rest}: cannot be read ({error.strerror or error})") from None
+    return found | {keys[0]: Digest(read, f"the file of {keys[0]}", keys)}
 
 
 def open_ranker(run: Run, name: str, resume: epath.Path | None = None) -> Ranker:
@@ -113,8 +121,3 @@ def _without_vectors(
 def describe(run: Run) -> str:
     """The teachers' models, for people."""
     return ", ".join(run.block(name).model for name in run.teacher_names)
-
-
-def told(run: Run) -> str:
-    """A digest of the teachers' names, for artefacts that tell them."""
-    return digest([[name, run.block(name).model] for name in run.teacher_names])

@@ -83,8 +83,7 @@ def of_side(run: Run, side: Side, encoder: str, data: Dataset, table: str) -> Tr
     texts = rows.texts
     if len(texts) > SAMPLE:
         texts = [texts[i] for i in np.linspace(0, len(texts) - 1, SAMPLE).astype(int)]
-    parts = side.parts(kind)
-    key = (parts["tokenizer"], parts["prompt"], length, run.text_digest(data, table))
+    key = (*side.tokens_of(kind), length, run.text_digest(data, table))
     if key not in run.cut_counts:
         run.cut_counts[key] = side.count_cut(texts, kind)
     cut = run.cut_counts[key]

@@ -12,8 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Artifact, write_atomic
+from nvret_jax.artifacts import Artifact
+from nvret_jax.console import say
 from nvret_jax.data.dataset import TextTable
+from nvret_jax.errors import InputError
+from nvret_jax.files import remove, write_atomic
 from nvret_jax.search.store import EmbeddingStore
 
 # texts -> float32 [len(texts), D], called on every process with the same texts
@@ -40,15 +43,20 @@ def embed_texts(
         label: shown in the progress bar.
     """
     resumed = artifact.begin(repair=True)
-    made = [artifact.partial / name for name in ("ids.txt", "zarr.json")]
-    if resumed and all(path.exists() for path in made):
-        store = EmbeddingStore.open(artifact.partial)
-    else:
-        if mesh_lib.is_main():
-            EmbeddingStore.create(artifact.partial, (len(table), width), chunk_rows)
-            write_atomic(artifact.partial / "ids.txt", "".join(f"{i}\n" for i in table.ids))
-        mesh_lib.barrier(f"created {artifact.name}")
-        store = EmbeddingStore.open(artifact.partial)
+    if mesh_lib.is_main():
+        # Both are short and follow from what is asked: written anew, whatever a dead run left.
+        remove(artifact.partial / "zarr.json")
+        EmbeddingStore.create(artifact.partial, (len(table), width), chunk_rows)
+        write_atomic(artifact.partial / "ids.txt", "".join(f"{i}\n" for i in table.ids))
+    mesh_lib.barrier(f"created {artifact.name}")
+    store = EmbeddingStore.open(artifact.partial)
+    damaged = store.damaged_chunks() if resumed else []
+    if damaged:
+        say(f"          {len(damaged)} damaged chunks of {artifact.name} are made again")
+    if mesh_lib.is_main():
+        for chunk in damaged:
+            store.remove_chunk(chunk)
+    mesh_lib.barrier(f"checked {artifact.name}")
     finished = set(store.finished_chunks())
     mesh_lib.barrier(f"counted {artifact.name}")  # before any process adds a chunk
     chunks = -(-len(table) // chunk_rows)
@@ -70,4 +78,10 @@ def embed_texts(
             if chunk % mesh_lib.process_count() == mesh_lib.process_index():
                 store.write_chunk(chunk, rows)
             bar.update(len(texts))
+    mesh_lib.barrier(f"embedded {artifact.name}")
+    if left := sorted(set(range(chunks)) - set(store.finished_chunks())):
+        raise InputError(
+            f"{artifact.partial}: chunk {left[0]} was written and is not there; does another "
+            "program remove files from this folder?"
+        )
     artifact.finish_folder()

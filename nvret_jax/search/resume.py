@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 
@@ -21,11 +23,27 @@ import numpy as np
 from etils import epath
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import write_atomic
 from nvret_jax.console import say
 from nvret_jax.errors import InputError
+from nvret_jax.files import write_atomic
 
 VERSION = 1
+# What numpy and zipfile raise where bytes are not as they were written.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Saved:
@@ -102,7 +120,7 @@ class Saved:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except _UNREADABLE as error:
             say(f"{path} is damaged ({error}); searching from the start")
             return None
 

@@ -25,6 +25,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 
 DTYPES = {
@@ -33,6 +34,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 CHECKSUM_BYTES = 4
+_READ_AHEAD = 16  # chunks that are checked at a time
 READ_AGAIN = "delete it and make the embeddings again; only what is missing will be made"
 
 
@@ -136,6 +138,28 @@ class EmbeddingStore:
         self._whole = set(found)
         return sorted(found)
 
+    def damaged_chunks(self) -> list[int]:
+        """The numbers of the chunks that are there and cannot be read as they were written.
+
+        Reads every chunk once. The processes of a run share the work, and all get the answer.
+        """
+        process, processes = mesh_lib.process_index(), mesh_lib.process_count()
+        mine = [i for i in range(self.chunks) if i % processes == process]
+        bad = np.zeros(self.chunks, np.int32)
+        for first in range(0, len(mine), _READ_AHEAD):
+            reads = {}
+            for i in mine[first : first + _READ_AHEAD]:
+                if os.path.exists(self._file(i)):
+                    reads[i] = self._array[slice(*self._bounds(i))].read()
+            for i, read in reads.items():
+                try:
+                    whole = self._is_whole(i)
+                    read.result()
+                except (ValueError, OSError):
+                    whole = False
+                bad[i] = not whole
+        return np.flatnonzero(mesh_lib.sum_over_processes(bad)).tolist()
+
     def write_chunk(self, i: int, rows: np.ndarray) -> None:
         """Writes chunk i, durably: when this returns, the chunk survives a crash of the machine.
 
@@ -170,6 +194,12 @@ class EmbeddingStore:
         except (ValueError, OSError) as error:
             raise InputError(f"{self._file(i)}: cannot write: {_short(error)}") from None
         self._whole.add(i)
+
+    def remove_chunk(self, i: int) -> None:
+        """Removes chunk i, as one that was never written; on one process."""
+        self._bounds(i)
+        self._array.kvstore.write(self._key(i), None).result()
+        self._whole.discard(i)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows start:stop as a numpy array [stop - start, D] of the store's dtype.

@@ -13,6 +13,7 @@ from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.evaluation import comparison, retrieval, runs
 from nvret_jax.evaluation.comparison import Scores
+from nvret_jax.files import remove
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.run import Run
 from nvret_jax.search.store import EmbeddingStore
@@ -43,9 +44,10 @@ def _make_evaluation(run: Run, artifact: Artifact) -> None:
     extra["measured"] = _measured(run)
     if mesh_lib.is_main():
         for result, suffix in ((before, ".before"), (after, "")):
-            if result is before and not run.trains and suffix:
-                continue
             path = folder / f"{name}{suffix}.trec"
+            if result is before and not run.trains and suffix:
+                remove(path)
+                continue
             runs.write_trec_run(
                 path, result.query_ids, result.passage_ids, result.scores_qk, result.ids_qk
             )
@@ -76,7 +78,10 @@ def _evaluate(run: Run, role: str, encoder: Encoder) -> retrieval.Evaluation:
     vectors = []
     for table in ("passages", f"queries-{split}"):
         item = run.embeddings(role, data, table)
-        if item.stale():
+        reason = run.vectors_stale(item)
+        if reason:
+            if reason.startswith("damaged"):
+                say(f"evaluate  making {item.name} ({reason})")
             embed_with(run, item, role, data, encoder)
         vectors.append(EmbeddingStore.open(item.path))
     passages, all_queries = vectors

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import teachers
-from nvret_jax.artifacts import Artifact, write_atomic
+from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.files import is_whole, write_checked
 from nvret_jax.mining import rescoring
 from nvret_jax.mining.rules import anchors
 from nvret_jax.run import Run
@@ -54,9 +57,7 @@ def _make_candidates(run: Run, artifact: Artifact, name: str) -> None:
     ):
         part_path = artifact.partial / f"block-{block:06d}.parquet"
         numbers = np.arange(block * step, min((block + 1) * step, len(query_rows)))
-        there = part_path.exists()
-        mesh_lib.barrier(f"search block {block}")
-        if there:
+        if _is_there(part_path):
             parts.append(Candidates.read(part_path, data.queries, data.corpus))
             continue
         part = candidates_lib.find(
@@ -64,9 +65,8 @@ def _make_candidates(run: Run, artifact: Artifact, name: str) -> None:
         )
         parts.append(part)
         if mesh_lib.is_main():
-            aside = artifact.partial / f"block-{block:06d}.aside"
-            part.write(aside, data.queries, data.corpus)
-            aside.replace(part_path)
+            write = functools.partial(part.write, queries=data.queries, corpus=data.corpus)
+            write_checked(part_path, write)
     whole = Candidates.concatenate(parts)
     artifact.finish_file(lambda path: whole.write(path, data.queries, data.corpus))
 
@@ -107,6 +107,16 @@ def _make_rescored(run: Run, artifact: Artifact, name: str) -> None:
     artifact.finish_file(lambda path: rescored.write(path, data.queries, data.corpus))
 
 
+def _is_there(path: epath.Path) -> bool:
+    """Whether the main process sees a piece that an earlier run left, as it was written."""
+    found = ""
+    if mesh_lib.is_main() and path.exists():
+        found = "whole" if is_whole(path) else ""
+        if not found:
+            say(f"          {path} is damaged; it is made again")
+    return bool(mesh_lib.from_main(found))
+
+
 class _Chunks:
     """Scored pairs in the unfinished folder of an artefact: what a kill must not cost."""
 
@@ -115,9 +125,7 @@ class _Chunks:
 
     def load(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
         path = self._folder / f"pairs-{number:06d}.npz"
-        there = path.exists()
-        mesh_lib.barrier(f"pairs {number}")  # all have looked before one writes
-        if not there:
+        if not _is_there(path):
             return None
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return arrays["pairs"], arrays["scores"]
@@ -126,7 +134,8 @@ class _Chunks:
         if mesh_lib.is_main():
             buffer = io.BytesIO()
             np.savez(buffer, pairs=pairs, scores=scores)
-            write_atomic(self._folder / f"pairs-{number:06d}.npz", buffer.getvalue())
+            path = self._folder / f"pairs-{number:06d}.npz"
+            write_checked(path, lambda aside: aside.write_bytes(buffer.getvalue()))
 
 
 STAGE = Stage(_search_artifacts, _make)

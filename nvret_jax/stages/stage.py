@@ -1,4 +1,4 @@
-"""What a stage is: `artifacts(run)` and `make(run, artifact)`."""
+"""What a stage is: `artifacts(run)`, `make(run, artifact)` and `note(run, artifact)`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ class Stage:
         artifacts: names what the stage would make, with the inputs that decide whether an earlier
             one still holds; computes nothing.
         make: makes one of them.
+        note: what a user should know beside the reason why one is made; '' for nothing. Asked on
+            the main process.
     """
 
     artifacts: Callable[[Run], list[Artifact]]
     make: Callable[[Run, Artifact], None]
+    note: Callable[[Run, Artifact], str] = lambda run, artifact: ""

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
+from nvret_jax import longer, sets, truncation
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import sets, truncation
-from nvret_jax.artifacts import Artifact, remove
+from nvret_jax.artifacts import Artifact
 from nvret_jax.choices import MAX_SEED
 from nvret_jax.console import say
 from nvret_jax.data.dataset import Dataset
@@ -36,12 +37,46 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
         loop.Stage(name, block, functools.partial(_batches, run, name), block.start)
         for name, block in run.stages.items()
     ]
-    if not artifact.begin() and mesh_lib.is_main():
-        remove(run.workdir.metrics)
-        remove(run.workdir.tensorboard)
+    metrics_damaged = mesh_lib.is_main() and any(n.startswith("../") for n in artifact.lost())
+    artifact.begin(repair=True, first=functools.partial(_go_on, run, artifact))
     places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
-    loop.train(run.student.encoder, stages, places, _dev_score(run))
+    result = run.config.result
+    loop.train(
+        run.student.encoder,
+        stages,
+        places,
+        _dev_score(run),
+        needs_best=result.pick == "best",
+        needs_last=result.merge_last,
+    )
+    loop.restore_metrics(places, stages, anew=metrics_damaged)
     artifact.finish_folder()
+
+
+def _longer(run: Run, artifact: Artifact) -> longer.Longer | None:
+    """How the training that is there is gone on from; None where there is none to be used."""
+    old = artifact.made_before()
+    if old is None:
+        return None
+    needs_best = run.config.result.pick == "best"
+    return longer.plan(old, artifact.described(), artifact.path, needs_best=needs_best)
+
+
+def _go_on(run: Run, artifact: Artifact, folder: epath.Path) -> None:
+    """Begins a new folder of checkpoints with those that can be gone on from."""
+    found = _longer(run, artifact)
+    if found is not None and not found.obstacle:
+        longer.copy(artifact.path, folder, found)
+
+
+def _note(run: Run, artifact: Artifact) -> str:
+    old = artifact.made_before()
+    if old is None or old["fingerprint"] == artifact.fingerprint:
+        return ""
+    found = _longer(run, artifact)
+    if found is not None:
+        return str(found)
+    return "the finished training is kept until the new one is finished"
 
 
 def _batches(run: Run, name: str) -> Blend:
@@ -190,4 +225,4 @@ def _hard_first(run: Run, ids: list[str], depth: int) -> list[int]:
     return found_qk.T.ravel().tolist()
 
 
-STAGE = Stage(_train_artifacts, _make_checkpoints)
+STAGE = Stage(_train_artifacts, _make_checkpoints, _note)

@@ -9,13 +9,14 @@ dev score. A checkpoint made because the run was asked to end is off the schedul
 next one, so that what is left in the end is what an undisturbed run leaves.
 
 A stage that is finished says so in a file beside its checkpoints, written after the last of them.
+What is read is hashed before (`sums`); see `make_sound` for what becomes of damage.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,8 +27,12 @@ from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import write_atomic
+from nvret_jax.console import say
 from nvret_jax.errors import InputError
+from nvret_jax.files import remove, write_atomic
+from nvret_jax.fingerprints import digest
+from nvret_jax.training import sums
+from nvret_jax.training.sums import DamagedCheckpoint
 
 FINISHED = "finished.json"
 SCORE = "dev_ndcg_cut_10"  # the dev metric that 'best' means
@@ -58,26 +63,72 @@ class Finished:
     Attributes:
         first: steps of the run before the stage.
         steps: its own.
+        best: the step with the best dev score; None where there are no scores.
+        scheduled: the steps of the schedule that are kept. One of these may be missing, where it
+            was damaged and nothing needed it.
     """
 
     first: int
     steps: int
+    best: int | None = None
+    scheduled: tuple[int, ...] = ()
 
 
 def finished(folder: epath.Path) -> Finished | None:
-    """None where the stage in `folder` is not finished.
-
-    Raises:
-        InputError: the file that says so is damaged.
-    """
+    """None where the stage in `folder` is not finished, or the file that says so is damaged."""
     path = epath.Path(folder) / FINISHED
-    if not path.exists():
-        return None
     try:
         values = json.loads(path.read_text())
-        return Finished(int(values["first"]), int(values["steps"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected first and steps ({error}); delete the file") from None
+        if values.pop("sum") != digest(values):
+            return None
+        values["scheduled"] = tuple(values["scheduled"])
+        return Finished(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def make_sound(folder: epath.Path, *, best: bool = False, last: int = 1) -> None:
+    """Discards what is damaged in the checkpoints of a stage, so that training can go on.
+
+    A step whose files are not as written goes. Where the stage was finished and something that is
+    needed of it went, it is finished no longer, and what comes after the lost step goes as well:
+    it is made again, and ends as it did. All processes call this.
+
+    Args:
+        folder: of the stage.
+        best: whether its best checkpoint is needed besides the last.
+        last: how many of its schedule are needed.
+    """
+    folder = epath.Path(folder)
+    steps = json.loads(mesh_lib.from_main(json.dumps(sums.steps_in(folder))))
+    bad = {step: found for step in steps if (found := _wrong_with(folder, step))}
+    done = finished(folder)
+    mesh_lib.barrier(f"checked {folder.name}")
+    for step, found in bad.items():
+        first, why = next(iter(found.items()))
+        say(f"          discarding checkpoint {folder}/{step}: {first} {why}")
+    gone = set(bad)
+    unfinished = False
+    if done is not None:
+        needed = {done.steps, *done.scheduled[len(done.scheduled) - last :]}
+        needed |= {done.best} if best and done.best is not None else set()
+        missing = sorted(step for step in needed if step in bad or step not in steps)
+        unfinished = bool(missing)
+        gone |= {step for step in steps if missing and step >= missing[0]}
+    if mesh_lib.is_main() and folder.is_dir():
+        if unfinished:
+            remove(folder / FINISHED)
+        for step in sorted(gone):
+            remove(folder / str(step))
+        sums.prune(folder, [step for step in steps if step not in gone])
+    mesh_lib.barrier(f"made {folder.name} sound")
+
+
+def _wrong_with(folder: epath.Path, step: int) -> dict[str, str]:
+    """Damaged files of a checkpoint; one without sums was being written when its process ended."""
+    if mesh_lib.from_main("" if sums.read(folder, step) is None else "there"):
+        return sums.lost(folder, step)
+    return {f"{step}.sums.json": sums.GONE}
 
 
 def has_steps(folder: epath.Path) -> bool:
@@ -138,12 +189,15 @@ class Checkpoints:
                 cleanup_tmp_directories=bool(keep),
             )
         except ValueError as error:  # of JSON or UTF-8, without a name
+            self._folder = folder
+            self.check_metrics()
             raise InputError(
                 f"{folder}: a checkpoint there has a damaged metrics file ({error}); delete the "
                 "folder of that step"
             ) from error
         if policy is not None:
             self._prune(policy)
+            sums.prune(folder, [info.step for info in self._orbax.checkpoints])
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -157,6 +211,13 @@ class Checkpoints:
         for info, stays in zip(found, policy.should_preserve(found), strict=True):
             if not stays:
                 self._orbax.delete(info.step, missing_ok=True)
+
+    def check_metrics(self) -> None:
+        """Raises DamagedCheckpoint unless what steps say of themselves is as it was written."""
+        for step in sums.steps_in(self._folder):
+            found = sums.lost(self._folder, step, lambda name: name.startswith("metrics/"))
+            if found:
+                raise DamagedCheckpoint(self._folder, found)
 
     @property
     def latest(self) -> int | None:
@@ -183,14 +244,16 @@ class Checkpoints:
         *,
         scheduled: bool = True,
         score: float | None = None,
+        log: bytes = b"",
     ) -> None:
-        """Writes one checkpoint and waits until it stands.
+        """Writes one checkpoint and waits until it is there.
 
         Args:
             step: of the stage.
             params, optimizer: what is stored.
             scheduled: whether it counts among the last `keep`.
             score: dev score of these parameters, if there is one.
+            log: the run's metrics.jsonl up to here.
         """
         metrics: dict[str, Any] = {_SCHEDULED: scheduled}
         if score is not None:
@@ -201,12 +264,30 @@ class Checkpoints:
             force=True,
             metrics=metrics,
         )
+        sums.write(self._folder, step, log)
+        sums.prune(self._folder, [info.step for info in self._orbax.checkpoints])
 
-    def finish(self, first: int, steps: int) -> None:
-        """Says that the stage is finished; see `finished`."""
+    def has_more(self, step: int, *, scheduled: bool, scored: bool) -> bool:
+        """Whether a checkpoint counts for more than the schedules of a stage give it.
+
+        The last step of a stage is always saved and scored. Where the stage became longer, it may
+        be neither on the schedule of checkpoints nor on that of scores.
+        """
+        (info,) = [info for info in self._orbax.checkpoints if info.step == step]
+        has_score = SCORE in (info.metrics or {})
+        return (_scheduled(info) and not scheduled) or (has_score and not scored)
+
+    def delete(self, step: int) -> None:
+        """Removes one checkpoint."""
+        self._orbax.delete(step)
+
+    def finish(self, first: int, steps: int, best: int | None, scheduled: Sequence[int]) -> None:
+        """Says that the stage is finished; see `Finished`."""
         mesh_lib.barrier(f"trained {self._folder.name}")
         if mesh_lib.is_main():
-            text = json.dumps(dataclasses.asdict(Finished(first, steps)))
+            done = Finished(first, steps, best, tuple(scheduled))
+            values = json.loads(json.dumps(dataclasses.asdict(done)))
+            text = json.dumps({**values, "sum": digest(values)})
             write_atomic(self._folder / FINISHED, text)
         mesh_lib.barrier(f"finished {self._folder.name}")
 
@@ -214,8 +295,10 @@ class Checkpoints:
         """Reads a checkpoint into trees like the given ones.
 
         Raises:
-            InputError: the checkpoint is damaged or does not fit.
+            DamagedCheckpoint: it is not as it was written.
+            InputError: it does not fit.
         """
+        self._check(step, lambda name: True)
         leaves, structure = jax.tree.flatten(optimizer)
         loaded = self._load(
             step,
@@ -224,9 +307,19 @@ class Checkpoints:
         return _filled(params, loaded["params"]), jax.tree.unflatten(structure, loaded["optimizer"])
 
     def load_params(self, step: int, params: nnx.State) -> nnx.State:
-        """Reads the parameters alone."""
+        """Reads the parameters alone.
+
+        Raises:
+            DamagedCheckpoint: they are not as they were written.
+        """
+        self._check(step, lambda name: not name.startswith("optimizer/"))
         loaded = self._load(step, {"params": abstract(nnx.to_pure_dict(params))})
         return _filled(params, loaded["params"])
+
+    def _check(self, step: int, wanted: Callable[[str], bool]) -> None:
+        found = sums.lost(self._folder, step, wanted)
+        if found:
+            raise DamagedCheckpoint(self._folder, found)
 
     def _load(self, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -234,8 +327,7 @@ class Checkpoints:
         except (ValueError, KeyError, FileNotFoundError, TypeError, OSError) as error:
             what = str(error).strip() or type(error).__name__
             raise InputError(
-                f"checkpoint {self._folder}/{step} is damaged or of another model; delete that "
-                f"folder to go on from the checkpoint before it ({what[:400]})"
+                f"checkpoint {self._folder}/{step} is damaged or of another model ({what[:400]})"
             ) from error
 
 

@@ -13,6 +13,7 @@ own folder each time.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 import time
@@ -32,7 +33,8 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.console import say
 from nvret_jax.errors import InputError, Preempted
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.training.checkpoint import SCORE, Checkpoints, finished
+from nvret_jax.training import sums
+from nvret_jax.training.checkpoint import SCORE, Checkpoints, finished, make_sound
 from nvret_jax.training.encode import chunk_budget
 from nvret_jax.training.examples import local_rows, to_devices
 from nvret_jax.training.losses import Loss
@@ -42,7 +44,7 @@ from nvret_jax.training.stage import BEST, LAST, STUDENT, Batches, Places, Stage
 from nvret_jax.training.start import check_start, load_trained, randomised, started
 from nvret_jax.training.step import init_optimizer, make_step
 from nvret_jax.training.widths import Grouped
-from nvret_jax.training.writer import MetricWriter, NoWriter
+from nvret_jax.training.writer import MetricWriter, NoWriter, read_metrics, restore
 
 __all__ = [
     "Batches",
@@ -52,6 +54,7 @@ __all__ = [
     "load_trained",
     "loss_of",
     "randomised",
+    "restore_metrics",
     "train",
 ]
 
@@ -136,6 +139,9 @@ def train(
     stages: Sequence[Stage],
     places: Places,
     dev_score: DevScore | None = None,
+    *,
+    needs_best: bool = False,
+    needs_last: int = 1,
 ) -> Encoder:
     """Trains the student, stage by stage.
 
@@ -144,6 +150,8 @@ def train(
         stages: what to do, in order.
         places: where to write; finds an earlier, unfinished run there.
         dev_score: nDCG@10 of an encoder on dev queries; called on every process.
+        needs_best, needs_last: of the last stage, whether its best checkpoint is needed and how
+            many of its schedule are; without them a damaged one is no reason to train again.
 
     Returns:
         The encoder at the end of the last stage.
@@ -156,6 +164,12 @@ def train(
     first, current = 0, encoder  # steps before a stage; None: not in memory, but on disk
     for number, stage in enumerate(stages):
         folder = places.checkpoints / stage.name
+        following = stages[number + 1].start if number + 1 < len(stages) else ""
+        make_sound(
+            folder,
+            best=needs_best if not following else following == BEST,
+            last=needs_last if not following else 1,
+        )
         done = finished(folder)
         mesh_lib.barrier(f"looked at stage {stage.name}")
         if done is not None:
@@ -164,7 +178,7 @@ def train(
             first, current = first + done.steps, None
             continue
         before = places.checkpoints / stages[number - 1].name if number else None
-        run = _StageRun(stage, encoder, places, first, [s.name for s in stages[:number]])
+        run = _StageRun(stage, encoder, places, first, before)
         run.label = f"stage {stage.name!r}: " if len(stages) > 1 else ""
 
         def begin(stage=stage, before=before, current=current) -> Encoder:
@@ -181,6 +195,21 @@ def train(
     return load_trained(encoder, folder) if current is None else current
 
 
+def restore_metrics(places: Places, stages: Sequence[Stage], *, anew: bool = False) -> None:
+    """Makes the metrics what they were when the last stage was finished.
+
+    Args:
+        anew: also where metrics.jsonl is right, for the sake of the event files.
+    """
+    if not mesh_lib.is_main():
+        return
+    folder = places.checkpoints / stages[-1].name
+    text = sums.metrics(folder, sums.steps_in(folder)[-1])
+    path = epath.Path(places.metrics)
+    if anew or not path.is_file() or path.read_bytes() != text.encode():
+        restore(path, places.tensorboard, text)
+
+
 class _StageRun:
     """One stage at work."""
 
@@ -192,10 +221,10 @@ class _StageRun:
         encoder: Encoder,
         places: Places,
         first: int,
-        earlier: Sequence[str],
+        before: epath.Path | None,
     ):
         self.stage, self.config, self.encoder = stage, stage.config, encoder
-        self.places, self.first, self.earlier = places, first, earlier
+        self.places, self.first, self._before = places, first, before
         self.folder: epath.Path = places.checkpoints / stage.name
         self.batches = self._grouped(stage.make_batches())
         self.steps = self.batches.steps
@@ -212,7 +241,7 @@ class _StageRun:
         optimizer = make_optimizer(config, steps)
         loss = loss_of(config, self.encoder.width, tokens=self.encoder.spec.late is not None)
         start, stop = local_rows(mesh, config.batch_size)
-        keep_best = config.keep_best
+        keep_best, every = config.keep_best, config.checkpoint_every
         kept = Checkpoints(self.folder, keep=config.keep, best=keep_best)
         with jax.set_mesh(mesh), kept as checkpoints:
             done = checkpoints.latest or 0
@@ -233,6 +262,8 @@ class _StageRun:
                 return value
 
             with self._told(done) as told, Preemption(mesh) as preemption:
+                if done and done < steps:
+                    self._settle(checkpoints, done, trainable, optimizer_state, told)
                 if dev_score is not None and not done and score_start:
                     score(0)
                 batches = iter(self.batches.dataset(done, start, stop))
@@ -262,16 +293,38 @@ class _StageRun:
                     if due or stopping or (better and keep_best):
                         told.flush()  # the metrics file holds every step a checkpoint covers
                         check_weights(trainable, self.first + at)
-                        checkpoints.save(at, trainable, optimizer_state, scheduled=due, score=value)
+                        checkpoints.save(
+                            at,
+                            trainable,
+                            optimizer_state,
+                            scheduled=due,
+                            score=value,
+                            log=told.log(),
+                        )
                         told.restart_clock()
                 told.flush()
                 told.compiled()
                 if at == steps:
-                    checkpoints.finish(self.first, steps)
+                    best = told.best() if keep_best else checkpoints.best
+                    due = [i for i in range(1, steps + 1) if is_time(i, every, steps)]
+                    checkpoints.finish(self.first, steps, best and best[0], due[-config.keep :])
                 stopping = preemption.settled()
             if stopping:
                 raise Preempted(self.stage.name, at, steps)
         return encoder.replace(nnx.merge_state(trainable, frozen))
+
+    def _settle(
+        self, checkpoints: Checkpoints, done: int, trainable: Any, optimizer: Any, told: _Told
+    ) -> None:
+        """Makes the checkpoint that is gone on from what it would be in the middle of the stage."""
+        config, steps = self.config, self.steps
+        due = is_time(done, config.checkpoint_every, steps)
+        scored = is_time(done, config.eval_every, steps)
+        if checkpoints.has_more(done, scheduled=due, scored=scored):
+            best = checkpoints.best
+            score = best[1] if scored and best is not None and best[0] == done else None
+            checkpoints.delete(done)
+            checkpoints.save(done, trainable, optimizer, scheduled=due, score=score, log=told.log())
 
     def _grouped(self, batches: Batches) -> Batches:
         """The batches in few shapes, short texts apart from long ones where there are chunks."""
@@ -302,10 +355,29 @@ class _StageRun:
                 self.places.metrics,
                 self.places.tensorboard,
                 stage=self.stage.name,
-                earlier=self.earlier,
-                resume_at=self.first + done if done else -1,
+                before=self._lines_before(done),
             )
         return _Told(writer, self, done)
+
+    def _on_schedule(self, text: str, done: int) -> str:
+        """Metrics without what was written because a shorter stage ended there."""
+        config, steps = self.config, self.steps
+
+        def stays(line: dict[str, Any]) -> bool:
+            if line["step"] != self.first + done or line["stage"] != self.stage.name:
+                return True
+            every = config.log_every if "loss" in line else config.eval_every
+            return is_time(done, every, steps)
+
+        lines = text.splitlines(keepends=True)
+        return "".join(line for line in lines if stays(json.loads(line)))
+
+    def _lines_before(self, done: int) -> str:
+        """metrics.jsonl as it was at the checkpoint that is gone on from, or begun from."""
+        if done:
+            return self._on_schedule(sums.metrics(self.folder, done), done)
+        steps = [] if self._before is None else sums.steps_in(self._before)
+        return sums.metrics(self._before, steps[-1]) if steps else ""
 
 
 class _Told:
@@ -319,9 +391,10 @@ class _Told:
         self.flags = 0.0  # processes that were asked to end, as far as steps have said
         self._writer, self._first, self._steps = writer, run.first, run.steps
         self._config, self._schedule = run.config, schedule(run.config, run.steps)
-        self._main = mesh_lib.is_main()
         self._shapes: dict[tuple, float] = {}  # of batches: seconds until its step was dispatched
         self._label, self._batches = run.label, run.batches
+        self._stage = run.stage.name
+        self._main, self._path = mesh_lib.is_main(), epath.Path(run.places.metrics)
         self._bar = tqdm(
             total=run.steps,
             initial=done,
@@ -378,6 +451,23 @@ class _Told:
             self._writer.write(self._first + at, scalars)
         self._bar.update(at - self._bar.n)
         self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {speed:.1f} examples/s")
+
+    def best(self) -> tuple[int, float] | None:
+        """(step of the stage, dev score) of the best step, of equal ones the first.
+
+        By the metrics, which know a checkpoint that was lost as well. On the main process.
+        """
+        lines = read_metrics(self._path) if self._main else []
+        found = [
+            (line["step"] - self._first, line[SCORE])
+            for line in lines
+            if SCORE in line and line["stage"] == self._stage and line["step"] > self._first
+        ]
+        return max(found, key=lambda item: (item[1], -item[0]), default=None)
+
+    def log(self) -> bytes:
+        """What metrics.jsonl holds; on the main process."""
+        return self._path.read_bytes() if self._main else b""
 
     def score(self, at: int, value: float) -> None:
         """Writes a dev score."""

@@ -26,6 +26,7 @@ from nvret_jax.training import merging
 from nvret_jax.training.checkpoint import Checkpoints, finished, has_steps
 from nvret_jax.training.optimizer import NOT_DECAYED
 from nvret_jax.training.stage import BEST, LAST
+from nvret_jax.training.sums import GONE, DamagedCheckpoint, steps_in
 
 PICKS = (LAST, BEST)
 _STD = 0.02  # of new weights; what BERT and its successors begin with
@@ -107,6 +108,13 @@ def _chain(first, rest):
 
 
 def _steps(checkpoints: Checkpoints, folder: epath.Path, pick: str, count: int) -> list[int]:
+    if count > 1 or pick == BEST:
+        checkpoints.check_metrics()
+        done, there = finished(folder), steps_in(folder)
+        wanted = () if done is None else done.scheduled[-count:] if count > 1 else (done.best,)
+        lost = {str(step): GONE for step in wanted if step is not None and step not in there}
+        if lost:
+            raise DamagedCheckpoint(folder, lost)
     if count > 1:
         found = checkpoints.scheduled
         if len(found) < count:

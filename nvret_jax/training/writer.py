@@ -1,58 +1,39 @@
 """Where training metrics go: metrics.jsonl always, TensorBoard files beside, on one process.
 
-Steps are counted over all stages of a run; a line also names its stage. A resumed run first cuts
-metrics.jsonl back to the step it resumes from, so the file reads as if nothing had happened.
+Steps are counted over all stages of a run; a line also names its stage. A resumed run first takes
+metrics.jsonl back to what it was at the checkpoint it goes on from, which holds a copy of it, and
+writes the event files anew; so both read as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import tensorboardX
 from etils import epath
 
-from nvret_jax.artifacts import write_atomic
 from nvret_jax.errors import InputError
+from nvret_jax.files import remove, write_atomic
 
 
 class MetricWriter:
     """Scalars by step. Use as a context manager."""
 
-    def __init__(
-        self,
-        jsonl: epath.Path,
-        tensorboard: epath.Path,
-        *,
-        stage: str,
-        earlier: Sequence[str] = (),
-        resume_at: int,
-    ):
+    def __init__(self, jsonl: epath.Path, tensorboard: epath.Path, *, stage: str, before: str):
         """Opens both.
 
         Args:
-            jsonl: the file. Kept are the lines of earlier stages, and of this one those that a
-                checkpoint covers.
-            tensorboard: the folder of event files.
+            jsonl: the file; replaced.
+            tensorboard: the folder of event files; written anew.
             stage: the stage that writes.
-            earlier: the stages before it.
-            resume_at: the last step a checkpoint of this stage covers; -1: there is none.
+            before: lines that come first: what the checkpoint that is gone on from covers.
         """
-
-        def stays(line: dict[str, Any]) -> bool:
-            of = line.get("stage")
-            return of in earlier or (of == stage and line["step"] <= resume_at)
-
-        kept = [line for line in _lines(jsonl) if stays(line)]
-        write_atomic(jsonl, "".join(json.dumps(line) + "\n" for line in kept))
+        restore(jsonl, tensorboard, before)
         self._file = epath.Path(jsonl).open("a")
         self._stage = stage
-        last = max((line["step"] for line in kept), default=0)
-        self._board = tensorboardX.SummaryWriter(
-            str(tensorboard), purge_step=last + 1 if last > 0 else None
-        )
+        self._board = tensorboardX.SummaryWriter(str(tensorboard))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line, one point per scalar.
@@ -92,6 +73,21 @@ class NoWriter:
 
     def __exit__(self, *unused) -> None:
         pass
+
+
+def restore(jsonl: epath.Path, tensorboard: epath.Path, text: str) -> None:
+    """Makes both as they were when metrics.jsonl held `text`."""
+    jsonl = epath.Path(jsonl)
+    write_atomic(jsonl, text)
+    remove(tensorboard)
+    if not text:
+        return
+    with tensorboardX.SummaryWriter(str(tensorboard)) as board:
+        for line in _lines(jsonl):
+            step = line.pop("step")
+            for name, value in line.items():
+                if name != "stage":
+                    board.add_scalar(f"train/{name}", value, step)
 
 
 def read_metrics(jsonl: epath.Path) -> list[dict[str, Any]]:

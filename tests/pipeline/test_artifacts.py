@@ -5,8 +5,9 @@ import json
 import pytest
 from etils import epath
 
-from nvret_jax.artifacts import Workdir, digest, write_atomic
+from nvret_jax.artifacts import Digest, write_atomic
 from nvret_jax.errors import InputError
+from nvret_jax.workdir import Workdir
 
 CONFIG = {
     "name": "x",
@@ -31,15 +32,15 @@ def test_fingerprint_does_not_depend_on_the_order_of_parts(tmp_path):
 
 def test_a_file_is_stale_until_written_and_says_what_changed(tmp_path):
     workdir = open_workdir(tmp_path / "w")
-    item = workdir.artifact("dir/file.txt", {"percent": 0.95, "data": digest("a")})
+    item = workdir.artifact("dir/file.txt", {"percent": 0.95, "data": Digest("a", "the data")})
     assert item.stale() == "not there yet"
     item.write_file(lambda path: path.write_text("content"))
     assert item.stale() is None
     assert item.path.read_text() == "content"
-    changed = workdir.artifact("dir/file.txt", {"percent": 0.9, "data": digest("b")})
-    assert changed.stale() == "data changed; percent changed: 0.95 → 0.9"
-    gone = workdir.artifact("dir/file.txt", {"margin": 1, "data": digest("a")})
-    assert gone.stale() == "margin is new; percent is gone"
+    changed = workdir.artifact("dir/file.txt", {"percent": 0.9, "data": Digest("b", "the data")})
+    assert changed.stale() == "the data changed; percent 0.95 → 0.9"
+    gone = workdir.artifact("dir/file.txt", {"margin": 1, "data": Digest("a", "the data")})
+    assert gone.stale() == "margin unset → 1; percent 0.95 → unset"
 
 
 def test_a_writer_that_fails_leaves_nothing_under_the_name(tmp_path):
@@ -63,7 +64,7 @@ def test_an_artefact_without_record_is_not_trusted(tmp_path):
     item.record.unlink()
     assert item.stale() == "not finished"
     item.record.write_text("{ damaged")
-    assert item.stale() == "not finished"
+    assert item.stale() == "damaged: its record is not as it was written"
 
 
 def test_an_unfinished_folder_is_continued_only_by_the_same_inputs(tmp_path):
@@ -81,16 +82,20 @@ def test_an_unfinished_folder_is_continued_only_by_the_same_inputs(tmp_path):
     assert sorted(p.name for p in other.path.iterdir()) == ["chunk-0"]
     assert not other.partial.exists()
     assert other.stale() is None
-    assert item.stale() == "x changed: 2 → 1"
+    assert item.stale() == "x 2 → 1"
 
 
-def test_beginning_again_withdraws_the_old_record_first(tmp_path):
+def test_what_is_there_stays_until_the_new_one_is_finished(tmp_path):
     workdir = open_workdir(tmp_path / "w")
     item = workdir.artifact("folder", {"x": 1})
     item.begin()
     item.finish_folder()
-    workdir.artifact("folder", {"x": 2}).begin()
-    assert item.stale() == "not finished"  # whatever happens now, nobody takes the old one for new
+    new = workdir.artifact("folder", {"x": 2})
+    new.begin()
+    assert item.stale() is None
+    assert new.stale() == "x 1 → 2"  # the old one is never taken for the new one
+    new.finish_folder()
+    assert item.stale() == "x 2 → 1"
 
 
 def test_a_workdir_belongs_to_one_experiment(tmp_path):

@@ -82,7 +82,8 @@ def test_another_audit_value_makes_the_audit_again_and_nothing_before_it(audited
     )
     assert result.status == 0, result.stderr[-2000:]
     assert "search    up to date" in result.stdout
-    assert "audit.percents changed" in result.stdout
+    assert "audit.percents [" in result.stdout
+    assert "→ [0.7]" in result.stdout
     assert (workdir / "audit.csv").read_text() != before
 
 

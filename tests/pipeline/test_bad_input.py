@@ -112,7 +112,6 @@ TABLE = [
     flag("workdir below a file", ("{}/file/w cannot be written",), "--workdir={}/file/w"),
     flag("no permission", ("/proc/w cannot be written",), "--workdir=/proc/w"),
     flag("folder of something else", ("{}/data is not empty", "corpus.jsonl"), "--workdir={}/data"),
-    file("damaged config.json", ("{}/w/config.json", "not JSON"), write("w/config.json", "{")),
     # The data.
     flag("unknown scheme", ("'csv:x'", "'beir:', 'pydocs:'"), "--config.data.train=csv:x"),
     flag("no folder", ("/nowhere: no such folder",), "--config.data.train=beir:/nowhere"),

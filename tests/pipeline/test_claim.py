@@ -14,9 +14,9 @@ import pytest
 import tiny_project
 
 from nvret_jax import claim as claim_lib
-from nvret_jax.artifacts import Workdir
 from nvret_jax.claim import RECORD, Claim
 from nvret_jax.errors import InputError
+from nvret_jax.workdir import Workdir
 
 HOLD = """
 import sys, time

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 import shutil
 
 import command
 import pyarrow.parquet
 import pytest
+import tiny_project
 from breakage import cut, remove, write
 
 from nvret_jax import api, artifacts
+from nvret_jax import workdir as workdir_lib
+from nvret_jax.search import candidates
 
 STAGES = "--config.stages=('embed','search','mine','train','report')"
 
@@ -62,7 +66,7 @@ DAMAGE = {
     ),
     "candidates without a record": (
         write("fingerprints/candidates/teacher.parquet.json", '{"parts": '),
-        "not finished",
+        "damaged: its record is not as it was written",
         "mine",
         "search",
     ),
@@ -96,11 +100,16 @@ def test_bytes_changed_inside_a_chunk_are_named(pristine, used):
     data[40] ^= 255
     chunk.write_bytes(data)
     (used / "candidates" / "teacher.parquet").unlink()
+    whole = {p: p.read_bytes() for p in (used / "embeddings").rglob("*") if p.is_file()}
     error = command.inside(*in_workdir(pristine, used, "--stages=search")).error
-    assert f"{chunk}: damaged" in error
-    chunk.unlink()  # as the line says
+    assert "damaged: c/1/0 is not as it was written; run --stages=embed first" in error.replace(
+        "(", ""
+    ).replace(")", "")
     mended = command.inside(*in_workdir(pristine, used, "--stages=embed,search"))
     assert mended.status == 0, mended.stderr[-2000:]
+    assert "embed     making embeddings/teacher/data/passages (damaged: c/1/0" in mended.stdout
+    changed = {p for p, data in whole.items() if p.read_bytes() != data}
+    assert changed == {chunk}  # nothing else was embedded again
 
 
 def test_a_trained_workdir_that_lost_something(pristine, used):
@@ -153,8 +162,8 @@ def test_a_full_disk(pristine, tmp_path, monkeypatch, place):
     target = {
         "table": (pyarrow.parquet, "write_table"),
         "embeddings": (api.Encoder, "encode"),  # whatever a stage was doing
-        "record": (artifacts.Artifact, "_store"),
-        "config.json": (artifacts, "write_atomic"),
+        "record": (artifacts.Artifact, "_prepared"),
+        "config.json": (workdir_lib, "write_atomic"),
     }[place]
     argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine)]
     argv.append("--stages=embed,search")
@@ -165,8 +174,7 @@ def test_a_full_disk(pristine, tmp_path, monkeypatch, place):
         patch.setattr(*target, refuse)
         error = command.inside(*argv).error
     assert "No space left on device" in error
-    if place != "record":  # there the file is whole, and merely not known to be
-        command.assert_only_whole_artefacts(tmp_path / "w")
+    command.assert_only_whole_artefacts(tmp_path / "w")
     again = command.inside(*argv)
     assert again.status == 0, again.stderr[-2000:]
     assert not [p for p in (tmp_path / "w").rglob("*.partial")]
@@ -179,3 +187,104 @@ def test_a_disk_that_takes_no_more_bytes(pristine, tmp_path, size):
     result = command.alone(*in_workdir(pristine, tmp_path / "w"), file_size=size)
     assert "File too large" in result.error
     command.assert_only_whole_artefacts(tmp_path / "w")
+
+
+def test_training_and_test_data_of_one_name_keep_their_vectors_apart(pristine, tmp_path):
+    other = shutil.copytree(pristine / "data", tmp_path / "elsewhere" / "data")
+    corpus = other / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace('"text": "', '"text": "wing '))
+    argv = in_workdir(pristine, tmp_path / "w", f"--config.data.test=beir:{other}")
+    argv[argv.index(STAGES)] = "--config.stages=('embed','search','evaluate')"
+    for making in (True, False):
+        result = command.inside(*argv)
+        assert result.status == 0, result.stderr[-2000:]
+        assert ("making" in result.stdout) == making
+    role = tmp_path / "w" / "embeddings" / "teacher"
+    assert sorted(p.name for p in role.iterdir()) == ["data", "data.test"]
+
+
+class Killed(BaseException):
+    """What no code below catches."""
+
+
+@pytest.mark.parametrize("partial", ["block", "chunk", "ids.txt", "zarr.json"])
+def test_damage_in_what_a_killed_run_left(pristine, tmp_path, monkeypatch, partial):
+    """It is seen, made again, and the rest of it is kept."""
+    search = partial == "block"
+    argv = in_workdir(
+        pristine, tmp_path / "w", "--stages=embed,search", "--config.search.query_block=6"
+    )
+    target = (candidates, "find") if search else (api.Encoder, "encode")
+    real, calls = getattr(*target), []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 2:
+            raise Killed
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, killed)
+        with pytest.raises(Killed):
+            command.inside(*argv)
+    left = tmp_path / "w" / ("candidates" if search else "embeddings/teacher/data")
+    file = {"block": "block-000001.parquet", "chunk": "c/1/0"}.get(partial, partial)
+    (path,) = left.glob(f"*.partial/{file}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    result = command.inside(*argv)
+    assert result.status == 0, result.stderr[-2000:]
+    if partial in ("block", "chunk"):
+        assert "made again" in result.stdout
+    whole = command.inside(*in_workdir(pristine, tmp_path / "x", *argv[-2:]))
+    assert whole.status == 0
+    for name in ("candidates/teacher.parquet", "embeddings/teacher/data/passages/zarr.json"):
+        assert (tmp_path / "w" / name).read_bytes() == (tmp_path / "x" / name).read_bytes()
+
+
+EVERYTHING = (
+    "--config.stages=('embed','search','audit','mine','train','evaluate','export','report')"
+)
+SILENT = ("tensorboard", "checkpoints", "fingerprints")  # clocks, and what they are hashed into
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_random_damage_is_never_used(pristine, tmp_path_factory, tmp_path, seed):
+    """Five at a time: noticed and mended, or without any effect."""
+
+    def run(workdir):
+        flags = ("--config.train.checkpoint_every=1", "--config.audit.resamples=20")
+        argv = in_workdir(pristine, workdir, *flags)
+        argv[argv.index(STAGES)] = EVERYTHING
+        return command.inside(*argv)
+
+    whole = tmp_path_factory.getbasetemp() / "everything"
+    if not whole.exists():
+        assert run(whole).status == 0
+    draw = random.Random(seed)
+    used = shutil.copytree(whole, tmp_path / "w")
+    files = sorted(p for p in used.rglob("*") if p.is_file())
+    hit = {path: path.read_bytes() for path in draw.sample(files, 5)}
+    for path, content in hit.items():
+        kind = draw.choice(["flip", "zeros", "cut", "gone"]) if content else "gone"
+        data, at = bytearray(content), draw.randrange(max(1, len(content)))
+        if kind == "flip":
+            data[at] ^= 1 << draw.randrange(8)
+        elif kind == "zeros":
+            data[at : at + 64] = bytes(len(data[at : at + 64]))
+        path.unlink()
+        if kind != "gone":
+            path.write_bytes(data[:at] if kind == "cut" else data)
+        print(kind, path)
+    result = run(used)
+    assert result.status == 0, result.stderr[-3000:]
+    for path in (p for p in whole.rglob("*") if p.is_file()):
+        name = path.relative_to(whole)
+        if name.parts[0] in SILENT or re.search(r"/c/\d+/0$", str(name)):
+            continue
+        if name.name == "metrics.jsonl":  # speeds are of the clock
+            assert tiny_project.metrics(used) == tiny_project.metrics(whole), result.stdout
+        elif name.name != "config.json.sum":
+            assert (used / name).read_bytes() == path.read_bytes(), (name, result.stdout)

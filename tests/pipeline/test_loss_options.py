@@ -49,7 +49,7 @@ def test_options_reach_the_step(options, keys, project):
     metrics, result = trained(project, *options)
     assert len(metrics) == 2
     assert keys <= metrics[0].keys()
-    assert "train changed" in result.stdout or "not there yet" in result.stdout
+    assert "(train.loss." in result.stdout or "not there yet" in result.stdout
 
 
 def test_mistakes_come_together_before_anything_is_computed(project):

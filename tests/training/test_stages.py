@@ -15,7 +15,7 @@ from flax import nnx
 from nvret_jax.errors import InputError
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.training import loop, merging, start
-from nvret_jax.training.checkpoint import Checkpoints
+from nvret_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 pytestmark = pytest.mark.usefixtures("programs")
 
@@ -170,26 +170,95 @@ def test_a_model_of_another_shape_is_refused_and_the_weight_named(encoder, tmp_p
         loop.train(encoder, [still("only", str(other))], stage_worker.places(tmp_path / "run"))
 
 
-def test_a_damaged_checkpoint_is_one_line_and_the_one_before_it_goes_on(undisturbed, encoder, root):
+def weights_file(step):
+    return max((step / "params").rglob("d/*"), key=lambda p: p.stat().st_size)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_checkpoint_is_one_line_and_the_one_before_it_goes_on(
+    undisturbed, encoder, root, capsys, finished
+):
     fine = root / "checkpoints" / "fine"
-    (fine / "finished.json").unlink()
-    data = max((fine / "12" / "params").rglob("d/*"), key=lambda p: p.stat().st_size)
-    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    places, stages = stage_worker.places(root), stage_worker.stages()
-    with pytest.raises(InputError) as error:
-        loop.train(encoder, stages, places, stage_worker.dev_score)
-    assert f"checkpoint {fine.resolve()}/12 is damaged or of another model" in str(error.value)
-    assert len(str(error.value)) < 700
-    shutil.rmtree(fine / "12")
-    again = loop.train(encoder, stages, places, stage_worker.dev_score)
+    if not finished:
+        (fine / "finished.json").unlink()
+    flip(weights_file(fine / "12"))
+    with pytest.raises(DamagedCheckpoint, match=r"fine/12 is damaged: 12/params/.* is not as it"):
+        loop.load_trained(encoder, fine)
+    again = loop.train(
+        encoder, stage_worker.stages(), stage_worker.places(root), stage_worker.dev_score
+    )
+    out = capsys.readouterr().out
+    assert f"discarding checkpoint {fine}/12: 12/params" in out
+    assert "resumed at step 10 of 12" in out
     assert_same(stage_worker.flat(again), undisturbed.weights)
+    assert dev_lines(root, "fine") == dev_lines(undisturbed.root, "fine")
 
 
-def test_a_damaged_score_is_one_line(encoder, root):
+def test_a_damaged_checkpoint_that_nothing_needs_is_no_reason_to_train(encoder, root, capsys):
+    fine = root / "checkpoints" / "fine"
+    before = {p: p.read_bytes() for p in (fine / "12").rglob("*") if p.is_file()}
+    shutil.rmtree(fine / "10")
+    stages = [loop.Stage(s.name, s.config, no_batches, s.start) for s in stage_worker.stages()]
+    loop.train(encoder, stages, stage_worker.places(root), stage_worker.dev_score)
+    assert {p: p.read_bytes() for p in before} == before
+    loop.train(
+        encoder,
+        stage_worker.stages(),
+        stage_worker.places(root),
+        stage_worker.dev_score,
+        needs_last=2,
+    )
+    assert (fine / "10").exists()  # where it is needed, it is made again
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_score_is_one_line(encoder, root, damage):
     path = root / "checkpoints" / "fine" / "10" / "metrics" / "metrics"
-    path.write_text(path.read_text()[:5])
-    with pytest.raises(InputError, match="has a damaged metrics file"):
-        loop.load_trained(encoder, root / "checkpoints")
+    if damage == "cut":
+        path.write_text(path.read_text()[:5])
+    else:
+        path.write_text(path.read_text().replace("true", "null"))
+    with pytest.raises(InputError, match="fine/10 is damaged: 10/metrics/metrics is not as it"):
+        loop.load_trained(encoder, root / "checkpoints", merge_last=2)
+
+
+def test_metrics_come_back_from_the_checkpoint(undisturbed, encoder, root):
+    before = (root / "metrics.jsonl").read_bytes()
+    (root / "metrics.jsonl").write_text('{"step": 1, "loss": 0}\n')
+    shutil.rmtree(root / "tensorboard")
+    loop.restore_metrics(stage_worker.places(root), stage_worker.stages())
+    assert (root / "metrics.jsonl").read_bytes() == before
+    assert list((root / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("at", [12, 15])
+def test_a_longer_stage_goes_on_from_where_it_ended(encoder, tmp_path, at):
+    """The end of the shorter one is on no schedule of the longer one, or on all of them."""
+    constant = {"schedule": "constant", "warmup": 3, "eval_every": 5, "checkpoint_every": 5}
+
+    def trained(root, steps):
+        config = stage_worker.config(steps=steps, **constant)
+        stage = loop.Stage("only", config, lambda: stage_worker.Batches(1, steps, 8))
+        places = stage_worker.places(root)
+        return stage_worker.flat(loop.train(encoder, [stage], places, stage_worker.dev_score))
+
+    trained(tmp_path / "longer", at)
+    (tmp_path / "longer" / "checkpoints" / "only" / "finished.json").unlink()
+    ours, theirs = trained(tmp_path / "longer", 20), trained(tmp_path / "once", 20)
+    assert_same(ours, theirs)
+    kept = []
+    for root in (tmp_path / "longer", tmp_path / "once"):
+        lines = [json.loads(x) for x in (root / "metrics.jsonl").read_text().splitlines()]
+        kept.append([{k: v for k, v in x.items() if k != "examples_per_second"} for x in lines])
+        with Checkpoints(root / "checkpoints" / "only") as checkpoints:
+            kept[-1].append((checkpoints.scheduled, checkpoints.best))
+    assert kept[0] == kept[1]
 
 
 def test_what_a_killed_process_left_half_deleted_goes(undisturbed, root):

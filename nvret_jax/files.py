@@ -1,0 +1,105 @@
+"""Files that appear whole, go away safely, and are known by their content.
+
+Nothing here writes through a link: what is made aside replaces a link that lies in its place.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable
+
+from etils import epath
+
+_THREADS = 8  # hashing lets other threads run; a disk likes several readers
+_PERMISSIONS = 0o777
+
+
+def write_atomic(path: epath.PathLike, data: str | bytes) -> None:
+    """Writes a file so that it is either the old one or the whole new one."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f"{path.name}.partial"
+    remove(aside)
+    # Exclusively: a link that somebody puts there meanwhile is not followed.
+    with open(aside, "xb") as file:
+        file.write(data if isinstance(data, bytes) else data.encode())
+    aside.replace(path)
+
+
+def remove(path: epath.PathLike) -> None:
+    """Removes a file, a link or a folder with all that is in it; nothing there is fine."""
+    path = os.fspath(path)
+    if os.path.islink(path) or os.path.isfile(path):
+        os.unlink(path)
+    elif os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def write_checked(path: epath.PathLike, write: Callable[[epath.Path], object]) -> None:
+    """Lets `write` make a file aside and names it; its sha256 is beside it. See `is_whole`."""
+    path = epath.Path(path)
+    aside = path.parent / f"{path.name}.aside"
+    remove(aside)
+    write(aside)
+    write_atomic(path.parent / f"{path.name}.sha256", sha256(aside))
+    aside.replace(path)
+
+
+def is_whole(path: epath.PathLike) -> bool:
+    """Whether a file is there as `write_checked` wrote it."""
+    path = epath.Path(path)
+    try:
+        return (path.parent / f"{path.name}.sha256").read_text() == sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def files_below(folder: epath.PathLike) -> list[str]:
+    """The files of a folder, by path below it, sorted."""
+    folder = os.fspath(folder)
+    found = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
+    return sorted(os.path.relpath(file, folder) for file in found)
+
+
+def sha256(path: epath.PathLike) -> str:
+    """sha256 (hex) of a file as it is on disk now."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(paths: Iterable[epath.PathLike]) -> list[str]:
+    """`sha256` of several files, side by side."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(sha256, paths))
+
+
+def give_usual_modes(folder: epath.PathLike) -> None:
+    """Gives all files of a folder the permissions that a new file gets here (by the umask).
+
+    Some libraries write files that only their owner can read.
+    """
+    probe = os.path.join(os.fspath(folder), "mode.partial")
+    with open(probe, "xb") as file:
+        usual = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & _PERMISSIONS
+    os.unlink(probe)
+    for name in files_below(folder):
+        path = os.path.join(os.fspath(folder), name)
+        if os.path.islink(path):
+            continue
+        if stat.S_IMODE(os.stat(path).st_mode) != usual:
+            with contextlib.suppress(PermissionError):  # of another owner
+                os.chmod(path, usual)
+
+
+def move_contents(source: epath.PathLike, target: epath.PathLike) -> None:
+    """Moves everything in one folder into another one of the same file system."""
+    for name in os.listdir(source):
+        if os.fspath(epath.Path(source) / name) != os.fspath(target):
+            os.rename(epath.Path(source) / name, epath.Path(target) / name)

@@ -1,0 +1,69 @@
+"""What a model card and a report say of a run: its choices, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from nvret_jax import sets, teachers
+
+if TYPE_CHECKING:
+    from nvret_jax.run import Run
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    """The choices a model card and a report tell, by name."""
+    told: dict[str, Any] = {}
+    if run.config.rounds > 1:
+        told["Rounds of mining and training"] = run.config.rounds
+    for name, part in run.sets.items():
+        of = f" for {name}" if len(run.sets) > 1 else ""
+        told[f"Teacher{of}"] = teachers.describe(part)
+        told[f"Mining rule{of}"] = part.mining_rule
+    told["Student started from"] = run.untrained.config.model
+    if run.student.lora is not None:
+        lora = run.student.lora
+        told["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}"
+    for name, block in run.stages.items():
+        of = f" ({name})" if len(run.stages) > 1 else ""
+        told |= {f"{key}{of}": value for key, value in _told_of(run, block).items()}
+    told["Query / passage length"] = (
+        f"{run.student.length('query')} / {run.student.length('passage')} tokens"
+    )
+    if run.trains:
+        told["Longest text as exported"] = f"{run.served.length('passage')} tokens"
+    told["Seed"] = run.config.seed
+    return told
+
+
+def _told_of(run: Run, block: ConfigDict) -> dict[str, Any]:
+    """What is told of one stage of training."""
+    told: dict[str, Any] = {}
+    names = sets.sets_of(run.config, block)
+    if len(run.sets) > 1:
+        shares = sets.shares_of(block, names)
+        parts = [f"{name} {share:g}" for name, share in zip(names, shares, strict=True)]
+        told[f"Training sets and their {block.share_unit}"] = ", ".join(parts)
+        told["Batches"] = block.batches
+    told |= {
+        "Hard negatives per query": block.num_negatives,
+        "In-batch negatives": "yes" if block.in_batch_negatives else "no",
+        "Queries per batch": block.batch_size,
+        "Training length": _duration(block),
+        "Temperature": block.temperature,
+        "Learning rate": f"{block.learning_rate} ({block.schedule}, warm-up {block.warmup})",
+    }
+    if block.loss.distillation:
+        told["Distillation"] = block.loss.distillation
+    if block.loss.dims:
+        told["Matryoshka dimensions"] = ", ".join(map(str, block.loss.dims))
+    return told
+
+
+def _duration(block: ConfigDict) -> str:
+    """How long a stage of training is, for people."""
+    if block.steps:
+        return f"{block.steps} steps"
+    most = f", at most {block.max_steps} steps" if block.max_steps else ""
+    return f"{block.epochs} epochs{most}"
