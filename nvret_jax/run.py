@@ -136,6 +136,12 @@ class Run:
         for key in [key for key in self.models if key != kept]:
             del self.models[key]
 
+    def release_untrained(self) -> None:
+        """Lets go of the student before training, unless the trained one has its weights."""
+        if self.untrained.key != self.student.key:
+            self.untrained.release()
+            self.models.pop(self.untrained.key, None)
+
     @property
     def trains(self) -> bool:
         return "train" in self.config.stages

@@ -37,12 +37,12 @@ def report(step: Step, chip: Chip) -> str:
 
 def _memory(step: Step) -> list[str]:
     rows = [*step.held.items(), ("arguments of the step", step.memory.arguments)]
-    lines = [_ROW.format(name, f"{count / GB:10.3f} GB a chip") for name, count in rows]
+    lines = [_ROW.format(name, f"{count / GB:10.3f} GB per chip") for name, count in rows]
     parts = [f"{name} {count / GB:.3f}" for name, count in step.parts.items() if count]
     if len(parts) > 1:
         lines[-1] += f"  ({', '.join(parts)})"
     rows = [("its temporaries", step.memory.temporaries), ("peak", step.peak)]
-    return lines + [_ROW.format(name, f"{count / GB:10.3f} GB a chip") for name, count in rows]
+    return lines + [_ROW.format(name, f"{count / GB:10.3f} GB per chip") for name, count in rows]
 
 
 def _work(step: Step, chip: Chip) -> list[str]:
@@ -56,15 +56,15 @@ def _work(step: Step, chip: Chip) -> list[str]:
     lines = []
     if calls > 1:
         lines.append(_ROW.format("calls", f"{calls:10,}"))
-    done = f"{calls * step.flops.total:10.4g} a chip"
+    done = f"{calls * step.flops.total:10.4g} per chip"
     if step.flops.float32 and step.flops.fast:
         done += f", {calls * step.flops.float32:.4g} of them in float32"
     lines.append(_ROW.format("FLOPs", done + xla(flops)))
     if step.needed:
         again = step.flops.total / step.needed
-        needed = f"{calls * step.needed:10.4g} a chip; done are {again:.2f} times that"
+        needed = f"{calls * step.needed:10.4g} per chip; done are {again:.2f} times that"
         lines.append(_ROW.format("FLOPs of the model", needed))
-    bytes_moved = f"{calls * step.hbm_bytes:10.4g} a chip"
+    bytes_moved = f"{calls * step.hbm_bytes:10.4g} per chip"
     lines.append(_ROW.format("HBM bytes", bytes_moved + xla(moved)))
     if step.network is None:
         lines.append(_ROW.format("collectives", "   unknown: JAX cannot read the program back"))
@@ -73,7 +73,7 @@ def _work(step: Step, chip: Chip) -> list[str]:
         lines.append(
             _ROW.format(
                 found.kind,
-                f"{calls * found.bytes:10.4g} bytes a chip in {calls * found.count:,} calls{per}",
+                f"{calls * found.bytes:10.4g} bytes per chip in {calls * found.count:,} calls{per}",
             )
         )
     binds = max(seconds, key=seconds.get)
@@ -102,7 +102,7 @@ def verdict(step: Step, chip: Chip) -> str:
     """Whether a step fits, in one line; the line of one that does not says what to change."""
     share = step.peak / chip.hbm
     if fits(step, chip):
-        return f"fits: {step.peak / GB:.2f} of {chip.hbm / GB:.0f} GB a chip ({share:.0%})"
+        return f"fits: {step.peak / GB:.2f} of {chip.hbm / GB:.0f} GB per chip ({share:.0%})"
     return f"DOES NOT FIT: {advice(step, chip)}"
 
 
@@ -115,7 +115,7 @@ def advice(step: Step, chip: Chip) -> str:
     """How much too large a step is, which part of it is largest, and what makes that smaller."""
     over = step.peak - chip.hbm
     kept = step.memory.arguments + sum(step.held.values())
-    size = f"{step.peak / GB:.1f} of {chip.hbm / GB:.0f} GB a chip"
+    size = f"{step.peak / GB:.1f} of {chip.hbm / GB:.0f} GB per chip"
     size += f", {over / GB:.1f} GB too many" if over > 0 else ", and the compiler keeps some back"
     if kept > step.memory.temporaries:
         parts = {**step.parts, **step.held}

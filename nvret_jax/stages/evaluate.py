@@ -31,6 +31,7 @@ def _make_evaluation(run: Run, artifact: Artifact) -> None:
     folder, name = artifact.path.parent, run.test_data.name
     extra: dict[str, Any] = {"encoder": run.untrained.config.model, "trained": run.trains}
     after = before
+    run.release_untrained()
     if run.trains:
         after = _evaluate(run, "student", run.trained_student)
         compared = comparison.compare(before, after)

@@ -52,16 +52,18 @@ def test_the_report_names_what_binds_what_is_left_and_whether_it_fits():
     assert lines[:2] == ["train: a model", "  a note"]
     assert "FLOPs bind; network would take 4.000 s (40%), HBM would take 2.000 s (20%)" in text
     assert "done are 2.08 times that" in text
-    assert re.search(r"all-gather +1\.2e\+12 bytes a chip in 20 calls\n", text)
+    assert re.search(r"all-gather +1\.2e\+12 bytes per chip in 20 calls\n", text)
     assert "in 6 calls, a loop of unknown length counted once" in text
     assert "40%; 102 queries/s at most" in text
-    assert lines[-1] == "fits: 60.00 of 95 GB a chip (63%)"
+    assert lines[-1] == "fits: 60.00 of 95 GB per chip (63%)"
 
 
 def test_a_step_too_large_says_by_how_much_and_why():
     step = dataclasses.replace(STEP, memory=steps.Memory(int(30e9), int(80e9), int(110e9)))
     last = report.report(step, V5P).splitlines()[-1]
-    assert last.startswith("DOES NOT FIT: 120.0 of 95 GB a chip, 25.0 GB too many; most of it temp")
+    assert last.startswith(
+        "DOES NOT FIT: 120.0 of 95 GB per chip, 25.0 GB too many; most of it temp"
+    )
     assert "lower train.chunk_tokens (a chip encodes 8,192 tokens at once; try 4,096)" in last
     assert "student.remat='full'" in last
     assert "remat" not in report.verdict(dataclasses.replace(step, chosen={"remat"}), V5P)
@@ -97,7 +99,9 @@ def test_a_program_that_the_compiler_refuses_has_a_size_all_the_same():
     step = dataclasses.replace(STEP, compiled=None, memory=found, network=(), looped=True)
     text = report.report(step, CHIPS["v5e"])
     assert "roofline" not in text
-    assert "DOES NOT FIT: 116.8 of 16 GB a chip, 100.8 GB too many; most of it temporaries" in text
+    assert (
+        "DOES NOT FIT: 116.8 of 16 GB per chip, 100.8 GB too many; most of it temporaries" in text
+    )
     assert not report.fits(step, dataclasses.replace(V5P, hbm=1e15))
     assert steps.refused(RuntimeError("INTERNAL: a mistake"), 5) is None
 

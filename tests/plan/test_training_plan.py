@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_told_by_its_largest_part(small):
     step, _ = planned(small, chunk_tokens=-1)
     many = taking(step, arguments=90e9, temporaries=10e9, parts={"optimizer": 60e9, "batch": 1e9})
     said = advice(many, chip_with(80e9))
-    assert "100.0 of 80 GB a chip, 20.0 GB too many" in said
+    assert "100.0 of 80 GB per chip, 20.0 GB too many" in said
     assert "optimizer 60.0 GB" in said
     assert "mesh.fsdp" in said
     assert "lora_rank" in said

@@ -229,6 +229,22 @@ def test_the_length_of_a_stage(unit, batches, epochs, steps, expected):
     assert sum(made.counts().values()) == 4 * expected
 
 
+@pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
+@pytest.mark.parametrize("unit", ["epochs", "weight"])
+def test_a_stage_by_epochs_has_an_upper_bound(unit, batches):
+    shares = (0.75, 0.25) if unit == "weight" else (1.0, 1.0)
+    sources = [Source("a", examples(0, 36), shares[0]), Source("b", examples(1, 12), shares[1])]
+    options = {"unit": unit, "batches": batches, "epochs": 2.0}
+    whole = blend(sources, **options)
+    assert whole.steps == 24
+    bounded = blend(sources, **options, max_steps=8)
+    assert bounded.steps == 8
+    assert bounded.counts() == {"a": 24, "b": 8}  # the proportions stay
+    for bound in (0, 24, 99):
+        assert blend(sources, **options, max_steps=bound).counts() == whole.counts()
+    assert blend(sources, **options, steps=30, max_steps=8).steps == 30
+
+
 def test_a_share_is_the_number_as_written():
     # 1.1 · 10 is 11.000000000000002 in floats, which would be rounded up to a second batch.
     made = blend([Source("a", examples(0, 10, 11), 1.1)], 11)
