@@ -99,9 +99,7 @@ def test_a_program_that_the_compiler_refuses_has_a_size_all_the_same():
     step = dataclasses.replace(STEP, compiled=None, memory=found, network=(), looped=True)
     text = report.report(step, CHIPS["v5e"])
     assert "roofline" not in text
-    assert (
-        "DOES NOT FIT: 116.8 of 16 GB per chip, 100.8 GB too many; most of it temporaries" in text
-    )
+    assert "DOES NOT FIT: 116.8 of 16 GB per chip, 100.8 GB too many; most of it temp" in text
     assert not report.fits(step, dataclasses.replace(V5P, hbm=1e15))
     assert steps.refused(RuntimeError("INTERNAL: a mistake"), 5) is None
 
