@@ -16,6 +16,8 @@ import zipfile
 
 import pytest
 
+from nvret_jax import overrides
+
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -63,32 +65,32 @@ def test_it_holds_all_code_the_configs_the_types_and_the_licence(wheel):
     assert metadata["License-File"] == "LICENSE"
 
 
-def command(wheel, folder, *flags):
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "nvret_jax", *flags],
-        cwd=folder,
+def test_its_configs_are_found_from_any_folder_and_it_says_which(wheel, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "nvret_jax", "--config=configs/own.py", "--workdir=w"],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(wheel), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-
-
-def test_its_configs_are_found_from_any_folder_and_it_says_which(wheel, tmp_path):
-    flags = ["--config=configs/own.py", "--workdir=w", "--dry_run"]
-    done = command(wheel, tmp_path, *flags)
     # No data are named: the config was found and read.
     assert "data.train=''" in done.stderr, done.stderr[-2000:]
     used = wheel / "nvret_jax/configs/own.py"
     assert f"config: {used}, which came with nvret_jax" in done.stdout
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_config_of_the_working_folder_comes_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = overrides.located(["main", "--config", "configs/own.py:smoke", "--workdir=w"])
+    assert found == ["main", "--config", f"{ROOT / 'configs/own.py'}:smoke", "--workdir=w"]
+    assert f"config: {ROOT / 'configs/own.py'}, which came" in capsys.readouterr().out
     (tmp_path / "configs").mkdir()
-    text = used.read_text().replace('"own"', '"a/b"')
-    (tmp_path / "configs/own.py").write_text(text)
-    done = command(wheel, tmp_path, *flags)
-    assert "name='a/b'" in done.stderr
-    assert "came with" not in done.stdout
-    done = command(wheel, tmp_path, "--config=configs/none.py", "--workdir=w")
-    assert "--config=configs/none.py: no such file" in done.stderr
+    (tmp_path / "configs/own.py").write_text("")
+    for argument in ("--config=configs/own.py", "--config=configs/none.py", "--config=own.py"):
+        assert overrides.located(["main", argument]) == ["main", argument]
+    assert capsys.readouterr().out == ""
 
 
 def test_what_is_imported_is_declared():
