@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
     train.max_steps = 1000
     train.batch_size = 32
     train.num_negatives = 2
-    train.learning_rate = 5e-5
+    train.learning_rate = 2e-5
     train.eval_every = 50
     train.checkpoint_every = 50
     return config_lib.apply_arg(config, arg)
