@@ -75,6 +75,13 @@ def the(page: str, start: str) -> str:
     return found
 
 
+def own_command() -> str:
+    """README's command for a reader's own data, the first of its blocks with that config."""
+    found = [c for b in blocks("README.md") for c in shell_commands(b.text) if "own.py" in c]
+    assert "--dry_run" not in found[0]
+    return found[0]
+
+
 def test_the_tables_name_blocks_that_exist():
     for page, start in [*ELSEWHERE, *APART]:
         the(page, start)
@@ -122,13 +129,13 @@ def perform(block, place: pathlib.Path, namespace: dict) -> str:
 
 
 def test_the_readme_and_the_pages_that_use_its_run(place, capsys):
-    printed, namespace = {}, {}
+    printed, namespace = [], {}
     for block in blocks("README.md"):
         if kind(block) != "here" or block.text.startswith("--config."):
             continue
-        printed[block.key[1]] = perform(block, place, namespace)
+        printed.append((block.text, perform(block, place, namespace)))
     # What the run printed, and what it left.
-    (own,) = [text for start, text in printed.items() if text and "configs/own.py --w" in start]
+    own = next(output for text, output in printed if "own.py" in text)
     (line,) = the("README.md", "texts     teacher: mine").splitlines()
     assert re.search(pattern(line), own), own
     listing = the("README.md", "runs/quickstart/")
@@ -149,8 +156,7 @@ def test_the_readme_and_the_pages_that_use_its_run(place, capsys):
     assert (config.mining.rule, config.train.batch_size) == ("margin_pos", 256)
 
     # docs/architecture.md: what a change of a value says.
-    own = shell_commands(the("README.md", "python -m nvret_jax.main --config=configs/own.py"))[0]
-    changed = f"{filled(own, places(place))} --config.mining.percent=0.9 --stages=mine"
+    changed = f"{filled(own_command(), places(place))} --config.mining.percent=0.9 --stages=mine"
     said = run_shell(changed, tiny(place, changed))
     assert the("docs/architecture.md", "mine      making").strip() in said.splitlines()
 
@@ -322,7 +328,7 @@ def test_the_quickstart_shrunk_prints_and_leaves_what_the_readme_says(place):
 @pytest.mark.parity
 @pytest.mark.parametrize("page", ["README.md", "docs/export.md"])
 def test_exports_load_as_shown(place, page):
-    own = shell_commands(the("README.md", "python -m nvret_jax.main --config=configs/own.py"))[0]
+    own = own_command()
     run_shell(own, tiny(place, own))
     (block,) = [b for b in blocks(page) if b.text.startswith("from sentence_transformers")]
     namespace = {}

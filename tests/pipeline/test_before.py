@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import command
+import doc_blocks
 import pytest
 import tiny_project
 
@@ -102,6 +104,9 @@ def test_both_lengths_and_all_cuts_are_stated(runs):
     line = next(line for line in output.splitlines() if at in line)
     assert f"({expected['after']} of {len(words)})" in line
     assert output.index(line) < output.index("making evaluation/")
+    (shown,) = [b.text for b in doc_blocks.blocks("docs/evaluation.md") if "texts  " in b.text]
+    for line in shown.splitlines():
+        assert re.search(doc_blocks.pattern(line), output), line
     page = (run / "report.html").read_text()
     assert "longer than" in page
     assert f"{expected['after']} of {len(words)}" in page
