@@ -111,7 +111,7 @@ def read_scores(run: Run) -> Scores:
         before=found.get("before"),
         after={name: found[name] for name in retrieval.MEASURES},
         interval=tuple(interval) if interval else None,
-        measured=found["measured"] if found["trained"] else "",
+        measured=found.get("measured", "") if found["trained"] else "",
     )
 
 
