@@ -10,11 +10,15 @@ result = nv.evaluate(teacher, nv.load_dataset("beir:scifact"), "test")
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from nvret_jax import arguments, options
+from nvret_jax.config_keys import MARGIN_OR_AUTO, MIN_SCORE, OPTIONS, PERCENT_OR_AUTO, RULE
 from nvret_jax.data.dataset import Dataset, TextTable, load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
@@ -22,13 +26,15 @@ from nvret_jax.evaluation.retrieval import Evaluation, evaluate
 from nvret_jax.export.sentence_transformers import export
 from nvret_jax.mesh import make_mesh
 from nvret_jax.mining import exclusion, miner
+from nvret_jax.mining.calibrate import QUERIES, TARGET, calibrate, check_enough
 from nvret_jax.mining.exclusion import Settings as Exclude
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.mining.options import Options, compatible
-from nvret_jax.mining.rules import Rule
+from nvret_jax.mining.options import COMPAT_TAKES, Options, compatible
+from nvret_jax.mining.rules import VALUES, Rule, beyond_cosines
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.search import candidates as candidates_lib
-from nvret_jax.search.backend import make_index, search
+from nvret_jax.search import checks
+from nvret_jax.search.backend import BACKEND, make_index, search
 from nvret_jax.search.bm25 import Bm25Ranker
 from nvret_jax.search.ranker import DenseRanker, Ranker
 
@@ -48,6 +54,20 @@ __all__ = [
     "search",
 ]
 
+_MINE = {
+    **{name: takes for name, takes in RULE.items() if name != "name"},
+    "percent": PERCENT_OR_AUTO,
+    "margin": MARGIN_OR_AUTO,
+    **{name: takes for name, takes in OPTIONS.items() if name != "window"},
+    "rule": RULE["name"],
+    "min_score": MIN_SCORE,
+    "compat": COMPAT_TAKES,
+    "exclude": options.Anything("nvret_jax.api.Exclude(…)", (Exclude,), unset=True),
+    "depth": options.whole(1),
+    "backend": BACKEND,
+    "progress": options.flag(),
+}
+
 
 def mine(
     queries: Sequence[str],
@@ -58,8 +78,8 @@ def mine(
     query_embeddings: np.ndarray | None = None,
     passage_embeddings: np.ndarray | None = None,
     rule: str = "perc_pos",
-    percent: float = 0.95,
-    margin: float = 0.05,
+    percent: float | str = 0.95,
+    margin: float | str = 0.05,
     threshold: float = 0.70,
     shift: int = 10,
     anchor: str = "min",
@@ -86,16 +106,20 @@ def mine(
     """Mines hard negatives for queries with known positives.
 
     Args:
-        queries: Q texts.
-        passages: N texts.
-        positives: for each query the numbers of its relevant passages, at least one.
+        queries: Q texts, in anything that has an order: a list, a generator, a column.
+        passages: N texts, likewise.
+        positives: for each query the numbers of its relevant passages, at least one; a number
+            alone is a list of one. Not their ids, nor their texts.
         teacher: an encoder, which embeds both sides, or anything else that ranks (`search.ranker`,
             such as `Bm25Ranker(queries, passages)`); or several, the most accurate first. Not
             needed when both embeddings are given.
-        query_embeddings: float32 [Q, D]; unit length, so that scores are cosines.
-        passage_embeddings: float32 [N, D], an array or a store that slices by rows.
+        query_embeddings: float [Q, D]; unit length, so that scores are cosines. An array, a
+            tensor, or a list of vectors.
+        passage_embeddings: float [N, D], likewise, or a store that slices by rows.
         rule, percent, margin, threshold, shift, anchor, ranks, max_rank, min_score, keep_equal: see
-            `mining.rules.Rule`; the defaults are the paper's best (TopK-PercPos, 95 %).
+            `mining.rules.Rule`; the defaults are the paper's best (TopK-PercPos, 95 %). 'auto' for
+            percent or margin chooses the value for each teacher, on at least 100 queries; see
+            `mining.calibrate`.
         num_negatives: kept per query; a query the corpus cannot serve gets fewer, see `short`.
         sampling, sample_from, sample_temperature: see `mining.sampling`.
         ensemble: how several teachers make one list; see `mining.ensemble`.
@@ -103,7 +127,7 @@ def mine(
         compat: '', 'paper' or 'sentence_transformers'; see `mining.options`.
         exclude: passages that are never negatives; default: the query's own text and texts equal
             to a positive's. See `mining.exclusion.Settings`.
-        query_ids, passage_ids: what draws depend on; default: the numbers.
+        query_ids, passage_ids: what draws depend on, different strs; default: the numbers.
         seed: of draws.
         depth: candidates looked at before a second search; see `mining.survivors`.
         backend: 'auto', 'device' or 'faiss'.
@@ -115,10 +139,26 @@ def mine(
 
     Raises:
         InputError: lists that do not fit each other, a row that is not a passage, no teacher, or
-            options that cannot be.
+            options that cannot be; one line, before anything is computed.
     """
+    given = {name: value for name, value in locals().items() if name in _MINE}
+    options.check_arguments("mine", given, _MINE)
+    queries = arguments.texts(queries, "mine: queries")
+    passages = arguments.texts(passages, "mine: passages")
+    query_ids = arguments.ids(query_ids, len(queries), "mine: query_ids")
+    passage_ids = arguments.ids(passage_ids, len(passages), "mine: passage_ids")
+    _check_cosines(teacher, {"margin": margin, "threshold": threshold})
     floor = -np.inf if min_score is None else min_score
-    options = Options(
+    values = {"percent": percent, "margin": margin}
+    calibrated = [
+        name for name in rule.split("+") if VALUES[name] and values.get(VALUES[name]) == "auto"
+    ]
+    for name in calibrated:
+        check_enough(name, len(queries))
+    percent, margin = (
+        getattr(Rule, name) if value == "auto" else value for name, value in values.items()
+    )
+    how = Options(
         Rule(rule, percent, margin, threshold, shift, anchor, ranks, max_rank, floor, keep_equal),
         num_negatives=num_negatives,
         sampling=sampling,
@@ -130,51 +170,72 @@ def mine(
         seed=seed,
     )
     positive_rows = _positive_rows(positives, len(queries), len(passages))
-    options = compatible(options, compat, int(positive_rows.counts.max(initial=0)))
+    how = compatible(how, compat, int(positive_rows.counts.max(initial=0)))
     if exclude is None:
         off = compat == "sentence_transformers"
         exclude = Exclude(own_text="off", same_text=False) if off else Exclude()
     rankers = _rankers(
         queries, passages, teacher, query_embeddings, passage_embeddings, backend, progress
     )
-    depth = max(depth, options.window)
+    depth = max(depth, how.window)
     numbers = np.arange(len(queries), dtype=np.int32)
     teachers = []
     for number, ranker in enumerate(rankers):
         found = candidates_lib.find(numbers, numbers, ranker, positive_rows, depth)
         teachers.append(miner.Teacher(f"teacher {number}", found, ranker))
-    query_ids = list(map(str, numbers)) if query_ids is None else query_ids
-    passage_ids = [str(i) for i in range(len(passages))] if passage_ids is None else passage_ids
     vectors = {}
     if exclude.cosine and isinstance(rankers[0], DenseRanker):
         vectors = {"passages_nd": rankers[0].passages_nd, "search": rankers[0].index.search}
-    excluded = exclusion.build(
-        queries, TextTable(tuple(passage_ids), passages), positive_rows, exclude, **vectors
-    )
+    corpus = TextTable(tuple(passage_ids), passages)
+
+    def exclusions(numbers: np.ndarray, positive_rows: Ragged) -> Ragged:
+        texts = [queries[number] for number in numbers]
+        return exclusion.build(texts, corpus, positive_rows, exclude, **vectors).rows
+
+    for number, one in enumerate(teachers if calibrated else ()):
+        own = how.rule
+        for name in calibrated:
+            choice = calibrate(
+                one.candidates,
+                one.ranker,
+                dataclasses.replace(how, rule=own),  # a second value sees the first
+                name,
+                target=TARGET,
+                max_queries=QUERIES,
+                excluded=exclusions,
+                query_ids=query_ids,
+                passage_ids=passage_ids,
+                seed=seed,
+                teacher=one.name,
+            )
+            own = dataclasses.replace(own, **{VALUES[name]: choice.value})
+        teachers[number] = dataclasses.replace(one, rule=own)
     negatives, _ = miner.mine(
         teachers,
-        options,
-        excluded=excluded.rows,
+        how,
+        excluded=exclusions(numbers, positive_rows),
         query_ids=query_ids,
         passage_ids=passage_ids,
     )
     return negatives
 
 
+def _check_cosines(teacher: Any, values: dict[str, Any]) -> None:
+    """Raises InputError for values that no cosine reaches, where all scores are cosines."""
+    several = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    if all(one is None or (isinstance(one, Encoder) and one.spec.normalize) for one in several):
+        for name, what in beyond_cosines(values):
+            raise InputError(f"mine: {options.conflict(name, values[name], what)}")
+
+
 def _positive_rows(positives, queries: int, passages: int) -> Ragged:
     """The given positives, checked; each once, in the order given."""
-    if len(positives) != queries:
-        raise InputError(f"mine: {len(positives)} lists of positives for {queries} queries")
-    rows = Ragged.from_rows(
-        [list(dict.fromkeys(np.asarray(rows, np.int64).tolist())) for rows in positives], np.int32
+    rows = arguments.rows(
+        positives, queries, passages, "mine: positives", one_each=True, distinct=True
     )
-    bad = (rows.values < 0) | (rows.values >= passages)
-    if bad.any():
-        where = int(np.argmax(bad))
-        raise InputError(
-            f"mine: query number {rows.row_of[where]} has the positive {rows.values[where]}, but "
-            f"there are {passages} passages"
-        )
+    if (rows.counts == 0).any():
+        empty = int(np.argmin(rows.counts))
+        raise InputError(f"mine: positives: query {empty} has no positive; leave such queries out")
     return rows
 
 
@@ -187,6 +248,21 @@ def _rankers(
         raise InputError("mine: give a teacher, or query_embeddings and passage_embeddings")
     if len(several) > 1 and (query_embeddings is not None or passage_embeddings is not None):
         raise InputError(f"mine: {len(several)} teachers, but embeddings for one")
+    for one in several:
+        _check_teacher(one)
+    if query_embeddings is not None:
+        query_embeddings = arguments.vectors(query_embeddings, "mine: query_embeddings")
+        query_embeddings = checks.check_queries(query_embeddings, None, "mine: query_embeddings")
+    if passage_embeddings is not None:
+        passage_embeddings = arguments.vectors(passage_embeddings, "mine: passage_embeddings")
+        checks.check_passages(passage_embeddings, "mine: passage_embeddings")
+    for what, vectors, texts in (
+        ("query", query_embeddings, queries),
+        ("passage", passage_embeddings, passages),
+    ):
+        if vectors is not None and len(texts) != vectors.shape[0]:
+            found = vectors.shape[0]
+            raise InputError(f"mine: {found} {what} embeddings for {len(texts)} texts")
     out: list[Ranker] = []
     for one in several:
         if one is not None and not isinstance(one, Encoder):
@@ -211,3 +287,19 @@ def _rankers(
             if found != len(texts):
                 raise InputError(f"mine: {found} {what} embeddings for {len(texts)} texts")
     return out
+
+
+def _check_teacher(one: Any) -> None:
+    """Raises InputError for what neither embeds nor ranks."""
+    if one is None or isinstance(one, Encoder):
+        return
+    if isinstance(one, str):
+        made = f"Encoder.from_pretrained({one!r})"
+        if one.startswith("bm25"):
+            made = "Bm25Ranker(queries, passages)"
+        raise InputError(f"mine: teacher={options.shown(one)}: give what it names, {made}")
+    if not all(hasattr(one, name) for name in ("rank", "score", "queries", "passages")):
+        raise InputError(
+            f"mine: teacher={options.shown(one)} ({type(one).__name__}): expected an Encoder, or "
+            "what ranks, such as Bm25Ranker(queries, passages)"
+        )

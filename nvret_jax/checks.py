@@ -1,29 +1,29 @@
-"""What must hold between the values of a config; all mistakes are told in one message.
+"""What must hold of the values of a config; all mistakes are named in one message.
 
-`mistakes()` looks at values alone. What needs the data, the mesh or the models is looked at by
-`pipeline.py`, before anything is made.
+`config_keys` says what each key takes. Here is what must hold between keys, together with
+`mining_checks` and `recipe_checks`. Only values are read. What needs the data, the mesh or the
+models is checked by `pipeline.py`, before anything is made.
+
+A check between keys reads the config through `Sound`, which ends it where it asks for a value that
+is wrong by itself: that mistake is named already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvret_jax.choices import (
-    ATTENTION,
-    BACKENDS,
-    DTYPES,
-    INITS,
-    MAX_SEED,
-    PROMPT_IN_POOLING,
-    REMAT,
-    STAGES,
-)
-from nvret_jax.config import add_set, add_stage, add_teacher, base, flat_keys, near
+from nvret_jax import options
+from nvret_jax.config import base, encoder, flat_keys, near, training_set
+from nvret_jax.config_keys import NAMED, keys_of
 from nvret_jax.errors import InputError
-from nvret_jax.mining_checks import check_mining
-from nvret_jax.recipe_checks import check_recipe
+from nvret_jax.mining_checks import mining_checks
+from nvret_jax.recipe_checks import recipe_checks
+
+# A check of what must hold between keys: yields (key, what is wrong with its value).
+Conflicts = Iterable[tuple[str, str]]
 
 
 def validate(config: ConfigDict) -> None:
@@ -48,17 +48,49 @@ def has_all_keys(config: ConfigDict) -> bool:
 
 
 def _wrong_keys(config: ConfigDict) -> list[str]:
-    expected, given = base(), flat_keys(config)
-    for key, add in (("teachers", add_teacher), ("sets", add_set), ("train_stages", _add_stage)):
-        for name in config[key] if isinstance(config.get(key), ConfigDict) else ():
-            add(expected, name, "")
-    known = flat_keys(expected)
+    known, given = keys_of(config), flat_keys(config)
+    if known.keys() == set(given):
+        return []
+    wrong = []
+    for block in _blocks(config, known):
+        value = _value(config, block)
+        if value is not None and not isinstance(value, ConfigDict):
+            wrong.append(f"{block}={options.shown(value)}: expected a block of values")
+    if wrong:
+        return wrong
+    expected = base()
     wrong = [f"{key}: no such key{near(expected, key)}" for key in given if key not in known]
     return wrong + [f"{key}: missing; start from base()" for key in known if key not in given]
 
 
-def _add_stage(config: ConfigDict, name: str, _: str) -> None:
-    add_stage(config, name)
+def _blocks(config: ConfigDict, known: Iterable[str]) -> list[str]:
+    """Keys of all blocks there should be, the outer ones first."""
+    blocks = dict.fromkeys(NAMED)
+    for named in NAMED:
+        inside = config.get(named)
+        blocks |= dict.fromkeys(
+            f"{named}.{name}" for name in (inside if isinstance(inside, ConfigDict) else ())
+        )
+    for key in known:
+        parts = key.split(".")[:-1]
+        blocks |= dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts)))
+    return list(blocks)
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+    """The value of a key; None where there is none."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, ConfigDict) else None
+    return config
+
+
+def wrong_values(config: ConfigDict) -> dict[str, str]:
+    """Key -> what is wrong with its value by itself; `config` has all keys."""
+    found = {
+        key: options.mistake(key, _value(config, key), takes)
+        for key, takes in keys_of(config).items()
+    }
+    return {key: line for key, line in found.items() if line}
 
 
 def mistakes(config: ConfigDict) -> list[str]:
@@ -66,93 +98,121 @@ def mistakes(config: ConfigDict) -> list[str]:
     wrong = _wrong_keys(config)
     if wrong:  # the checks below read every key
         return wrong
-
-    def need(ok: bool, key: str, what: str) -> None:
-        if not ok:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            shown = key if isinstance(value, ConfigDict) else f"{key}={value!r}"
-            wrong.append(f"{shown}: {what}")
-
-    def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-        need(value in known, key, f"choose one of {', '.join(known)}")
-
-    stages = tuple(config.stages)
-    unknown = [s for s in stages if s not in STAGES]
-    need(not unknown, "stages", f"unknown {unknown}; the stages are {', '.join(STAGES)}")
-    need(bool(stages), "stages", f"name at least one of {', '.join(STAGES)}")
-    need(bool(config.name) and "/" not in config.name, "name", "give a name without '/'")
-    need(0 <= config.seed <= MAX_SEED, "seed", f"must lie in 0..{MAX_SEED}")
-
-    if set(stages) - {"evaluate"} and not config.sets:
-        need(bool(config.data.train), "data.train", "name a data set, such as beir:DIR or pydocs:")
-    if "evaluate" in stages:
-        need(bool(config.data.test), "data.test", "name a data set, such as beir:DIR or pydocs:")
-    need(config.data.min_relevance >= 1, "data.min_relevance", "positives have relevance >= 1")
-    for key in ("max_queries", "max_passages"):
-        need(config.data[key] >= 0, f"data.{key}", "must be 0 (all) or more")
-
-    sides = ["teacher", "student", *(f"teachers.{name}" for name in config.teachers)]
-    for side in sides:
-        block = config.teachers[side[9:]] if side.startswith("teachers.") else config[side]
-        need(bool(block.model), f"{side}.model", "name a folder, a weights package or a hub id")
-        for key in ("query_length", "passage_length"):
-            need(block[key] == 0 or block[key] >= 3, f"{side}.{key}", "0 (the model's) or >= 3")
-        one_of(f"{side}.dtype", block.dtype, DTYPES)
-        one_of(f"{side}.param_dtype", block.param_dtype, DTYPES)
-        one_of(f"{side}.attention", block.attention, ATTENTION)
-        one_of(f"{side}.remat", block.remat, REMAT)
-        one_of(f"{side}.init", block.init, INITS)
-        if side == "student" and "train" in stages and not block.lora_rank and not block.adapter:
-            what = "all weights are trained, which takes float32; or set lora_rank"
-            need(block.param_dtype == "float32", "student.param_dtype", what)
-        if side != "student":
-            for key, value in (("init", "pretrained"), ("remat", "none")):
-                need(block[key] == value, f"{side}.{key}", "for the student only")
-        if block.prompt_in_pooling is not None:
-            one_of(f"{side}.prompt_in_pooling", block.prompt_in_pooling, PROMPT_IN_POOLING)
-        _check_lora(side, block, need)
-    for key in ("data", "fsdp", "tensor"):
-        need(config.mesh[key] == -1 or config.mesh[key] >= 1, f"mesh.{key}", "-1 or positive")
-    joins = config.distributed
-    one_of("distributed.mode", joins.mode, ("auto", "on", "off"))
-    if joins.coordinator:
-        need(joins.num_processes >= 1, "distributed.num_processes", "how many join coordinator")
-        mine_is = 0 <= joins.process_id < max(1, joins.num_processes)
-        need(mine_is, "distributed.process_id", "must lie in 0..num_processes-1")
-
-    need(config.embed.chunk_rows >= 1, "embed.chunk_rows", "must be positive")
-    need(config.embed.token_budget >= 0, "embed.token_budget", "must be 0 (automatic) or more")
-    one_of("search.backend", config.search.backend, BACKENDS)
-    need(config.search.depth >= 1, "search.depth", "must be positive")
-    need(config.search.query_block >= 1, "search.query_block", "must be positive")
-    need(config.search.memory_gib >= 0, "search.memory_gib", "must be 0 (automatic) or more")
-
-    check_mining(config, need, one_of)
-
-    check_recipe(config, need, one_of)
-
-    need(config.evaluation.depth >= 100, "evaluation.depth", "recall@100 needs at least 100")
-    need(config.evaluation.min_relevance >= 1, "evaluation.min_relevance", "must be 1 or more")
-    one_of("export.dtype", config.export.dtype, ("float32", "float16"))
-    length = config.export.max_length
-    need(length == 0 or length >= 3, "export.max_length", "0 (the student's) or >= 3")
-    need(config.report.examples >= 0, "report.examples", "must be 0 or more")
-    return wrong
+    lines = wrong_values(config)
+    sound = Sound(config, frozenset(lines))
+    found = list(lines.values())
+    for check in (_whole_run, _encoders, _cluster, mining_checks, recipe_checks):
+        for conflicts in check(sound):
+            try:
+                for key, what in conflicts:
+                    value = _value(config, key)
+                    named = isinstance(value, ConfigDict)
+                    found.append(f"{key}: {what}" if named else options.conflict(key, value, what))
+            except Unsound:
+                pass
+    return list(dict.fromkeys(found))
 
 
-def _check_lora(side: str, block: ConfigDict, need) -> None:
-    """`side`: the block's key, 'student' or a teacher's."""
-    key = f"{side}.lora_rank"
-    need(block.lora_rank >= 0, key, "must be 0 (all weights are trained) or more")
-    if side != "student":
+def with_defaults(config: ConfigDict) -> ConfigDict | None:
+    """A copy in which each value that is wrong by itself is the default.
+
+    None where such a value says what is read: nothing found in other data or another model would
+    help. Mistakes between keys stay.
+    """
+    wrong = wrong_values(config)
+    if not wrong:
+        return config
+    copy, expected = config.copy_and_resolve_references(), base()
+    with expected.unlocked():
+        for named, default in zip(NAMED, (encoder(), training_set(), expected.train), strict=True):
+            expected[named] = dict.fromkeys(config[named], default)
+    for key in wrong:
+        block, _, leaf = key.rpartition(".")
+        if block == "data" or leaf in ("model", "source", "split", "adapter", "start"):
+            return None
+        with copy.ignore_type():
+            target = _value(copy, block) if block else copy
+            target[leaf] = _value(expected, key)
+    return copy
+
+
+class Unsound(Exception):
+    """A check has asked for a value that is wrong by itself."""
+
+
+class Sound:
+    """A config, or a block of it, that raises `Unsound` where a wrong value is read."""
+
+    def __init__(self, config: ConfigDict, wrong: frozenset[str], at: str = ""):
+        self._config, self._wrong, self._at = config, wrong, at
+
+    def __getitem__(self, key: str) -> Any:
+        if self._at + key in self._wrong:
+            raise Unsound
+        value = self._config[key]
+        if isinstance(value, ConfigDict):
+            return Sound(value, self._wrong, f"{self._at}{key}.")
+        return value
+
+    def __getattr__(self, key: str) -> Any:
+        return self[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """(key, value or block)."""
+        return ((key, self[key]) for key in self)
+
+
+def _whole_run(config: Sound) -> Iterator[Conflicts]:
+    yield _sources(config)
+
+
+def _sources(config: Sound) -> Conflicts:
+    stages = set(config.stages)
+    if stages - {"evaluate"} and not config.sets and not config.data.train:
+        yield "data.train", "name a data set, such as beir:DIR or pydocs:"
+    if "evaluate" in stages and not config.data.test:
+        yield "data.test", "name a data set, such as beir:DIR or pydocs:"
+
+
+def _encoders(config: Sound) -> Iterator[Conflicts]:
+    yield _student(config)
+    for name in ("teacher", *(f"teachers.{name}" for name in config.teachers)):
+        block = config.teacher if name == "teacher" else config.teachers[name[9:]]
+        yield _teacher(name, block)
+
+
+def _student(config: Sound) -> Conflicts:
+    block = config.student
+    if block.adapter and block.lora_rank:
+        yield "student.lora_rank", "new adapters, but 'adapter' names trained ones: give one"
+    if "train" in config.stages and not block.lora_rank and not block.adapter:
+        what = "all weights are trained, which takes float32; or set lora_rank"
+        if block.param_dtype != "float32":
+            yield "student.param_dtype", what
+
+
+def _teacher(at: str, block: Sound) -> Conflicts:
+    for key, value in (("init", "pretrained"), ("remat", "none")):
+        if block[key] != value:
+            yield f"{at}.{key}", f"for the student only; a teacher takes {value!r}"
+    if block.lora_rank:
         what = "only the student is trained; 'adapter' puts a trained one on a teacher"
-        need(block.lora_rank <= 0, key, what)
-    if block.adapter:
-        need(block.lora_rank <= 0, key, "new adapters, but 'adapter' names trained ones: give one")
-    need(block.lora_alpha > 0, f"{side}.lora_alpha", "must be positive")
-    need(0 <= block.lora_dropout < 1, f"{side}.lora_dropout", "a share, in [0, 1)")
-    targets = block.lora_targets
-    named = bool(targets) and all(isinstance(t, str) and t for t in targets)
-    need(named, f"{side}.lora_targets", "names of modules, such as ('q_proj',) or ('all-linear',)")
+        yield f"{at}.lora_rank", what
+
+
+def _cluster(config: Sound) -> Iterator[Conflicts]:
+    yield _processes(config.distributed)
+
+
+def _processes(joins: Sound) -> Conflicts:
+    if joins.coordinator:
+        if joins.num_processes < 1:
+            yield "distributed.num_processes", "how many processes join the coordinator"
+        if joins.process_id >= max(1, joins.num_processes):
+            yield "distributed.process_id", "expected a number below num_processes"

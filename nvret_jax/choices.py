@@ -1,4 +1,4 @@
-"""The words a config may choose from; the modules that act on them have the same lists."""
+"""The words that options choose from, each list once; the modules that act on them import it."""
 
 STAGES = ("embed", "search", "audit", "mine", "train", "evaluate", "export", "report")
 DEFAULT_STAGES = tuple(stage for stage in STAGES if stage != "audit")
@@ -23,4 +23,16 @@ INITS = ("pretrained", "random")
 ATTENTION = ("xla", "cudnn", "splash")
 REMAT = ("none", "attention", "dots", "full")
 PROMPT_IN_POOLING = ("all", "none", "last")
+POOLINGS = ("mean", "cls", "lasttoken", "latent", "tokens")
+EXPORT_DTYPES = ("float32", "float16")
+RESCORER_ORDERS = ("teacher", "rescored")
+DISTRIBUTED = ("auto", "on", "off")
+TERMS = ("query_to_passage", "passage_to_query", "query_to_query", "passage_to_passage")
+SCORES = ("inner", "maxsim")
+METHODS = ("gather", "ring")
+PARTITIONS = ("joint", "separate")
+POSITIVES = ("each", "pooled")
+SCORE_MASKS = ("", "margin", "percent")
+JUDGES = ("student", "guide")
+DISTILLATIONS = ("", "kl", "margin_mse")
 MAX_SEED = 2**31 - 1

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from nvret_jax import checks, mesh, overrides
 from nvret_jax.choices import STAGES
 from nvret_jax.errors import InputError, Preempted
+from nvret_jax.options import INT32
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; ':smoke' behind its name shrinks it to a one-minute run."
@@ -26,7 +27,9 @@ _STAGES = flags.DEFINE_list("stages", [], f"Only these stages, out of {', '.join
 _PLAN = flags.DEFINE_string(
     "plan", None, "Compile for a topology such as v5p:4x4x4 and print what fits; run nothing."
 )
-_PLAN_PASSAGES = flags.DEFINE_integer("plan_passages", 0, "Passages that --plan reckons with.")
+_PLAN_PASSAGES = flags.DEFINE_integer(
+    "plan_passages", 0, "Passages that --plan reckons with.", lower_bound=0, upper_bound=INT32
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
 
 
@@ -63,10 +66,11 @@ def _main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Flags, with every mistake in them as an InputError instead of a page of help."""
-    argv = overrides.located(argv)
-    overrides.check(argv)
+    argv, unset = overrides.check(overrides.located(argv))
     try:
-        return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
+        left = app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
+        overrides.unset(_CONFIG.value, unset)
+        return left
     except flags.Error as error:
         raise InputError(f"flags: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -1,98 +1,86 @@
-"""The checks of a config's blocks about mining: `mining`, `teachers`, `rescorer`, `audit`."""
+"""What must hold between the keys of a config that are about mining."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from ml_collections import ConfigDict
 
-from nvret_jax.choices import (
-    ANCHORS,
-    COMPAT,
-    DTYPES,
-    ENSEMBLES,
-    OWN_TEXT,
-    RANKS,
-    RULES,
-    SAMPLINGS,
-    SHORT,
-    VERDICT_MODES,
-)
+from nvret_jax.mining.options import too_narrow
+from nvret_jax.mining.rules import beyond_cosines
+from nvret_jax.recipe_checks import is_name
+
+Conflicts = Iterable[tuple[str, str]]  # (key, what is wrong with its value)
+_TAKEN = ("teacher", "student", "student-start", "random fill")
+_NO_COSINES = ("bm25:", "random:", "run:")  # what models of teachers begin with
 
 
-def check_mining(config: ConfigDict, need, one_of) -> None:
-    """Tells `need` and `one_of`, which collect mistakes, what must hold."""
-    mining = config.mining
-    rules = mining.rule.split("+")
-    need(
-        set(rules) <= set(RULES) and len(set(rules)) == len(rules),
-        "mining.rule",
-        f"choose one of {', '.join(RULES)}, or several different ones joined by '+'",
-    )
-    for key, known in (
-        ("anchor", ANCHORS),
-        ("ranks", RANKS),
-        ("compat", COMPAT),
-        ("sampling", SAMPLINGS),
-        ("ensemble", ENSEMBLES),
-        ("short", SHORT),
-        ("verdict_mode", VERDICT_MODES),
-    ):
-        one_of(f"mining.{key}", mining[key], known)
-    for key, low, high, what in (
-        ("percent", 0, 2, "a share of the anchor, such as 0.95, or 'auto'"),
-        ("margin", -1e-9, 2, "a distance between cosines, such as 0.05, or 'auto'"),
-    ):
-        value = mining[key]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        need(value == "auto" or (is_number and low < value <= high), f"mining.{key}", what)
-    need(-1 <= mining.threshold <= 1, "mining.threshold", "a cosine, such as 0.70")
-    need(mining.shift >= 0, "mining.shift", "must be 0 or more ranks")
-    need(mining.max_rank >= 0, "mining.max_rank", "must be 0 (no bound) or more ranks")
-    need(mining.num_negatives >= 1, "mining.num_negatives", "must be positive")
-    skipped = mining.shift if "shifted" in rules else 0
-    if mining.max_rank > 0:
-        room = mining.max_rank - skipped
-        what = f"leaves {room} ranks after shift={skipped}, and num_negatives are asked for"
-        need(room >= mining.num_negatives, "mining.max_rank", what)
-    need(mining.sample_from >= 1, "mining.sample_from", "must be positive")
-    need(mining.sample_temperature > 0, "mining.sample_temperature", "must be positive")
-    need(mining.max_promoted >= 0, "mining.max_promoted", "must be 0 (never) or more")
-    calibration = mining.calibration
-    need(0 < calibration.target < 1, "mining.calibration.target", "a share, such as 0.05")
-    need(calibration.queries >= 0, "mining.calibration.queries", "must be 0 (all) or more")
-    exclude = mining.exclude
-    one_of("mining.exclude.own_text", exclude.own_text, OWN_TEXT)
-    for key in ("near_copy", "minhash"):
-        need(0 <= exclude[key] <= 1, f"mining.exclude.{key}", "0 (off), or up to 1")
+def mining_checks(config: ConfigDict) -> Iterator[Conflicts]:
+    """The checks, each of which may be ended by a value that is wrong by itself."""
+    yield _teachers(config)
+    yield _window(config)
+    yield _documents(config)
+    yield _rescorer(config)
+    yield _audited(config)
+    yield _cosines(config, "mining", config.mining)
+    for name, block in config.sets.items():
+        yield _cosines(config, f"sets.{name}", block)
 
-    if exclude.document_separator and exclude.document_map:
-        need(False, "mining.exclude.document_map", "a passage has one document: leave one empty")
 
-    known = ("teacher", *config.teachers)
+def _teachers(config: ConfigDict) -> Conflicts:
     for name in config.teachers:
-        plain = name.replace("-", "").replace("_", "").isalnum()
-        free = name not in ("teacher", "student", "student-start", "random fill")
-        if not (plain and free):
-            need(False, "teachers", f"{name!r} is no name for a teacher: letters, digits, '-', '_'")
-    names = tuple(mining.teachers)
-    need(bool(names), "mining.teachers", f"name at least one of {', '.join(known)}")
-    unknown = [name for name in names if name not in known]
-    need(not unknown, "mining.teachers", f"unknown {unknown}; known are {', '.join(known)}")
-    need(len(set(names)) == len(names), "mining.teachers", "name each teacher once")
+        if not is_name(name) or name in _TAKEN:
+            yield "teachers", f"{name!r} is no name for a teacher: letters, digits, '-', '_'"
+    known = ("teacher", *config.teachers)
+    unknown = [name for name in config.mining.teachers if name not in known]
+    if unknown:
+        yield "mining.teachers", f"unknown {unknown}; known are {', '.join(known)}"
 
-    rescorer = config.rescorer
-    one_of("rescorer.order", rescorer.order, ("teacher", "rescored"))
-    one_of("rescorer.dtype", rescorer.dtype, DTYPES)
-    need(rescorer.depth >= 1, "rescorer.depth", "must be positive")
+
+def _window(config: ConfigDict) -> Conflicts:
+    mining = config.mining
+    rule = {"name": mining.rule, "max_rank": mining.max_rank, "shift": mining.shift}
+    wrong = too_narrow(rule, mining.num_negatives)
+    if wrong:
+        yield "mining.max_rank", wrong
+
+
+def _documents(config: ConfigDict) -> Conflicts:
+    exclude = config.mining.exclude
+    if exclude.document_separator and exclude.document_map:
+        what = "document_separator is given too, but a passage has one document: give one"
+        yield "mining.exclude.document_map", what
+
+
+def _rescorer(config: ConfigDict) -> Conflicts:
+    rescorer, mining = config.rescorer, config.mining
     if rescorer.model and rescorer.order == "teacher" and "auto" in (mining.percent, mining.margin):
-        what = "a value that is 'auto' is chosen from all scores: use 'rescored'"
-        need(False, "rescorer.order", what)
-    need(rescorer.length == 0 or rescorer.length >= 5, "rescorer.length", "0 (the model's) or >= 5")
+        yield "rescorer.order", "a value that is 'auto' is chosen from all scores: use 'rescored'"
 
-    audit = config.audit
-    for key, low, high in (("percents", 0, 2), ("margins", 0, 2), ("thresholds", -1, 1)):
-        good = all(isinstance(v, int | float) and low <= v <= high for v in audit[key])
-        need(good, f"audit.{key}", f"numbers in {low}..{high}")
-    good = all(isinstance(v, int) and v >= 0 for v in audit.shifts)
-    need(good, "audit.shifts", "whole numbers of ranks, 0 or more")
-    need(audit.queries >= 0, "audit.queries", "must be 0 (all) or more")
-    need(audit.resamples >= 1, "audit.resamples", "must be positive")
+
+def _are_cosines(config: ConfigDict, names: Iterable[str]) -> bool:
+    known = {"teacher": config.teacher, **dict(config.teachers.items())}
+    return all(
+        known[name].normalize and not known[name].model.startswith(_NO_COSINES)
+        for name in names
+        if name in known
+    )
+
+
+def _audited(config: ConfigDict) -> Conflicts:
+    """The same for the values that an audit tries."""
+    if not _are_cosines(config, config.mining.teachers):
+        return
+    for name in ("margin", "threshold"):
+        for value in config.audit[f"{name}s"]:
+            for _, what in beyond_cosines({name: value}):
+                yield f"audit.{name}s", what
+
+
+def _cosines(config: ConfigDict, at: str, block: ConfigDict) -> Conflicts:
+    """Values that no cosine reaches, where the teachers' scores are cosines."""
+    if not _are_cosines(config, block.teachers or config.mining.teachers):
+        return
+    values = {name: block[name] for name in ("margin", "threshold") if name in block}
+    for name, what in beyond_cosines(values):
+        yield f"{at}.{name}", what

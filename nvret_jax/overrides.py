@@ -8,20 +8,25 @@ Running the file twice is harmless: it only builds a dict.
 
 from __future__ import annotations
 
+import ast
 import importlib.machinery
 import importlib.util
 import pathlib
 import re
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from nvret_jax.config import flat_keys, near
+from nvret_jax.config_keys import keys_of
 from nvret_jax.errors import InputError
+from nvret_jax.options import Takes, mistake, shown
 
 _PACKAGE = pathlib.Path(__file__).parent
+_UNSET = "None"
 NO_CONFIG = "--config is missing; for a first run: --config=configs/quickstart.py"
 _EXPECTED = {
     bool: "true or false",
@@ -31,26 +36,55 @@ _EXPECTED = {
 }
 
 
-def check(argv: Sequence[str]) -> None:
-    """Looks at `--config=FILE[:arg]` and every `--config.key=value` of a command line.
+def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Checks `--config=FILE[:arg]` and every `--config.key=value` of a command line.
+
+    A number is decimal and ASCII; `None` unsets a value that can be unset (`config_keys`).
 
     Args:
         argv: with the program's name first.
+
+    Returns:
+        (the command line with flag files read and without the values that are unset, their keys):
+        `config_flags` cannot parse None, so whoever parses the rest calls `unset` afterwards.
 
     Raises:
         InputError: the file cannot be used, or overrides name unknown keys or values of another
             type; one line with all of these.
     """
+    try:
+        argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    except flags.Error as error:
+        raise InputError(f"flags: {error}") from None
     path, changes = _split(argv)
     if not path:
         if changes or path == "":
             raise InputError(NO_CONFIG)
-        return
+        return list(argv), []
     config = load(path)
-    wrong = [_problem(config, key, arguments) for key, arguments in _grouped(config, changes)]
-    wrong = [problem for problem in wrong if problem]
+    known = keys_of(config)
+    wrong, left, unset = [], list(argv), []
+    for key, arguments in _grouped(config, changes):
+        if _text(arguments) == _UNSET and key in known and _type(config, key):
+            problem = mistake(key, None, known[key])
+            left = _without(left, arguments)
+            unset.append(key)
+        else:
+            problem = _problem(config, key, arguments, known.get(key))
+            unset = [other for other in unset if other != key]
+        wrong += [problem] if problem else []
     if wrong:
         raise InputError("config: " + "; ".join(wrong))
+    return left, unset
+
+
+def unset(config: ConfigDict, keys: Sequence[str]) -> None:
+    """Unsets values of a config, as `check` has found them."""
+    for key in keys:
+        target, (*blocks, leaf) = config, key.split(".")
+        for name in blocks:
+            target = target[name]
+        target[leaf] = None
 
 
 def located(argv: Sequence[str]) -> list[str]:
@@ -148,8 +182,47 @@ def _type(config: ConfigDict, key: str) -> type | None:
     return node.get_type(leaf) if isinstance(node, ConfigDict) and leaf in node else None
 
 
-def _problem(config: ConfigDict, key: str, arguments: list[str]) -> str | None:
-    """What is wrong with one override, or None."""
+def _text(arguments: list[str]) -> str:
+    """The value that an override gives, as written."""
+    return arguments[0].partition("=")[2] if "=" in arguments[0] else arguments[-1]
+
+
+def _without(argv: list[str], arguments: list[str]) -> list[str]:
+    """A command line without some arguments that follow each other."""
+    count = len(arguments)
+    found = [i for i in range(len(argv)) if argv[i : i + count] == arguments]
+    gone = {i + j for i in found for j in range(count)}
+    return [argument for i, argument in enumerate(argv) if i not in gone]
+
+
+def _is_plain(kind: type, value: str) -> bool:
+    """Whether the numbers in a value are spelled as people spell them: no '1_0', no '１０'."""
+    if kind in (int, float):
+        return value.isascii() and "_" not in value
+    if kind in (tuple, object):
+        try:
+            tree = ast.parse(value.strip(), mode="eval")
+        except Exception:  # words
+            return True
+        return not any(
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, int | float | complex)
+            and "_" in (ast.get_source_segment(value.strip(), node) or "")
+            for node in ast.walk(tree)
+        )
+    return True
+
+
+def _literal(value: str) -> Any:
+    """A number, a truth value or a tuple where one is written; the text itself otherwise."""
+    try:
+        return ast.literal_eval(value)
+    except Exception:
+        return value
+
+
+def _problem(config: ConfigDict, key: str, arguments: list[str], takes: Takes | None) -> str | None:
+    """What is wrong with one override, or None; `takes`: what its key takes, if that is known."""
     kind = _type(config, key)
     if kind is None:
         return f"{key}: no such key{near(config, key)}"
@@ -161,15 +234,18 @@ def _problem(config: ConfigDict, key: str, arguments: list[str]) -> str | None:
         re.sub(rf"^(--?(?:no)?config\.){re.escape(key)}", r"\g<1>value", a) for a in arguments
     ]
     alone = flags.FlagValues()
+    value = _text(arguments)
+    expected = takes.words if takes else _EXPECTED.get(kind)
+    if not _is_plain(kind, value):
+        return f"{key}={value!r}: expected {expected}, in plain decimal digits"
     try:
         config_flags.DEFINE_config_dict(
             "config", _only(config, key), flag_values=alone, sys_argv=["", *arguments]
         )
         alone(["", *arguments])
     except Exception as error:  # flags.Error, and what parsers of values raise
-        value = arguments[0].partition("=")[2] or arguments[-1]
         if kind in _EXPECTED and value != arguments[0]:
-            return f"{key}={value!r}: expected {_EXPECTED[kind]}"
+            return f"{key}={shown(_literal(value))}: expected {expected}"
         return f"{key}: {error}".replace("config.value", f"config.{key}")
     return None
 

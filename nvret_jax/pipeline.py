@@ -13,13 +13,12 @@ import dataclasses
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 from ml_collections import ConfigDict
 
-from nvret_jax import checks, claim, closing, rounds, truncation
+from nvret_jax import checks, claim, closing, preflight, rounds, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.choices import STAGES as STAGE_NAMES
@@ -29,7 +28,6 @@ from nvret_jax.run import MADE_BY, Run
 from nvret_jax.sets import MINING_STAGES
 from nvret_jax.stages import STAGES
 from nvret_jax.stages.stage import Stage
-from nvret_jax.training.loop import check_batch, loss_of
 from nvret_jax.workdir import Workdir
 
 _MENDINGS = 10  # of one stage; a disk that damages more than that is no place for a run
@@ -87,14 +85,14 @@ def _run_rounds(
         if config.rounds > 1:
             say(f"round     {number} of {config.rounds}")
         of_round = asked if last else rounds.stages_of_round(asked)
+        wrong = preflight.unfit(state, of_round)
+        if wrong:
+            raise InputError("; ".join(wrong))
         if dry_run:
             _print_plan(state, plan if last else rounds.stages_of_round(plan), of_round)
             for found in truncation.of_run(state):
                 say(found.line())
             continue
-        wrong = _unfit(state, of_round)
-        if wrong:
-            raise InputError("; ".join(wrong))
         if number == 1:
             say(
                 f"devices: {jax.device_count()} × {jax.devices()[0].device_kind}, "
@@ -115,81 +113,21 @@ def mistakes(config: ConfigDict, workdir: str) -> list[str]:
     wrong = checks.mistakes(config)
     if not checks.has_all_keys(config):
         return wrong
+    sound = checks.with_defaults(config)  # what is wrong by itself takes no part in the rest
+    if sound is None:
+        return wrong
     try:
-        asked = [name for name in STAGE_NAMES if name in config.stages]
-        place = Workdir.open(workdir, config.to_dict(), write=False)
-        wrong += _unfit(Run(config, place), asked)
-    except Exception as error:  # values that are known to be wrong may break anything
+        asked = [name for name in STAGE_NAMES if name in sound.stages]
+        place = Workdir.open(workdir, sound.to_dict(), write=False)
+        wrong += preflight.unfit(Run(sound, place), asked)
+    except Exception as error:  # values that do not go together may break anything
         if not wrong or isinstance(error, InputError):
             wrong.append(str(error))
     return list(dict.fromkeys(wrong))
 
 
-def _unfit(state: Run, asked: Sequence[str]) -> list[str]:
-    """What is wrong with mesh, data and models of any stage, before the first one runs."""
-    wrong: list[str] = []
-
-    def look(check: Callable[[], Any]) -> None:
-        try:
-            check()
-        except InputError as error:
-            wrong.append(str(error))
-
-    if set(asked) - {"report"}:
-        look(lambda: state.mesh)
-        if wrong:
-            return wrong
-        shards = mesh_lib.shards(state.mesh, "batch")
-        for name, block in state.stages.items() if "train" in asked else ():
-            at = f"train_stages.{name}" if state.config.train.stages else "train"
-            look(lambda block=block, at=at: check_batch(block, shards, at))
-            look(lambda block=block: _loss(state, block))
-        look(lambda: _check_late(state, asked))
-        look(state.served.check_length)
-        sides = {name: side for part in state.sets.values() for name, side in part.encoders.items()}
-        for side in (state.student, *sides.values()):
-            look(side.check_kernel)
-        for part in state.sets.values():
-            for side in (part.student, *part.encoders.values()):
-                look(side.check_prompts)
-    for name in asked:
-        for part in _parts(state, name):
-            look(lambda part=part, name=name: STAGES[name].artifacts(part))
-    return list(dict.fromkeys(wrong))
-
-
-def _loss(state: Run, block: ConfigDict) -> None:
-    spec = state.student.spec
-    loss_of(block, spec.width, tokens=spec.late is not None)
-
-
-def _check_late(state: Run, asked: Sequence[str]) -> None:
-    """Raises InputError where models of one vector a token would have to be searched with."""
-    searched = [name for part in state.sets.values() for name in part.encoders.items()]
-    for name, side in dict(searched).items() if {"embed", "search"} & set(asked) else ():
-        if side.spec.late is not None:
-            raise InputError(
-                f"{name}: {side.config.model} gives one vector a token, which search does not take "
-                "yet; mine with a model that pools"
-            )
-    if state.student.spec.late is None:
-        return
-    if "evaluate" in asked:
-        raise InputError(
-            f"student: {state.config.student.model} gives one vector a token, which evaluation "
-            "does not search with yet; leave 'evaluate' out of stages"
-        )
-    if any(b.start == "best" for b in state.stages.values()) or state.config.result.pick == "best":
-        raise InputError("'best' needs dev scores, and models of one vector a token have none yet")
-
-
-def _parts(state: Run, name: str) -> list[Run]:
-    """The runs that a stage is done for: each set is mined apart, all else is done once."""
-    return list(state.sets.values()) if name in MINING_STAGES else [state]
-
-
 def _artifacts(state: Run, name: str) -> Iterator[tuple[Run, Artifact]]:
-    for part in _parts(state, name):
+    for part in preflight.parts(state, name):
         for item in STAGES[name].artifacts(part):
             yield part, item
 

@@ -1,25 +1,19 @@
-"""The checks of a config's blocks about training: `sets`, `train`, `train_stages`, `result`."""
+"""What must hold between the keys of a config that are about sets, training and its result."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvret_jax.choices import (
-    ANCHORS,
-    BATCHES,
-    MERGES,
-    PICKS,
-    RULES,
-    SCHEDULES,
-    SHARE_UNITS,
-    STARTS,
-)
 from nvret_jax.config import stages_of
+from nvret_jax.training.loss_options import Loss
 
+Conflicts = Iterable[tuple[str, str]]  # (key, what is wrong with its value)
 MAIN_SET = "train"  # the name of `data.train` among the sets
+_OWN = {"temperature": "temperature", "in_batch": "in_batch_negatives"}  # beside `loss`
 _EXACT = 1e-6  # how far from 1 parts of a whole may sum
 
 
@@ -29,112 +23,100 @@ def set_names(config: ConfigDict) -> list[str]:
 
 
 def is_name(name: str) -> bool:
-    """Whether it may name a folder: letters, digits, '-' and '_'."""
-    return name.replace("-", "").replace("_", "").isalnum()
+    """Whether it may name a folder: at most 100 letters, digits, '-' and '_'."""
+    return len(name) <= 100 and name.replace("-", "").replace("_", "").isalnum()
 
 
-def check_recipe(config: ConfigDict, need, one_of) -> None:
-    """Tells `need` and `one_of`, which collect mistakes, what must hold."""
-    need(config.rounds >= 1, "rounds", "must be 1 or more")
+def recipe_checks(config: ConfigDict) -> Iterator[Conflicts]:
+    """The checks, each of which may be ended by a value that is wrong by itself."""
+    yield _rounds(config)
+    yield _sets(config)
+    yield _order(config)
+    for name, block in config.train_stages.items():
+        yield from _stage(config, f"train_stages.{name}", block)
+    yield from _stage(config, "train", config.train)
+    yield _starts(config)
+    yield _dropout(config)
+    yield _result(config)
+
+
+def _rounds(config: ConfigDict) -> Conflicts:
     if config.rounds > 1:
-        there = {"mine", "train"} <= set(config.stages)
-        need(there, "rounds", "more than one round needs the stages mine and train")
-        need(not config.student.adapter, "rounds", "the student has an 'adapter': merge it first")
-    _check_sets(config, need, one_of)
+        if not {"mine", "train"} <= set(config.stages):
+            yield "rounds", "more than one round needs the stages mine and train"
+        if config.student.adapter:
+            yield "rounds", "the student has an 'adapter': merge it first"
+
+
+def _sets(config: ConfigDict) -> Conflicts:
+    known = ("teacher", *config.teachers)
+    for name in config.sets:
+        if not is_name(name) or name == MAIN_SET:
+            what = "letters, digits, '-', '_'"
+            yield "sets", f"{name!r} is no name for a set: {what}; '{MAIN_SET}' is taken"
+    for name, block in config.sets.items():
+        unknown = [teacher for teacher in block.teachers if teacher not in known]
+        if unknown:
+            yield f"sets.{name}.teachers", f"unknown {unknown}; known are {', '.join(known)}"
+
+
+def _order(config: ConfigDict) -> Conflicts:
     order = tuple(config.train.stages)
-    repeated = sorted({name for name in order if order.count(name) > 1})
-    need(not repeated, "train.stages", f"{repeated} more than once; add_stage() makes another")
     unknown = [name for name in order if name not in config.train_stages]
-    known = ", ".join(config.train_stages) or "none; add_stage() makes one"
-    need(not unknown, "train.stages", f"unknown {unknown}; there are {known}")
+    if unknown:
+        known = ", ".join(config.train_stages) or "none; add_stage() makes one"
+        yield "train.stages", f"unknown {unknown}; there are {known}"
     for name in config.train_stages:
         if name not in order:
-            need(False, "train.stages", f"stage {name!r} is never run; name it, or do not add it")
+            yield "train.stages", f"stage {name!r} is never run; name it, or do not add it"
         if not is_name(name):
-            what = f"{name!r} is no name for a stage: letters, digits, '-', '_'"
-            need(False, "train.stages", what)
+            yield "train.stages", f"{name!r} is no name for a stage: letters, digits, '-', '_'"
+
+
+def _stage(config: ConfigDict, at: str, train: ConfigDict) -> Iterator[Conflicts]:
+    """The checks of one block of training, which lies at the key `at`."""
+    if at == "train" and config.train_stages:
+        return  # a template for the stages there are, and not trained with itself
+    yield _used_sets(config, at, train)
+    yield _shares(config, at, train)
+    yield _negatives(config, at, train)
+    yield _length(at, train)
+    for conflicts in Loss.conflicts(_LossValues(train)):
+        yield ((loss_key(at, name), what) for name, what in conflicts)
+
+
+def _used_sets(config: ConfigDict, at: str, train: ConfigDict) -> Conflicts:
+    known = set_names(config)
+    unknown = [name for name in train.sets if name not in known]
     if unknown:
-        return
-    for number, (name, block) in enumerate(stages_of(config).items()):
-        at = f"train_stages.{name}" if order else "train"
-        _check_stage(config, block, at, number == 0, need, one_of)
-    rates = sorted({block.dropout for block in stages_of(config).values() if block.dropout})
-    what = f"stages have the rates {rates}; one rate, or 0 (off), can be built into a model"
-    need(len(rates) < 2, "train.stages", what)
-    _check_result(config, need, one_of)
+        yield f"{at}.sets", f"unknown {unknown}; there are {', '.join(known) or 'none'}"
 
 
-def _check_sets(config: ConfigDict, need, one_of) -> None:
-    for name, block in config.sets.items():
-        at = f"sets.{name}"
-        if not is_name(name) or name == MAIN_SET:
-            what = (
-                f"{name!r} is no name for a set: letters, digits, '-', '_'; '{MAIN_SET}' is taken"
-            )
-            need(False, "sets", what)
-            continue
-        need(bool(block.source), f"{at}.source", "name a data set, such as beir:DIR")
-        need(block.min_relevance >= 1, f"{at}.min_relevance", "positives have relevance >= 1")
-        for key in ("max_queries", "max_passages"):
-            need(block[key] >= 0, f"{at}.{key}", "must be 0 (all) or more")
-        for key in ("query_length", "passage_length"):
-            fits = block[key] is None or block[key] == 0 or block[key] >= 3
-            need(fits, f"{at}.{key}", "0 (the model's), >= 3, or unset")
-        known = ("teacher", *config.teachers)
-        unknown = [teacher for teacher in block.teachers if teacher not in known]
-        need(not unknown, f"{at}.teachers", f"unknown {unknown}; known are {', '.join(known)}")
-        if block.rule is not None:
-            rules = block.rule.split("+")
-            fits = set(rules) <= set(RULES) and len(set(rules)) == len(rules)
-            need(fits, f"{at}.rule", f"some of {', '.join(RULES)}, joined by '+'")
-        for key, high in (("percent", 2), ("margin", 2)):
-            value = block[key]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits = value in (None, "auto") or (number and 0 <= value <= high)
-            need(fits, f"{at}.{key}", f"a number in 0..{high}, 'auto', or unset")
-        if block.anchor is not None:
-            one_of(f"{at}.anchor", block.anchor, ANCHORS)
-        if block.num_negatives is not None:
-            need(block.num_negatives >= 1, f"{at}.num_negatives", "must be positive, or unset")
+def _shares(config: ConfigDict, at: str, train: ConfigDict) -> Conflicts:
+    names, shares = tuple(train.sets) or tuple(set_names(config)), tuple(train.shares)
+    listed = ", ".join(names)
+    if shares and len(shares) != len(names):
+        yield f"{at}.shares", f"{len(shares)} for {len(names)} sets ({listed})"
+    elif shares and train.share_unit == "weight":
+        total = math.fsum(shares)
+        if abs(total - 1) > _EXACT:
+            yield f"{at}.shares", f"sum to {total:g}; weights sum to 1"
+    elif not shares and train.share_unit == "weight" and len(names) != 1:
+        yield f"{at}.shares", f"give a weight for each of {listed}"
 
 
-def _check_stage(
-    config: ConfigDict, train: ConfigDict, at: str, first: bool, need, one_of: Callable
-) -> None:
-    """The values of one stage, whose block lies at the key `at`."""
-    _check_blend(config, train, at, need, one_of)
-    _check_start(config, train, at, first, need)
-    need(train.steps >= 0, f"{at}.steps", "must be 0 (by epochs) or more")
-    need(train.max_steps >= 0, f"{at}.max_steps", "must be 0 (no bound) or more")
-    need(train.steps > 0 or train.epochs > 0, f"{at}.epochs", "must be positive")
-    need(train.batch_size >= 1, f"{at}.batch_size", "must be positive")
-    need(train.num_negatives >= 0, f"{at}.num_negatives", "must be 0 or more")
-    if train.num_negatives == 0:
-        need(train.in_batch_negatives, f"{at}.in_batch_negatives", "no negatives are left")
+def _negatives(config: ConfigDict, at: str, train: ConfigDict) -> Conflicts:
+    if train.num_negatives == 0 and not train.in_batch_negatives:
+        yield f"{at}.in_batch_negatives", "no negatives are left, as num_negatives=0"
+    if train.num_negatives == 0 and train.loss.distillation and train.loss.num_positives == 1:
+        what = "compares the passages of a row, and num_negatives=0 leaves only one"
+        yield f"{at}.loss.distillation", what
     if "train" in config.stages:
         mined = {name: _mined(config, name) for name in set_names(config)}
         used = [mined[name] for name in train.sets or mined if name in mined]
         most = max(used, default=config.mining.num_negatives)
-        what = f"mining.num_negatives={most} are mined"
-        need(train.num_negatives <= most, f"{at}.num_negatives", what)
-    need(train.temperature > 0, f"{at}.temperature", "must be positive")
-    need(train.learning_rate > 0, f"{at}.learning_rate", "must be positive")
-    what = "a share of the steps in [0, 1), or their number from 2 on"
-    number = train.warmup >= 2 and float(train.warmup).is_integer()
-    need(0 <= train.warmup < 1 or number, f"{at}.warmup", what)
-    if train.steps:
-        need(train.warmup < train.steps, f"{at}.warmup", f"there are {train.steps} steps")
-    one_of(f"{at}.schedule", train.schedule, SCHEDULES)
-    for key in ("weight_decay", "clip_norm"):
-        need(train[key] >= 0, f"{at}.{key}", "must be 0 or more")
-    for key in ("b1", "b2"):
-        need(0 <= train[key] < 1, f"{at}.{key}", "must lie in [0, 1)")
-    need(train.eps > 0, f"{at}.eps", "must be positive")
-    need(0 <= train.dropout < 1, f"{at}.dropout", "a share, in [0, 1)")
-    need(train.chunk_tokens >= -1, f"{at}.chunk_tokens", "-1 (off), 0 (automatic) or positive")
-    for key in ("checkpoint_every", "eval_every", "log_every", "dev_passages", "dev_queries"):
-        need(train[key] >= 0, f"{at}.{key}", "must be 0 or more")
-    need(train.keep >= 1, f"{at}.keep", "must be positive")
+        if train.num_negatives > most:
+            yield f"{at}.num_negatives", f"mining.num_negatives={most} are mined"
 
 
 def _mined(config: ConfigDict, name: str) -> int:
@@ -143,59 +125,80 @@ def _mined(config: ConfigDict, name: str) -> int:
     return config.mining.num_negatives if own is None else own
 
 
-def _check_blend(config: ConfigDict, train: ConfigDict, at: str, need, one_of) -> None:
-    known = set_names(config)
-    names = tuple(train.sets)
-    unknown = [name for name in names if name not in known]
-    need(not unknown, f"{at}.sets", f"unknown {unknown}; there are {', '.join(known) or 'none'}")
-    need(len(set(names)) == len(names), f"{at}.sets", "name each set once")
-    one_of(f"{at}.share_unit", train.share_unit, SHARE_UNITS)
-    one_of(f"{at}.batches", train.batches, BATCHES)
-    shares = tuple(train.shares)
-    count = len(names or known)
-    if shares and len(shares) != count:
-        need(False, f"{at}.shares", f"{len(shares)} for {count} sets ({', '.join(names or known)})")
-        return
-    numbers = all(isinstance(x, int | float) and x > 0 for x in shares)
-    need(numbers, f"{at}.shares", "positive numbers; leave a set out of `sets` instead of 0")
-    if shares and numbers and train.share_unit == "weight":
-        total = math.fsum(shares)
-        need(abs(total - 1) <= _EXACT, f"{at}.shares", f"sum to {total:g}; weights sum to 1")
-    if train.share_unit == "weight" and not shares:
-        need(count == 1, f"{at}.shares", f"give a weight for each of {', '.join(names or known)}")
+def _length(at: str, train: ConfigDict) -> Conflicts:
+    if not train.steps and not train.epochs:
+        yield f"{at}.epochs", "expected a number above 0, or steps"
+    if train.steps and train.warmup >= train.steps:
+        yield f"{at}.warmup", f"there are {train.steps} steps"
+
+
+class _LossValues(Mapping):
+    """The options of `Loss` that a block of training gives, by their names there, when read."""
+
+    def __init__(self, train: ConfigDict):
+        self._train = train
+
+    def __getitem__(self, name: str) -> Any:
+        own = _OWN.get(name)
+        return self._train[own] if own else self._train.loss[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*_OWN, *self._train.loss])
+
+    def __len__(self) -> int:
+        return len(_OWN) + len(self._train.loss)
+
+
+def loss_key(at: str, name: str) -> str:
+    """Where a block of training at the key `at` has an option of `Loss`."""
+    return f"{at}.{_OWN.get(name, f'loss.{name}')}"
 
 
 def _has_dev(config: ConfigDict) -> bool:
     return bool(config.data.train and config.data.dev_split)
 
 
-def _check_start(config: ConfigDict, train: ConfigDict, at: str, first: bool, need) -> None:
-    start = train.start
-    need(bool(start), f"{at}.start", f"one of {', '.join(STARTS)}, or a folder")
-    if start != "best":
+def _starts(config: ConfigDict) -> Conflicts:
+    if any(name not in config.train_stages for name in config.train.stages):
         return
-    need(not first, f"{at}.start", "there is no stage before the first")
-    what = "needs dev scores: data.train with data.dev_split, and keep_best"
-    need(_has_dev(config) and train.keep_best, f"{at}.start", what)
+    for number, (name, block) in enumerate(stages_of(config).items()):
+        at = f"train_stages.{name}" if config.train.stages else "train"
+        if block.start != "best":
+            continue
+        if number == 0:
+            yield f"{at}.start", "there is no stage before the first"
+        if not (_has_dev(config) and block.keep_best):
+            what = "needs dev scores: data.train with data.dev_split, and keep_best"
+            yield f"{at}.start", what
 
 
-def _check_result(config: ConfigDict, need, one_of) -> None:
+def _dropout(config: ConfigDict) -> Conflicts:
+    if any(name not in config.train_stages for name in config.train.stages):
+        return
+    rates = sorted({block.dropout for block in stages_of(config).values() if block.dropout})
+    if len(rates) > 1:
+        what = f"stages have the rates {rates}; one rate, or 0 (off), can be built into a model"
+        yield "train.stages", what
+
+
+def _result(config: ConfigDict) -> Conflicts:
+    if any(name not in config.train_stages for name in config.train.stages):
+        return
     result = config.result
     last = list(stages_of(config).values())[-1]
-    one_of("result.pick", result.pick, PICKS)
-    if result.pick == "best":
+    if result.pick == "best" and not (_has_dev(config) and last.keep_best):
         what = "needs dev scores: data.train with data.dev_split, and keep_best in the last stage"
-        need(_has_dev(config) and last.keep_best, "result.pick", what)
-    one_of("result.merge", result.merge, MERGES)
-    need(result.merge_last >= 1, "result.merge_last", "must be 1 (nothing is merged) or more")
-    what = f"the last stage keeps {last.keep} checkpoints; raise its `keep`"
-    need(result.merge_last <= last.keep, "result.merge_last", what)
-    if result.merge_last > 1:
-        need(result.pick == "last", "result.pick", "merge_last merges the last checkpoints")
+        yield "result.pick", what
+    if result.merge_last > last.keep:
+        what = f"the last stage keeps {last.keep} checkpoints; raise its `keep`"
+        yield "result.merge_last", what
+    if result.merge_last > 1 and result.pick != "last":
+        yield "result.pick", "merge_last merges the last checkpoints"
     weights = tuple(result.merge_weights)
     count = result.merge_last + len(result.merge_with)
     if weights and len(weights) != count:
-        need(False, "result.merge_weights", f"{len(weights)} for {count} models")
+        yield "result.merge_weights", f"{len(weights)} for {count} models"
     elif weights:
         total = math.fsum(weights)
-        need(abs(total - 1) <= _EXACT, "result.merge_weights", f"sum to {total:g}, not 1")
+        if abs(total - 1) > _EXACT:
+            yield "result.merge_weights", f"sum to {total:g}, not 1"

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from nvret_jax import options
 from nvret_jax.errors import InputError
 
 Qrels = dict[str, dict[str, int]]  # query id -> passage id -> relevance
@@ -218,20 +220,36 @@ READERS: dict[str, Callable[[str, Sequence[str] | None, bool], Dataset]] = {
 }
 
 
+_TAKES = {
+    "spec": options.text("a data set, such as beir:DIR"),
+    "splits": options.many(options.text("the name of a split"), least=1, unset=True),
+    "allow_empty": options.flag(),
+}
+
+
 def load_dataset(
-    spec: str, *, splits: Sequence[str] | None = None, allow_empty: bool = False
+    spec: str | os.PathLike,
+    *,
+    splits: str | Sequence[str] | None = None,
+    allow_empty: bool = False,
 ) -> Dataset:
     """Reads the dataset that `spec` names.
 
     Args:
         spec: 'beir:FOLDER' (BEIR layout on disk), 'pydocs:' (docstrings of the installed packages;
             nothing to download), or 'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py).
-        splits: the splits to read, all of which must exist; None reads every split there is.
+            A path, such as `pathlib.Path("data/scifact")`, is a folder in BEIR layout.
+        splits: the splits to read, all of which must exist, or one; None reads all there are.
         allow_empty: keep passages and queries without any text instead of refusing them.
 
     Raises:
         InputError: unknown scheme, or whatever is wrong with the data, in one line.
     """
+    if isinstance(spec, os.PathLike):
+        spec = f"beir:{os.fspath(spec)}"
+    splits = (splits,) if isinstance(splits, str) else splits
+    given = {"spec": spec, "splits": splits, "allow_empty": allow_empty}
+    options.check_arguments("load_dataset", given, _TAKES)
     scheme, _, rest = spec.partition(":")
     if scheme not in READERS:
         known = ", ".join(f"'{name}:'" for name in READERS)

@@ -29,13 +29,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ir_measures
 import numpy as np
 
+from nvret_jax import arguments, options
+from nvret_jax.choices import BACKENDS
+from nvret_jax.data.dataset import load_dataset
 from nvret_jax.errors import InputError
+from nvret_jax.evaluation.options import DEPTH, GRADE
 
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
@@ -224,6 +229,18 @@ def metrics(
     return means, per_query
 
 
+_EVALUATE = {
+    "split": options.text("the name of a split"),
+    "k": DEPTH,
+    "min_relevance": GRADE,
+    "exclude_self": options.flag(),
+    "backend": options.choice(*BACKENDS),
+    "passage_length": options.whole(1, what="tokens", unset=True),
+    "query_length": options.whole(1, what="tokens", unset=True),
+    "progress": options.flag(),
+}
+
+
 def evaluate(
     encoder: Any,
     dataset: Any,
@@ -245,7 +262,7 @@ def evaluate(
 
     Args:
         encoder: a `models.encoder.Encoder` (its width, mesh and `encode` are used).
-        dataset: a `data.dataset.Dataset`.
+        dataset: a `data.dataset.Dataset`, or what `load_dataset` takes.
         split: a split of its judgments.
         k: hits kept for a query, at least 100 (the deepest measure); a smaller corpus is ranked
             whole.
@@ -264,8 +281,20 @@ def evaluate(
     """
     from nvret_jax.search.backend import search
 
-    if k < 100:
-        raise InputError(f"evaluation k={k}: recall_100 and ndcg_cut_100 need k of at least 100")
+    given = {name: value for name, value in locals().items() if name in _EVALUATE}
+    options.check_arguments("evaluate", given, _EVALUATE)
+    if not all(hasattr(encoder, name) for name in ("encode", "width", "mesh")):
+        raise InputError(
+            f"evaluate: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "
+            "Encoder, such as Encoder.from_pretrained(…)"
+        )
+    if isinstance(dataset, str | os.PathLike):
+        dataset = load_dataset(dataset)
+    if not all(hasattr(dataset, name) for name in ("corpus", "qrels", "split_queries")):
+        raise InputError(
+            f"evaluate: dataset={options.shown(dataset)} ({type(dataset).__name__}): expected a "
+            "Dataset, such as load_dataset('beir:DIR'), or what names one"
+        )
     query_ids, texts = scored_queries(dataset, split, min_relevance)
     corpus = dataset.corpus
     if passage_embeddings is None:
@@ -276,6 +305,8 @@ def evaluate(
         query_embeddings = encoder.encode(
             texts, kind="query", max_length=query_length, progress=progress
         )
+    passage_embeddings = arguments.vectors(passage_embeddings, "evaluate: passage_embeddings")
+    query_embeddings = arguments.vectors(query_embeddings, "evaluate: query_embeddings")
     for what, found, rows in (
         ("passage", passage_embeddings, len(corpus)),
         ("query", query_embeddings, len(texts)),

@@ -42,8 +42,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from nvret_jax import artifacts
+from nvret_jax import artifacts, options
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.choices import EXPORT_DTYPES
 from nvret_jax.errors import InputError
 from nvret_jax.export import end_token, late_interaction
 from nvret_jax.export.architecture import config_json
@@ -52,6 +53,15 @@ from nvret_jax.export.model_card import ModelCard, render
 DTYPES = {"float32": np.float32, "float16": np.float16}
 # torch's module of an activation by its class name.
 _TORCH = {"Identity": "linear.Identity"}
+
+
+_TAKES = {
+    "folder": options.Anything("a folder", (str, os.PathLike)),
+    "dtype": options.choice(*EXPORT_DTYPES),
+    "overwrite": options.flag(),
+    "card": options.Anything("a ModelCard", (ModelCard,), unset=True),
+    "matryoshka": options.many(options.whole(1, 1 << 20), distinct=True),
+}
 
 
 def export(
@@ -80,6 +90,14 @@ def export(
         InputError: the folder is not empty and `overwrite` is False, or is a file; unknown dtype;
             a weight that float16 cannot hold.
     """
+    given = {"folder": folder, "dtype": dtype, "overwrite": overwrite, "card": card}
+    given["matryoshka"] = matryoshka
+    options.check_arguments("export", given, _TAKES)
+    if not hasattr(encoder, "save_weights_hf"):
+        raise InputError(
+            f"export: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "
+            "Encoder"
+        )
     folder = epath.Path(os.fspath(folder).rstrip("/"))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"export: {folder} is a file; name a folder")

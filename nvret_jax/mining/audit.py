@@ -94,6 +94,15 @@ class Row:
     false_negatives: int
 
 
+def check_any(audited: int, queries: int, dataset: str) -> None:
+    """Raises InputError where no query has two positives."""
+    if not audited:
+        raise InputError(
+            f"audit: none of the {queries} queries of {dataset!r} has two positives, and "
+            "hiding one takes two; audit a data set with several positives per query"
+        )
+
+
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -139,11 +148,7 @@ def audit(
         InputError: no query has two positives.
     """
     numbers = queries_to_audit(candidates.positive_rows, query_ids, max_queries, seed)
-    if not len(numbers):
-        raise InputError(
-            f"audit: none of the {len(candidates)} queries of {dataset!r} has two positives, and "
-            "hiding one takes two; audit a data set with several positives per query"
-        )
+    check_any(len(numbers), len(candidates), dataset)
     hidden = hide(
         candidates, ranker, numbers, visible, excluded=excluded.take(numbers), query_ids=query_ids
     )

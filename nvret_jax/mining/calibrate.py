@@ -52,6 +52,7 @@ from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.ranker import Ranker
 
+TARGET, QUERIES = 0.05, 2000  # what is used where nothing else is asked for
 ENOUGH = 100  # queries: with fewer, zero false negatives would not show a share under 3 %
 _STEPS = 50  # values are hundredths below the positive's score, at most so many
 _PAPER = 5  # steps of the paper's values, percent 0.95 and margin 0.05
@@ -120,11 +121,7 @@ def calibrate(
     labelled = len(numbers) >= ENOUGH
     if not labelled:
         numbers = sample(np.arange(len(candidates)), query_ids, max_queries, seed)
-    if len(numbers) < ENOUGH:
-        raise InputError(
-            f"mining.{VALUES[rule_name]}='auto' needs at least {ENOUGH} training queries to "
-            f"calibrate on, and there are {len(numbers)}; give a number"
-        )
+    check_enough(rule_name, len(numbers))
     hidden = _hidden(
         candidates, ranker, numbers, excluded, query_ids, passage_ids, seed, alone=not labelled
     )
@@ -179,6 +176,16 @@ def calibrate(
         "why": _why(rule_name, best, target, tried.get(place - 1), found, len(numbers)),
     }
     return Choice(best["value"], record)
+
+
+def check_enough(rule_name: str, queries: int) -> None:
+    """Raises InputError where there are too few queries to calibrate a rule on."""
+    if queries < ENOUGH:
+        raise InputError(
+            f"mining.{VALUES[rule_name]}='auto': needs at least {ENOUGH} training queries to "
+            f"calibrate on, and there are {queries}; give a number, or raise "
+            "mining.calibration.queries"
+        )
 
 
 def _hidden(

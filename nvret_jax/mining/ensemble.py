@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from nvret_jax.choices import ENSEMBLES
 from nvret_jax.data.hashing import uniform01
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
 from nvret_jax.mining.survivors import Pool
+from nvret_jax.options import choice, mistake
 
-ENSEMBLES = ("cross", "intra", "intra_dedup", "union", "rrf")
 RRF_CONSTANT = 60  # Cormack, Clarke and Buettcher, 2009
 _TEACHER_DRAW = np.uint64(0x7465616368657273)  # sets this draw apart from those of passages
 
@@ -74,7 +75,7 @@ def combine(
     if mode == "intra_dedup":
         both = both.sorted(both.teachers.values, turn)
         return _in_turn(both, len(pools), num_negatives)
-    raise InputError(f"mining.ensemble={mode!r} is not known; choose one of {', '.join(ENSEMBLES)}")
+    raise InputError(mistake("mining.ensemble", mode, choice(*ENSEMBLES)))
 
 
 def overlaps(pools: list[Pool], num_negatives: int) -> np.ndarray:

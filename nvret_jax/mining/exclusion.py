@@ -19,17 +19,22 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from nvret_jax import options
+from nvret_jax.choices import MAX_SEED, OWN_TEXT
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.normalize import keys, normalize
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining import documents, overlap
 from nvret_jax.mining.neighbours import neighbours
+from nvret_jax.options import Anything, choice, flag, number, option, text, whole
 from nvret_jax.search.candidates import Search
 
 FORMS: dict[str, Callable[[str], str]] = {"normalized": normalize, "strip": str.strip}
@@ -107,28 +112,33 @@ class Settings:
         seed: of MinHash.
     """
 
-    own_text: str = "normalized"
-    same_text: bool = True
-    cosine: float = 0.0
-    jaccard: float = 0.0
-    document_separator: str = ""
-    document_map: Mapping[str, str] | epath.PathLike | None = None
-    seed: int = 0
+    own_text: str = option("normalized", choice(*OWN_TEXT))
+    same_text: bool = option(True, flag())
+    cosine: float = option(0.0, number(0, 1, "a cosine, 0 for off"))
+    jaccard: float = option(
+        0.0, number(overlap.LOWEST, 1, "a share of word triples", also={0: "off"})
+    )
+    document_separator: str = option("", text("what ends a document's id", empty=True, longest=64))
+    document_map: Mapping[str, str] | epath.PathLike | None = option(
+        None,
+        Anything("a file, or passage id -> document id", (str, os.PathLike, Mapping), unset=True),
+    )
+    seed: int = option(0, whole(0, MAX_SEED))
 
     def __post_init__(self):
-        if self.own_text not in (*FORMS, "off"):
-            raise InputError(
-                f"exclusions: own_text={self.own_text!r} is not known; choose one of "
-                f"{', '.join(FORMS)}, off"
-            )
-        for name in ("cosine", "jaccard"):
-            if getattr(self, name) != 0:
-                _check_threshold(getattr(self, name), name)
-        if self.document_separator and self.document_map is not None:
-            raise InputError(
-                f"exclusions: document_separator={self.document_separator!r} and a document_map "
-                "were both given; a passage has one document, so give one of them"
-            )
+        """Raises InputError, one line, for values that cannot be."""
+        options.check(self, "exclusions: ")
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[Iterable[tuple[str, str]]]:
+        """See `options.mistakes`."""
+        yield _one_document(values)
+
+
+def _one_document(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values["document_separator"] and values["document_map"]:
+        why = "document_separator is given too, but a passage has one document: give one"
+        yield "document_map", why
 
 
 def build(
@@ -319,8 +329,9 @@ def _documents(corpus: TextTable, settings: Settings) -> np.ndarray | None:
 
 
 def _check_threshold(value: float, name: str) -> None:
-    if not 0 < value <= 1:
-        raise InputError(f"exclusions: {name}={value}; expected a number above 0 and at most 1")
+    wrong = options.mistake(f"exclusions: {name}", value, number(0, 1, above=True))
+    if wrong:
+        raise InputError(wrong)
 
 
 # --- joins ---------------------------------------------------------------------------------------

@@ -13,14 +13,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+from nvret_jax import options as options_lib
+from nvret_jax.choices import COMPAT, ENSEMBLES, MAX_SEED, SAMPLINGS, SHORT
 from nvret_jax.errors import InputError
-from nvret_jax.mining.ensemble import ENSEMBLES
-from nvret_jax.mining.rules import Rule
-from nvret_jax.mining.sampling import SAMPLINGS, pool_size
+from nvret_jax.mining.rules import MOST_RANKS, Rule
+from nvret_jax.mining.sampling import pool_size
+from nvret_jax.options import choice, flag, number, option, whole
 
-SHORT = ("ragged", "drop", "random")
-COMPAT = ("", "paper", "sentence_transformers")
+MOST_NEGATIVES = 10_000
+COMPAT_TAKES = choice(*COMPAT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,41 +45,43 @@ class Options:
     """
 
     rule: Rule = dataclasses.field(default_factory=Rule)
-    num_negatives: int = 4
-    sampling: str = "top"
-    sample_from: int = 10
-    sample_temperature: float = 1.0
-    ensemble: str = "intra_dedup"
-    short: str = "ragged"
-    second_search: bool = True
-    window: int = 0
-    seed: int = 0
+    num_negatives: int = option(4, whole(1, MOST_NEGATIVES))
+    sampling: str = option("top", choice(*SAMPLINGS))
+    sample_from: int = option(10, whole(1, MOST_RANKS))
+    sample_temperature: float = option(1.0, number(1e-6, 1e6))
+    ensemble: str = option("intra_dedup", choice(*ENSEMBLES))
+    short: str = option("ragged", choice(*SHORT))
+    second_search: bool = option(True, flag())
+    window: int = option(0, whole(0))
+    seed: int = option(0, whole(0, MAX_SEED))
 
     def __post_init__(self):
         """Raises InputError, one line, for values that cannot be."""
-        for name, known in (("sampling", SAMPLINGS), ("ensemble", ENSEMBLES), ("short", SHORT)):
-            value = getattr(self, name)
-            if value not in known:
-                raise InputError(
-                    f"mining.{name}={value!r} is not known; choose one of {', '.join(known)}"
-                )
-        if self.num_negatives < 1:
-            raise InputError(f"mining.num_negatives={self.num_negatives}: must be positive")
-        if not self.sample_temperature > 0:
-            raise InputError(
-                f"mining.sample_temperature={self.sample_temperature}: must be positive"
-            )
-        room = self.rule.max_rank - self.rule.ranks_to_skip
-        if self.rule.max_rank and room < self.num_negatives:
-            raise InputError(
-                f"mining.max_rank={self.rule.max_rank} leaves {max(0, room)} ranks after "
-                f"shift={self.rule.ranks_to_skip}; {self.num_negatives} negatives are asked for"
-            )
+        options_lib.check(self, "mining.")
+        wrong = too_narrow(vars(self.rule), self.num_negatives)
+        if wrong:
+            raise InputError(options_lib.conflict("mining.max_rank", self.rule.max_rank, wrong))
 
     @property
     def pool_size(self) -> int:
         """Survivors per task and teacher that are needed."""
         return pool_size(self.sampling, self.num_negatives, self.sample_from)
+
+
+def too_narrow(rule: Mapping[str, Any], num_negatives: int) -> str | None:
+    """What is wrong with a rule's `max_rank`, where it leaves fewer ranks than negatives.
+
+    Args:
+        rule: the values of a `Rule`, each right by itself.
+    """
+    skipped = rule["shift"] if "shifted" in rule["name"].split("+") else 0
+    room = rule["max_rank"] - skipped
+    if not rule["max_rank"] or room >= num_negatives:
+        return None
+    return (
+        f"leaves {max(0, room)} ranks after shift={skipped}, and num_negatives={num_negatives} "
+        "are asked for"
+    )
 
 
 def compatible(
@@ -99,9 +105,9 @@ def compatible(
     if compat == "paper":
         rule = dataclasses.replace(options.rule, anchor="own", ranks="raw", keep_equal=False)
         return dataclasses.replace(options, rule=rule)
-    if compat != "sentence_transformers":
-        known = ", ".join(map(repr, COMPAT))
-        raise InputError(f"mining.compat={compat!r} is not known; choose one of {known}")
+    wrong = options_lib.mistake("mining.compat", compat, COMPAT_TAKES)
+    if wrong:
+        raise InputError(wrong)
     names = set(options.rule.names)
     wide = bool(names & {"abs", "margin_pos", "perc_pos"})
     wide |= rescored and options.rule.min_score > float("-inf")

@@ -16,6 +16,7 @@ near as Jaccard says: shared shingles over all shingles. Choices:
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -27,6 +28,7 @@ from nvret_jax.errors import InputError
 
 PERMUTATIONS = 128
 SURE = 0.999  # of proposing a pair at the threshold
+LOWEST = math.ceil(1000 * (1 - (1 - SURE) ** (1 / PERMUTATIONS))) / 1000  # share to be sure of
 _WIDTH = 3
 _DOUBT = 0.15  # an estimate this far below the threshold settles it: more than 4 deviations
 _HELD = 4096  # sets of shingles kept while pairs are confirmed
@@ -107,7 +109,7 @@ def _bands(threshold: float) -> tuple[int, int]:
             return bands, width
     raise InputError(
         f"exclusions: jaccard={threshold} is too low to be found with {PERMUTATIONS} MinHash "
-        f"permutations; give at least {1 - (1 - SURE) ** (1 / PERMUTATIONS):.3f}"
+        f"permutations; give at least {LOWEST}"
     )
 
 

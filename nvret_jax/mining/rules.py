@@ -21,15 +21,19 @@ rule says in float64: nothing is decided by the rounding of a threshold.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from nvret_jax import options
+from nvret_jax.choices import ANCHORS, RANKS, RULES
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
+from nvret_jax.options import option
 
-RULES = ("naive", "shifted", "abs", "margin_pos", "perc_pos")
-ANCHORS = ("own", "min", "max", "mean")
-RANKS = ("raw", "survivors")
+MOST_RANKS = 1_000_000  # a rank is a place in a list of candidates, which are held in memory
+MOST_SCORE = 1e6  # scores of any teacher, of BM25 and of inner products too
 # The value each rule reads.
 VALUES = {
     "naive": None,
@@ -59,37 +63,24 @@ class Rule:
             comparison done in float32, as sentence-transformers does; the paper drops it.
     """
 
-    name: str = "perc_pos"
-    percent: float = 0.95
-    margin: float = 0.05
-    threshold: float = 0.70
-    shift: int = 10
-    anchor: str = "min"
-    ranks: str = "raw"
-    max_rank: int = 0
-    min_score: float = -np.inf
-    keep_equal: bool = False
+    name: str = option("perc_pos", options.Combined(RULES), key="rule")
+    percent: float = option(0.95, options.number(0, 2, "a share of the anchor"))
+    margin: float = option(
+        0.05, options.number(-MOST_SCORE, MOST_SCORE, "a distance between scores")
+    )
+    threshold: float = option(0.70, options.number(-MOST_SCORE, MOST_SCORE, "a score"))
+    shift: int = option(10, options.whole(0, MOST_RANKS, "ranks"))
+    anchor: str = option("min", options.choice(*ANCHORS))
+    ranks: str = option("raw", options.choice(*RANKS))
+    max_rank: int = option(0, options.whole(0, MOST_RANKS, "ranks, 0 for no bound"))
+    min_score: float = option(
+        -np.inf, options.number(-MOST_SCORE, MOST_SCORE, "a score", also={-np.inf: "no bound"})
+    )
+    keep_equal: bool = option(False, options.flag())
 
     def __post_init__(self):
-        """Raises InputError for names that are not known."""
-        unknown = [name for name in self.names if name not in RULES]
-        if unknown or len(set(self.names)) < len(self.names):
-            raise InputError(
-                f"mining.rule={self.name!r} is not known; choose one of {', '.join(RULES)}, or "
-                "several different ones joined by '+'"
-            )
-        if self.anchor not in ANCHORS:
-            raise InputError(
-                f"mining.anchor={self.anchor!r} is not known; choose one of {', '.join(ANCHORS)}"
-            )
-        if self.ranks not in RANKS:
-            raise InputError(
-                f"mining.ranks={self.ranks!r} is not known; choose one of {', '.join(RANKS)}"
-            )
-
-        for name in ("shift", "max_rank"):
-            if getattr(self, name) < 0:
-                raise InputError(f"mining.{name}={getattr(self, name)}: must be 0 or more ranks")
+        """Raises InputError for values that cannot be."""
+        options.check(self, "mining.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,6 +134,18 @@ class Rule:
         return np.full(anchors_q.shape, np.inf, np.float32)
 
 
+def beyond_cosines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong) for values that mean nothing where all scores are cosines.
+
+    Args:
+        values: margin, threshold, or both; what is no number is passed over.
+    """
+    for name, low, high in (("margin", 0, 2), ("threshold", -1, 1)):
+        value = values.get(name)
+        if isinstance(value, int | float) and not low <= value <= high:
+            yield name, f"expected {options.number(low, high).words}, as scores are cosines"
+
+
 def anchors(positive_scores: Ragged, which: str) -> np.ndarray:
     """One positive score per query.
 
@@ -168,7 +171,7 @@ def anchors(positive_scores: Ragged, which: str) -> np.ndarray:
         return positive_scores.reduce(np.maximum, np.nan)
     if which == "mean":
         return positive_scores.reduce(np.add, np.nan) / positive_scores.counts
-    raise InputError(f"mining.anchor={which!r} is not known; choose one of {', '.join(ANCHORS)}")
+    raise InputError(options.mistake("mining.anchor", which, options.choice(*ANCHORS)))
 
 
 def _next(x: np.ndarray) -> np.ndarray:

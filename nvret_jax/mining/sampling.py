@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from nvret_jax.choices import SAMPLINGS
 from nvret_jax.data.hashing import uniform01
 from nvret_jax.errors import InputError
 from nvret_jax.mining.survivors import Pool
-
-SAMPLINGS = ("top", "uniform", "softmax", "top1_softmax")
+from nvret_jax.options import choice, mistake
 
 
 def pool_size(how: str, num_negatives: int, sample_from: int) -> int:
@@ -55,10 +55,9 @@ def priorities(
     Raises:
         InputError: `how` is not known.
     """
-    if how not in SAMPLINGS:
-        raise InputError(
-            f"mining.sampling={how!r} is not known; choose one of {', '.join(SAMPLINGS)}"
-        )
+    wrong = mistake("mining.sampling", how, choice(*SAMPLINGS))
+    if wrong:
+        raise InputError(wrong)
     place = pool.rows.position
     if how == "top":
         return place

@@ -35,7 +35,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from nvret_jax import arguments, choices
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import options as options_lib
 from nvret_jax.data.batches import Batch, pad_batch, plan_batches
 from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model, weights
@@ -88,12 +90,33 @@ def _token_budget(platform: str, dtype: str) -> int:
     return 2 * budget if platform == "cpu" and dtype != "float32" else budget
 
 
-def _check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise InputError("encode expects a sequence of texts, got one str; wrap it in a list")
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"text {row} is {type(text).__name__}, expected str")
+_DTYPE = options_lib.choice("float32", "bfloat16", "float16")
+_PROMPT = options_lib.text(lines=True, longest=100_000, unset=True)
+_PRETRAINED = {
+    "name_or_path": options_lib.Anything("a folder or a hub id", (str, os.PathLike)),
+    "dtype": _DTYPE,
+    "param_dtype": _DTYPE,
+    "max_length": options_lib.whole(1, what="tokens", unset=True),
+    "pooling": options_lib.choice(*choices.POOLINGS, unset=True),
+    "normalize": options_lib.flag(unset=True),
+    "query_prompt": _PROMPT,
+    "passage_prompt": _PROMPT,
+    "prompt_in_pooling": options_lib.choice(*choices.PROMPT_IN_POOLING, unset=True),
+    "bidirectional": options_lib.flag(unset=True),
+    "lora": options_lib.Anything("a LoraConfig", (LoraConfig,), unset=True),
+    "adapter": options_lib.Anything("a folder", (str, os.PathLike), unset=True),
+    "seed": options_lib.whole(0, choices.MAX_SEED),
+    "dropout": options_lib.number(0, 1, "a share", below=True),
+    "remat": options_lib.choice(*choices.REMAT),
+    "attention": options_lib.choice(*choices.ATTENTION),
+    "download": options_lib.flag(),
+}
+_ENCODE = {
+    "kind": options_lib.choice("passage", "query"),
+    "max_length": options_lib.whole(1, what="tokens", unset=True),
+    "token_budget": options_lib.whole(1, what="tokens", unset=True),
+    "progress": options_lib.flag(),
+}
 
 
 class Encoder:
@@ -193,6 +216,8 @@ class Encoder:
         Raises:
             InputError: no such model, or one we cannot compute; one line saying what to do.
         """
+        given = {name: value for name, value in locals().items() if name in _PRETRAINED}
+        options_lib.check_arguments("Encoder.from_pretrained", given, _PRETRAINED)
         folder = resolve(name_or_path, download=download)
         mesh = mesh_lib.make_mesh() if mesh is None else mesh
         options = Options(
@@ -203,8 +228,6 @@ class Encoder:
             wide=_platform(mesh) == "cpu",
         )
         check_platform(attention, _platform(mesh))
-        if param_dtype not in ("float32", "bfloat16", "float16"):
-            raise InputError(f"param_dtype={param_dtype!r}: expected float32, bfloat16 or float16")
         spec, backbone_folder = read_spec(
             folder,
             dtype=dtype,
@@ -393,7 +416,8 @@ class Encoder:
         """Embeds texts.
 
         Args:
-            texts: any number; each gets the prompt of its kind before it.
+            texts: any number, in anything that has an order: a list, a generator, a column. Each
+                gets the prompt of its kind before it.
             kind: 'passage' or 'query'.
             max_length: tokens a text is cut to; default: the spec's.
             token_budget: tokens (padding included) of one step per device the batch is split
@@ -406,9 +430,10 @@ class Encoder:
             the same array on every process. All processes must call it with the same texts.
 
         Raises:
-            InputError: a text is not a str, an embedding is not finite (naming the first row), or
-                the model keeps a vector for each token.
+            InputError: a text is not a str or has half of a surrogate pair, an embedding is not
+                finite (naming the first row), or the model keeps a vector for each token.
         """
+        texts = arguments.texts(texts, "encode")
         if self.spec.pooling == "tokens":
             raise InputError(
                 f"{self.folder}: a late-interaction model has no single vector for a text; use "
@@ -467,6 +492,7 @@ class Encoder:
         Raises:
             InputError: as `encode`; or the model pools.
         """
+        texts = arguments.texts(texts, "encode")
         late = self.spec.late
         if late is None:
             raise InputError(
@@ -494,14 +520,18 @@ class Encoder:
         keep: Callable[..., None],
     ) -> None:
         """Calls `keep(first row of block, rows in it, embeddings, block tokens)` for each batch."""
-        _check_texts(texts)
+        given = {
+            "kind": kind,
+            "max_length": max_length,
+            "token_budget": token_budget,
+            "progress": progress,
+        }
+        options_lib.check_arguments("encode", given, _ENCODE)
         max_length = self._texts.limit(kind, max_length)
         skip = self._texts.unpooled(kind)
         shards = mesh_lib.shards(self.mesh, "batch")
         if token_budget is None:
             token_budget = _token_budget(_platform(self.mesh), self.spec.dtype)
-        if token_budget < 1:
-            raise InputError(f"token_budget={token_budget}: expected a positive number of tokens")
         bar = tqdm.tqdm(
             total=len(texts),
             desc=f"encode {kind}",

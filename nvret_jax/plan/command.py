@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from nvret_jax.config import stages_of
 from nvret_jax.errors import InputError
+from nvret_jax.options import check_arguments, number, whole
 from nvret_jax.plan import models, steps
 from nvret_jax.plan.chips import Chip, topology_mesh
 from nvret_jax.plan.report import advice, fits, heading, report
@@ -142,6 +143,15 @@ def _search(config: ConfigDict, mesh: Mesh, chip: Chip, shape: tuple[int, int]) 
     return dataclasses.replace(step, calls=max(1, step.calls))
 
 
+_TAKES = {
+    "passages": whole(1),
+    "width": whole(1, 1 << 20),
+    "queries": whole(1),
+    "k": whole(1),
+    "memory_gib": number(0, 1 << 20, "0 for what is free"),
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """`python -m nvret_jax.plan`: a search alone. 0 if it fits, 1 if not, 2 for a mistake."""
     parser = argparse.ArgumentParser(
@@ -159,12 +169,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
+        given = {name: value for name, value in vars(arguments).items() if name in _TAKES}
+        check_arguments("plan", given, _TAKES)
         leave_devices_alone()
         shape, dtype = (arguments.passages, arguments.width), steps.DTYPES[arguments.dtype]
         checks.check_passages(jax.ShapeDtypeStruct(shape, dtype))
         checks.check_k(arguments.k, arguments.passages)
-        if arguments.queries < 1:
-            raise InputError(f"--queries={arguments.queries}; give at least 1")
         mesh, chip = topology_mesh(arguments.topology)
         budget = int(arguments.memory_gib * memory.GIB or memory.DEVICE_SHARE * chip.hbm)
         step = steps.search_step(mesh, shape, dtype, arguments.queries, arguments.k, budget)

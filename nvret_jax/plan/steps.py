@@ -343,7 +343,8 @@ def _batch(model: Sketch, config: ConfigDict, loss: Loss, mesh: Mesh, guide_widt
     queries = config.batch_size
     group = loss.num_positives + config.num_negatives
     passages = queries * group
-    width = {kind: -(-length // _BUCKET) * _BUCKET for kind, length in model.lengths.items()}
+    most = model.spec.backbone.max_tokens
+    width = {k: min(most, -(-length // _BUCKET) * _BUCKET) for k, length in model.lengths.items()}
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "query_tokens": ((queries, width["query"]), jnp.int32),
         "query_lengths": ((queries,), jnp.int32),

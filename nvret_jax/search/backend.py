@@ -18,12 +18,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from nvret_jax import arguments, options
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.choices import BACKENDS
 from nvret_jax.console import say
 from nvret_jax.errors import InputError
+from nvret_jax.options import choice, mistake
 from nvret_jax.search import checks, exact, memory, steps, stream
 
-BACKENDS = ("auto", "device", "faiss")
+BACKEND = choice(*BACKENDS)
+_TAKES = {"backend": BACKEND, "progress": options.flag()}
 
 
 def search(
@@ -40,16 +44,30 @@ def search(
     memory_bytes: int | None = None,
     resume: os.PathLike | str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`exact.search`, by the backend of that name: 'auto', 'device' or 'faiss'.
+    """The k passages of largest inner product per query, in (score desc, row asc) order.
 
     Args:
-        memory_bytes, backend: see `make_index`.
+        queries_qd: float [Q, D]: an array, a tensor, or a list of vectors.
+        passages_nd: float [N, D], likewise, or a store that slices by rows.
+        k: how many to return per query, 1 to N.
+        ceiling_q: [Q]; only passages scoring strictly below it are returned.
+        exclude: per query the row numbers that are never returned.
+        mesh, tile, progress: see `exact.search`.
+        backend, memory_bytes: see `make_index`.
         resume: a folder from which a search that streams goes on; see `stream.StreamIndex.search`.
 
+    Returns:
+        scores [Q, k] float32 and rows [Q, k] int32; where fewer than k passages are left,
+        score -inf and row -1 at the end.
+
     Raises:
-        InputError: an unknown backend, and whatever `exact.search` raises.
+        InputError: an unknown backend; k, widths, ceilings or row numbers that cannot be; NaN or
+            infinity in a vector.
     """
-    checks.check_arguments(queries_qd, passages_nd, k)
+    options.check_arguments("search", {"backend": backend, "progress": progress}, _TAKES)
+    passages_nd = arguments.vectors(passages_nd, "search: passages")
+    queries_qd = arguments.vectors(queries_qd, "search: queries")
+    checks.check_all(queries_qd, passages_nd, k)
     index = make_index(
         passages_nd, mesh=mesh, tile=tile, backend=backend, memory_bytes=memory_bytes
     )
@@ -115,8 +133,9 @@ def choose(backend: str, shape: tuple[int, int] | None = None, budget: int | Non
         shape: (N, D) of the passages, if memory is to count.
         budget: bytes the process may hold, likewise.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"search.backend={backend!r}; expected one of {', '.join(BACKENDS)}")
+    wrong = mistake("search.backend", backend, BACKEND)
+    if wrong:
+        raise InputError(wrong)
     faiss_bytes = 4 * shape[0] * shape[1] if shape and budget else 0
     if backend != "auto":
         chosen, why = backend, "as asked"

@@ -23,16 +23,22 @@ index, and several times that while it is built.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from nvret_jax import arguments, options
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.search import checks, topk
 
 METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")  # none of them scores below 0
+_TAKES = {
+    "k1": options.number(0, 1e6),
+    "b": options.number(0, 1),
+    "method": options.choice(*METHODS),
+    "progress": options.flag(),
+}
 
 
 class Bm25Ranker:
@@ -71,12 +77,12 @@ class Bm25Ranker:
         Raises:
             InputError: a parameter that cannot be, or no passage with a word in it.
         """
-        if method not in METHODS:
-            raise InputError(f"bm25.method={method!r}; expected one of {', '.join(METHODS)}")
-        if not (math.isfinite(k1) and k1 >= 0):
-            raise InputError(f"bm25.k1={k1}; expected a number of at least 0")
-        if not 0 <= b <= 1:
-            raise InputError(f"bm25.b={b}; expected a number from 0 to 1")
+        given = {"k1": k1, "b": b, "method": method, "progress": progress}
+        options.check_arguments("bm25", given, _TAKES)
+        query_texts = arguments.texts(query_texts, "bm25: query_texts")
+        corpus_texts = arguments.texts(corpus_texts, "bm25: corpus_texts")
+        if stopwords is not None and not isinstance(stopwords, str):
+            stopwords = list(arguments.texts(stopwords, "bm25: stopwords"))
         import bm25s  # loads JAX's backend when imported, so not before it is wanted
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG itself

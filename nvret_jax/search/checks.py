@@ -11,53 +11,56 @@ import math
 import ml_dtypes
 import numpy as np
 
+from nvret_jax import arguments
 from nvret_jax.errors import InputError
+from nvret_jax.options import INT32, check_arguments, whole
+
+_K = {"k": whole(1)}
 
 
-def check_arguments(queries_qd, passages_nd, k: int) -> None:
+def check_all(queries_qd, passages_nd, k: int) -> None:
     """Finds cheap mistakes before the passages are read and moved."""
     shape = check_passages(passages_nd)
     check_queries(queries_qd, shape)
     check_k(k, shape[0])
 
 
-def check_passages(passages_nd) -> tuple[int, int]:
+def check_passages(passages_nd, at: str = "search: passages") -> tuple[int, int]:
     """(N, D) of the passages; InputError unless they are a non-empty matrix of floats."""
     shape = tuple(getattr(passages_nd, "shape", ()))
     if len(shape) != 2:
-        raise InputError(f"search: passages have shape {shape}; expected [passages, width]")
+        raise InputError(f"{at} have shape {shape}; expected [passages, width]")
     if shape[0] == 0 or shape[1] == 0:
-        raise InputError(f"search: passages have shape {shape}; there is nothing to search")
-    if shape[0] > np.iinfo(np.int32).max:
-        raise InputError(f"search: {shape[0]} passages; row numbers are int32, at most 2^31 - 1")
+        raise InputError(f"{at} have shape {shape}; there is nothing to search")
+    if shape[0] > INT32:
+        raise InputError(f"{at}: {shape[0]} rows; row numbers are int32, at most 2^31 - 1")
     if not _is_float(passages_nd.dtype):
-        raise InputError(f"search: passages are {passages_nd.dtype}; expected a float type")
+        raise InputError(f"{at} are {passages_nd.dtype}; expected a float type")
     return shape
 
 
-def check_queries(queries_qd, shape: tuple[int, int] | None) -> np.ndarray:
+def check_queries(
+    queries_qd, shape: tuple[int, int] | None, at: str = "search: queries"
+) -> np.ndarray:
     """Queries as a finite float32 matrix as wide as the passages, else InputError."""
-    queries_qd = np.asarray(queries_qd)
+    queries_qd = np.asarray(arguments.vectors(queries_qd, at))
     if queries_qd.ndim != 2:
-        raise InputError(
-            f"search: queries have shape {queries_qd.shape}; expected [queries, width]"
-        )
+        raise InputError(f"{at} have shape {queries_qd.shape}; expected [queries, width]")
     if not _is_float(queries_qd.dtype):
-        raise InputError(f"search: queries are {queries_qd.dtype}; expected a float type")
+        raise InputError(f"{at} are {queries_qd.dtype}; expected a float type")
     if shape is not None and queries_qd.shape[1] != shape[1]:
         raise InputError(
-            f"search: queries are {queries_qd.shape[1]} wide and passages {shape[1]}; "
+            f"{at} are {queries_qd.shape[1]} wide and passages {shape[1]}; "
             "encode both with the same model"
         )
     queries_qd = queries_qd.astype(np.float32, copy=False)
-    check_finite(queries_qd, "queries", 0)
+    check_finite(queries_qd, at, 0)
     return queries_qd
 
 
 def check_k(k: int, n: int) -> int:
     """k as an int in 1..n, else InputError."""
-    if k != int(k) or k < 1:
-        raise InputError(f"search: k={k}; expected a whole number of at least 1")
+    check_arguments("search", {"k": k}, _K)
     if k > n:
         raise InputError(f"search: k={k} is more than the corpus has passages ({n}); lower k")
     return int(k)
@@ -83,7 +86,7 @@ def check_finite(block_nd: np.ndarray, name: str, first_row: int) -> None:
     bad = ~(np.abs(block_nd) <= largest)
     row, column = np.argwhere(bad)[0]
     raise InputError(
-        f"search: {name} row {first_row + row} has {block_nd[row, column]:.7g} in column {column}; "
+        f"{name} row {first_row + row} has {block_nd[row, column]:.7g} in column {column}; "
         f"expected finite values up to {largest:.2g}"
     )
 
@@ -96,7 +99,10 @@ def check_ceiling(ceiling_q, count: int) -> np.ndarray | None:
     """
     if ceiling_q is None:
         return None
-    ceiling_q = np.asarray(ceiling_q, np.float64)
+    given = np.asarray(arguments.host(ceiling_q))
+    if given.dtype.kind not in "fiu" and not _is_float(given.dtype):
+        raise InputError(f"search: ceiling_q is {given.dtype}; expected numbers, one per query")
+    ceiling_q = given.astype(np.float64)
     if ceiling_q.shape != (count,):
         raise InputError(
             f"search: ceiling_q has shape {ceiling_q.shape}; expected one per query, ({count},)"
@@ -113,22 +119,10 @@ def check_exclude(exclude, count: int, n: int) -> np.ndarray | None:
     """Ragged row numbers as pairs [2, M] int32 (query, row), sorted by query; None where empty."""
     if exclude is None:
         return None
-    if len(exclude) != count:
-        raise InputError(
-            f"search: exclude has {len(exclude)} entries; expected one per query, {count}"
-        )
-    sizes = [len(rows) for rows in exclude]
-    if not sum(sizes):
+    rows = arguments.rows(exclude, count, n, "search: exclude")
+    if not len(rows.values):
         return None
-    rows = np.concatenate([np.asarray(rows, np.int64).reshape(-1) for rows in exclude])
-    query = np.repeat(np.arange(count), sizes)
-    bad = (rows < 0) | (rows >= n)
-    if bad.any():
-        at = np.argmax(bad)
-        raise InputError(
-            f"search: exclude names row {rows[at]} for query {query[at]}; rows are 0 to {n - 1}"
-        )
-    return np.stack([query, rows]).astype(np.int32)
+    return np.stack([rows.row_of, rows.values]).astype(np.int32)
 
 
 def _is_float(dtype) -> bool:

@@ -62,7 +62,7 @@ def search(
     Raises:
         InputError: k, widths, ceilings or row numbers that cannot be; NaN or infinity in a vector.
     """
-    checks.check_arguments(queries_qd, passages_nd, k)
+    checks.check_all(queries_qd, passages_nd, k)
     index = ExactIndex(passages_nd, mesh=mesh, tile=tile)
     return index.search(queries_qd, k, ceiling_q=ceiling_q, exclude=exclude, progress=progress)
 

@@ -44,7 +44,7 @@ def search(
         scores [Q, k] float32 and rows [Q, k] int32; where fewer than k passages are left,
         score -inf and row -1 at the end.
     """
-    checks.check_arguments(queries_qd, passages_nd, k)
+    checks.check_all(queries_qd, passages_nd, k)
     index = FaissIndex(passages_nd)
     return index.search(queries_qd, k, ceiling_q=ceiling_q, exclude=exclude, progress=progress)
 
@@ -64,7 +64,7 @@ class FaissIndex:
         self.index = faiss.IndexFlatIP(width)
         for a in range(0, n, ADD_ROWS):
             block_nd = np.asarray(passages_nd[a : min(a + ADD_ROWS, n)], np.float32)
-            checks.check_finite(block_nd, "passages", a)
+            checks.check_finite(block_nd, "search: passages", a)
             self.index.add(np.ascontiguousarray(block_nd))
         # A view of the vectors the index holds, so that they are in memory once.
         self._passages_nd = faiss.rev_swig_ptr(self.index.get_xb(), n * width).reshape(n, width)

@@ -45,7 +45,7 @@ def read_rows(passages_nd, start: int, count: int, dtype: np.dtype) -> np.ndarra
     out = np.empty((count, width), dtype)
     for a, b in _slices(start, stop, getattr(passages_nd, "chunk_rows", 1)):
         block = np.asarray(passages_nd[a:b])
-        checks.check_finite(block, "passages", a)
+        checks.check_finite(block, "search: passages", a)
         out[a - start : b - start] = block
     out[stop - start :] = 0
     return out

@@ -29,8 +29,6 @@ from nvret_jax.training.multivector import max_sim
 
 Side = dict[str, jax.Array]
 
-TERMS = ("query_to_passage", "passage_to_query", "query_to_query", "passage_to_passage")
-SCORES = ("inner", "maxsim")
 # Stands for log 0. Finite, so that a query without negatives has a loss and a gradient of zero
 # where minus infinity would give inf - inf.
 NO_NEGATIVES = -1e30

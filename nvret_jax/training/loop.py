@@ -43,7 +43,7 @@ from nvret_jax.training.preemption import FLAGS, Preemption, mains
 from nvret_jax.training.stage import BEST, LAST, STUDENT, Batches, Places, Stage
 from nvret_jax.training.start import check_start, load_trained, randomised, started
 from nvret_jax.training.step import init_optimizer, make_step
-from nvret_jax.training.widths import Grouped
+from nvret_jax.training.widths import Grouped, within
 from nvret_jax.training.writer import MetricWriter, NoWriter, read_metrics, restore
 
 __all__ = [
@@ -87,13 +87,14 @@ def check_batch(config: ConfigDict, shards: int, at: str = "train") -> None:
         )
 
 
-def loss_of(config: ConfigDict, width: int, *, tokens: bool = False) -> Loss:
+def loss_of(config: ConfigDict, width: int, *, tokens: bool = False, at: str = "train") -> Loss:
     """The loss that a config describes.
 
     Args:
         config: `config.train` of a run.
         width: of the embeddings.
         tokens: whether there is one vector a token, and a score is their MaxSim.
+        at: the key of `config`, for messages.
 
     Raises:
         InputError: options that cannot be, all in one line.
@@ -106,7 +107,7 @@ def loss_of(config: ConfigDict, width: int, *, tokens: bool = False) -> Loss:
     )
     if max(loss.dims, default=0) > width:
         raise InputError(
-            f"train.loss.dims={loss.dims}: the embedding is {width} wide; name prefixes up to that"
+            f"{at}.loss.dims={loss.dims}: the embedding is {width} wide; name prefixes up to that"
         )
     return loss
 
@@ -241,6 +242,7 @@ class _StageRun:
         optimizer = make_optimizer(config, steps)
         loss = loss_of(config, self.encoder.width, tokens=self.encoder.spec.late is not None)
         start, stop = local_rows(mesh, config.batch_size)
+        positions = self.encoder.spec.backbone.max_tokens
         keep_best, every = config.keep_best, config.checkpoint_every
         kept = Checkpoints(self.folder, keep=config.keep, best=keep_best)
         with jax.set_mesh(mesh), kept as checkpoints:
@@ -273,7 +275,8 @@ class _StageRun:
                 at, stopping = done, preemption.settled()
                 while at < steps and not stopping:
                     at += 1
-                    batch = to_devices(next(batches), mesh, start, config.batch_size)
+                    batch = within(next(batches), positions)
+                    batch = to_devices(batch, mesh, start, config.batch_size)
                     batch |= preemption.flags()
                     number = np.uint32(self.first + at)
                     with jax.profiler.StepTraceAnnotation("train", step_num=self.first + at):

@@ -184,6 +184,23 @@ def _rounded(lengths: Any) -> np.ndarray:
     return -(-np.asarray(lengths) // _BUCKET) * _BUCKET
 
 
+def within(batch: dict[str, Any], positions: int) -> dict[str, Any]:
+    """A batch no wider than the model has positions.
+
+    Widths are rounded up for the sake of few shapes; what is cut off here is padding.
+    """
+    out = dict(batch)
+    for side in ("query", "passage"):
+        for name in (f"{side}_tokens", f"{side}_real"):
+            if name in out:
+                out[name] = out[name][:, :positions]
+        groups = out.get(f"{side}_groups")
+        if groups is not None:
+            widths = tuple(min(width, positions) for width in groups.widths)
+            out[f"{side}_groups"] = dataclasses.replace(groups, widths=widths)
+    return out
+
+
 @dataclasses.dataclass
 class Grouped:
     """A stage's batches, at the widths that are planned for them.

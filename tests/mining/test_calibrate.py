@@ -155,7 +155,7 @@ def test_a_target_that_cannot_be_met_is_an_error_that_says_what_came():
 
 def test_too_few_queries_and_rules_without_the_value_are_errors():
     scores_qn, _, known = world(6, queries=99)
-    with pytest.raises(InputError, match=r"percent='auto' needs at least 100 .* there are 99"):
+    with pytest.raises(InputError, match=r"percent='auto': needs at least 100 .* there are 99"):
         choose(scores_qn, known)
     scores_qn, _, known = world(6)
     with pytest.raises(InputError, match=r"'perc_pos' is not calibrated for mining.rule='abs'"):

@@ -186,9 +186,9 @@ def test_models_embed_the_same_with_what_cudnn_is_asked_for(cudnn_by_xla, name, 
             "'cudnn' needs an NVIDIA GPU, and this mesh is of 'cpu'",
         ),
         ({"attention": "splash"}, "attention='splash' needs a TPU, and this mesh is of 'cpu'"),
-        ({"attention": "flash"}, "'flash' is unknown; known: xla, cudnn, splash"),
-        ({"remat": "most"}, "remat='most' is unknown; known: none, attention, dots, full"),
-        ({"remat": True}, "remat=True is unknown"),
+        ({"attention": "flash"}, "'flash': expected one of xla, cudnn, splash"),
+        ({"remat": "most"}, "remat='most': expected one of none, attention, dots, full"),
+        ({"remat": True}, "remat=True: expected one of"),
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_read(tmp_path, asked, words):

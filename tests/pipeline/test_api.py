@@ -33,13 +33,13 @@ def test_mine_keeps_the_hardest_below_95_percent_of_the_positive():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"positives": [[0]]}, "1 lists of positives for 2 queries"),
-        ({"positives": [[0], [9]]}, "query number 1 has the positive 9"),
-        ({"positives": [[0], []]}, "query number 1 has no positive"),
+        ({"positives": [[0]]}, "positives: 1 lists for 2 queries"),
+        ({"positives": [[0], [9]]}, "positives: query 1 has row 9; there are 3 passages"),
+        ({"positives": [[0], []]}, "positives: query 1 has no positive"),
         ({"passage_embeddings": None}, "give a teacher"),
         ({"query_embeddings": np.ones((3, 4), np.float32)}, "3 query embeddings for 2 texts"),
         ({"passage_embeddings": np.ones((3, 5), np.float32)}, "4"),
-        ({"rule": "best"}, "mining.rule='best'"),
+        ({"rule": "best"}, "mine: rule='best': expected one of naive"),
         ({"backend": "gpu"}, "auto, device, faiss"),
     ],
 )
@@ -74,3 +74,24 @@ def test_search_and_mine_agree_on_the_order():
         progress=False,
     )
     assert [negatives.negative_rows[q].tolist() for q in range(3)] == rows[:, 1:].tolist()
+
+
+def test_auto_chooses_the_value_that_calibration_would():
+    rng = np.random.default_rng(2)
+    queries, passages = unit(rng, 120, 8), unit(rng, 150, 8)
+    positives = [int(row) for row in np.argmax(queries @ passages.T, axis=1)]
+
+    def mined(**how):
+        return api.mine(
+            [f"q{i}" for i in range(120)],
+            [f"p{i}" for i in range(150)],
+            positives,
+            query_embeddings=queries,
+            passage_embeddings=passages,
+            progress=False,
+            **how,
+        )
+
+    auto = mined(percent="auto").negative_rows.values.tolist()
+    tried = {p: mined(percent=p).negative_rows.values.tolist() for p in np.arange(50, 96) / 100}
+    assert auto in tried.values()

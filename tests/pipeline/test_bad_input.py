@@ -62,7 +62,7 @@ TABLE = [
         alone=1,
     ),
     flag("wrong type", ("train.steps='ten'", "whole number"), "--config.train.steps=ten", alone=1),
-    flag("not a boolean", ("download='maybe'", "true or false"), "--config.download=maybe"),
+    flag("not a boolean", ("download='maybe'", "True or False"), "--config.download=maybe"),
     flag("a block of values", ("train: a block", "--config.train."), "--config.train=3"),
     flag(
         "two wrong types",
@@ -79,7 +79,7 @@ TABLE = [
     ),
     flag(
         "two bad values",
-        ("mining.rule='best': choose one of", "train.batch_size=0: must be positive"),
+        ("mining.rule='best': expected one of", "train.batch_size=0: expected a whole number"),
         "--config.mining.rule=best",
         "--config.train.batch_size=0",
         alone=1,

@@ -77,7 +77,7 @@ TABLE = [
     mining("the same rule twice", ("'abs+abs'", "different"), "rule=abs+abs"),
     mining("percent in words", ("mining.percent='most'", "'auto'"), "percent=most"),
     mining("no percent", ("mining.percent=0",), "percent=0"),
-    mining("a list as percent", ("mining.percent=[1]", "0.95"), "percent=[1]"),
+    mining("a list as percent", ("mining.percent=[1]", "'auto'"), "percent=[1]"),
     mining("negative margin", ("mining.margin=-1",), "margin=-1"),
     mining("margin in words", ("mining.margin='some'", "'auto'"), "margin=some"),
     mining("threshold of no cosine", ("mining.threshold=3.0",), "threshold=3"),
@@ -113,12 +113,12 @@ TABLE = [
     mining("unknown teacher", ("mining.teachers", "'e5'", "known are teacher"), "teachers=('e5',)"),
     mining(
         "a teacher twice",
-        ("mining.teachers", "each teacher once"),
+        ("mining.teachers", "an item comes twice"),
         "teachers=('teacher','teacher')",
     ),
     flag(
         "two mistakes of mining",
-        ("mining.short='pad': choose one of ragged", "; mining.teachers=('x',): "),
+        ("mining.short='pad': expected one of ragged", "; mining.teachers=('x',): "),
         "--config.mining.short=pad",
         "--config.mining.teachers=('x',)",
     ),

@@ -164,8 +164,8 @@ def _bad(rows, row, value):
         ({"passages_nd": np.ones((10,), np.float32)}, ["shape (10,)"]),
         ({"ceiling_q": np.ones(3)}, ["ceiling_q", "(3,)", "(2,)"]),
         ({"ceiling_q": np.array([1, np.nan])}, ["ceiling_q", "query 1"]),
-        ({"exclude": [[1]]}, ["exclude", "1 entries"]),
-        ({"exclude": [[1], [10]]}, ["row 10", "query 1", "0 to 9"]),
+        ({"exclude": [[1]]}, ["exclude", "1 lists for 2 queries"]),
+        ({"exclude": [[1], [10]]}, ["row 10", "query 1", "10 passages"]),
         ({"exclude": [[-1], []]}, ["row -1", "query 0"]),
     ],
 )

@@ -120,5 +120,5 @@ def test_bad_input_is_named():
         RandomRanker(["q"], [], Ragged.from_rows([[]], np.int32))
     with pytest.raises(InputError, match="row 41"):
         RandomRanker(["q"], PASSAGES, Ragged.from_rows([[41]], np.int32))
-    with pytest.raises(InputError, match="1 entries; expected one per query, 7"):
+    with pytest.raises(InputError, match="1 lists for 7 queries"):
         RandomRanker(QUERIES, PASSAGES, Ragged.from_rows([[1]], np.int32))

@@ -207,5 +207,5 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     with pytest.raises(InputError, match="not UTF-8"):
         read(path)
     path.write_text("q0\tp1\t0.5\n")
-    with pytest.raises(InputError, match="1 entries; expected one per query, 3"):
+    with pytest.raises(InputError, match="1 lists for 3 queries"):
         RunRanker.read(path, QUERIES, PASSAGES, Ragged.from_rows([[1]], np.int32))

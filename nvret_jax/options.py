@@ -1,0 +1,440 @@
+"""What an option is: its default, the values it takes, and the one text that says so.
+
+A dataclass of options gives each field `option(default, takes)`. Config, command line, Python
+functions and the dataclass itself check a value by the same `takes`, so a mistake has one text,
+whatever it is found by; only the key in front of it is that of whoever asks.
+
+    margin: float = option(0.05, number(0, 2, "a distance between scores"))
+
+A check never casts. '5' is no number, True is no 1, 2.0 is no whole number; numpy's scalars count
+as what they are. A check costs no more than reading the value, however large it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+from nvret_jax.errors import InputError
+
+INT32 = 2**31 - 1
+_SHOWN = 100  # characters of a value that a message repeats
+_MOST = 1000  # items of a tuple
+
+
+class Takes:
+    """What values an option takes.
+
+    Attributes:
+        words: them, behind 'expected'.
+        unset: whether None is one of them.
+    """
+
+    words: str
+    unset: bool
+
+    def fits(self, value: Any) -> bool:
+        """Whether it takes this value."""
+        raise NotImplementedError
+
+    def hint(self, value: Any) -> str:
+        """More about a value that does not fit, beginning with ';', or ''."""
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Number(Takes):
+    """A finite number in a range; see `number` and `whole`."""
+
+    low: float
+    high: float
+    what: str = ""
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+    also: tuple[tuple[Any, str], ...] = ()
+    unset: bool = False
+    integral: bool = False  # 2.0 is a whole number, too: for options that hold a float
+
+    def fits(self, value: Any) -> bool:
+        if value is None:
+            return self.unset
+        words = [word for word, _ in self.also if isinstance(word, str) == isinstance(value, str)]
+        if isinstance(value, str):
+            return value in words
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        is_whole = isinstance(value, numbers.Integral)
+        if self.whole and not is_whole:
+            return False
+        if value in words:
+            return True
+        if not is_whole and (not math.isfinite(value) or (self.integral and value != int(value))):
+            return False
+        lowest = value > self.low if self.above else value >= self.low
+        return bool(lowest and (value < self.high if self.below else value <= self.high))
+
+    @property
+    def words(self) -> str:
+        kind = "a whole number" if self.whole or self.integral else "a number"
+        low, high = shown_number(self.low), shown_number(self.high)
+        if self.above or self.below:
+            low = f"{'above' if self.above else 'of at least'} {low}"
+            span = f"{low} and {'below' if self.below else 'at most'} {high}"
+        else:
+            span = f"from {low} to {high}"
+        out = [f"{word!r}" + f" ({meaning})" * bool(meaning) for word, meaning in self.also]
+        out.append(f"{kind} {span}" + f" ({self.what})" * bool(self.what))
+        return " or ".join(out) + ", or None" * self.unset
+
+
+def number(
+    low: float,
+    high: float,
+    what: str = "",
+    *,
+    above: bool = False,
+    below: bool = False,
+    also: Mapping[Any, str] | None = None,
+    unset: bool = False,
+) -> Number:
+    """Numbers from `low` to `high`; never NaN or infinite.
+
+    Args:
+        what: what the number means, where a reader of the message may wonder.
+        above, below: the end does not belong to the range.
+        also: other values it takes, such as 'auto' or 0, and what they mean.
+        unset: whether None is allowed.
+    """
+    return Number(low, high, what, False, above, below, tuple((also or {}).items()), unset)
+
+
+def whole(
+    low: int,
+    high: int = INT32,
+    what: str = "",
+    *,
+    also: Mapping[Any, str] | None = None,
+    unset: bool = False,
+) -> Number:
+    """Whole numbers from `low` to `high`; arguments as of `number`."""
+    return Number(low, high, what, True, False, False, tuple((also or {}).items()), unset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Either(Takes):
+    """What any of several ranges takes."""
+
+    parts: tuple[Number, ...]
+    unset: bool = False
+
+    def fits(self, value: Any) -> bool:
+        return any(part.fits(value) for part in self.parts)
+
+    @property
+    def words(self) -> str:
+        return ", or ".join(part.words for part in self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Takes):
+    """One of some words; see `choice`."""
+
+    known: tuple[str, ...]
+    unset: bool = False
+
+    def fits(self, value: Any) -> bool:
+        return self.unset if value is None else isinstance(value, str) and value in self.known
+
+    @property
+    def words(self) -> str:
+        listed = ", ".join(word or "''" for word in self.known)
+        return f"one of {listed}" + ", or None" * self.unset
+
+    def hint(self, value: Any) -> str:
+        words = [word for word in self.known if word] if isinstance(value, str) else []
+        found = difflib.get_close_matches(value[:_SHOWN], words, 1, 0.6) if words else []
+        return f"; did you mean {found[0]}?" if found else ""
+
+
+def choice(*known: str, unset: bool = False) -> Choice:
+    """One of some words; '' may be among them."""
+    return Choice(tuple(known), unset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Choice):
+    """Several different ones of some words, joined by '+'."""
+
+    known: tuple[str, ...]
+    unset: bool = False
+
+    def fits(self, value: Any) -> bool:
+        if not isinstance(value, str):
+            return value is None and self.unset
+        names = value.split("+")
+        return set(names) <= set(self.known) and len(set(names)) == len(names)
+
+    def hint(self, value: Any) -> str:
+        return "" if isinstance(value, str) and "+" in value else super().hint(value)
+
+    @property
+    def words(self) -> str:
+        listed = ", ".join(self.known)
+        return f"one of {listed}, or several different ones joined by '+'" + ", or None" * (
+            self.unset
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag(Takes):
+    """True or False; see `flag`."""
+
+    unset: bool = False
+
+    def fits(self, value: Any) -> bool:
+        return self.unset if value is None else isinstance(value, bool) or _is_numpy_bool(value)
+
+    @property
+    def words(self) -> str:
+        return "True or False" + ", or None" * self.unset
+
+
+def flag(*, unset: bool = False) -> Flag:
+    """True or False, no other truth."""
+    return Flag(unset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Takes):
+    """A text; see `text`."""
+
+    what: str
+    empty: bool
+    lines: bool
+    longest: int
+    without: str
+    unset: bool
+
+    def fits(self, value: Any) -> bool:
+        if not isinstance(value, str):
+            return value is None and self.unset
+        return not self._fault(value)
+
+    def _fault(self, value: str) -> str:
+        """What keeps a text from being taken, or ''."""
+        if not self.lines and not value.strip() and (value or not self.empty):
+            return "it is empty" if not value else "it is white space alone"
+        if len(value) > self.longest:
+            return f"it has {len(value):,} characters, at most {self.longest:,} are allowed"
+        if not is_unicode(value):
+            return "it has half of a surrogate pair, which no file can hold"
+        bad = next((letter for letter in "\0" + self.without if letter in value), None)
+        if bad is None and not self.lines:
+            bad = next((letter for letter in "\n\r" if letter in value), None)
+        return f"it has {bad!r} in it" if bad else ""
+
+    @property
+    def words(self) -> str:
+        kind = self.what or "text"
+        none = ", or '' for none" * (self.empty and not self.lines)
+        return kind + none + ", or None" * self.unset
+
+    def hint(self, value: Any) -> str:
+        return f"; {self._fault(value)}" if isinstance(value, str) else ""
+
+
+def text(
+    what: str = "",
+    *,
+    empty: bool = False,
+    lines: bool = False,
+    longest: int = 4096,
+    without: str = "",
+    unset: bool = False,
+) -> Text:
+    """Text that can be written as UTF-8, without NUL.
+
+    Args:
+        what: what it names, for the message.
+        empty: whether '' is allowed; white space alone never is, unless `lines`.
+        lines: whether it may be any text, of several lines or of none.
+        longest: characters.
+        without: characters it must not have.
+        unset: whether None is allowed.
+    """
+    return Text(what, empty, lines, longest, without, unset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Many(Takes):
+    """A tuple of items; see `many`."""
+
+    item: Takes
+    least: int = 0
+    distinct: bool = False
+    unset: bool = False
+
+    def fits(self, value: Any) -> bool:
+        if value is None:
+            return self.unset
+        if not isinstance(value, tuple | list) or not self.least <= len(value) <= _MOST:
+            return False
+        if not all(self.item.fits(item) for item in value):
+            return False
+        return not self.distinct or len(set(value)) == len(value)
+
+    @property
+    def words(self) -> str:
+        what = f"{self.least} or more " * bool(self.least) + "different " * self.distinct
+        return f"a tuple of {what}items, each {self.item.words}" + ", or None" * self.unset
+
+    def hint(self, value: Any) -> str:
+        if not isinstance(value, tuple | list):
+            return ""
+        if len(value) > _MOST:
+            return f"; it has {len(value):,} items, at most {_MOST:,} are allowed"
+        for number, item in enumerate(value):
+            if not self.item.fits(item):
+                return f"; item {number} is {shown(item)}" + self.item.hint(item)
+        return "; an item comes twice" if len(value) >= self.least else ""
+
+
+def many(item: Takes, *, least: int = 0, distinct: bool = False, unset: bool = False) -> Many:
+    """A tuple (or list) of at most 1,000 items.
+
+    Args:
+        item: what each of them takes.
+        least: how many there are at least.
+        distinct: whether all differ.
+        unset: whether None is allowed.
+    """
+    return Many(item, least, distinct, unset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Anything(Takes):
+    """An option that its owner checks: a path, a mapping, another block of options."""
+
+    words: str
+    kinds: tuple[type, ...]
+    unset: bool = False
+
+    def fits(self, value: Any) -> bool:
+        return self.unset if value is None else isinstance(value, self.kinds)
+
+
+def option(default: Any, takes: Takes, *, key: str = "") -> Any:
+    """A field of a dataclass of options; `key`: its name in messages, if that is another."""
+    return dataclasses.field(default=default, metadata={"takes": takes, "key": key})
+
+
+def takes_of(cls: type) -> dict[str, Takes]:
+    """Name -> what it takes, of each field that `option` made."""
+    return {
+        field.name: field.metadata["takes"]
+        for field in dataclasses.fields(cls)
+        if "takes" in field.metadata
+    }
+
+
+def mistake(key: str, value: Any, takes: Takes) -> str | None:
+    """What is wrong with one value, one line with its key; None: nothing."""
+    if takes.fits(value):
+        return None
+    said = f"{key}={shown(value)}: "
+    if value is None:
+        said += "cannot be unset; "
+    return f"{said}expected {takes.words}{takes.hint(value)}"
+
+
+def mistakes(cls: type, values: Mapping[str, Any], at: str = "") -> list[str]:
+    """What is wrong with values of the options of a dataclass.
+
+    Args:
+        cls: it. Where it has a static method `conflicts(values)`, that gives checks of values
+            that do not go together, each of which yields (name, what is wrong); it is asked where
+            each value is right by itself.
+        values: of some of its options, or all.
+        at: before each name, such as 'mining.'.
+
+    Returns:
+        One line for each mistake.
+    """
+    known, keys = takes_of(cls), {f.name: f.metadata.get("key") for f in dataclasses.fields(cls)}
+    found = [
+        mistake(at + (keys[name] or name), values[name], takes)
+        for name, takes in known.items()
+        if name in values
+    ]
+    wrong = [line for line in found if line]
+    if not wrong and hasattr(cls, "conflicts"):
+        wrong = [
+            conflict(at + name, values[name], what)
+            for check in cls.conflicts(values)
+            for name, what in check
+        ]
+    return wrong
+
+
+def conflict(key: str, value: Any, what: str) -> str:
+    """One line about a value that does not go with others."""
+    return f"{key}={shown(value)}: {what}"
+
+
+def check(instance: Any, at: str) -> None:
+    """Raises InputError, one line, for what is wrong with the options of a dataclass."""
+    wrong = mistakes(type(instance), vars(instance), at)
+    if wrong:
+        raise InputError("; ".join(wrong))
+
+
+def check_arguments(at: str, values: Mapping[str, Any], known: Mapping[str, Takes]) -> None:
+    """Raises InputError, one line, for arguments of a function that cannot be.
+
+    Args:
+        at: the function, such as 'mine'.
+        values: name -> value.
+        known: name -> what it takes; may have more names.
+    """
+    found = [mistake(name, value, known[name]) for name, value in values.items()]
+    wrong = [line for line in found if line]
+    if wrong:
+        raise InputError(f"{at}: {'; '.join(wrong)}")
+
+
+def shown(value: Any) -> str:
+    """A value as a message repeats it: cut short, and never an error itself."""
+    try:
+        is_scalar = type(value).__module__ == "numpy" and hasattr(value, "item") and not value.ndim
+        said = repr(value.item() if is_scalar else value)
+    except Exception:  # numbers of more digits than Python prints; objects of others
+        said = f"a value of type {type(value).__name__}"
+    said = " ".join(said.split())
+    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}…"
+
+
+def shown_number(value: float) -> str:
+    """A bound as people write it: 1,000,000 and 0.05."""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.12f}".rstrip("0") if abs(value) < 1e-3 else f"{value:g}"
+
+
+def is_unicode(value: str) -> bool:
+    """Whether a text is whole: no half of a surrogate pair."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_numpy_bool(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")

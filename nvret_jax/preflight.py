@@ -1,0 +1,287 @@
+"""What is wrong with a run before anything is made: mesh, models, data, and what is not there yet.
+
+`checks.py` reads the values of a config alone. Here they meet the devices, the folders of the
+models and the data; a dry run says the same as a run. Nothing is computed, and no weights are
+loaded. What would be refused hours later, in the stage that needs it, is refused here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax import options, sets, teachers
+from nvret_jax.config_keys import STAGE
+from nvret_jax.errors import InputError
+from nvret_jax.evaluation import retrieval
+from nvret_jax.mining import documents, verdicts
+from nvret_jax.mining.audit import check_any
+from nvret_jax.mining.calibrate import check_enough
+from nvret_jax.models import embedding_model
+from nvret_jax.run import Run
+from nvret_jax.search import vectors
+from nvret_jax.search.run_file import RunRanker
+from nvret_jax.sides import Side
+from nvret_jax.stages import STAGES
+from nvret_jax.training.loop import check_batch, loss_of
+
+MINING = ("embed", "search", "audit", "mine")
+SMALL_BATCH = 1024  # a batch of at most so many queries may have more rows than there are queries
+# What a stage that would be made reads, the nearest first.
+_READS = {
+    "search": ("embed",),
+    "audit": ("search", "embed"),
+    "mine": ("search", "embed"),
+    "train": ("mine",),
+    "evaluate": ("train",),
+    "export": ("evaluate", "train"),
+    "report": ("evaluate", "audit", "mine", "search", "train"),
+}
+
+
+def unfit(state: Run, asked: Sequence[str]) -> list[str]:
+    """What is wrong with mesh, data and models of any stage, each in one line.
+
+    Args:
+        state: the run.
+        asked: stages that are to run.
+    """
+    wrong: list[str] = []
+
+    def collect(check: Callable[[], Any]) -> None:
+        try:
+            check()
+        except InputError as error:
+            wrong.append(str(error))
+
+    if set(asked) - {"report"}:
+        collect(lambda: state.mesh)
+        if wrong:
+            return wrong
+        for check in _checks(state, asked):
+            collect(check)
+    found = len(wrong)
+    for name in asked:
+        for part in parts(state, name):
+            collect(functools.partial(STAGES[name].artifacts, part))
+    if len(wrong) == found:  # what cannot be named cannot be missed
+        collect(lambda: _check_there(state, asked))
+    return list(dict.fromkeys(wrong))
+
+
+def parts(state: Run, name: str) -> list[Run]:
+    """The runs that a stage is done for: each set is mined apart, all else is done once."""
+    return list(state.sets.values()) if name in sets.MINING_STAGES else [state]
+
+
+def _checks(state: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
+    do = functools.partial
+    if "train" in asked:
+        for name, block in state.stages.items():
+            at = f"train_stages.{name}" if state.config.train.stages else "train"
+            yield do(check_batch, block, mesh_lib.shards(state.mesh, "batch"), at)
+            yield do(_check_loss, state, block, at)
+            yield do(_check_length, state, block, at)
+        yield do(_check_dev, state)
+    yield do(_check_late, state, asked)
+    yield state.served.check_length
+    every = {name: side for part in state.sets.values() for name, side in part.encoders.items()}
+    for side in (state.student, *every.values()):
+        yield do(_check_side, side, state)
+    for part in state.sets.values():
+        for side in (part.student, *part.encoders.values()):
+            yield side.check_prompts
+        if set(asked) & set(MINING):
+            yield from _mining_checks(part, asked)
+    if "evaluate" in asked:
+        yield do(_check_judgments, state)
+
+
+def _mining_checks(part: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
+    do = functools.partial
+    if "search" in asked:
+        for name in part.teacher_names:
+            yield do(_check_ranking, part, name)
+    if {"audit", "mine"} & set(asked):
+        yield do(_check_exclusions, part)
+    if "mine" in asked:
+        yield do(_check_calibration, part)
+        yield do(_check_verdicts, part)
+    if "audit" in asked:
+        yield do(_check_audit, part)
+
+
+# --- the mesh and the models -----------------------------------------------------------------
+
+
+def _check_side(side: Side, state: Run) -> None:
+    at = side.name if side.name in ("teacher", "student") else f"teachers.{side.name}"
+    try:
+        side.check_kernel()
+    except InputError as error:  # begins with the key inside the block
+        raise InputError(f"{at}.{error}") from None
+    embedding_model.check_mesh(side.spec, state.mesh)
+    width = side.spec.backbone.hidden_size
+    if side.lora is not None and side.lora.rank > width:
+        raise InputError(
+            f"{at}.lora_rank={side.lora.rank}: the model is {width} wide, and adapters of "
+            "a higher rank are no smaller than its weights"
+        )
+
+
+def _check_loss(state: Run, block: ConfigDict, at: str) -> None:
+    spec = state.student.spec
+    loss = loss_of(block, spec.width, tokens=spec.late is not None, at=at)
+    if not loss.needs_guide:
+        return
+    for part in state.sets.values():
+        if not part.guide:
+            raise InputError(
+                f"{at}.loss.mask_by='guide': needs a teacher that is an encoder; use 'student'"
+            )
+
+
+def _check_late(state: Run, asked: Sequence[str]) -> None:
+    """Raises InputError where models of one vector a token would have to be searched with."""
+    searched = [name for part in state.sets.values() for name in part.encoders.items()]
+    for name, side in dict(searched).items() if {"embed", "search"} & set(asked) else ():
+        if side.spec.late is not None:
+            raise InputError(
+                f"{name}: {side.config.model} gives one vector a token, which search does not take "
+                "yet; mine with a model that pools"
+            )
+    if state.student.spec.late is None:
+        return
+    if "evaluate" in asked:
+        raise InputError(
+            f"student: {state.config.student.model} gives one vector a token, which evaluation "
+            "does not search with yet; leave 'evaluate' out of stages"
+        )
+    if any(b.start == "best" for b in state.stages.values()) or state.config.result.pick == "best":
+        raise InputError("'best' needs dev scores, and models of one vector a token have none yet")
+
+
+# --- the data --------------------------------------------------------------------------------
+
+
+def _rows(part: Run) -> int:
+    """Rows to train on that mining makes of a set, at most."""
+    found = part.positives()
+    return sum(map(len, found.values())) if part.options.rule.anchor == "own" else len(found)
+
+
+def _check_length(state: Run, block: ConfigDict, at: str) -> None:
+    """Raises InputError for batches that the data cannot fill, and for steps beyond counting."""
+    names = sets.sets_of(state.config, block)
+    rows = {name: _rows(state.sets[name]) for name in names}
+    total = sum(rows.values())
+    most = max(SMALL_BATCH, total)
+    if block.batch_size > most:
+        raise InputError(
+            f"{at}.batch_size={block.batch_size}: there are {total:,} rows to train on; expected "
+            f"at most {most:,}"
+        )
+    if block.steps or block.max_steps:
+        return
+    weights = [1.0] * len(names)
+    if block.share_unit == "epochs":
+        weights = sets.shares_of(block, names)
+    steps = block.epochs * math.fsum(w * rows[n] for w, n in zip(weights, names, strict=True))
+    if steps / block.batch_size > STAGE["steps"].high:
+        raise InputError(
+            f"{at}.epochs={options.shown(block.epochs)}: that is {steps / block.batch_size:.3g} "
+            f"steps; expected at most {STAGE['steps'].high:,}"
+        )
+
+
+def _check_dev(state: Run) -> None:
+    if state.dev_split and state.student.spec.late is None:
+        state.train_data.positives(state.dev_split, state.config.data.min_relevance)
+
+
+def _check_judgments(state: Run) -> None:
+    wanted = state.config.evaluation.min_relevance
+    try:
+        retrieval.scored_queries(state.test_data, state.config.data.test_split, wanted)
+    except InputError as error:
+        raise InputError(f"evaluation.min_relevance={wanted}: {error}") from None
+
+
+def _check_ranking(part: Run, name: str) -> None:
+    """Reads what a teacher's file or folder says of the training queries."""
+    data, block = part.train_data, part.block(name)
+    scheme, rest = teachers.kind(block.model), block.model.partition(":")[2]
+    queries = data.queries.select(part.positives())
+    if part.candidates(name).stale() is None:
+        return
+    if scheme == "run":
+        RunRanker.read(rest, queries.ids, data.corpus.ids, part.positive_rows())
+    if scheme == "vectors":
+        vectors.open_pair(rest, data.corpus.ids, queries.ids, normalize=block.normalize)
+
+
+def _check_exclusions(part: Run) -> None:
+    exclude, corpus = part.exclusions, part.train_data.corpus
+    if exclude.cosine and not part.guide:
+        raise InputError(
+            f"mining.exclude.near_copy={exclude.cosine} needs a teacher that is an encoder; use "
+            "mining.exclude.minhash"
+        )
+    if exclude.document_separator:
+        documents.by_separator(corpus.ids, exclude.document_separator)
+    if exclude.document_map:
+        path = exclude.document_map
+        documents.by_map(corpus.ids, documents.read(path), str(path))
+
+
+def _check_calibration(part: Run) -> None:
+    count, limit = len(part.positives()), part.config.mining.calibration.queries
+    for rule in part.calibrated:
+        check_enough(rule, min(count, limit or count))
+
+
+def _check_verdicts(part: Run) -> None:
+    mining, data = part.config.mining, part.train_data
+    if mining.verdicts:
+        verdicts.read_verdicts(mining.verdicts, data.queries, data.corpus)
+
+
+def _check_audit(part: Run) -> None:
+    found = part.positives().values()
+    check_any(sum(len(passages) > 1 for passages in found), len(found), part.train_data.name)
+
+
+# --- what earlier stages made ----------------------------------------------------------------
+
+
+def _check_there(state: Run, asked: Sequence[str]) -> None:
+    """Raises InputError where a stage would read what is not there and is not to be made."""
+    for name in asked:
+        if not any(item.stale() for part in parts(state, name) for item in _made(part, name)):
+            continue
+        for needed in _READS.get(name, ()):
+            if needed in asked or not _reads(state, name, needed):
+                continue
+            for part in parts(state, needed):
+                for item in _made(part, needed):
+                    part.need(item)
+
+
+def _made(part: Run, stage: str) -> list[Any]:
+    return STAGES[stage].artifacts(part)
+
+
+def _reads(state: Run, name: str, needed: str) -> bool:
+    """Whether a stage of this config reads what another one makes."""
+    if needed == "train":
+        return state.trains
+    if needed == "evaluate":
+        return state.evaluates
+    if name == "report":
+        return ("mine" if needed == "search" else needed) in state.config.stages
+    return True

@@ -1,0 +1,156 @@
+"""The choices of the loss, in one value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from nvret_jax import options
+from nvret_jax.choices import (
+    DISTILLATIONS,
+    JUDGES,
+    METHODS,
+    PARTITIONS,
+    POSITIVES,
+    SCORE_MASKS,
+    SCORES,
+    TERMS,
+)
+from nvret_jax.options import choice, flag, many, number, option, whole
+
+_TEMPERATURE = number(1e-6, 1e6)
+_WEIGHT = number(0, 1e6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """All choices of the loss. The defaults: InfoNCE, one positive, hard and in-batch negatives.
+
+    Attributes:
+        temperature: divides the scores; where it starts, if it is learned.
+        temperature_learning_rate: of Adam on log(1 / temperature); 0: fixed.
+        temperature_min: where a learned temperature stops falling.
+        in_batch: contrast with other rows too; False: own hard negatives alone.
+        terms: pairs between rows, of `contrast.TERMS`; 'query_to_passage' is always one.
+        partition: 'joint': one softmax over all terms (GTE, Li et al. 2023, section 3.3);
+            'separate': the mean of one over the query's terms and one over the passage's.
+        num_positives: P, slots of a row that hold positives.
+        positives: 'each': the mean over a row's positives, each against the negatives alone;
+            'pooled': the probability that falls on all of them together.
+        mask_own_duplicates: a row's own passage that comes again with another row is no negative
+            a second time.
+        score_mask: '' none; 'margin': no in-batch negative scores anchor - margin or more;
+            'percent': anchor - |anchor| · (1 - percent) or more. The anchor is the row's lowest
+            positive. The rules of mining, inside the batch.
+        margin, percent: of the score mask; a negative margin lets scores above the anchor in.
+        mask_by: whose scores: 'student' its own of this step, 'guide' stored vectors'.
+        mask_hard: the score mask also covers the row's own hard negatives.
+        method: 'gather' or 'ring'; see ring.py.
+        tile_pairs: token pairs in a tile of the ring; 0: chosen for the device.
+        scores: 'inner', or 'maxsim' for one vector a token.
+        dims: Matryoshka: prefixes of the embedding that are trained; (): the whole of it alone.
+        dim_weights: one a prefix; (): equal. The loss is the weighted mean.
+        distillation: '' none; 'kl': KL(teacher || student) over a row's passages;
+            'margin_mse': squared error of the score differences positive - negative.
+        contrastive_weight, distillation_weight: of the two parts; 0 leaves one out.
+        teacher_temperature: divides the teacher's scores.
+        student_temperature: divides the student's in distillation; 0: the loss's temperature for
+            'kl', 1 for 'margin_mse'.
+    """
+
+    temperature: float = option(0.05, _TEMPERATURE)
+    temperature_learning_rate: float = option(0.0, number(0, 100, "0 for a fixed temperature"))
+    temperature_min: float = option(0.01, _TEMPERATURE)
+    in_batch: bool = option(True, flag())
+    terms: tuple[str, ...] = option(
+        ("query_to_passage",), many(choice(*TERMS), least=1, distinct=True)
+    )
+    partition: str = option("joint", choice(*PARTITIONS))
+    num_positives: int = option(1, whole(1, 1024))
+    positives: str = option("each", choice(*POSITIVES))
+    mask_own_duplicates: bool = option(False, flag())
+    score_mask: str = option("", choice(*SCORE_MASKS))
+    margin: float = option(0.0, number(-2, 2, "a distance between cosines"))
+    percent: float = option(0.95, number(0, 2, "a share of the positive's score", above=True))
+    mask_by: str = option("student", choice(*JUDGES))
+    mask_hard: bool = option(False, flag())
+    method: str = option("gather", choice(*METHODS))
+    tile_pairs: int = option(0, whole(0, what="0 for what suits the device"))
+    scores: str = option("inner", choice(*SCORES))
+    dims: tuple[int, ...] = option((), many(whole(1, 1 << 20), distinct=True))
+    dim_weights: tuple[float, ...] = option((), many(_WEIGHT))
+    distillation: str = option("", choice(*DISTILLATIONS))
+    contrastive_weight: float = option(1.0, _WEIGHT)
+    distillation_weight: float = option(1.0, _WEIGHT)
+    teacher_temperature: float = option(1.0, _TEMPERATURE)
+    student_temperature: float = option(
+        0.0, number(1e-6, 1e6, also={0: "the temperature of the loss, 1 for margin_mse"})
+    )
+
+    def __post_init__(self):
+        """Raises InputError, naming all that is wrong with the options."""
+        options.check(self, "loss.")
+        for name in ("terms", "dims", "dim_weights"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[Iterable[tuple[str, str]]]:
+        """See `options.mistakes`."""
+        return (check(values) for check in (_temperatures, _terms, _in_batch, _dims, _weights))
+
+    @property
+    def learned(self) -> bool:
+        """Whether the temperature is learned."""
+        return self.temperature_learning_rate > 0
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether there is a contrastive part."""
+        return self.contrastive_weight > 0
+
+    @property
+    def needs_teacher_scores(self) -> bool:
+        return bool(self.distillation)
+
+    @property
+    def needs_guide(self) -> bool:
+        return bool(self.score_mask) and self.mask_by == "guide"
+
+    @property
+    def scale(self) -> float:
+        """1 / temperature."""
+        return 1.0 / self.temperature
+
+
+def _temperatures(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    start = values["temperature"]
+    if values["temperature_learning_rate"] and values["temperature_min"] > start:
+        yield "temperature_min", f"is above temperature={start:g}, where learning starts"
+
+
+def _terms(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "query_to_passage" not in values["terms"]:
+        yield "terms", "'query_to_passage' must be among them"
+
+
+def _in_batch(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values["in_batch"]:
+        return
+    if len(values["terms"]) > 1:
+        yield "terms", "terms between rows need in-batch negatives, which are off"
+    if values["score_mask"] and not values["mask_hard"]:
+        yield "score_mask", "covers nothing: in-batch negatives and mask_hard are off"
+
+
+def _dims(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    weights, dims = values["dim_weights"], values["dims"]
+    if weights and len(weights) != len(dims):
+        yield "dim_weights", f"expected one for each of {len(dims)} dims"
+    elif weights and not sum(weights) > 0:
+        yield "dim_weights", "must not all be 0"
+
+
+def _weights(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if not values["distillation"] and not values["contrastive_weight"]:
+        yield "contrastive_weight", "nothing is left of the loss"
