@@ -85,7 +85,7 @@ def test_vectors_are_added_in_blocks(monkeypatch):
 def test_backend_choice(monkeypatch, caplog):
     assert backend.choose("device") == "device"
     assert backend.choose("faiss") == "faiss"
-    with pytest.raises(InputError, match=r"search\.backend='gpu'; expected one of auto, device"):
+    with pytest.raises(InputError, match=r"search\.backend='gpu': expected one of auto, device"):
         backend.choose("gpu")
     assert backend.choose("auto") == ("faiss" if jax.default_backend() == "cpu" else "device")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
