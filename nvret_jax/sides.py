@@ -169,6 +169,8 @@ class Side:
             parts |= {"init": self.config.init, "seed": self._run.config.seed}
         if self.spec.prompt_in_pooling != "all":
             parts["prompt_in_pooling"] = self.spec.prompt_in_pooling
+        if self.spec.truncate_dim is not None:
+            parts["truncate_dim"] = self.spec.truncate_dim
         if hasattr(self.spec.backbone, "causal"):
             parts["bidirectional"] = not self.spec.backbone.causal
         if self.lora is not None:
@@ -241,8 +243,9 @@ class Side:
         """Raises InputError where a prompt leaves no room for the text behind it."""
         for kind in ("query", "passage"):
             prompt, length = self.spec.prompt(kind), self.length(kind)
-            taken = self._tokenizer.prompt_tokens(prompt) if prompt else 0
-            if taken + 1 >= length:
+            texts = TextTokens(self.spec, self._tokenizer, self.folder)
+            taken = texts.taken(kind) if prompt else 0
+            if taken >= length:
                 raise InputError(
                     f"{self._run.label}{self.name}: {kind}_length={length}, and the prompt "
                     f"{prompt!r} alone takes {taken} tokens; raise the length"

@@ -8,6 +8,8 @@ Choices:
 - A tokenizer.json often carries the truncation and padding of whoever saved it (MiniLM's cuts at
   128 and pads everything to 128). Both are switched off: length is the caller's business, and
   padding is done per batch.
+- The Rust object keeps the length it cuts at as its own state. It is set and used under a lock, so
+  that several threads may encode with one tokenizer, each at its own length.
 - Texts are encoded in blocks, because the library's result objects are many times larger than the
   ids that are kept.
 """
@@ -16,12 +18,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
 from etils import epath
 
+from nvret_jax.data.model_folder import (
+    INT32,
+    Fields,
+    encodable,
+    inside,
+    read_object,
+    shown,
+)
 from nvret_jax.errors import InputError
 
 _BLOCK = 1024  # texts encoded at a time
@@ -66,15 +81,18 @@ class Tokenizer:
         """
         self._config = config or {}
         self._folder = folder
+        self._lock = threading.Lock()
         self.pad_id = _pad_id(backend, self._config)
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._side = self._config.get("truncation_side", "right")
+        fields = Fields(self._config)
+        self._side = fields.text("truncation_side", "right", choices=("right", "left"))
         self._specials = backend.num_special_tokens_to_add(False)
-        stated = self._config.get("model_max_length")
-        if max_length is None and isinstance(stated, int | float) and 0 < stated < _LONGEST:
-            max_length = int(stated)
+        stated = fields.limit("model_max_length")
+        fields.check(f"{folder}/tokenizer_config.json")
+        if max_length is None and stated is not None and stated < _LONGEST:
+            max_length = stated
         self.max_length = max_length
         content = json.dumps(json.loads(backend.to_str()), sort_keys=True)
         self.fingerprint = hashlib.sha256(
@@ -93,12 +111,16 @@ class Tokenizer:
             InputError: there is no tokenizer, or it cannot be read.
         """
         folder = epath.Path(folder)
-        config = _read_config(folder / "tokenizer_config.json")
-        path = folder / "tokenizer.json"
+        config = _read_config(folder)
+        for name in _COPIED:
+            inside(folder, name)  # none that `save` copies leads out of the folder
+        path = inside(folder, "tokenizer.json")
         if path.exists():
             try:
                 backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-            except Exception as error:  # the Rust side raises bare Exception
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # the Rust side raises bare Exception, or panics
                 raise InputError(
                     f"{path}: not a tokenizer of the 'tokenizers' library ({error})"
                 ) from None
@@ -136,17 +158,50 @@ class Tokenizer:
                 f"max_length={max_length}: the tokenizer adds {self._specials} special tokens to "
                 f"each text, so it must be at least {max(1, self._specials)}"
             )
-        backend = self._backend
-        backend.enable_truncation(max_length, direction=self._side)
-        ids = []
-        try:
-            for start in range(0, len(texts), _BLOCK):
-                block = list(texts[start : start + _BLOCK])
-                for encoding in backend.encode_batch_fast(block):
-                    ids.append(np.asarray(encoding.ids, dtype=np.int32))
-        finally:
-            backend.no_truncation()
+        ids = [
+            np.asarray(encoding.ids, np.int32)
+            for encoding in self._encodings(texts, max_length, _BLOCK)
+        ]
         return ids
+
+    def _encodings(
+        self, texts: Sequence[Any], max_length: int, block: int, **truncation: Any
+    ) -> Iterator[tokenizers.Encoding]:
+        """What the Rust library makes of texts, or of pairs; see the module's docstring."""
+        backend = self._backend
+        for start in range(0, len(texts), block):
+            part = list(texts[start : start + block])
+            try:
+                with self._lock:
+                    backend.enable_truncation(max_length, direction=self._side, **truncation)
+                    try:
+                        found = backend.encode_batch_fast(part)
+                    finally:
+                        backend.no_truncation()
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                raise InputError(self._why(part, start, error)) from None
+            for encoding in found:
+                if max(encoding.ids, default=0) > INT32:
+                    raise InputError(
+                        f"{self._folder}/tokenizer.json: token id {max(encoding.ids)}, expected "
+                        f"at most {INT32:,}"
+                    )
+                yield encoding
+
+    def _why(self, part: list[Any], start: int, error: BaseException) -> str:
+        """Why a block of texts cannot be encoded: a text that is none, or the tokenizer."""
+        for row, item in enumerate(part):
+            for text in item if isinstance(item, tuple) else (item,):
+                if not isinstance(text, str):
+                    return f"text {start + row} is {type(text).__name__}, expected str"
+                if not encodable(text):
+                    return (
+                        f"text {start + row} holds half of a surrogate pair, which is no "
+                        "character; remove it or read the file as UTF-8"
+                    )
+        return f"{self._folder}: the tokenizer fails on texts from {start} on ({error})"
 
     def save(self, folder: epath.PathLike, max_length: int | None = None) -> None:
         """Writes the tokenizer as `transformers` and text-embeddings-inference read it.
@@ -175,35 +230,51 @@ class Tokenizer:
                 (folder / name).write_bytes(source.read_bytes())
 
 
-def _read_config(path: epath.Path) -> dict:
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}")
+def _read_config(folder: epath.Path) -> dict[str, Any]:
+    """tokenizer_config.json; special tokens it leaves out come from special_tokens_map.json."""
+    config = read_object(folder, "tokenizer_config.json")
+    found = read_object(folder, "special_tokens_map.json")
+    for name in {*config, *found}:
+        if not name.endswith("_token") or name.startswith("add_"):
+            continue
+        token = config.get(name)
+        if token is None and found.get(name) is not None:
+            token = config[name] = found[name]
+        content = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not (isinstance(content, str) and encodable(content)):
+            raise InputError(
+                f"{folder}/tokenizer_config.json: {name}={shown(token)}, expected a string"
+            )
     return config
 
 
 def _convert(folder: epath.Path) -> tokenizers.Tokenizer:
     """The fast tokenizer `transformers` makes of a folder without tokenizer.json."""
-    if not any((folder / name).exists() for name in _COPIED):
+    if not any(inside(folder, name).exists() for name in _COPIED):
         raise InputError(
             f"{folder}: no tokenizer.json, and no vocabulary file to make one of "
             f"({', '.join(_COPIED[2:])})"
         )
-    import transformers  # slow to import, and rarely needed
+    # tokenizer_config.json may hold paths of the machine it was written on, which transformers
+    # would open: it sees copies of the files that are read, and no path.
+    with tempfile.TemporaryDirectory() as aside:
+        for name in (*_COPIED, "config.json"):
+            if (source := inside(folder, name)).exists():
+                shutil.copyfile(source, os.path.join(aside, name))
+        config = {k: v for k, v in _read_config(folder).items() if not k.endswith("_file")}
+        with open(os.path.join(aside, "tokenizer_config.json"), "w", encoding="utf-8") as file:
+            json.dump(config, file)
+        try:
+            import transformers  # slow to import, and rarely needed
 
-    try:
-        slow = transformers.AutoTokenizer.from_pretrained(
-            folder, use_fast=True, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # ImportError, OSError, ValueError, and what parsers raise
-        raise InputError(
-            f"{folder}: no tokenizer.json, and transformers cannot convert its files ({error})"
-        ) from None
+            slow = transformers.AutoTokenizer.from_pretrained(
+                aside, use_fast=True, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # ImportError, OSError, ValueError, and what parsers raise
+            raise InputError(
+                f"{folder}: no tokenizer.json, and transformers cannot convert its files "
+                f"({str(error).replace(aside, str(folder))})"
+            ) from None
     backend = getattr(slow, "backend_tokenizer", None)
     if backend is None:
         raise InputError(f"{folder}: its tokenizer has no fast form; add a tokenizer.json")

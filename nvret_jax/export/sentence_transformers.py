@@ -40,6 +40,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from nvret_jax import artifacts, options
@@ -132,6 +133,7 @@ def write_files(
     """
     if dtype not in DTYPES:
         raise InputError(f"export dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    _say_joined_prompts(encoder)
     # Both gather shards: every process takes part.
     weights = _weights(encoder.save_weights_hf(), dtype)
     dense = [_weights(tensors, dtype) for tensors in encoder.save_dense_hf()]
@@ -166,6 +168,21 @@ def write_files(
     (folder / "README.md").write_text(render(card or ModelCard(), encoder, dtype))
 
 
+def _say_joined_prompts(encoder: Any) -> None:
+    """Says where sentence-transformers leaves a text's first word out of the pooling."""
+    for kind in ("query", "passage"):
+        prompt = encoder.joined_prompt(kind)
+        if prompt is not None:
+            logging.warning(
+                "export: the %s prompt %r is not pooled and ends in a space that the tokenizer "
+                "joins to the text's first word; sentence-transformers then leaves that word out, "
+                "too, and embeds a text of one word as zeros; %r has no such end",
+                kind,
+                prompt,
+                prompt.rstrip(" "),
+            )
+
+
 def _matryoshka(dims: Sequence[int], width: int) -> dict[str, Any]:
     """What vLLM reads to allow shorter embeddings; sentence-transformers takes any truncate_dim."""
     if not dims:
@@ -177,10 +194,14 @@ def _weights(tensors: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
     tensors = {key: np.asarray(value) for key, value in tensors.items()}
     out = {}
     for key in sorted(tensors):
+        if not np.isfinite(np.asarray(tensors[key], np.float32)).all():
+            raise InputError(
+                f"export: {key} holds NaN or an infinity; the weights are damaged or training "
+                "diverged, and nothing is written"
+            )
         with np.errstate(over="ignore"):  # told below, with the name of the weight
             out[key] = np.ascontiguousarray(tensors[key], DTYPES[dtype])
-        bad = np.isfinite(np.asarray(tensors[key], np.float32)) & ~np.isfinite(out[key])
-        if bad.any():
+        if not np.isfinite(out[key]).all():
             raise InputError(
                 f"export: {key} holds {float(np.abs(tensors[key]).max()):.3g}, more than float16 "
                 "can; export with dtype='float32'"
@@ -258,6 +279,8 @@ def _shared(spec: Any) -> dict[str, Any]:
         "default_prompt_name": None,
         "similarity_fn_name": spec.similarity,
     }
+    if spec.truncate_dim is not None:
+        shared["truncate_dim"] = spec.truncate_dim
     return shared | (late_interaction.shared_keys(spec) if spec.late else {})
 
 

@@ -38,12 +38,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.data.model_folder import Fields
 from nvret_jax.errors import InputError
 from nvret_jax.models import lora
 from nvret_jax.models.attention import attention
 from nvret_jax.models.blocks import check_tokens, declared_axes, scan_layers
 from nvret_jax.models.kernels import check_heads
-from nvret_jax.models.layer import ACTIVATIONS, Options, Weights, dropout, layer_norm
+from nvret_jax.models.layer import ACTIVATIONS, SIZES, Options, Weights, dropout, layer_norm
 
 # RoBERTa's descendants count positions from pad_token_id + 1, so that padding has one of its own.
 OFFSET_POSITIONS = {"bert": False, "roberta": True, "xlm-roberta": True, "camembert": True}
@@ -86,39 +87,31 @@ class BertConfig:
             InputError: a field is missing or asks for something this BERT does not do; all such
                 fields are named in one message.
         """
-        wrong = []
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            if field.name == "position_offset":
-                continue
-            value = config.get(field.name)
-            if value is None:
-                if field.default is dataclasses.MISSING:
-                    wrong.append(f"{field.name} is missing")
-                continue
-            kind = {"int": int, "float": (int, float), "str": str}[field.type]
-            low = field.type == "int" and value is not True and isinstance(value, int) and value < 1
-            if not isinstance(value, kind) or isinstance(value, bool) or low:
-                wrong.append(f"{field.name}={value!r}, expected a positive {field.type}")
-                continue
-            values[field.name] = value
-        act = config.get("hidden_act", "gelu")
-        if act not in ACTIVATIONS:
-            wrong.append(f"hidden_act={act!r}, supported: {', '.join(ACTIVATIONS)}")
-        position = config.get("position_embedding_type") or "absolute"
-        if position != "absolute":
-            wrong.append(f"position_embedding_type={position!r}, supported: 'absolute'")
+        fields = Fields(config)
+        values = {name: fields.integer(name, high=high) for name, high in SIZES.items()}
+        values["type_vocab_size"] = fields.integer("type_vocab_size", 2, high=1 << 20)
+        values["layer_norm_eps"] = fields.number("layer_norm_eps", 1e-12, high=1.0)
+        values["initializer_range"] = fields.number("initializer_range", 0.02, high=100.0)
+        values["hidden_act"] = fields.text("hidden_act", "gelu", choices=ACTIVATIONS)
+        fields.text("position_embedding_type", "absolute", choices=("absolute",))
         for flag in ("is_decoder", "add_cross_attention"):
-            if config.get(flag):
-                wrong.append(f"{flag}=true, supported: false")
-        width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+            if fields.flag(flag):
+                fields.wrong.append(f"{flag}=true, supported: false")
+        width, heads = values["hidden_size"], values["num_attention_heads"]
         if width and heads and width % heads:
-            wrong.append(f"hidden_size={width} is not a multiple of num_attention_heads={heads}")
+            fields.wrong.append(
+                f"hidden_size={width} is not a multiple of num_attention_heads={heads}"
+            )
         if OFFSET_POSITIONS.get(config.get("model_type", "bert"), False):
-            pad_id = config.get("pad_token_id")
-            values["position_offset"] = (1 if pad_id is None else pad_id) + 1
-        if wrong:
-            raise InputError(f"{where}: {'; '.join(wrong)}")
+            pad_id = fields.integer("pad_token_id", 1, low=0)
+            values["position_offset"] = pad_id + 1
+            positions = values["max_position_embeddings"]
+            if positions and positions <= pad_id + 1:
+                fields.wrong.append(
+                    f"max_position_embeddings={positions} leaves no position behind those up to "
+                    f"pad_token_id={pad_id}"
+                )
+        fields.check(where)
         return cls(**values)
 
 

@@ -39,6 +39,7 @@ from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.batches import Batch, pad_batch, plan_batches
+from nvret_jax.data.model_folder import Fields, inside, read_object, shown
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.models import weights
@@ -66,7 +67,9 @@ class PairTokenizer(Tokenizer):
     @property
     def has_types(self) -> bool:
         """Whether the model is told which of the two texts a token is from."""
-        names = self._config.get("model_input_names")
+        fields = Fields(self._config)
+        names = fields.texts("model_input_names", None)
+        fields.check(f"{self._folder}/tokenizer_config.json")
         return names is None or "token_type_ids" in names
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> list[np.ndarray]:
@@ -86,16 +89,12 @@ class PairTokenizer(Tokenizer):
                 f"max_length={max_length}: a pair has {specials} special tokens, so it must be at "
                 f"least {specials + 1}"
             )
-        backend.enable_truncation(max_length, strategy="longest_first", direction=self._side)
         found = []
-        try:
-            for start in range(0, len(pairs), _TOKENIZED):
-                block = [tuple(pair) for pair in pairs[start : start + _TOKENIZED]]
-                for encoding in backend.encode_batch_fast(block):
-                    ids = np.asarray(encoding.ids, np.int32)
-                    found.append(ids + np.asarray(encoding.type_ids, np.int32) * _TYPE)
-        finally:
-            backend.no_truncation()
+        cut = {"strategy": "longest_first"}
+        pairs = [tuple(pair) for pair in pairs]
+        for encoding in self._encodings(pairs, max_length, _TOKENIZED, **cut):
+            ids = np.asarray(encoding.ids, np.int32)
+            found.append(ids + np.asarray(encoding.type_ids, np.int32) * _TYPE)
         return found
 
 
@@ -425,15 +424,18 @@ class CrossEncoder:
 
 def _read_config(folder: epath.Path) -> tuple[dict[str, Any], BertConfig]:
     """config.json, as it is and as we need it."""
-    path = folder / "config.json"
+    path = inside(folder, "config.json")
     if not path.exists():
         raise InputError(f"{folder}: no config.json; it does not hold a cross-encoder")
-    content = weights.read_json(path)
-    kind = content.get("model_type") if isinstance(content, dict) else None
+    content = read_object(folder, "config.json")
+    fields = Fields(content)
+    kind = fields.text("model_type", None)
+    fields.only("quantization_config", ())
+    fields.check(path)
     if kind not in OFFSET_POSITIONS:
         raise InputError(
-            f"{path}: model_type={kind!r}; cross-encoders of {', '.join(OFFSET_POSITIONS)} are "
-            "supported"
+            f"{path}: model_type={shown(kind)}; cross-encoders of {', '.join(OFFSET_POSITIONS)} "
+            "are supported"
         )
     config = BertConfig.from_hf(content, str(path))
     if config.vocab_size > _TYPE:

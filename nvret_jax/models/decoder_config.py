@@ -12,8 +12,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from nvret_jax.data.model_folder import Fields, shown
 from nvret_jax.errors import InputError
-from nvret_jax.models.layer import ACTIVATIONS
+from nvret_jax.models.layer import ACTIVATIONS, SIZES
 from nvret_jax.models.rope import Rope
 
 
@@ -97,65 +98,41 @@ class DecoderConfig:
                 such fields are named in one message.
         """
         flavour = FLAVOURS[config["model_type"]]
-        text = config
+        outer = text = Fields(config)
         for key in flavour.text:
-            text = text.get(key) or {}
-        wrong: list[str] = []
-        values = _numbers(text, wrong)
-        if text.get("hidden_act", "silu") not in ACTIVATIONS:
-            wrong.append(f"hidden_act={text['hidden_act']!r}, supported: {', '.join(ACTIVATIONS)}")
-        values["causal"] = _causal(config, text, flavour, wrong)
-        values["rope"] = Rope.from_hf(text, wrong)
-        biased = flavour.biases == "config" and bool(text.get("attention_bias"))
+            text = Fields(text.object(key, {}), outer.wrong)
+        values = _numbers(text)
+        values["hidden_act"] = text.text("hidden_act", "silu", choices=ACTIVATIONS)
+        values["causal"] = _causal(config, text.content, flavour, text.wrong)
+        values["rope"] = Rope.from_hf(text.content, text.wrong)
+        biased = text.flag("attention_bias") and flavour.biases == "config"
         values["qkv_bias"] = biased or flavour.biases == "qkv"
         values["out_bias"] = biased
-        values["mlp_bias"] = flavour.biases == "config" and bool(text.get("mlp_bias"))
+        values["mlp_bias"] = text.flag("mlp_bias") and flavour.biases == "config"
         values["qk_norm"] = flavour.qk_norm
-        values["sliding_window"] = _window(text, flavour, wrong)
-        if wrong:
-            at = f"{where}: {'.'.join(flavour.text)}: " if flavour.text else f"{where}: "
-            raise InputError(at + "; ".join(wrong))
-        return cls(hidden_act=text.get("hidden_act", "silu"), **values)
+        values["sliding_window"] = _window(text, flavour)
+        text.check(f"{where}: {'.'.join(flavour.text)}" if flavour.text else where)
+        return cls(**values)
 
 
-def _numbers(text: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
+def _numbers(text: Fields) -> dict[str, Any]:
     """The sizes, with HF's defaults for what old files leave out."""
-    values: dict[str, Any] = {}
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-        "num_key_value_heads",
-        "head_dim",
-    ):
-        value = text.get(name)
-        if value is None and name == "num_key_value_heads":
-            value = values["num_attention_heads"]
-        if value is None and name == "head_dim":
-            width, heads = values["hidden_size"], values["num_attention_heads"]
-            if width and heads and width % heads:
-                wrong.append(f"hidden_size={width} is not a multiple of {heads} heads")
-            value = (width or 0) // (heads or 1) or None
-        if value is None:
-            wrong.append(f"{name} is missing")
-        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            wrong.append(f"{name}={value!r}, expected a positive int")
-            value = None
-        values[name] = value
-    heads, shared = values["num_attention_heads"], values["num_key_value_heads"]
+    values = {name: text.integer(name, high=high) for name, high in SIZES.items()}
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    if text.content.get("head_dim") is None and width and heads and width % heads:
+        text.wrong.append(f"hidden_size={width} is not a multiple of {heads} heads")
+    shared = text.integer("num_key_value_heads", heads, high=SIZES["num_attention_heads"])
+    head = text.integer("head_dim", (width or 0) // (heads or 1) or None, high=1 << 16)
     if heads and shared and heads % shared:
-        wrong.append(f"num_attention_heads={heads} is not a multiple of {shared} kv heads")
-    if values["head_dim"] and values["head_dim"] % 2:
-        wrong.append(f"head_dim={values['head_dim']}, expected an even number")
-    for name, default in (("rms_norm_eps", 1e-6), ("initializer_range", 0.02)):
-        value = text.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            wrong.append(f"{name}={value!r}, expected a positive number")
-        values[name] = value
-    return values
+        text.wrong.append(f"num_attention_heads={heads} is not a multiple of {shared} kv heads")
+    if head and head % 2:
+        text.wrong.append(f"head_dim={head}, expected an even number")
+    return values | {
+        "num_key_value_heads": shared,
+        "head_dim": head,
+        "rms_norm_eps": text.number("rms_norm_eps", 1e-6, high=1.0),
+        "initializer_range": text.number("initializer_range", 0.02, high=100.0),
+    }
 
 
 def _causal(
@@ -164,23 +141,19 @@ def _causal(
     said = {}
     for where in (text, config):
         for name, meaning in CAUSAL_FLAGS.items():
-            if where.get(name) is not None:
-                said[f"{name}={where[name]!r}"] = meaning.get(where[name])
+            if (value := where.get(name)) is not None:
+                known = meaning[value] if isinstance(value, bool) else None
+                said[f"{name}={shown(value)}"] = known
     if None in said.values() or len(set(said.values())) > 1:
         wrong.append(f"{' and '.join(said)}: say true or false, and the same")
     return next(iter(said.values()), flavour.causal)
 
 
-def _window(text: Mapping[str, Any], flavour: Flavour, wrong: list[str]) -> int | None:
+def _window(text: Fields, flavour: Flavour) -> int | None:
     """The sliding window, where one is switched on."""
-    window, types = text.get("sliding_window"), text.get("layer_types")
-    on = text.get("use_sliding_window", True) if types is None else "sliding_attention" in types
-    if window is None or not on or not flavour.windowed:
-        return None
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        wrong.append(f"sliding_window={window!r}, expected a positive int or null")
-        return None
-    return window
+    window, types = text.integer("sliding_window", None), text.texts("layer_types", None)
+    on = text.flag("use_sliding_window", True) if types is None else "sliding_attention" in types
+    return window if on and flavour.windowed else None
 
 
 def check_mesh(config: DecoderConfig, mesh: Mesh) -> None:

@@ -1,6 +1,6 @@
 """The module that is trained: token ids to vectors. And how it is built and filled from a folder.
 
-    backbone  →  (latent attention)  →  pooling  →  (Dense …)  →  (unit length)
+    backbone → (latent attention) → pooling → (Dense …) → (first components) → (unit length)
 
 With the pooling 'tokens' nothing is pooled and the rest applies to each token. Each part comes from
 files of its own, under names of its own: `load` reads them one after the other.
@@ -8,6 +8,7 @@ files of its own, under names of its own: `load` reads them one after the other.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,21 @@ from nvret_jax.models.spec import EncoderSpec
 Paths = Mapping[weights.Path, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Truncate:
+    """The first components of an embedding are kept.
+
+    Attributes:
+        width: how many.
+        last: whether nothing comes after it, as in sentence-transformers: vectors are then shorter
+            than 1. For a model that is compared by cosine they get unit length afterwards, so that
+            their dot product is that cosine.
+    """
+
+    width: int
+    last: bool
+
+
 class EmbeddingModel(nnx.Module):
     """Token ids to one vector a text, or one a token ('tokens')."""
 
@@ -40,10 +56,12 @@ class EmbeddingModel(nnx.Module):
         normalize: bool,
         latent: nnx.Module | None = None,
         dense: Sequence[nnx.Module] = (),
+        truncate: Truncate | None = None,
     ):
         self.backbone = backbone
         self.pooling = check_pooling(pooling)
         self.normalize = normalize
+        self.truncate = truncate
         if latent is not None:
             self.latent = latent
         if dense:
@@ -80,6 +98,11 @@ class EmbeddingModel(nnx.Module):
                 emb = pool(hidden_btd, lengths_b, self.pooling, skip=skip)
             for dense in getattr(self, "dense", ()):
                 emb = dense(emb)
+            if self.truncate is not None and self.truncate.last:
+                emb = l2_normalize(emb) if self.normalize else emb
+                return emb[..., : self.truncate.width]
+            if self.truncate is not None:
+                emb = emb[..., : self.truncate.width]
             return l2_normalize(emb) if self.normalize else emb
 
     def logical_axes(self) -> dict[weights.Path, tuple[str | None, ...]]:
@@ -117,6 +140,9 @@ def build(
         normalize=spec.normalize,
         latent=latent,
         dense=[Dense(config, **kwargs) for config in spec.dense],
+        truncate=None
+        if spec.truncate_dim is None
+        else Truncate(spec.truncate_dim, last=spec.similarity != "cosine"),
     )
 
 
@@ -213,10 +239,12 @@ def load(
 def to_hf(model: EmbeddingModel, spec: EncoderSpec) -> dict[str, np.ndarray]:
     """What goes into a folder's model.safetensors: the backbone under HF's names, adapters merged.
 
+    Kernels that adapters are merged into are float32, all else has the dtype it is kept in.
+
     NV-Embed's latent attention is among it, under the names its own code gives both. All processes
     must call it, under `jax.set_mesh`.
     """
-    tensors = weights.to_hf(lora.merged(model.backbone), table=spec.family.table)
+    tensors = weights.to_hf(model.backbone, table=spec.family.table, value=lora.merged)
     if spec.pooling != "latent":
         return tensors
     own = weights.to_hf(model.latent, table=latent_lib.LATENT_TABLE)

@@ -70,9 +70,9 @@ def _embed(
     state: Any,
     tokens_bt: jax.Array,
     lengths_b: jax.Array,
-    skip: jax.Array | None,
+    skip_b: jax.Array | None,
 ) -> jax.Array:
-    emb = nnx.merge(graphdef, state)(tokens_bt, lengths_b, skip=skip)
+    emb = nnx.merge(graphdef, state)(tokens_bt, lengths_b, skip=skip_b)
     return jax.reshard(emb, P(*(None,) * emb.ndim))  # whole on every process, to be read there
 
 
@@ -193,15 +193,15 @@ class Encoder:
             mesh: default: all devices, the batch split over them.
             dtype: of the products. 'bfloat16' is the fast one on accelerators; 'float32' is
                 float32 everywhere, never TF32.
-            param_dtype: of the weights at rest, whatever the file holds, and of an export:
-                'float32', 'bfloat16' or 'float16'. For training all weights keep float32; a frozen
-                base under adapters is as good in 'bfloat16' and half as large.
+            param_dtype: of the weights at rest, whatever the file holds: 'float32', 'bfloat16' or
+                'float16'. For training all weights keep float32; a frozen base under adapters is as
+                good in 'bfloat16' and half as large.
             max_length, pooling, normalize, query_prompt, passage_prompt, prompt_in_pooling: None:
                 as the folder says; see `EncoderSpec`.
             bidirectional: of a decoder: whether tokens see what comes after them. None: as the
                 folder says.
             lora: gives the backbone new adapters, float32 whatever `param_dtype` is. An export adds
-                them to the kernels in float32 and rounds the sum to `param_dtype`.
+                them to the kernels in float32 and rounds the sum once, to its own dtype.
             adapter: a folder with PEFT's adapter_config.json and adapter_model.safetensors, read
                 into adapters. Not with `lora`.
             seed: of new adapters.
@@ -341,9 +341,10 @@ class Encoder:
     def save_weights_hf(self) -> dict[str, np.ndarray]:
         """HF key -> array: our weights, and what the source had beside them (a BERT's pooler).
 
-        Adapters are merged into the kernels. All processes must call it. What transformers reads
-        from it is the plain backbone (`BertModel`, `MistralModel`, …), without a warning where the
-        source gave none. The weights of Dense modules are not among it: `save_dense_hf`.
+        Adapters are merged into the kernels, which are float32 then. All processes must call it.
+        What transformers reads from it is the plain backbone (`BertModel`, `MistralModel`, …),
+        without a warning where the source gave none. The weights of Dense modules are not among
+        it: `save_dense_hf`.
         """
         with jax.set_mesh(self.mesh):
             tensors = embedding_model.to_hf(self.model, self.spec)
@@ -356,6 +357,14 @@ class Encoder:
     def save_dense_hf(self) -> list[dict[str, np.ndarray]]:
         """HF key -> array for each Dense module, as `spec.dense` lists them."""
         return embedding_model.dense_to_hf(self.model)
+
+    def merge_rounding(self, dtype: str) -> tuple[float, float]:
+        """How much adapters change the weights, and what share of that an export in `dtype` loses.
+
+        See `lora.rounding`; (0, 0) without adapters. All processes must call it.
+        """
+        with jax.set_mesh(self.mesh):
+            return lora_lib.rounding(self.model.backbone, self.spec.family.table, dtype)
 
     def save_adapter(self, folder: epath.PathLike) -> None:
         """Writes the adapters alone, as PEFT reads them; all processes call it, one writes.
@@ -371,9 +380,26 @@ class Encoder:
         """The filter of what training changes: all weights, or with adapters only those."""
         return nnx.Param if self.lora is None else lora_lib.trainable
 
-    def prompt_tokens(self, kind: str) -> int | None:
-        """Tokens of each text of a kind that are not pooled; None where all are (see `skip`)."""
-        return self._texts.unpooled(kind)
+    def unpooled(self, tokens: Sequence[np.ndarray], kind: str) -> np.ndarray | None:
+        """How many tokens at the beginning of each text are its prompt's and not pooled.
+
+        Args:
+            tokens: as `tokenize` gives them.
+            kind: 'passage' or 'query'.
+
+        Returns:
+            int32 [len(tokens)], less than the tokens of each: at least one is pooled. None where
+            prompts are pooled, too. See `skip` of `EmbeddingModel`.
+        """
+        return self._texts.unpooled(tokens, kind)
+
+    def joined_prompt(self, kind: str) -> str | None:
+        """The unpooled prompt whose last token joins the text's first word; None: it does not.
+
+        This package pools that word. sentence-transformers counts the prompt by itself and leaves
+        it out, also in an exported folder.
+        """
+        return self._texts.joined_prompt(kind)
 
     def uncounted_tokens(self, kind: str) -> list[int]:
         """Ids of the tokens whose vectors do not count; none where tokens are pooled."""
@@ -431,7 +457,8 @@ class Encoder:
 
         Raises:
             InputError: a text is not a str or has half of a surrogate pair, an embedding is not
-                finite (naming the first row), or the model keeps a vector for each token.
+                finite (naming the first row), the model keeps a vector for each token, or
+                `max_length` leaves no room behind the prompt.
         """
         texts = arguments.texts(texts, "encode")
         if self.spec.pooling == "tokens":
@@ -528,7 +555,6 @@ class Encoder:
         }
         options_lib.check_arguments("encode", given, _ENCODE)
         max_length = self._texts.limit(kind, max_length)
-        skip = self._texts.unpooled(kind)
         shards = mesh_lib.shards(self.mesh, "batch")
         if token_budget is None:
             token_budget = _token_budget(_platform(self.mesh), self.spec.dtype)
@@ -546,6 +572,7 @@ class Encoder:
                 tokens = coming.pop().result()
                 coming += [thread.submit(tokenize, b) for b in blocks[number + 1 : number + 2]]
                 start = number * BLOCK
+                skip = self._texts.unpooled(tokens, kind)
                 tokens, seen = self._texts.expanded(tokens, kind)
                 bad: list[int] = []
                 for rows, emb in self._encode_block(
@@ -572,7 +599,7 @@ class Encoder:
         tokens: list[np.ndarray],
         seen: list[int],
         *,
-        skip: int | None,
+        skip: np.ndarray | None,
         max_length: int,
         token_budget: int,
         multiple_of: int,
@@ -595,7 +622,8 @@ class Encoder:
             batch = pad_batch(tokens, rows, length, self.tokenizer.pad_id)
             lengths_b = [max(1, seen[row]) if row >= 0 else 1 for row in rows.tolist()]
             batch = dataclasses.replace(batch, lengths_b=np.asarray(lengths_b, np.int32))
-            waiting.append((batch.rows, self._step(batch, skip)))
+            skip_b = None if skip is None else np.where(rows >= 0, skip[rows], 0)
+            waiting.append((batch.rows, self._step(batch, skip_b)))
             if len(waiting) > 1:
                 yield fetch()
         while waiting:
@@ -618,7 +646,7 @@ class Encoder:
             ]
         )
 
-    def _step(self, batch: Batch, skip: int | None) -> jax.Array:
+    def _step(self, batch: Batch, skip_b: np.ndarray | None) -> jax.Array:
         """Dispatches one batch; returns at once, with an array that is still being computed."""
 
         def put(x: np.ndarray, *axes: str | None) -> jax.Array:
@@ -631,5 +659,5 @@ class Encoder:
             self._operands,
             put(batch.tokens_bt, "batch", None),
             put(batch.lengths_b, "batch"),
-            None if skip is None else jnp.int32(skip),
+            None if skip_b is None else put(skip_b.astype(np.int32), "batch"),
         )

@@ -24,6 +24,7 @@ class Family:
         check_mesh: raises InputError where a mesh cannot cut it.
         table, prefixes, ignored: for `weights.load`.
         pooling, normalize, prompt_in_pooling: where the folder does not say.
+        prompts, max_length: of queries and of passages, where no file could say them.
         own_code: whether `auto_map` names code that this package is instead of.
     """
 
@@ -36,6 +37,8 @@ class Family:
     pooling: str | None = None
     normalize: bool = False
     prompt_in_pooling: str = "all"
+    prompts: tuple[str, str] | None = None
+    max_length: int | None = None
     own_code: bool = False
 
 
@@ -69,8 +72,11 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(bert.OFFSET_POSITIONS, _BERT),
     "modernbert": _MODERNBERT,
     **dict.fromkeys(("mistral", "llama", "qwen2", "qwen3"), _DECODER),
-    # nvidia/llama-nemotron-embed-1b-v2, once llama-3.2-nv-embedqa-1b-v2.
-    "llama_bidirec": _EMBEDDER,
+    # nvidia/llama-nemotron-embed-1b-v2, once llama-3.2-nv-embedqa-1b-v2. Its card gives the length,
+    # and the prompts that NVIDIA's own tools take for this type where a folder names none.
+    "llama_bidirec": dataclasses.replace(
+        _EMBEDDER, prompts=("query: ", "passage: "), max_length=8192
+    ),
     # nvidia/NV-Retriever-v1: instructions are left out of its mean (arXiv 2407.15831, App. B).
     "nvretriever": dataclasses.replace(_EMBEDDER, prompt_in_pooling="none"),
     # nvidia/NV-Embed-v2. Its code leaves as many tokens out as the instruction has, but begins

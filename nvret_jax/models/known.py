@@ -131,14 +131,7 @@ _NV_EMBED = {
     "model_type": "nvembed",
     "add_eos": True,
     "text_config": _MISTRAL,
-    "latent_attention_config": {
-        "hidden_dim": 4096,
-        "latent_dim": 4096,
-        "num_latents_value": 512,
-        "num_cross_heads": 8,
-        "cross_dim_head": 4096,
-        "output_normalize": True,
-    },
+    "latent_attention_config": {"model_type": "latent_attention"},  # all sizes are defaults
 }
 
 KNOWN: dict[str, Known] = {
@@ -188,6 +181,7 @@ def write(name: str, folder: epath.PathLike) -> epath.Path:
     files: dict[str, Any] = {
         "config.json": known.config,
         "sentence_bert_config.json": {"max_seq_length": known.max_length},
+        "config_sentence_transformers.json": {"prompts": {}},  # none of any model is needed
     }
     if known.pooling is not None:  # else a backbone alone, whose architecture says the rest
         types = ["Transformer", "Pooling"] + ["Normalize"] * known.normalize

@@ -14,7 +14,9 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from nvret_jax.errors import InputError
+from nvret_jax.data.model_folder import Fields, shown
+
+SHORTEST = 3  # tokens: two special ones and one of the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,11 @@ def is_late_interaction(shared: Mapping[str, Any]) -> bool:
     return scored or shared.get("model_type") in ("ColBERT", "MultiVectorEncoder")
 
 
+def is_pylate(shared: Mapping[str, Any]) -> bool:
+    """Whether config_sentence_transformers.json is PyLate's: `read` then gives both lengths."""
+    return any(name in shared for name in _PYLATE)
+
+
 def read(
     shared: Mapping[str, Any], settings: Mapping[str, Any], mask: Mapping[str, Any], where: str
 ) -> LateInteraction:
@@ -83,50 +90,47 @@ def read(
     Raises:
         InputError: a setting that is not understood, all in one message.
     """
-    found = {**shared, **{k: v for k, v in settings.items() if v is not None}}
-    wrong: list[str] = []
-
-    def length(name: str) -> int | None:
-        value = found.get(name)
-        if value is None or (isinstance(value, int) and value > 2 and value is not True):
-            return value
-        wrong.append(f"{name}={value!r}, expected an int of at least 3")
-        return None
-
-    pylate = any(name in shared for name in _PYLATE)
-    expansion = found.get("query_expansion")
-    if "query_expansion" not in found and pylate and found.get("do_query_expansion") is not False:
-        attend = bool(found.get("attend_to_expansion_tokens"))
-        expansion = {"strategy": "fixed", "attend": attend, "length": length("query_length") or 32}
-    if expansion is not None and (
-        not isinstance(expansion, dict)
-        or expansion.get("strategy") not in ("fixed", "min")
-        or not isinstance(expansion.get("length"), int)
-    ):
-        wrong.append(
-            f"query_expansion={expansion!r}, expected a strategy 'fixed' or 'min', a length"
-        )
-        expansion = None
-    expansion = expansion or {}
-    words = mask.get("skiplist_words", found.get("skiplist_words"))
+    fields = Fields({**shared, **{k: v for k, v in settings.items() if v is not None}})
+    limits = {"low": SHORTEST}
+    # What PyLate, or sentence-transformers for a folder of PyLate's, takes where nothing is said.
+    pylate = is_pylate(shared)
+    query_length = fields.integer("query_length", 32 if pylate else None, **limits)
+    passage_length = fields.integer("document_length", 180 if pylate else None, **limits)
+    expansion = _expansion(fields, pylate, query_length)
+    of_mask = Fields(mask, fields.wrong)
+    of_mask.only("keep_only_token_ids", ([],))
+    words = of_mask.texts("skiplist_words", fields.texts("skiplist_words", None))
     if words is None:
-        words = list(string.punctuation) if pylate else []
-    if mask.get("keep_only_token_ids"):
-        wrong.append(f"keep_only_token_ids={mask['keep_only_token_ids']!r}, supported: null")
+        words = tuple(string.punctuation) if pylate else ()
     kinds = mask.get("skiplist_tasks") or ["document"]
     kinds = [kinds] if isinstance(kinds, str) else kinds
+    if not isinstance(kinds, list) or not set(map(str, kinds)) <= {"document", "query"}:
+        fields.wrong.append(f"skiplist_tasks={shown(kinds)}, supported: document, query")
+        kinds = []
     out = LateInteraction(
-        query_marker=found.get("query_prefix") or "",
-        passage_marker=found.get("document_prefix") or "",
-        query_length=length("query_length"),
-        passage_length=length("document_length"),
-        expand_to=expansion.get("length"),
-        expand_fixed=expansion.get("strategy", "fixed") == "fixed",
-        expand_attend=bool(expansion.get("attend", False)),
-        expansion_token=expansion.get("token"),
-        skip_words=tuple(words),
+        query_marker=fields.text("query_prefix", ""),
+        passage_marker=fields.text("document_prefix", ""),
+        query_length=query_length,
+        passage_length=passage_length,
+        expand_to=expansion.integer("length", None, **limits),
+        expand_fixed=expansion.text("strategy", "fixed", choices=("fixed", "min")) == "fixed",
+        expand_attend=expansion.flag("attend"),
+        expansion_token=expansion.text("token", None),
+        skip_words=words,
         skip_kinds=tuple("passage" if kind == "document" else kind for kind in kinds),
     )
-    if wrong:
-        raise InputError(f"{where}: {'; '.join(wrong)}")
+    fields.check(where)
     return out
+
+
+def _expansion(fields: Fields, pylate: bool, query_length: int | None) -> Fields:
+    """How queries are lengthened: an empty object where they are not."""
+    if "query_expansion" in fields.content or not pylate:
+        found = fields.object("query_expansion", {})
+        if found and found.get("length") is None:
+            fields.wrong.append(f"query_expansion={shown(found)}, expected a length")
+        return Fields(found, fields.wrong)
+    attend = fields.flag("attend_to_expansion_tokens")
+    if not fields.flag("do_query_expansion", True):
+        return Fields({}, fields.wrong)
+    return Fields({"strategy": "fixed", "attend": attend, "length": query_length}, fields.wrong)

@@ -27,8 +27,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.data.model_folder import Fields
 from nvret_jax.errors import InputError
-from nvret_jax.models.layer import ACTIVATIONS, Options, Weights, layer_norm
+from nvret_jax.models.layer import ACTIVATIONS, SIZES, Options, Weights, layer_norm
 from nvret_jax.models.weights import (
     COPY,
     FROM_HEADS,
@@ -44,13 +45,16 @@ EPS = 1e-5  # torch's default, which no config of the model overrides
 
 @dataclasses.dataclass(frozen=True)
 class LatentConfig:
-    """What shapes it; field names are those of `latent_attention_config`."""
+    """What shapes it; names and defaults are those of NV-Embed's `LatentAttentionConfig`.
 
-    hidden_dim: int  # of the token vectors
-    latent_dim: int
-    num_latents_value: int
-    num_cross_heads: int
-    cross_dim_head: int
+    The released config.json says nothing but the model_type of this part: the sizes are defaults.
+    """
+
+    hidden_dim: int = 4096  # of the token vectors
+    latent_dim: int = 4096
+    num_latents_value: int = 512
+    num_cross_heads: int = 8
+    cross_dim_head: int = 4096
 
     @classmethod
     def from_hf(
@@ -58,21 +62,26 @@ class LatentConfig:
     ) -> LatentConfig:
         """Reads `latent_attention_config` of NV-Embed's config.json.
 
+        Args:
+            config: the content of config.json.
+            width: of the backbone's token vectors, D.
+            where: its path, for messages.
+
         Raises:
-            InputError: a field is missing, or not as wide as the backbone's token vectors.
+            InputError: a field is no size, or not as wide as the backbone's token vectors; or the
+                pooled vector is not normalised, which all of this model's code does.
         """
-        found = config.get("latent_attention_config") or {}
-        wrong, values = [], {}
-        for field in dataclasses.fields(cls):
-            value = found.get(field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                wrong.append(f"{field.name}={value!r}, expected a positive int")
-            values[field.name] = value
+        outer = Fields(config)
+        fields = Fields(outer.object("latent_attention_config", {}), outer.wrong)
+        values = {
+            field.name: fields.integer(field.name, field.default, high=SIZES["hidden_size"])
+            for field in dataclasses.fields(cls)
+        }
+        fields.only("output_normalize", (True,))
         for name in ("hidden_dim", "latent_dim"):
-            if not wrong and values[name] != width:
-                wrong.append(f"{name}={values[name]}, expected the backbone's width {width}")
-        if wrong:
-            raise InputError(f"{where}: latent_attention_config: {'; '.join(wrong)}")
+            if not fields.wrong and values[name] != width:
+                fields.wrong.append(f"{name}={values[name]}, expected the backbone's width {width}")
+        fields.check(f"{where}: latent_attention_config")
         return cls(**values)
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.choices import REMAT
+from nvret_jax.data.model_folder import INT32
 from nvret_jax.errors import InputError
 from nvret_jax.models.kernels import check_options
 
@@ -34,6 +35,17 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+}
+
+# The sizes that every backbone has, and how large each may be: beyond what any model has by a
+# factor of ten or more, and small enough that building its shapes does not hang.
+SIZES = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 18,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 14,
+    "intermediate_size": 1 << 22,
+    "max_position_embeddings": INT32,
 }
 
 

@@ -34,6 +34,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.data.model_folder import Fields, inside, read_object, shown
 from nvret_jax.errors import InputError
 from nvret_jax.models import products, weights
 from nvret_jax.models.layer import PRODUCT, Options, dropout
@@ -273,31 +274,59 @@ def _added(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float, inputs: 
     def one(layer: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         kernel, a, b = layer
         delta = jnp.einsum(einsum, a, b, precision=jax.lax.Precision.HIGHEST)
-        return (kernel.astype(jnp.float32) + scale * delta).astype(kernel.dtype)
+        return kernel.astype(jnp.float32) + scale * delta
 
-    return jax.lax.map(one, (kernel, a, b))  # a layer at a time: no second stack in float32
+    return jax.lax.map(one, (kernel, a, b))
 
 
-def merged(backbone: Any) -> Any:
-    """A backbone with its adapters added into the kernels, and none beside them.
+def merged(backbone: Any, path: weights.Path) -> jax.Array:
+    """A weight of a backbone, with the adapter beside it added in, if it has one.
 
-    Kernels keep their dtype; the sum is float32. Without adapters: the backbone itself. All
+    The sum is float32 whatever dtype the kernel is kept in: what an adapter changes is often less
+    than a narrow kernel's rounding, and is to be rounded once, to the dtype it is written in. All
     processes must call it, under `jax.set_mesh`.
+
+    Args:
+        backbone: with adapters or without.
+        path: of the weight in its state.
+    """
+    module, layers = backbone, getattr(backbone, "layers", None)
+    for name in path[:-1]:
+        module = getattr(module, name)
+    value = getattr(module, path[-1])[...]
+    stem = path[-1].removesuffix("_kernel")
+    if module is not layers or not hasattr(layers, f"{stem}_lora_a"):
+        return value
+    a, b = (getattr(layers, f"{stem}_lora_{side}")[...] for side in "ab")
+    return _added(value, a, b, layers.lora.scale, a.ndim - 2)
+
+
+def rounding(backbone: Any, table: weights.Table, dtype: str) -> tuple[float, float]:
+    """What an export in `dtype` makes of the adapters; all processes call it, under `set_mesh`.
+
+    Returns:
+        how much adapters change the weights they belong to, |dW| / |W|; and how much of that the
+        rounding of the sums loses, |error| / |dW| (Frobenius norms over all of them).
     """
     config = getattr(backbone.layers, "lora", None)
-    if config is None:
-        return backbone
-    out = nnx.clone(backbone)
-    stems = [n.removesuffix("_lora_a") for n in vars(out.layers) if n.endswith("_lora_a")]
-    for stem in stems:
-        kernel = getattr(out.layers, f"{stem}_kernel")
-        a, b = (getattr(out.layers, f"{stem}_lora_{side}")[...] for side in "ab")
-        value = _added(kernel[...], a, b, config.scale, a.ndim - 2)
-        setattr(out.layers, f"{stem}_kernel", nnx.Param(value))
-        for side in "ab":
-            delattr(out.layers, f"{stem}_lora_{side}")
-    del out.layers.lora
-    return out
+    sums = np.zeros(3)
+    layers = jax.tree.leaves(nnx.state(backbone.layers))[0].shape[0]
+    stems = () if config is None else matches(table, config.targets, layers).values()
+    for stem in sorted(set(stems)):
+        path = ("layers", f"{stem}_kernel")
+        kernel = getattr(backbone.layers, path[1])[...]
+        sums += np.asarray(_squares(kernel, merged(backbone, path), dtype))
+    weight, change, error = np.sqrt(sums)
+    return float(change / weight) if weight else 0.0, float(error / change) if change else 0.0
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _squares(kernel: jax.Array, merged: jax.Array, dtype: str) -> jax.Array:
+    """float32 [3]: of the kernel, of what is added to it, of what `dtype` rounds away."""
+    kernel = kernel.astype(jnp.float32)
+    lost = merged.astype(dtype).astype(jnp.float32) - merged
+    found = jnp.stack([jnp.square(x).sum() for x in (kernel, merged - kernel, lost)])
+    return jax.reshard(found, jax.sharding.PartitionSpec())
 
 
 def adapter_table(table: weights.Table, targets: tuple[str, ...], layers: int) -> weights.Table:
@@ -324,14 +353,12 @@ def read_config(folder: epath.PathLike, ignored: tuple[str, ...] = ()) -> LoraCo
         InputError: it is no plain LoRA (DoRA, other ranks for some modules, biases, …), naming
             every such setting.
     """
-    path = epath.Path(folder) / CONFIG_FILE
+    path = inside(folder, CONFIG_FILE)
     if not path.exists():
         raise InputError(f"{path}: no such file; an adapter is a folder with it and {WEIGHTS_FILE}")
-    config = weights.read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    config = read_object(folder, CONFIG_FILE)
     wrong = [
-        f"{name}={config[name]!r}"
+        f"{name}={shown(config[name])}"
         for name, plain in (
             ("peft_type", "LORA"),
             ("bias", "none"),
@@ -346,6 +373,11 @@ def read_config(folder: epath.PathLike, ignored: tuple[str, ...] = ()) -> LoraCo
             ("target_parameters", []),
             ("layer_replication", []),
             ("trainable_token_indices", []),
+            ("eva_config", None),
+            ("corda_config", None),
+            ("use_qalora", False),
+            ("alora_invocation_tokens", []),
+            ("arrow_config", None),
         )
         if config.get(name) not in (None, plain, [], {})
     ]
@@ -353,20 +385,23 @@ def read_config(folder: epath.PathLike, ignored: tuple[str, ...] = ()) -> LoraCo
     if isinstance(targets, str):
         targets = [targets]
         if targets != [ALL]:
-            wrong.append(f"target_modules={targets[0]!r} (a pattern; give a list)")
+            wrong.append(f"target_modules={shown(targets[0])} (a pattern; give a list)")
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
-        wrong.append(f"target_modules={config.get('target_modules')!r} (expected a list)")
+        wrong.append(f"target_modules={shown(targets)} (expected a list of strings)")
     if wrong:
         raise InputError(f"{path}: not supported: {'; '.join(wrong)}")
     idle = re.compile("|".join(ignored) or "(?!)")
     targets = [t for t in targets if not idle.fullmatch(f"{t}.weight")] or targets
-    return LoraConfig(
-        rank=config.get("r", 8),
-        alpha=config.get("lora_alpha", 8),
-        dropout=config.get("lora_dropout", 0.0),
+    fields = Fields(config)
+    found = LoraConfig(
+        rank=fields.integer("r", 8, high=1 << 16),
+        alpha=fields.number("lora_alpha", 8, high=1e6),
+        dropout=fields.number("lora_dropout", 0.0, low=-1e-9, high=0.999),
         targets=tuple(sorted(targets)),
-        rslora=bool(config.get("use_rslora", False)),
+        rslora=fields.flag("use_rslora"),
     )
+    fields.check(path)
+    return found
 
 
 def load(

@@ -5,7 +5,9 @@ Beyond what a tokenizer.json does there are:
 - An end token, for decoders whose last token is their vector and whose file does not add one.
 - Late interaction: a marker for queries and one for passages behind the first token, and mask
   tokens that lengthen a query ("query expansion", ColBERT §3.2).
-- How many tokens a prompt takes, for poolings that leave it out.
+- Which tokens of a text are its prompt's, for poolings that leave it out: those at the beginning
+  that the prompt by itself has, too. Where a prompt ends in a space, many tokenizers join that
+  space and the text's first word into one token, which is the text's.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from nvret_jax.data.model_folder import shown
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.models.spec import EncoderSpec, check_max_length
@@ -71,17 +74,22 @@ class ModelTokenizer(Tokenizer):
             out.append(ids)
         return out
 
-    def prompt_tokens(self, prompt: str) -> int:
-        """Tokens at the beginning of a text that are its prompt's, special ones included.
-
-        Counted on the prompt alone, as sentence-transformers does: where its end would merge with
-        the text into one token, the count is of the prompt by itself.
-        """
+    def prompt_ids(self, prompt: str) -> np.ndarray:
+        """Tokens of a prompt by itself, int32: special ones before it included, behind it not."""
         if not prompt:
-            return 0
+            return np.empty(0, np.int32)
         ids = self.encode([prompt], _UNLIMITED)[0]
         specials = self.encode([""], _UNLIMITED)[0]
-        return len(ids) - int(ids[-1] in specials)
+        return ids[: len(ids) - int(ids[-1] in specials)]
+
+
+def common_prefix(tokens: Sequence[np.ndarray], prefix: np.ndarray) -> np.ndarray:
+    """How many tokens each text has in common with `prefix`, from the first on; int32 [texts]."""
+    out = np.empty(len(tokens), np.int32)
+    for row, ids in enumerate(tokens):
+        differs = ids[: len(prefix)] != prefix[: len(ids)]
+        out[row] = differs.argmax() if differs.any() else len(differs)
+    return out
 
 
 class TextTokens:
@@ -91,11 +99,32 @@ class TextTokens:
         self._spec, self._tokenizer, self._folder = spec, tokenizer, folder
 
     def limit(self, kind: str, max_length: int | None) -> int:
-        """Tokens a text of this kind is cut to; InputError for more than the model can take."""
+        """Tokens a text of this kind is cut to.
+
+        Raises:
+            InputError: more than the model can take, or so few that the prompt leaves no room.
+        """
         max_length = self._spec.max_length if max_length is None else max_length
         check_max_length(max_length, self._spec.backbone.max_tokens)
         late = self._spec.late
-        return max_length if late is None else late.max_length(kind, max_length)
+        limit = max_length if late is None else late.max_length(kind, max_length)
+        prompt = self._spec.prompt(kind)
+        if prompt and limit <= (taken := self.taken(kind)):
+            raise InputError(
+                f"{self._folder}: max_length={limit}, and the prompt {shown(prompt)} of a {kind} "
+                f"alone takes {taken} tokens; raise the length"
+            )
+        return limit
+
+    def taken(self, kind: str) -> int:
+        """Tokens of a text of this kind that are not the text's own: the prompt, special ones."""
+        prompt = [self._prompt(kind)]
+        return len(self._tokenizer.encode_with(prompt, _UNLIMITED, **self._added(kind))[0])
+
+    def _prompt(self, kind: str) -> str:
+        """A prompt as the tokenizer gets it."""
+        prompt = self._spec.prompt(kind)
+        return prompt.lower() if self._spec.lowercase else prompt
 
     def tokenize(
         self, texts: Sequence[str], kind: str, max_length: int | None = None
@@ -147,12 +176,28 @@ class TextTokens:
         found = (self._tokenizer.token_id(word) for word in late.skip_words)
         return [identifier for identifier in found if identifier is not None]
 
-    def unpooled(self, kind: str) -> int | None:
-        """See `Encoder.prompt_tokens`."""
+    def unpooled(self, tokens: Sequence[np.ndarray], kind: str) -> np.ndarray | None:
+        """See `Encoder.unpooled`."""
         if self._spec.prompt_in_pooling == "all":
             return None
-        count = self._tokenizer.prompt_tokens(self._spec.prompt(kind))
-        return max(0, count - (self._spec.prompt_in_pooling == "last"))
+        prompt = self._tokenizer.prompt_ids(self._prompt(kind))
+        most = max(0, len(prompt) - (self._spec.prompt_in_pooling == "last"))
+        lengths = np.asarray([len(ids) for ids in tokens], np.int32)
+        # A text without a word of its own keeps its last token: the mean of nothing is no vector.
+        return np.minimum(common_prefix(tokens, prompt[:most]), np.maximum(lengths - 1, 0))
+
+    def joined_prompt(self, kind: str) -> str | None:
+        """The prompt, if it is not pooled and its last token joins the text's first word.
+
+        sentence-transformers counts such a prompt by itself and leaves that word out.
+        """
+        prompt = self._prompt(kind)
+        if self._spec.prompt_in_pooling == "all" or not prompt:
+            return None
+        alone = self._tokenizer.prompt_ids(prompt)
+        with_text = self._tokenizer.encode([prompt + "a"], _UNLIMITED)
+        joins = common_prefix(with_text, alone)[0] < len(alone)
+        return self._spec.prompt(kind) if joins else None
 
     def _expands(self, kind: str) -> bool:
         late = self._spec.late

@@ -27,12 +27,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.errors import InputError
+from nvret_jax.data.model_folder import Fields
 from nvret_jax.models import lora
 from nvret_jax.models.blocks import check_tokens, declared_axes, lookup, scan_layers
 from nvret_jax.models.grouped_attention import grouped_attention
 from nvret_jax.models.kernels import check_heads
-from nvret_jax.models.layer import ACTIVATIONS, Options, Weights, dropout, layer_norm
+from nvret_jax.models.layer import ACTIVATIONS, SIZES, Options, Weights, dropout, layer_norm
 from nvret_jax.models.rope import Rope, angles, rotate
 from nvret_jax.models.weights import (
     COPY,
@@ -90,68 +90,50 @@ class ModernBertConfig:
             InputError: a field is missing or asks for something this file does not do; all such
                 fields are named in one message.
         """
-        wrong: list[str] = []
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            if field.type not in ("int", "float", "bool", "str") or field.name == "window":
-                continue
-            value = config.get(field.name)
-            if value is None:
-                if field.default is dataclasses.MISSING:
-                    wrong.append(f"{field.name} is missing")
-                continue
-            kind = {"int": int, "float": (int, float), "bool": bool, "str": str}[field.type]
-            flag = isinstance(value, bool) and field.type != "bool"
-            right = isinstance(value, kind) and not flag
-            if not right or (field.type in ("int", "float") and value <= 0):
-                wrong.append(f"{field.name}={value!r}, expected a positive {field.type}")
-                continue
-            values[field.name] = value
-        if config.get("hidden_activation", "gelu") not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            wrong.append(f"hidden_activation={config['hidden_activation']!r}, supported: {known}")
-        width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+        fields = Fields(config)
+        wrong = fields.wrong
+        values = {name: fields.integer(name, high=high) for name, high in SIZES.items()}
+        values["norm_eps"] = fields.number("norm_eps", 1e-5, high=1.0)
+        values["initializer_range"] = fields.number("initializer_range", 0.02, high=100.0)
+        values["hidden_activation"] = fields.text("hidden_activation", "gelu", choices=ACTIVATIONS)
+        for name in ("attention_bias", "mlp_bias", "norm_bias"):
+            values[name] = fields.flag(name)
+        width, heads = values["hidden_size"], values["num_attention_heads"]
         if width and heads and width % (2 * heads):
             wrong.append(f"hidden_size={width} is not an even multiple of {heads} heads")
-        values["layer_is_local"] = _local(config, values.get("num_hidden_layers", 0), wrong)
-        local = config.get("local_attention", 128)
-        if isinstance(local, bool) or not isinstance(local, int) or local < 2:
-            wrong.append(f"local_attention={local!r}, expected an int of at least 2")
-            local = 2
-        values["window"] = local // 2
-        values["global_rope"], values["local_rope"] = (_rope(config, k, wrong) for k in KINDS)
-        if wrong:
-            raise InputError(f"{where}: {'; '.join(wrong)}")
+        values["layer_is_local"] = _local(fields, values["num_hidden_layers"] or 0)
+        values["window"] = fields.integer("local_attention", 128, low=2) // 2
+        values["global_rope"], values["local_rope"] = (_rope(fields, kind) for kind in KINDS)
+        fields.check(where)
         return cls(**values)
 
 
-def _local(config: Mapping[str, Any], layers: int, wrong: list[str]) -> tuple[bool, ...]:
+def _local(fields: Fields, layers: int) -> tuple[bool, ...]:
     """Which layers see only their surroundings."""
-    types = config.get("layer_types")
+    every = fields.integer("global_attn_every_n_layers", 3)
+    types = fields.texts("layer_types", None)
     if types is None:
-        every = config.get("global_attn_every_n_layers", 3)
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            wrong.append(f"global_attn_every_n_layers={every!r}, expected a positive int")
-            return ()
         return tuple(bool(layer % every) for layer in range(layers))
-    odd = sorted({str(t) for t in types} - set(KINDS))
+    odd = sorted(set(types) - set(KINDS))
     if odd or len(types) != layers:
-        wrong.append(
+        fields.wrong.append(
             f"layer_types has {len(types)} entries{' with ' + ', '.join(odd) if odd else ''}, "
             f"expected {layers} of {' and '.join(KINDS)}"
         )
     return tuple(t == "sliding_attention" for t in types)
 
 
-def _rope(config: Mapping[str, Any], kind: str, wrong: list[str]) -> Rope:
-    scaling = (config.get("rope_parameters") or {}).get(kind)
+def _rope(fields: Fields, kind: str) -> Rope:
+    by_kind = Fields(fields.object("rope_parameters", {}), fields.wrong)
+    scaling = by_kind.object(kind, None)
     if scaling is None:
-        scaling = config.get("rope_scaling") or {}
+        scaling = fields.object("rope_scaling", {})
     name, default = _THETA[kind]
+    config = fields.content
     theta = scaling.get("rope_theta", config.get(name, default))
     if theta is None:  # old files: the local layers then turn like the global ones
         theta = config.get("global_rope_theta", 160000.0)
-    return Rope.from_hf(config, wrong, scaling=scaling, theta=theta)
+    return Rope.from_hf(config, fields.wrong, scaling=scaling, theta=theta)
 
 
 class Norm(Weights):

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from nvret_jax.data.model_folder import Fields, shown
 from nvret_jax.errors import InputError
-from nvret_jax.models.layer import ACTIVATIONS, Options, Weights
+from nvret_jax.models.layer import ACTIVATIONS, SIZES, Options, Weights
 from nvret_jax.models.weights import COPY, LINEAR, Table
 
 Skip = int | jax.Array | None
@@ -134,26 +135,23 @@ class DenseConfig:
         Raises:
             InputError: it asks for what is not supported, or does not take vectors of `width`.
         """
-        wrong = []
-        for name in ("in_features", "out_features"):
-            value = config.get(name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                wrong.append(f"{name}={value!r}, expected a positive int")
-        if not wrong and config["in_features"] != width:
-            wrong.append(f"in_features={config['in_features']}, but it follows {width}")
-        activation = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
+        fields = Fields(config)
+        fields.known(
+            (*(f.name for f in dataclasses.fields(cls)), "module_input_name", "module_output_name")
+        )
+        high = SIZES["hidden_size"]
+        inputs = fields.integer("in_features", high=high)
+        outputs = fields.integer("out_features", high=high)
+        if inputs and inputs != width:
+            fields.wrong.append(f"in_features={inputs}, but it follows {width}")
+        whole = fields.text("activation_function", "torch.nn.modules.activation.Tanh")
+        activation = whole.rsplit(".", 1)[-1]
         if activation not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
-            wrong.append(f"activation_function={activation!r}, supported: {known}")
-        if wrong:
-            raise InputError(f"{where}: {'; '.join(wrong)}")
-        return cls(
-            in_features=config["in_features"],
-            out_features=config["out_features"],
-            bias=bool(config.get("bias", True)),
-            activation_function=activation,
-            use_residual=bool(config.get("use_residual", False)),
-        )
+            fields.wrong.append(f"activation_function={shown(whole)}, supported: {known}")
+        bias, residual = fields.flag("bias", True), fields.flag("use_residual")
+        fields.check(where)
+        return cls(inputs, outputs, bias, activation, residual)
 
 
 class Dense(Weights):

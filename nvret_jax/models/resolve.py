@@ -6,20 +6,26 @@ In this order:
 1. an existing folder;
 2. a pip-installed package known to carry the weights (`PACKAGES`): found with `find_spec`, so the
    package's code is never imported, and believed only if the sha256 of its weights is right;
-3. a Hugging Face hub id: the local cache, and the network only with `download=True`.
+3. a Hugging Face hub id, 'owner/model' or 'owner/model@revision': the local cache, and the network
+   only with `download=True`. A cached model serves if all that is read of it is there, whatever
+   else its repository holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import functools
 import importlib.util
+import os
 import re
 
 from etils import epath
 
+from nvret_jax.data.model_folder import read_object, shown
 from nvret_jax.errors import InputError
 from nvret_jax.models import tiny
-from nvret_jax.models.weights import SINGLE_FILE, file_sha256
+from nvret_jax.models.weights import INDEX_FILE, SINGLE_FILE, file_sha256, without_safetensors
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 # What a hub snapshot needs: no pickles, no other frameworks, no code.
@@ -83,59 +89,155 @@ def _package_folder(package: WeightsPackage) -> epath.Path | None:
     return folder
 
 
-def _hub_folder(name: str, download: bool) -> epath.Path | None:
+def _hub_folder(name: str, revision: str | None, download: bool) -> epath.Path | None:
     """The snapshot of a hub id; None where it is not cached and must not be fetched."""
     # Imported here: it takes a quarter of a second that a local folder need not pay.
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
 
+    # huggingface_hub before 1.22 does not know that a snapshot is incomplete.
+    incomplete = getattr(hub_errors, "IncompleteSnapshotError", ())
+    fetch = functools.partial(huggingface_hub.snapshot_download, name, revision=revision)
     try:
-        return epath.Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=list(HUB_FILES), local_files_only=not download
-            )
-        )
+        if download:
+            return epath.Path(fetch(allow_patterns=_wanted(name, revision)))
+        return epath.Path(fetch(allow_patterns=list(HUB_FILES), local_files_only=True))
+    except incomplete as error:
+        # Files of the repository are missing, but perhaps none that is read here.
+        folder = epath.Path(error.snapshot_path)
+        if not any(folder.rglob("*.safetensors")):
+            raise InputError(
+                f"{name}: the snapshot in the local Hugging Face cache has no weights; complete it "
+                f"with download=True (--config.download=true) ({error})"
+            ) from None
+        return folder
+    except hub_errors.HFValidationError as error:
+        raise InputError(f"{name}: no name that the hub can have ({error})") from None
     except hub_errors.LocalEntryNotFoundError as error:
         if download:
             raise InputError(f"{name}: the hub cannot be reached ({error})") from None
         return None
-    except (hub_errors.HfHubHTTPError, OSError) as error:
+    except InputError:
+        raise
+    except hub_errors.HfHubHTTPError as error:
         raise InputError(f"{name}: the hub refused it ({error})") from None
+    except Exception as error:  # of the network, in any library's words
+        if download and (cached := _hub_folder(name, revision, False)) is not None:
+            return cached
+        raise InputError(f"{name}: the hub cannot be reached ({error})") from None
+
+
+def _wanted(name: str, revision: str | None) -> list[str]:
+    """What to fetch of a hub repository: all that is read here, and no weights beside it.
+
+    Repositories hold the same weights several times (consolidated.safetensors, onnx/, openvino/).
+
+    Raises:
+        InputError: it has no safetensors, saying what there is instead.
+    """
+    import huggingface_hub
+
+    files = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
+    small = [f for f in files if any(fnmatch.fnmatch(f, pattern) for pattern in HUB_FILES)]
+    small = [f for f in small if not f.endswith(".safetensors")]
+    found = []
+    for folder in sorted({f.rpartition("/")[0] for f in files}):
+        at = f"{folder}/" if folder else ""
+        if at + SINGLE_FILE in files:
+            found.append(at + SINGLE_FILE)
+        elif at + INDEX_FILE in files:
+            index = huggingface_hub.hf_hub_download(name, at + INDEX_FILE, revision=revision)
+            named = read_object(epath.Path(index).parent, INDEX_FILE).get("weight_map") or {}
+            found += sorted({at + f for f in named.values() if at + str(f) in files})
+    if not found:
+        raise InputError(without_safetensors(name, files))
+    return [*small, *found]
+
+
+def _called(name: str) -> str:
+    """A name as a message gives it: as it is, where it is printable and not endless."""
+    return name if name.isprintable() and len(name) <= 200 else shown(name)
+
+
+def _hub_name(name: str) -> tuple[str, str | None]:
+    """(hub id, revision) of 'owner/model' or 'owner/model@revision'; else InputError."""
+    if found := re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name):
+        raise InputError(f"{_called(name)}: an address; give the hub id {found[1]!r}")
+    if "://" in name:
+        raise InputError(
+            f"{_called(name)}: models are read from a local folder or by their hub id; copy the "
+            "folder to a local disk"
+        )
+    identifier, _, revision = name.partition("@")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", identifier, re.ASCII) or name.startswith("."):
+        raise InputError(f"{_called(name)}: no such folder")
+    odd = ".." in name or "--" in identifier or re.search(r"(^|/)[.-]|[.-](/|$)", identifier)
+    if odd or max(map(len, identifier.split("/"))) > 96:
+        raise InputError(
+            f"{_called(name)}: no such folder, and no name that the hub can have (two parts of at "
+            "most 96 letters, digits, '-', '_' and '.')"
+        )
+    if "@" in name and not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision, re.ASCII):
+        raise InputError(
+            f"{_called(name)}: the revision {shown(revision)} is no branch, tag or commit"
+        )
+    return identifier, revision or None
 
 
 def resolve(name: str, *, download: bool = False) -> epath.Path:
     """The folder of a model; see the module's docstring for where it looks.
 
     Args:
-        name: a path, or a hub id ('owner/model').
+        name: a path, or a hub id ('owner/model'), with '@' and a branch, tag or commit behind it
+            for another revision than the main branch.
         download: whether the hub may be asked over the network.
 
     Raises:
         InputError: nothing by that name, saying what to do; or a package whose weights do not
             have the sha256 in `PACKAGES`.
     """
-    name = str(name)
+    name = os.fspath(name)
     if name.startswith(tiny.PREFIX):
         return tiny.folder(name)
-    folder = epath.Path(name).expanduser()
-    if folder.exists():
-        if not folder.is_dir():
-            raise InputError(f"{name}: a file; give the model's folder")
-        if not any((folder / f).exists() for f in ("config.json", "modules.json")):
-            raise InputError(f"{name}: no config.json in this folder; it does not hold a model")
+    if (folder := _local(name)) is not None:
         return folder
     packages = PACKAGES.get(name, ())
     for package in packages:
         if (found := _package_folder(package)) is not None:
             return found
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise InputError(f"{name}: no such folder")
-    if (found := _hub_folder(name, download)) is not None:
+    identifier, revision = _hub_name(name)
+    if (found := _hub_folder(identifier, revision, download)) is not None:
         if not any((found / f).exists() for f in ("config.json", "modules.json")):
             raise InputError(f"{name}: no config.json in the hub's cache ({found})")
         return found
     steps = [f"run: {packages[0].command}"] if packages else []
+    if "/" not in name:
+        steps.append(f"give the whole hub id, such as 'sentence-transformers/{name}'")
     steps.append("allow the hub with download=True (--config.download=true)")
     raise InputError(
         f"{name}: no such folder, and not in the local Hugging Face cache; {'; or '.join(steps)}"
     )
+
+
+def _local(name: str) -> epath.Path | None:
+    """An existing folder with a model; None where there is nothing by that name."""
+    if "://" in name:
+        return None
+    try:
+        folder = epath.Path(name).expanduser()
+        if not folder.exists():
+            return None
+        if not folder.is_dir():
+            raise InputError(f"{name}: a file; give the model's folder")
+        files = [path.name for path in folder.iterdir()]
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, no home, no permission
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{_called(name)}: cannot be read ({error})") from None
+    if not {"config.json", "modules.json"} & {*files}:
+        kinds = (".safetensors", ".bin", ".onnx", ".gguf")
+        hint = without_safetensors(name, files) if any(f.endswith(kinds) for f in files) else None
+        if hint is None or f"no {SINGLE_FILE}" in hint:
+            hint = f"{name}: no config.json in this folder; it does not hold a model"
+        raise InputError(hint)
+    return folder

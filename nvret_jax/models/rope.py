@@ -23,7 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvret_jax.data.model_folder import Fields, shown
+
 KINDS = ("default", "linear", "llama3")
+LARGEST = 1e12  # of a number in a rope's settings; the largest theta in use is 1e9
 _ALIASES = {"mrope": "default"}
 
 
@@ -54,18 +57,20 @@ class Rope:
             wrong: what is wrong is appended here, to be told with the rest of the config's faults.
             scaling, theta: in place of what the config says under those names.
         """
+        fields = Fields(config, wrong)
         if scaling is None:
-            scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+            scaling = fields.object("rope_parameters", {}) or fields.object("rope_scaling", {})
+        inner = Fields(scaling, wrong)
+        kind = inner.text("rope_type", None) or inner.text("type", "default")
         kind = _ALIASES.get(kind, kind)
         if kind not in KINDS:
-            wrong.append(f"rope_type={kind!r}, supported: {', '.join(KINDS)}")
+            wrong.append(f"rope_type={shown(kind)}, supported: {', '.join(KINDS)}")
             return cls()
         if theta is None:
             theta = scaling.get("rope_theta", config.get("rope_theta", 10000.0))
         partial = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
         if partial not in (None, 1.0):
-            wrong.append(f"partial_rotary_factor={partial!r}, supported: 1.0")
+            wrong.append(f"partial_rotary_factor={shown(partial)}, supported: 1.0")
         values: dict[str, Any] = {"theta": theta}
         needed = {"default": (), "linear": ("factor",)}.get(
             kind,
@@ -78,9 +83,12 @@ class Rope:
         )
         values.update({name: scaling.get(name) for name in needed})
         for name, value in values.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or value <= 0:
-                wrong.append(f"rope {name}={value!r}, expected a positive number")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value <= LARGEST:
+                called = "rope_theta" if name == "theta" else f"rope_scaling.{name}"
+                wrong.append(
+                    f"{called}={shown(value)}, expected a positive number of at most {LARGEST:g}"
+                )
         return cls(kind=kind, **values)
 
 

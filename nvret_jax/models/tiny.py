@@ -80,7 +80,13 @@ def folder(name: str) -> epath.Path:
     root = epath.Path(os.path.expanduser("~")) / ".cache" / "nvret_jax" / "models"
     place = root / f"tiny-{kind}-{short}"
     if not place.exists():
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{name}: cannot be made in {root} ({error.strerror}); set HOME to a folder that "
+                "can be written to"
+            ) from None
         aside = epath.Path(tempfile.mkdtemp(dir=root, prefix=f"tiny-{kind}-"))
         try:
             _write(aside, kind)

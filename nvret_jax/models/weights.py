@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -31,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.data.model_folder import inside, read_object, shown
 from nvret_jax.errors import InputError
 
 SINGLE_FILE = "model.safetensors"
@@ -192,17 +192,6 @@ def _some(keys: Iterable[str]) -> str:
     return ", ".join(keys[:LISTED_KEYS]) + more
 
 
-def read_json(path: epath.PathLike) -> Any:
-    """A JSON file's content; InputError naming file and line where it is not JSON."""
-    path = epath.Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from None
-
-
 def weight_files(folder: epath.PathLike) -> list[epath.Path]:
     """The safetensors files of a model folder, in the order of their names.
 
@@ -211,27 +200,64 @@ def weight_files(folder: epath.PathLike) -> list[epath.Path]:
             index names files that are not there.
     """
     folder = epath.Path(folder)
-    if (folder / SINGLE_FILE).exists():
+    if inside(folder, SINGLE_FILE).exists():
         return [folder / SINGLE_FILE]
-    index = folder / INDEX_FILE
+    index = inside(folder, INDEX_FILE)
     if not index.exists():
-        pickles = [p for p in ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")]
-        found = [p for p in pickles if (folder / p).exists()]
-        if found:
-            raise InputError(
-                f"{folder}: only {found[0]} there, which is not read: opening a pickle can run "
-                f"code. Write {SINGLE_FILE} with transformers: "
-                "AutoModel.from_pretrained(folder).save_pretrained(folder)"
-            )
-        raise InputError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}")
-    weight_map = read_json(index).get("weight_map")
+        raise InputError(_without_weights(folder))
+    weight_map = read_object(folder, INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: no 'weight_map' from keys to files")
-    files = [folder / name for name in sorted(set(weight_map.values()))]
+    named: dict[str, epath.Path] = {}
+    for name in weight_map.values():
+        if not isinstance(name, str) or name not in named:  # hundreds of keys name one file
+            path = inside(folder, name, index)
+            if not name.endswith(".safetensors"):
+                raise InputError(
+                    f"{index}: names {shown(name)}; only .safetensors files are read, see {folder}"
+                )
+            named[name] = path
+    files = [named[name] for name in sorted(named)]
     missing = [path.name for path in files if not path.exists()]
     if missing:
         raise InputError(f"{index}: names files that are not in the folder: {_some(missing)}")
     return files
+
+
+def _without_weights(folder: epath.Path) -> str:
+    """What to do about a folder without safetensors."""
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return without_safetensors(str(folder), there)
+
+
+def without_safetensors(model: str, files: Iterable[str]) -> str:
+    """A message for a model that has other files than safetensors, or none.
+
+    Args:
+        model: its name or folder.
+        files: the names of its files.
+    """
+    files = list(files)
+    pickles = [f for f in files if re.search(r"(^|/)pytorch_model.*\.bin$|\.(pt|pth|ckpt)$", f)]
+    frames = [f for f in files if re.search(r"(^|/)(tf_model\.h5|flax_model\.msgpack)$", f)]
+    if pickles or frames:
+        return (
+            f"{model}: only {(pickles or frames)[0]} there, which is not read: opening a pickle "
+            f"can run code. Write {SINGLE_FILE} with transformers: "
+            "AutoModel.from_pretrained(folder).save_pretrained(folder)"
+        )
+    for ending, what in ((".onnx", "ONNX"), (".gguf", "GGUF"), (".ot", "rust-bert")):
+        if found := [f for f in files if f.endswith(ending)]:
+            return (
+                f"{model}: only {found[0]} there, weights as {what}, which are not read; expected "
+                f"{SINGLE_FILE}: take the model that this one was converted from"
+            )
+    if any(f == "adapter_model.safetensors" for f in files):
+        return (
+            f"{model}: holds an adapter and no model; name the base model, and give this folder "
+            "as the adapter (--config.student.adapter, adapter=…)"
+        )
+    return f"{model}: no {SINGLE_FILE} and no {INDEX_FILE}"
 
 
 class Checkpoint:
@@ -246,8 +272,9 @@ class Checkpoint:
     def __init__(self, folder: epath.PathLike, file: str | None = None):
         self.folder = epath.Path(folder)
         self.files = weight_files(folder) if file is None else [self.folder / file]
-        if not self.files[0].exists():
-            raise InputError(f"{self.files[0]}: no such file")
+        for path in self.files:
+            if not inside(path.parent, path.name).exists():
+                raise InputError(f"{path}: no such file")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._where: dict[str, tuple[Any, str]] = {}
@@ -264,9 +291,16 @@ class Checkpoint:
                 for key in handle.keys():
                     piece = handle.get_slice(key)
                     name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
+                    if name in self._where:
+                        raise InputError(
+                            f"{path}: holds {name} twice, as {self._where[name][1]} and as {key}; "
+                            "which of them counts cannot be known"
+                        )
                     self.shapes[name] = tuple(piece.get_shape())
                     self.dtypes[name] = piece.get_dtype()
                     self._where[name] = (handle, key)
+            except InputError:
+                raise
             except (SafetensorError, OSError, ValueError) as error:
                 size = path.stat().length
                 raise InputError(
@@ -279,10 +313,34 @@ class Checkpoint:
         self._where.clear()  # drops the handles, and with them the mapped files
 
     def read(self, key: str, index: Index | None = None) -> np.ndarray:
-        """A tensor, or the slices `index` of it, in its stored dtype."""
+        """A tensor, or the slices `index` of it, in its stored dtype.
+
+        Raises:
+            InputError: it holds NaN or an infinity, which no model that works does.
+        """
         handle, stored_key = self._where[key]
-        return (
+        found = (
             handle.get_tensor(stored_key) if index is None else handle.get_slice(stored_key)[index]
+        )
+        check_finite(found, key, self.name)
+        return found
+
+
+def check_finite(value: np.ndarray, key: str, where: str) -> None:
+    """Raises InputError where a tensor of floats holds NaN or an infinity."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return
+    # The sum is finite where all are, at a tenth of the time and no array beside it; an overflow
+    # of the sum is told apart by looking again.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(value.sum(dtype=np.float64)):
+            return
+    bad = ~np.isfinite(value)
+    if bad.any():
+        what = "NaN" if np.isnan(value).any() else "an infinity"
+        raise InputError(
+            f"{where}: {key} holds {what} ({int(bad.sum()):,} of {value.size:,} values); the "
+            "weights are damaged: copy or download them again"
         )
 
 
@@ -408,7 +466,13 @@ def load(
                         read = np.concatenate([checkpoint.read(key, i) for i in hf_index])
                     else:
                         read = checkpoint.read(key, hf_index)
-                    out[row] = transform.load(read, sizes)
+                    with np.errstate(over="ignore"):  # told below, with the name of the tensor
+                        out[row] = transform.load(read, sizes)
+                    if out.dtype.itemsize < read.dtype.itemsize and not np.isfinite(out[row]).all():
+                        raise InputError(
+                            f"{checkpoint.name}: {key} holds {float(np.abs(read).max()):.3g}, more "
+                            f"than {dtype.name} can; take another param_dtype"
+                        )
                 return out if stacked else out[0]
 
             target = mesh_lib.sharding(mesh, *axes[path])
@@ -429,23 +493,28 @@ def to_hf(
     model: nnx.Module,
     *,
     table: Table = BERT_TABLE,
+    value: Callable[[Any, Path], jax.Array] | None = None,
 ) -> dict[str, np.ndarray]:
     """A model's weights under HF's names and in HF's layout (without a head's prefix).
 
     Args:
         model: a backbone, or an `EmbeddingModel` around one.
+        table: the conversion.
+        value: (backbone, path of a weight) -> what is written for it (`lora.merged`); None: the
+            weight itself. One weight at a time, so that there is never a second model in memory.
 
     Returns:
-        HF key -> contiguous array in the dtype the weight is kept in, in the order of the table.
+        HF key -> contiguous array in the dtype of the value, in the order of the table.
     """
-    state = dict(nnx.to_flat_state(nnx.state(getattr(model, "backbone", model))))
+    backbone = getattr(model, "backbone", model)
+    state = dict(nnx.to_flat_state(nnx.state(backbone)))
     tensors = {}
     for pattern, (path, transform) in table.items():
         if path not in state:  # a bias this model does not have
             continue
-        value = gather(state[path][...])
+        whole = gather(state[path][...] if value is None else value(backbone, path))
         stacked = _stacked(pattern)
-        rows = value if stacked else value[None]
+        rows = whole if stacked else whole[None]
         for key, row in zip(_layer_keys(pattern, len(rows)), rows, strict=True):
             tensors[key] = np.ascontiguousarray(transform.save(row))
     return tensors

@@ -132,7 +132,7 @@ def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
     kinds = ("query", "passage")
     late = encoder.spec.late is not None
     loss = loop.loss_of(block, encoder.width, tokens=late)
-    unpooled = {kind: encoder.prompt_tokens(kind) for kind in kinds}
+    skips = encoder.spec.prompt_in_pooling != "all"
     return Examples.build(
         negatives,
         data.queries.texts,
@@ -146,7 +146,9 @@ def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
         num_positives=loss.num_positives,
         teacher_scores=bool(loss.distillation),
         guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
-        skip={kind: count for kind, count in unpooled.items() if count is not None},
+        unpooled={kind: functools.partial(encoder.unpooled, kind=kind) for kind in kinds}
+        if skips
+        else None,
         uncounted={kind: encoder.uncounted_tokens(kind) for kind in kinds} if late else None,
         lengthen_query=(lambda tokens: encoder.lengthen(tokens, "query")) if late else None,
     )

@@ -29,7 +29,7 @@ import numpy as np
 
 from nvret_jax.errors import InputError
 from nvret_jax.training.deal import Deal, largest_remainder
-from nvret_jax.training.examples import Examples, Picked
+from nvret_jax.training.examples import Examples, Picked, Tokens
 from nvret_jax.training.stage import prefetched
 
 Unit = Literal["epochs", "weight"]
@@ -67,7 +67,7 @@ class Blend:
     """The batches of one stage. See `build`.
 
     Attributes:
-        sources: brought to the same keys: one that has no `skip` skips 0 tokens if another skips.
+        sources: brought to the same keys: one that pools all tokens skips 0 if another skips some.
         offsets: what is added to each source's passage ids.
         batch_size: queries per global batch.
         num_negatives: hard negatives a row of a mixed batch has room for.
@@ -284,18 +284,30 @@ def _exact(value: float) -> Fraction:
 
 def _with_same_keys(sources: tuple[Source, ...]) -> tuple[Source, ...]:
     """Batches of all sources have the same entries: 0 skipped tokens, no uncounted ones."""
-    skip = sorted({side for source in sources for side in source.examples.skip})
+    tables = ("queries", "passages")
+    skip = [
+        table
+        for table in tables
+        if any(getattr(source.examples, table).unpooled is not None for source in sources)
+    ]
     uncounted = sorted({side for source in sources for side in source.examples.uncounted})
     out = []
     for source in sources:
         old = source.examples
         examples = dataclasses.replace(
             old,
-            skip={side: old.skip.get(side, 0) for side in skip},
+            **{table: _pooled_whole(getattr(old, table)) for table in skip},
             uncounted={side: old.uncounted.get(side, ()) for side in uncounted},
         )
         out.append(dataclasses.replace(source, examples=examples))
     return tuple(out)
+
+
+def _pooled_whole(tokens: Tokens) -> Tokens:
+    """The same tokens; where nothing is left out of the pooling, that is said with zeros."""
+    if tokens.unpooled is not None:
+        return tokens
+    return dataclasses.replace(tokens, unpooled=np.zeros(len(tokens.ids), np.int32))
 
 
 def _offsets(sources: Sequence[Source]) -> tuple[int, ...]:

@@ -28,6 +28,8 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.training.widths import Groups
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
+# Token ids -> how many at the beginning are not pooled, text by text.
+Unpooled = Callable[[list[np.ndarray]], np.ndarray]
 # Token ids -> those that get a vector, and how many of them are seen by others, text by text.
 Lengthen = Callable[[list[np.ndarray]], tuple[list[np.ndarray], list[int]]]
 _BUCKET = 16  # batch lengths are rounded up to a multiple of this
@@ -44,11 +46,13 @@ class Tokens:
         ids: int32, one row per text held.
         seen: int32, of each row how many of its tokens others see; the rest, mask tokens that
             lengthen a query, get vectors all the same.
+        unpooled: int32, of each row how many tokens at its beginning are not pooled; None: all are.
     """
 
     place: np.ndarray
     ids: Ragged
     seen: np.ndarray
+    unpooled: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -57,6 +61,7 @@ class Tokens:
         rows: np.ndarray,
         tokenize: Tokenize,
         lengthen: Lengthen | None = None,
+        unpooled: Unpooled | None = None,
     ) -> Tokens:
         """Tokenises `texts[r]` for the distinct rows named."""
         rows = np.unique(rows)
@@ -64,15 +69,21 @@ class Tokens:
         place = np.full(len(texts), -1, np.int32)
         place[rows] = np.arange(len(rows), dtype=np.int32)
         tokens = tokenize([texts[r] for r in rows])
+        skipped = None if unpooled is None else np.asarray(unpooled(tokens), np.int32)
         seen = None
         if lengthen is not None:
             tokens, seen = lengthen(tokens)
         ids = Ragged.from_rows(tokens, np.int32)
-        return cls(place, ids, ids.counts if seen is None else np.asarray(seen, np.int32))
+        seen = ids.counts if seen is None else np.asarray(seen, np.int32)
+        return cls(place, ids, seen, skipped)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Tokens others see; 1 where the row is -1 (an empty slot still has a first token)."""
         return np.where(rows >= 0, self.seen[self.place[rows]], 1).astype(np.int32)
+
+    def skips(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens at the beginning that are not pooled; 0 where the row is -1."""
+        return np.where(rows >= 0, self.unpooled[self.place[rows]], 0).astype(np.int32)
 
     def spans(self, rows: np.ndarray) -> np.ndarray:
         """Tokens that get a vector; 1 where the row is -1."""
@@ -119,7 +130,6 @@ class Examples:
         teacher_scores: whether batches hold the table's scores, for distillation.
         guide: float32 [Q, Dg] and [N, Dg], a guide model's vectors of the data set's queries and
             passages, row by row; None: none.
-        skip: by side ('query', 'passage') how many tokens at the beginning are not pooled.
         uncounted: by side the token ids whose vectors do not count, for one vector a token.
     """
 
@@ -133,7 +143,6 @@ class Examples:
     num_positives: int = 1
     teacher_scores: bool = False
     guide: tuple[np.ndarray, np.ndarray] | None = None
-    skip: Mapping[str, int] = dataclasses.field(default_factory=dict)
     uncounted: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -152,11 +161,16 @@ class Examples:
         num_positives: int = 1,
         teacher_scores: bool = False,
         guide: tuple[np.ndarray, np.ndarray] | None = None,
-        skip: Mapping[str, int] | None = None,
+        unpooled: Mapping[str, Unpooled] | None = None,
         uncounted: Mapping[str, Sequence[int]] | None = None,
         lengthen_query: Lengthen | None = None,
     ) -> Examples:
         """Tokenises what the table names.
+
+        Args:
+            unpooled: by side ('query', 'passage') how many tokens at the beginning of its texts
+                are not pooled, less than each has: a mean over nothing has no gradient.
+            others: see the attributes.
 
         Raises:
             InputError: the table is empty; its scores are of several teachers and are asked for;
@@ -168,13 +182,25 @@ class Examples:
             _check_scores(negatives)
         if guide is not None:
             _check_guide(guide, len(query_texts), len(passage_texts))
+        unpooled = unpooled or {}
         used = [negatives.positive_rows.values]
         if num_negatives:
             used.append(negatives.negative_rows.padded(-1, num_negatives).ravel())
         return cls(
             negatives,
-            Tokens.of(query_texts, negatives.query_rows, tokenize_query, lengthen_query),
-            Tokens.of(passage_texts, np.concatenate(used), tokenize_passage),
+            Tokens.of(
+                query_texts,
+                negatives.query_rows,
+                tokenize_query,
+                lengthen_query,
+                unpooled.get("query"),
+            ),
+            Tokens.of(
+                passage_texts,
+                np.concatenate(used),
+                tokenize_passage,
+                unpooled=unpooled.get("passage"),
+            ),
             batch_size,
             num_negatives,
             pad_id,
@@ -182,7 +208,6 @@ class Examples:
             num_positives,
             teacher_scores,
             guide,
-            skip or {},
             uncounted or {},
         )
 
@@ -324,10 +349,10 @@ class Examples:
             batch["query_guide"] = queries_qd[query_rows].astype(np.float32)
             found = passages_nd[np.maximum(passages, 0)].astype(np.float32)
             batch["passage_guide"] = np.where(passages[:, None] >= 0, found, np.float32(0))
-        for side, count in self.skip.items():
-            # A mean over nothing has no gradient at unit length: a text (or an empty slot) that is
-            # all prompt keeps its last token.
-            batch[f"{side}_skip"] = np.minimum(count, batch[f"{side}_lengths"] - 1)
+        sides = {"query": (self.queries, query_rows), "passage": (self.passages, passages)}
+        for side, (texts, rows) in sides.items():
+            if texts.unpooled is not None:
+                batch[f"{side}_skip"] = texts.skips(rows)
         spans = {"query": self.queries.spans(query_rows), "passage": self.passages.spans(passages)}
         for side, ids in self.uncounted.items():
             tokens = batch[f"{side}_tokens"]

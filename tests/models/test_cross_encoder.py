@@ -197,7 +197,17 @@ def test_a_pair_that_is_none_is_named(bert, pair):
 
 def test_scores_that_are_not_finite_are_refused(tmp_path):
     weights = tiny_cross_encoders.tensors(tiny_models.config(), 1)
-    weights["classifier.bias"][0] = np.nan
+    weights["classifier.weight"][:] = 3e38  # finite itself, and a sum of them is not
     folder = tiny_cross_encoders.write(tmp_path / "m", weights=weights)
-    with pytest.raises(InputError, match="the score of pair 0 is nan"):
+    with pytest.raises(InputError, match="the score of pair 0 is"):
         load(folder).score(PAIRS)
+
+
+@pytest.mark.parametrize("key", ["classifier.bias", "bert.embeddings.word_embeddings.weight"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, key):
+    weights = tiny_cross_encoders.tensors(tiny_models.config(), 1)
+    key = key if key in weights else key.removeprefix("bert.")
+    weights[key].reshape(-1)[0] = np.nan
+    folder = tiny_cross_encoders.write(tmp_path / "m", weights=weights)
+    with pytest.raises(InputError, match=rf"{key} holds NaN \(1 of "):
+        load(folder)

@@ -67,9 +67,10 @@ def test_the_whole_model_equals_its_own_code(encoder, kind):
 def test_all_but_the_last_token_of_an_instruction_are_left_out(encoder):
     prompt = tiny_backbones.QUERY  # four words behind the first token
     assert encoder.spec.query_prompt == prompt
-    assert (encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")) == (4, 0)
+    for kind, left_out in (("query", 4), ("passage", 0)):
+        assert encoder.unpooled(encoder.tokenize(TEXTS, kind=kind), kind).tolist() == [left_out] * 4
     whole = encoder.from_pretrained(str(encoder.folder), prompt_in_pooling="all")
-    assert whole.prompt_tokens("query") is None
+    assert whole.unpooled(whole.tokenize(TEXTS, kind="query"), "query") is None
     assert (
         np.abs(whole.encode(TEXTS, kind="query") - encoder.encode(TEXTS, kind="query")).max() > 0.01
     )
@@ -87,8 +88,18 @@ def test_it_belongs_to_nv_embed(encoder, tmp_path):
 def test_a_config_that_does_not_fit_is_named():
     with pytest.raises(InputError, match="hidden_dim=32, expected the backbone's width 64"):
         LatentConfig.from_hf({"latent_attention_config": LATENT}, 64)
-    with pytest.raises(InputError, match=r"x: latent_attention_config: hidden_dim=None, expec"):
+    with pytest.raises(InputError, match="hidden_dim=4096, expected the backbone's width 64"):
         LatentConfig.from_hf({}, 64, "x")
+    bad = {"latent_attention_config": {"num_cross_heads": "8", "output_normalize": False}}
+    with pytest.raises(
+        InputError, match=r"x: latent_attention_config: num_cross_heads='8', expec.*output_normal"
+    ):
+        LatentConfig.from_hf(bad, 4096, "x")
+
+
+def test_sizes_left_out_are_those_of_its_class():
+    found = LatentConfig.from_hf({"latent_attention_config": {"model_type": "x"}}, 4096)
+    assert found == LatentConfig(4096, 4096, 512, 8, 4096)
 
 
 def test_a_missing_latent_is_told(encoder, tmp_path):

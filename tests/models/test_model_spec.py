@@ -1,10 +1,14 @@
 import json
 
+import numpy as np
 import pytest
+import tiny_backbones
 import tiny_models
 
 from nvret_jax.errors import InputError
+from nvret_jax.export import export
 from nvret_jax.models import spec as spec_lib
+from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.spec import read_spec
 
 
@@ -170,3 +174,115 @@ def test_prompts_can_be_left_out_of_the_pooling(folder):
 def test_max_length_must_fit_the_positions(folder, length):
     with pytest.raises(InputError, match=rf"max_length={length}: expected 3 to 40"):
         read_spec(folder, max_length=length)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is said in warnings, each only once a process."""
+    lines = []
+    monkeypatch.setattr(spec_lib.logging, "warning", lambda *args: lines.append(args[0] % args[1:]))
+    spec_lib._say_once.cache_clear()
+    return lines
+
+
+def test_a_sliding_window_that_shortens_texts_is_said_once_with_its_numbers(tmp_path, said):
+    folder = tiny_backbones.write(tmp_path / "m", "e5-mistral", sliding_window=20)
+    for _ in range(2):
+        assert read_spec(folder)[0].max_length == 20
+    assert [line for line in said if "cut to 20 tokens, the model's sliding window" in line] == said
+    assert len(said) == 1
+    assert "the folder allows 32" in said[0]
+    wide = tiny_backbones.write(tmp_path / "wide", "e5-mistral", sliding_window=40)
+    assert read_spec(wide)[0].max_length == 32
+    assert len(said) == 1
+
+
+def test_nvidias_prompts_and_length_where_no_file_says_any(tmp_path, said):
+    folder = tiny_backbones.write(tmp_path / "m", "llama-nemotron-embed")
+    assert read_spec(folder)[0].query_prompt == ""
+    (folder / "config_sentence_transformers.json").unlink()
+    spec, _ = read_spec(folder)
+    assert (spec.query_prompt, spec.passage_prompt) == ("query: ", "passage: ")
+    assert len(said) == 1
+    assert "taking 'query: ' and 'passage: '" in said[0]
+    spec, _ = read_spec(folder, query_prompt="", passage_prompt="p")
+    assert (spec.query_prompt, spec.passage_prompt) == ("", "p")
+
+
+@pytest.mark.parametrize(
+    ("said_by_config", "mode"), [("avg", "mean"), ("last", "lasttoken"), ("cls", "cls")]
+)
+def test_the_pooling_of_nvidias_config_is_honoured(tmp_path, said_by_config, mode):
+    folder = tiny_backbones.write(tmp_path / "m", "llama-nemotron-embed", pooling=said_by_config)
+    assert read_spec(folder)[0].pooling == mode
+    assert read_spec(folder, pooling="cls")[0].pooling == "cls"
+
+
+@pytest.mark.parametrize("other", ["weighted_avg", "colbert", "", 3, None])
+def test_another_pooling_of_nvidias_config_is_refused_or_absent(tmp_path, other):
+    folder = tiny_backbones.write(tmp_path / "m", "llama-nemotron-embed", pooling=other)
+    if other is None:
+        assert read_spec(folder)[0].pooling == "mean"
+    else:
+        with pytest.raises(InputError, match=r"pooling=.*; supported: avg, cls, last"):
+            read_spec(folder)
+
+
+@pytest.mark.parametrize("kind", ["pylate.models.Dense", "pylate.models.Dense.Dense"])
+def test_both_names_of_pylates_dense(tmp_path, kind):
+    folder = tiny_backbones.write(tmp_path / "m", "lateon-code")
+    modules = json.loads((folder / "modules.json").read_text())
+    for listed in modules[1:]:
+        listed["type"] = kind
+    put(folder, "modules.json", modules)
+    assert read_spec(folder)[0].width == 8
+
+
+def test_a_cross_encoders_architecture_can_be_pooled_if_asked_for(folder):
+    config = tiny_models.config() | {"architectures": ["BertForSequenceClassification"]}
+    put(folder, "config.json", config)
+    with pytest.raises(InputError, match="rescorer"):
+        read_spec(folder)
+    assert read_spec(folder, pooling="mean")[0].pooling == "mean"
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_truncate_dim_is_obeyed(folder, similarity):
+    """As sentence-transformers: the first components; for cosine at unit length again."""
+    shared = {"truncate_dim": 6, "similarity_fn_name": similarity}
+    whole = Encoder.from_pretrained(str(folder))
+    texts = ["wing flow", "heat"]
+    emb_nd = whole.encode(texts)
+    put(folder, "config_sentence_transformers.json", shared)
+    short = Encoder.from_pretrained(str(folder))
+    assert short.width == short.spec.width == 6
+    expected = emb_nd[:, :6]
+    if similarity == "cosine":
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(short.encode(texts), expected, atol=1e-6)
+    export(short, folder / "out")
+    again = Encoder.from_pretrained(str(folder / "out"))
+    np.testing.assert_allclose(again.encode(texts), expected, atol=1e-6)
+    put(folder, "config_sentence_transformers.json", shared | {"truncate_dim": 32})
+    assert read_spec(folder)[0].truncate_dim is None  # not shorter than the embedding
+
+
+@pytest.mark.parity
+def test_truncate_dim_is_what_sentence_transformers_does(folder):
+    st = pytest.importorskip("sentence_transformers")
+    put(folder, "config_sentence_transformers.json", {"truncate_dim": 6})
+    texts = ["wing flow", "heat", "a shock"]
+    theirs = st.SentenceTransformer(str(folder))
+    vectors = theirs.encode(texts)
+    assert vectors.shape == (3, 6)
+    ours = Encoder.from_pretrained(str(folder)).encode(texts)
+    similarity = theirs.similarity(vectors, vectors).numpy()
+    np.testing.assert_allclose(ours @ ours.T, similarity, atol=1e-6)
+
+
+def test_late_interaction_has_no_truncate_dim(tmp_path):
+    folder = tiny_backbones.write(tmp_path / "m", "lateon-code")
+    shared = json.loads((folder / "config_sentence_transformers.json").read_text())
+    put(folder, "config_sentence_transformers.json", shared | {"truncate_dim": 4})
+    with pytest.raises(InputError, match="truncate_dim=4, which late interaction does not have"):
+        read_spec(folder)

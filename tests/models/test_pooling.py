@@ -50,7 +50,8 @@ def test_an_instruction_left_out_is_still_seen(tmp_path):
     """NV-Retriever: masked out of the mean, not of the attention."""
     folder = tiny_backbones.write(tmp_path / "m", "nv-retriever")
     encoder = Encoder.from_pretrained(str(folder))
-    assert (encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")) == (5, 0)
+    for kind, left_out in (("query", 5), ("passage", 0)):
+        assert encoder.unpooled(encoder.tokenize(TEXTS, kind=kind), kind).tolist() == [left_out] * 4
     got = encoder.encode(TEXTS, kind="query")
     assert np.abs(got - checks.golden("nv-retriever", "query")).max() <= checks.TOLERANCE
     other = Encoder.from_pretrained(str(folder), query_prompt="flow gene body in ")
@@ -60,7 +61,10 @@ def test_an_instruction_left_out_is_still_seen(tmp_path):
         json.dumps({"pooling_mode": "mean", "include_prompt": False})
     )
     bert = Encoder.from_pretrained(str(one), query_prompt="wing of ")
-    assert bert.prompt_tokens("query") == 3  # the first token, too, and not the last
+    # The first token, too, and not the last, which a text of no words keeps.
+    tokens = bert.tokenize(["flow", ""], kind="query")
+    assert bert.unpooled(tokens, "query").tolist() == [3, 3]
+    assert [len(ids) for ids in tokens] == [5, 4]
 
 
 # --- Dense
@@ -216,5 +220,8 @@ def test_settings_of_sentence_transformers_6_and_of_pylate():
     assert native.max_length("passage", 20) == 20
     assert native.max_length("query", 20) == 9
     bad = {"query_length": 1, "query_expansion": {"strategy": "odd"}}
-    with pytest.raises(InputError, match=r"x: query_expansion=.*; query_length=1, expected"):
+    with pytest.raises(
+        InputError,
+        match=r"x: query_length=1, expected.*; query_expansion=.*a length; strategy='odd'",
+    ):
         read({}, bad, {}, "x")

@@ -97,3 +97,174 @@ def test_a_folder_without_a_model(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(InputError, match="a file; give the model's folder"):
         resolve(str(tmp_path / "f"))
+
+
+def cached(root, name="tiny", commit="0" * 40, ref="main"):
+    """A model in the hub's cache, of one revision."""
+    repo = root / "hub" / f"models--owner--{name}"
+    snapshot = tiny_models.write(repo / "snapshots" / commit)
+    (repo / "refs").mkdir(exist_ok=True)
+    (repo / "refs" / ref).write_text(commit)
+    return snapshot
+
+
+def incomplete(monkeypatch, snapshot):
+    """What huggingface_hub says of a snapshot whose repository has further files."""
+    import huggingface_hub
+    from huggingface_hub.errors import IncompleteSnapshotError
+
+    def snapshot_download(*args, **kwargs):
+        raise IncompleteSnapshotError("1 file(s) are missing (onnx/config.json)", str(snapshot))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+
+def test_a_cached_model_serves_though_its_repository_has_further_files(tmp_path, monkeypatch):
+    snapshot = cached(tmp_path)
+    incomplete(monkeypatch, snapshot)
+    assert resolve("owner/tiny") == snapshot
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"owner/tiny: .*no weights; .*download=True.*onnx/config"):
+        resolve("owner/tiny")
+
+
+def test_a_revision_is_named_behind_the_id(tmp_path):
+    first, second = cached(tmp_path), cached(tmp_path, commit="1" * 40, ref="v2")
+    assert resolve("owner/tiny") == first
+    assert resolve("owner/tiny@v2") == second
+    assert resolve("owner/tiny@" + "1" * 40) == second
+    with pytest.raises(InputError, match=r"owner/tiny@v3: .*not in the local Hugging Face cache"):
+        resolve("owner/tiny@v3")
+
+
+def repository(monkeypatch, files, index=None):
+    """A hub with one repository; returns what is fetched of it."""
+    import huggingface_hub
+
+    fetched = []
+
+    def snapshot_download(name, *, revision, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+        fetched.extend(allow_patterns)
+        return str(index.parent)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *a, **k: files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: str(index))
+    return fetched
+
+
+def test_of_a_repository_only_what_is_read_is_fetched(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}')
+    files = ["config.json", "model.safetensors.index.json", "model-1.safetensors", "README.md"]
+    files += ["model-2.safetensors", "consolidated.safetensors", "onnx/model.onnx", "vocab.txt"]
+    files += ["2_Dense/model.safetensors", "2_Dense/config.json", "pytorch_model.bin", "code.py"]
+    fetched = repository(monkeypatch, files, index)
+    assert resolve("owner/m", download=True) == tmp_path
+    assert sorted(fetched) == [
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "README.md",
+        "config.json",
+        "model-1.safetensors",
+        "model-2.safetensors",
+        "model.safetensors.index.json",
+        "vocab.txt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (
+            "pytorch_model.bin",
+            r"only pytorch_model\.bin there.*Write model\.safetensors with",
+        ),
+        ("onnx/model.onnx", r"only onnx/model\.onnx there, weights as ONNX, which are not read"),
+        ("m.Q4_K_M.gguf", r"only m\.Q4_K_M\.gguf there, weights as GGUF, which are not read"),
+        ("adapter_model.safetensors", "holds an adapter and no model; name the base model"),
+        ("notes.md", r"no model\.safetensors and no model\.safetensors\.index\.json"),
+    ],
+)
+def test_a_repository_without_safetensors_says_what_it_has(tmp_path, monkeypatch, file, message):
+    fetched = repository(monkeypatch, ["config.json", file])
+    with pytest.raises(InputError, match=f"owner/m: {message}"):
+        resolve("owner/m", download=True)
+    assert not fetched
+    folder = tmp_path / "local"  # and a folder says the same
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).write_text("")
+    (folder / "config.json").write_text("{}")
+    from nvret_jax.models.weights import weight_files
+
+    if "/" not in file:
+        with pytest.raises(InputError, match=message):
+            weight_files(folder)
+
+
+def test_a_hub_out_of_reach_leaves_what_is_cached(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def fails(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fails)
+    assert resolve("owner/tiny", download=True) == cached(tmp_path)
+    with pytest.raises(InputError, match=r"owner/other: the hub cannot be reached \(Name or"):
+        resolve("owner/other", download=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("all-MiniLM-L12-v2", "'sentence-transformers/all-MiniLM-L12-v2'"),
+        ("https://huggingface.co/owner/model", "an address; give the hub id 'owner/model'"),
+        ("https://huggingface.co/owner/model/tree/main", "give the hub id 'owner/model'"),
+        ("https://example.org/model", "read from a local folder or by their hub id"),
+        ("s3://bucket/model", "read from a local folder or by their hub id"),
+        ("gs://bucket/model", "read from a local folder or by their hub id"),
+        ("foo://x", "read from a local folder or by their hub id"),
+        ("owner/" + "m" * 120, "no name that the hub can have"),
+        ("m" * 5000, "cannot be read|no name that the hub can have"),
+        ("owner/m..x", "no name that the hub can have"),
+        ("owner--x/m", "no name that the hub can have"),
+        ("-owner/m", "no name that the hub can have"),
+        ("owner/m.", "no name that the hub can have"),
+        ("owner/model@", "the revision '' is no branch"),
+        ("owner/model@a b", "the revision 'a b' is no branch"),
+        ("owner/model@../x", "no name that the hub can have|is no branch"),
+        ("modèle/x", "no such folder"),
+        ("a\0b", "cannot be read|no such folder"),
+        ("a\ud800b", "cannot be read|no such folder"),
+        ("~nobody-by-this-name/x", "cannot be read|no such folder"),
+        ("", "no such folder|no config"),
+        ("a b/c", "no such folder"),
+    ],
+)
+@pytest.mark.parametrize("download", [False, True])
+def test_a_name_that_names_nothing_is_one_line(name, message, download, monkeypatch):
+    import huggingface_hub
+
+    def untouched(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", untouched)
+    if download and "/" not in name and name.isalnum():
+        pytest.skip("may be a name on the hub")
+    if download and name.startswith("all-"):
+        pytest.skip("may be a name on the hub")
+    with pytest.raises(InputError, match=message) as caught:
+        resolve(name, download=download)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_tiny_model_without_a_home(monkeypatch):
+    from nvret_jax.models import tiny
+
+    (name,) = [n for n in tiny.ARCHITECTURES if n == "bert"]
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    with pytest.raises(InputError, match=r"tiny:bert: cannot be made in /proc/nobody.*set HOME"):
+        resolve(f"tiny:{name}")

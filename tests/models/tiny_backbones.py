@@ -119,6 +119,7 @@ CASES: dict[str, dict] = {
             "auto_map": AUTO_MAP,
             "pooling": "avg",
         },
+        "shared": {"prompts": {}},
         "causal": False,
         "seed": 4,
     },

@@ -73,6 +73,11 @@ def examples(
     )
 
 
+def first(count):
+    """Leaves the first `count` tokens of each text out of its pooling, but for its last."""
+    return lambda tokens: np.asarray([min(count, len(ids) - 1) for ids in tokens], np.int32)
+
+
 def blend(sources, batch_size=4, seed=0, **options):
     return Blend.build(sources, batch_size=batch_size, num_negatives=0, seed=seed, **options)
 
@@ -110,7 +115,7 @@ def test_one_source_comes_as_examples_alone_give_it(batches, positives):
         positives=positives,
         teacher_scores=True,
         guide=guide,
-        skip={"query": 1},
+        unpooled={"query": first(1)},
         uncounted={"passage": [3]},
     )
     made = blend([Source("a", alone, 1.0)], batches=batches, steps=2100)
@@ -328,8 +333,9 @@ def test_mixed_rows_keep_what_belongs_together(seed, positives):
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
 def test_processes_build_parts_of_the_same_batch(batches):
     sources = three(teacher_scores=True)
-    long = examples(3, 9, 4, 1, seed=8, teacher_scores=True)
-    far = dataclasses.replace(long, skip={"query": 2, "passage": 1}, uncounted={"query": [4]})
+    unpooled = {"query": first(2), "passage": first(1)}
+    far = examples(3, 9, 4, 1, seed=8, teacher_scores=True, unpooled=unpooled)
+    far = dataclasses.replace(far, uncounted={"query": [4]})
     made = blend([*sources, Source("far", far, 2)], batches=batches)
     for step in range(0, made.steps, 3):
         whole = made.batch(step)
@@ -409,7 +415,8 @@ def test_ids_are_apart_across_corpora_and_one_within(batches):
 
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
 def test_a_prompt_is_skipped_only_where_there_is_one(batches):
-    plain, prompted = examples(0, 8), examples(1, 8, skip={"query": 1, "passage": 27})
+    unpooled = {"query": first(1), "passage": first(27)}
+    plain, prompted = examples(0, 8), examples(1, 8, unpooled=unpooled)
     made = blend([Source("plain", plain, 1), Source("prompted", prompted, 1)], batches=batches)
     for step in range(made.steps):
         batch = made.batch(step)

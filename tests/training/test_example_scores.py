@@ -100,8 +100,11 @@ def test_guide_vectors_belong_to_the_rows_and_empty_slots_have_none():
 
 
 def test_skipped_and_uncounted_tokens():
-    batch = build(skip={"query": 2}, uncounted={"passage": [8]}).batch(0)
-    assert batch["query_skip"].tolist() == np.minimum(2, batch["query_lengths"] - 1).tolist()
+    unpooled = {"query": lambda tokens: np.arange(len(tokens)) % 3}
+    examples = build(unpooled=unpooled, uncounted={"passage": [8]})
+    batch = examples.batch(0)
+    rows = examples.negatives.query_rows[examples.rows(0)[0]]
+    assert batch["query_skip"].tolist() == (examples.queries.place[rows] % 3).tolist()
     assert "passage_skip" not in batch
     for real in batch["passage_real"]:  # an empty slot's one token is padding
         assert real[:2].tolist() == [True, False]
