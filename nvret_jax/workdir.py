@@ -24,7 +24,7 @@ from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.errors import InputError
 from nvret_jax.files import sha256_of, write_atomic
-from nvret_jax.fingerprints import About, Parts
+from nvret_jax.fingerprints import About, Parts, digest
 
 CONFIG = "config.json"
 _RECORDS = "fingerprints"
@@ -129,10 +129,9 @@ class Workdir:
     def _copy(self) -> dict[str, Any] | None:
         try:
             found = json.loads((self.path / _COPY).read_text())
-            dict(found["identity"]), list(found["sums"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return found if found.pop("sum") == digest(found) else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return found
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[Workdir]:
@@ -181,7 +180,8 @@ class Workdir:
         identity = {key: values.get(key) for key in _IDENTITY}
 
         def store(*sums: str) -> None:
-            copy = {"identity": identity, "sums": sums}
+            copy: dict[str, Any] = {"identity": identity, "sums": list(sums)}
+            copy["sum"] = digest(copy)
             write_atomic(self.path / _COPY, json.dumps(copy, indent=1, sort_keys=True))
 
         if before != text:

@@ -176,7 +176,7 @@ def test_killed_between_name_and_record(workdir):
     assert (again.partial / "deep" / "file").read_text() == "content"
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "gone", "changed", "sum"])
+@pytest.mark.parametrize("damage", ["{", "[]", "gone", "changed", "sum", "sum changed"])
 def test_a_damaged_config_is_written_anew(workdir, capsys, damage):
     item = folder(workdir)
     config, copy = workdir.path / "config.json", workdir.path / "config.json.sum"
@@ -187,13 +187,15 @@ def test_a_damaged_config_is_written_anew(workdir, capsys, damage):
         config.write_text(config.read_text().replace('"x"', '"y"'))
     elif damage == "sum":
         copy.write_text("{")
+    elif damage == "sum changed":
+        copy.write_text(copy.read_text().replace('"x"', '"y"'))
     else:
         config.write_text(damage)
     fresh(workdir)
     again = Workdir.open(workdir.path, CONFIG)
     assert config.read_bytes() == whole
     out = capsys.readouterr().out
-    assert out == "" if damage == "sum" else "written anew" in out
+    assert out == "" if "sum" in damage else "written anew" in out
     assert again.artifact("folder", {"x": 1}).stale() is None
     again.store_config()
     with pytest.raises(InputError, match="name is 'x' there and 'z' here"):
