@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from absl import logging
 from etils import epath
 
 from nvret_jax.data.model_folder import (
@@ -41,16 +42,36 @@ from nvret_jax.errors import InputError
 
 _BLOCK = 1024  # texts encoded at a time
 _LONGEST = 10**6  # model_max_length above this is a way of saying "unknown"
-# Beside tokenizer.json and tokenizer_config.json, what other tools read a tokenizer from.
-_COPIED = (
-    "special_tokens_map.json",
-    "added_tokens.json",
+# What a tokenizer was made from, where it was not made by the `tokenizers` library.
+_VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
     "tokenizer.model",
+)
+_TOKENS = ("special_tokens_map.json", "added_tokens.json")  # of old transformers
+_SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+)
+# What a saved tokenizer_config.json keeps beside the special tokens. tokenizer.json alone decides
+# which ids a text gets, so settings by which some reader would change them (`add_bos_token`,
+# `do_lower_case`, a class with further rules) stay out, and so does what no embedding depends on:
+# code (`auto_map`), chat templates, paths, and bookkeeping that transformers 5 adds and 4 refuses.
+_KEPT = (
+    "added_tokens_decoder",
+    "clean_up_tokenization_spaces",
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
 )
 
 
@@ -203,31 +224,68 @@ class Tokenizer:
                     )
         return f"{self._folder}: the tokenizer fails on texts from {start} on ({error})"
 
-    def save(self, folder: epath.PathLike, max_length: int | None = None) -> None:
-        """Writes the tokenizer as `transformers` and text-embeddings-inference read it.
+    def save(
+        self,
+        folder: epath.PathLike,
+        max_length: int | None = None,
+        inputs: Sequence[str] = ("input_ids", "attention_mask"),
+    ) -> None:
+        """Writes the tokenizer as transformers (4 and 5) and text-embeddings-inference read it.
 
-        tokenizer.json has truncation and padding off; tokenizer_config.json is the source's with
-        `model_max_length` set; vocabulary files are copied if the source had them.
+        tokenizer.json has truncation and padding off. tokenizer_config.json keeps special tokens,
+        sides and length of the source's, under a class that takes tokenizer.json unchanged.
+        Vocabulary files are copied if the source had them; a link that leads out of the model's
+        folder is not followed.
 
         Args:
             folder: made if missing.
             max_length: `model_max_length` to write; None keeps the source's.
+            inputs: what the model is called with, for readers that call it with all that the
+                tokenizer gives.
         """
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True))
-        config = dict(self._config) or {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": self._backend.id_to_token(self.pad_id),
-        }
+        special = self._special_tokens()
+        config = {key: self._config[key] for key in _KEPT if key in self._config} | special
         if max_length is not None:
             config["model_max_length"] = max_length
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        (folder / "tokenizer_config.json").write_text(text + "\n")
-        for name in _COPIED:
-            source = self._folder / name if self._folder is not None else None
-            if source is not None and source.exists() and source != folder / name:
-                (folder / name).write_bytes(source.read_bytes())
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": list(inputs)}
+        vocabularies = {name: self._source(name) for name in _VOCABULARIES}
+        vocabularies = {name: path.read_bytes() for name, path in vocabularies.items() if path}
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True))
+        for name, content in (
+            ("tokenizer_config.json", config),
+            ("special_tokens_map.json", special),  # read by fastembed and by old transformers
+        ):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (folder / name).write_text(text + "\n")
+        for name, content in vocabularies.items():
+            (folder / name).write_bytes(content)
+
+    def _special_tokens(self) -> dict:
+        """Special tokens by role."""
+        found = {key: self._config[key] for key in _SPECIAL if self._config.get(key) is not None}
+        # transformers 5 lists here what 4 calls additional; 4 fails on a list under this name.
+        extra = self._config.get("extra_special_tokens") or ()
+        extra = [*extra.values()] if isinstance(extra, dict) else [*extra]
+        stated = [*found.get("additional_special_tokens", ())]
+        if extra or stated:
+            new = [token for token in extra if token not in stated]
+            found["additional_special_tokens"] = stated + new
+        if "pad_token" not in found:
+            found["pad_token"] = self._backend.id_to_token(self.pad_id)
+        return found
+
+    def _source(self, name: str) -> epath.Path | None:
+        """A file of the folder this tokenizer was read from; None where there is none to read."""
+        if self._folder is None:
+            return None
+        try:
+            path = inside(self._folder, name)
+        except InputError as error:
+            logging.warning("%s: it is not copied", error)
+            return None
+        return path if path.exists() else None
 
 
 def _read_config(folder: epath.Path) -> dict[str, Any]:
@@ -250,15 +308,15 @@ def _read_config(folder: epath.Path) -> dict[str, Any]:
 
 def _convert(folder: epath.Path) -> tokenizers.Tokenizer:
     """The fast tokenizer `transformers` makes of a folder without tokenizer.json."""
-    if not any(inside(folder, name).exists() for name in _COPIED):
+    if not any(inside(folder, name).exists() for name in _VOCABULARIES):
         raise InputError(
             f"{folder}: no tokenizer.json, and no vocabulary file to make one of "
-            f"({', '.join(_COPIED[2:])})"
+            f"({', '.join(_VOCABULARIES)})"
         )
     # tokenizer_config.json may hold paths of the machine it was written on, which transformers
     # would open: it sees copies of the files that are read, and no path.
     with tempfile.TemporaryDirectory() as aside:
-        for name in (*_COPIED, "config.json"):
+        for name in (*_VOCABULARIES, *_TOKENS, "config.json"):
             if (source := inside(folder, name)).exists():
                 shutil.copyfile(source, os.path.join(aside, name))
         config = {k: v for k, v in _read_config(folder).items() if not k.endswith("_file")}

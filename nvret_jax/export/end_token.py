@@ -37,9 +37,3 @@ def with_end(tokenizer: dict[str, Any], token: str, identifier: int) -> dict[str
     }
     whole = steps[0] if len(steps) == 1 else {"type": "Sequence", "processors": steps}
     return tokenizer | {"post_processor": whole}
-
-
-def plain_config(config: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json for it: a class that takes tokenizer.json as it is."""
-    out = {k: v for k, v in config.items() if k not in ("add_bos_token", "add_eos_token")}
-    return out | {"tokenizer_class": "PreTrainedTokenizerFast"}

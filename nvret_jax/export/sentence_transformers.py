@@ -10,32 +10,40 @@
     config_sentence_transformers.json  prompts and the similarity
     README.md                          the model card (`model_card`)
 
-Readers disagree about these files, so each is written to suit all of them:
+Readers disagree about these files, so each is written to suit all of them; which reader needs what
+is measured by tests/export/test_readers.py, and `readers` says what a reader cannot do.
 
-* sentence-transformers since 5.4 writes `pooling_mode` and `embedding_dimension` and drops the old
-  booleans; text-embeddings-inference reads only the booleans. Both are written. The same goes for
-  `max_seq_length`, which new versions leave out and text-embeddings-inference requires.
+* 1_Pooling keeps the old booleans, all that text-embeddings-inference and sentence-transformers
+  before 5.4 know, beside `pooling_mode`. Another key there stops those older versions, so the width
+  stands under its old name alone. `max_seq_length`, which new versions leave out, is required by
+  text-embeddings-inference.
 * Modules carry their old class paths, which every version of sentence-transformers resolves.
-* Prompts stand under "query" and, for passages, under both "passage" (the E5 habit) and
-  "document" (what `encode_document` looks for).
-* config.json holds every field that text-embeddings-inference's BERT has no default for, and the
-  dtype both as `torch_dtype` (transformers 4) and `dtype` (5); see `architecture`.
-* An end token that the source's configs ask for is written into tokenizer.json (`end_token`).
+* The passages' prompt stands under "document", where `encode_document` and mteb look for it.
+* config.json has two spellings of what transformers 4 and 5 name differently; see `architecture`.
+* tokenizer.json alone decides the ids; see `data.tokenizer`. An end token that the source's configs
+  ask for is written into it (`end_token`).
+* A Dense module whose residual can be a part of its kernel is written without one, which most
+  readers would skip; a late-interaction model without a Dense gets one that changes nothing,
+  because PyLate adds a random projection to a model without.
 * Prefixes that were trained (Matryoshka) stand in config.json under vLLM's names.
 * Adapters are merged into the kernels: the folder is a plain model.
 * A late-interaction model has no Pooling and PyLate's settings (`late_interaction`). NV-Embed's
   latent attention is not a module: its folder is read by this package (`architecture`).
 * A pooler that the source checkpoint had is written back, though no embedding uses it:
   transformers would report it as missing.
+* All files have the mode that the user's umask gives, the weights too, which the safetensors
+  library writes for their owner alone.
 
 The folder is written aside and renamed: it is there whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +58,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.export import end_token, late_interaction
 from nvret_jax.export.architecture import config_json
 from nvret_jax.export.model_card import ModelCard, render
+from nvret_jax.models.pooling import DenseConfig
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
 # torch's module of an activation by its class name.
@@ -136,11 +145,13 @@ def write_files(
     _say_joined_prompts(encoder)
     # Both gather shards: every process takes part.
     weights = _weights(encoder.save_weights_hf(), dtype)
-    dense = [_weights(tensors, dtype) for tensors in encoder.save_dense_hf()]
+    dense = _dense_modules(encoder)
+    dense = [(config, _weights(tensors, dtype)) for config, tensors in dense]
     spec = encoder.spec
-    modules = _modules(spec)
+    modules = _modules(spec, len(dense))
     files = {
-        "config.json": config_json(spec, dtype) | _matryoshka(matryoshka, spec.width),
+        "config.json": config_json(spec, dtype, _token_ids(encoder.tokenizer))
+        | _matryoshka(matryoshka, spec.width),
         "modules.json": _listed(modules, late=spec.late is not None),
         "sentence_bert_config.json": _settings(spec),
         "config_sentence_transformers.json": _shared(spec),
@@ -153,7 +164,7 @@ def write_files(
             # git and most uploaders drop an empty one.
             files[f"{path}/config.json"] = {}
     dense_paths = [path for path, kind in modules if kind == "Dense"]
-    for path, config in zip(dense_paths, spec.dense, strict=True):
+    for path, (config, _) in zip(dense_paths, dense, strict=True):
         files[f"{path}/config.json"] = _dense(config)
     if not mesh_lib.is_main():
         return
@@ -163,7 +174,7 @@ def write_files(
         _write_json(folder / name, content)
     _save_tokenizer(encoder, folder)
     _save_safetensors(folder / "model.safetensors", weights)
-    for path, tensors in zip(dense_paths, dense, strict=True):
+    for path, (_, tensors) in zip(dense_paths, dense, strict=True):
         _save_safetensors(folder / path / "model.safetensors", tensors)
     (folder / "README.md").write_text(render(card or ModelCard(), encoder, dtype))
 
@@ -209,12 +220,12 @@ def _weights(tensors: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
     return out
 
 
-def _modules(spec: Any) -> list[tuple[str, str]]:
-    """(folder, kind) of each module, in order."""
+def _modules(spec: Any, dense: int) -> list[tuple[str, str]]:
+    """(folder, kind) of each module, in order, of which so many are Dense."""
     kinds = ["Transformer"]
     if spec.pooling not in ("tokens", "latent"):
         kinds.append("Pooling")
-    kinds += ["Dense"] * len(spec.dense)
+    kinds += ["Dense"] * dense
     if spec.normalize and spec.late is None:  # there readers normalise unasked
         kinds.append("Normalize")
     return [(f"{i}_{kind}" if i else "", kind) for i, kind in enumerate(kinds)]
@@ -243,7 +254,6 @@ def _pooling(spec: Any) -> dict[str, Any]:
     mode, width = spec.pooling, spec.backbone.hidden_size
     return {
         "word_embedding_dimension": width,
-        "embedding_dimension": width,
         "pooling_mode": mode,
         "pooling_mode_cls_token": mode == "cls",
         "pooling_mode_mean_tokens": mode == "mean",
@@ -255,10 +265,43 @@ def _pooling(spec: Any) -> dict[str, Any]:
     }
 
 
-def _dense(config: Any) -> dict[str, Any]:
+def _dense_modules(encoder: Any) -> list[tuple[DenseConfig, dict[str, np.ndarray]]]:
+    """The Dense modules to write, and their weights; every process takes part."""
+    spec = encoder.spec
+    weights = encoder.save_dense_hf()
+    if spec.late is None:
+        return [
+            _without_residual(config, tensors)
+            for config, tensors in zip(spec.dense, weights, strict=True)
+        ]
+    if spec.dense:
+        return list(zip(spec.dense, weights, strict=True))
+    width = spec.backbone.hidden_size
+    same = DenseConfig(width, width, bias=False, activation_function="Identity")
+    return [(same, {"linear.weight": np.eye(width, dtype=np.float32)})]
+
+
+def _without_residual(
+    config: DenseConfig, tensors: dict[str, np.ndarray]
+) -> tuple[DenseConfig, dict[str, np.ndarray]]:
+    """x·K + x is x·(K + 1): a residual that no activation parts from its kernel goes into it."""
+    if not config.use_residual or config.activation_function != "Identity":
+        return config, tensors
+    tensors = dict(tensors)
+    kernel = np.asarray(tensors["linear.weight"], np.float32)
+    residual = tensors.pop("residual.weight", np.eye(config.in_features))
+    tensors["linear.weight"] = kernel + np.asarray(residual, np.float32)
+    return dataclasses.replace(config, use_residual=False), tensors
+
+
+def _dense(config: DenseConfig) -> dict[str, Any]:
+    """config.json of a Dense module."""
     name = config.activation_function
     place = _TORCH.get(name, f"activation.{name}")
-    return dataclasses.asdict(config) | {"activation_function": f"torch.nn.modules.{place}"}
+    out = dataclasses.asdict(config) | {"activation_function": f"torch.nn.modules.{place}"}
+    if not config.use_residual:  # sentence-transformers before 6 does not know the key
+        del out["use_residual"]
+    return out
 
 
 def _settings(spec: Any) -> dict[str, Any]:
@@ -273,7 +316,6 @@ def _shared(spec: Any) -> dict[str, Any]:
         "model_type": "SentenceTransformer",
         "prompts": {
             "query": spec.query_prompt or "",
-            "passage": spec.passage_prompt or "",
             "document": spec.passage_prompt or "",
         },
         "default_prompt_name": None,
@@ -284,29 +326,35 @@ def _shared(spec: Any) -> dict[str, Any]:
     return shared | (late_interaction.shared_keys(spec) if spec.late else {})
 
 
+def _token_ids(tokenizer: Any) -> dict[str, int]:
+    """Ids of special tokens by role; of padding, always."""
+    found = {"pad": tokenizer.pad_id}
+    for role in ("bos", "eos", "cls", "sep"):
+        with contextlib.suppress(InputError):
+            found[role] = tokenizer.special(f"{role}_token")
+    return found
+
+
 def _save_tokenizer(encoder: Any, folder: epath.Path) -> None:
-    encoder.tokenizer.save(folder, max_length=encoder.spec.max_length)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    if encoder.spec.append_eos and encoder.spec.pooling != "latent":
-        config = _add_end_token(encoder, folder, config)
-    # Paths of the machine it was made on; no reader needs them.
-    for stale in ("name_or_path", "special_tokens_map_file", "tokenizer_file"):
-        config.pop(stale, None)
-    _write_json(path, config)
+    spec = encoder.spec
+    inputs = ["input_ids", "attention_mask"]
+    if spec.architecture["model_type"] == "bert":
+        inputs.insert(1, "token_type_ids")
+    encoder.tokenizer.save(folder, max_length=spec.max_length, inputs=inputs)
+    if spec.append_eos and spec.pooling != "latent":
+        _add_end_token(encoder, folder)
 
 
-def _add_end_token(encoder: Any, folder: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Writes it into tokenizer.json; returns the tokenizer_config.json that goes with that."""
+def _add_end_token(encoder: Any, folder: epath.Path) -> None:
+    """Writes it into tokenizer.json, where it is not there already."""
     end = encoder.tokenizer.special("eos_token")
     if encoder.tokenizer.encode([""], 16)[0][-1:].tolist() == [end]:
-        return config  # it is there already
-    token = config["eos_token"]
+        return
+    token = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
     token = token["content"] if isinstance(token, dict) else token
     path = folder / "tokenizer.json"
     content = end_token.with_end(json.loads(path.read_text()), token, end)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False))
-    return end_token.plain_config(config)
 
 
 def _save_safetensors(path: epath.Path, tensors: dict[str, np.ndarray]) -> None:
@@ -315,8 +363,11 @@ def _save_safetensors(path: epath.Path, tensors: dict[str, np.ndarray]) -> None:
     metadata = {"format": "pt"}  # transformers refuses a file without it
     if "://" in os.fspath(path):
         path.write_bytes(save(tensors, metadata=metadata))
-    else:
-        save_file(tensors, os.fspath(path), metadata=metadata)
+        return
+    save_file(tensors, os.fspath(path), metadata=metadata)
+    # The library makes the file readable by its owner alone: it gets its neighbour's mode.
+    neighbour = os.stat(path.parent / "config.json")
+    os.chmod(path, stat.S_IMODE(neighbour.st_mode))
 
 
 def _write_json(path: epath.Path, content: Any) -> None:

@@ -101,7 +101,12 @@ def test_saved_folder_reads_back(folder, tmp_path):
     assert written["truncation"] is None
     assert written["padding"] is None
     config = json.loads((target / "tokenizer_config.json").read_text())
-    assert config == {"pad_token": "[PAD]", "model_max_length": 16, "do_lower_case": True}
+    assert config == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "[PAD]",
+        "model_max_length": 16,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
     assert (target / "vocab.txt").read_bytes() == (folder / "vocab.txt").read_bytes()
     again = Tokenizer.from_folder(target)
     assert again.max_length == 16

@@ -220,7 +220,7 @@ def test_a_failed_export_leaves_the_old_one(tiny, tmp_path):
     encoder, _, _ = tiny
     target = export(encoder, tmp_path / "out")
 
-    def fail(folder, max_length=None):
+    def fail(folder, **kwargs):
         raise OSError("disk full")
 
     broken = types.SimpleNamespace(
@@ -228,7 +228,7 @@ def test_a_failed_export_leaves_the_old_one(tiny, tmp_path):
         save_dense_hf=encoder.save_dense_hf,
         spec=encoder.spec,
         width=encoder.width,
-        tokenizer=types.SimpleNamespace(save=fail),
+        tokenizer=types.SimpleNamespace(save=fail, pad_id=0, special=encoder.tokenizer.special),
     )
     with pytest.raises(OSError, match="disk full"):
         export(broken, target, overwrite=True)
@@ -303,7 +303,7 @@ def test_text_embeddings_inference_can_parse_it(tmp_path, mode):
     assert _usize(read(out, "sentence_bert_config.json")["max_seq_length"])
     assert read(out, "sentence_bert_config.json")["max_seq_length"] == 24
     prompts = read(out, "config_sentence_transformers.json")["prompts"]
-    assert prompts == {"query": "query: ", "passage": "passage: ", "document": "passage: "}
+    assert prompts == {"query": "query: ", "document": "passage: "}
     # It takes the tokenizer as it is, without the truncation and padding a checkpoint bakes in.
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     assert tokenizer.truncation is None
