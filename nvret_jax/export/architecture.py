@@ -99,6 +99,12 @@ _STALE = (
 _DROPPED = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "add_eos")
 
 
+def written_type(spec: Any) -> str:
+    """The `model_type` of an export of `spec`."""
+    model_type = spec.architecture["model_type"]
+    return _PLAIN.get(model_type, model_type)
+
+
 def config_json(
     spec: Any, dtype: str, token_ids: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def _decoder(spec: Any) -> dict[str, Any]:
         "initializer_range",
     ):
         config[name] = getattr(shape, name)
-    config |= {"model_type": _PLAIN.get(model_type, model_type), "sliding_window": None}
+    config |= {"model_type": written_type(spec), "sliding_window": None}
     config |= {"is_causal": shape.causal, "use_bidirectional_attention": not shape.causal}
     if config["model_type"].startswith("qwen"):
         config["use_sliding_window"] = False

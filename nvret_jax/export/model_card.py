@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.evaluation.retrieval import MEASURE_NAMES
-from nvret_jax.export.architecture import BERT_TYPES
+from nvret_jax.export import readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,10 @@ class ModelCard:
         name: title of the model.
         base_model: what training started from, as the user named it. Goes into the front matter
             when it is a hub id.
-        license: of the base model, as a hub identifier such as 'apache-2.0'; see `license_of`.
+        license: of the base model, as a hub identifier such as 'apache-2.0'; see `declared`.
+        license_name, license_link: for a license of 'other'.
         language: hub language codes.
+        datasets: hub ids of training data sets.
         data: one line for each training data set.
         recipe: what was chosen, {setting: value}.
         scores: the table.
@@ -36,35 +39,63 @@ class ModelCard:
     name: str = "Text embedding model"
     base_model: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     language: Sequence[str] = ()
+    datasets: Sequence[str] = ()
     data: Sequence[str] = ()
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scores: Sequence[Scores] = ()
 
 
-def license_of(folder: epath.PathLike) -> str | None:
-    """The licence that the model card in `folder` declares, or None where it declares none."""
+def declared(folder: epath.PathLike) -> dict[str, Any]:
+    """What the model card in `folder` declares, as arguments of `ModelCard`.
+
+    license, license_name, license_link (str) and language (a list of str), each only where it is
+    there and of that type. A card that cannot be read declares nothing: it is somebody else's text,
+    and an export does not depend on it.
+    """
     from huggingface_hub import metadata_load
 
     path = epath.Path(folder) / "README.md"
     if not path.exists() or "://" in str(path):
-        return None
+        return {}
     try:
-        declared = metadata_load(path) or {}
-    except ValueError:  # front matter that is not YAML
-        return None
-    found = declared.get("license") if isinstance(declared, dict) else None
-    return found if isinstance(found, str) else None
+        found = metadata_load(path) or {}
+    except Exception as error:  # YAML's own errors, of decoding, of nesting, of the file system
+        first = (str(error).splitlines() or [""])[0]
+        logging.warning(
+            "%s: its front matter cannot be read (%s); the model card names no license", path, first
+        )
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    out = {
+        key: found[key]
+        for key in ("license", "license_name", "license_link")
+        if isinstance(found.get(key), str)
+    }
+    language = found.get("language")
+    language = [language] if isinstance(language, str) else language
+    if isinstance(language, list) and language and all(isinstance(code, str) for code in language):
+        out["language"] = language
+    return out
+
+
+def license_of(folder: epath.PathLike) -> str | None:
+    """The licence that the model card in `folder` declares, or None where it declares none."""
+    return declared(folder).get("license")
 
 
 def render(card: ModelCard, encoder: Any, dtype: str) -> str:
     """The text of README.md.
 
     Args:
-        card: what to tell.
+        card: what to tell. Absolute paths in it are cut to their last part: a card is published.
         encoder: the exported encoder; its spec and width are described.
         dtype: of the stored weights.
     """
+    card = _public(card)
     spec = encoder.spec
     similarity = {"cosine": "cosine", "dot": "dot-product", "maxsim": "MaxSim"}.get(
         spec.similarity, spec.similarity
@@ -75,11 +106,12 @@ def render(card: ModelCard, encoder: Any, dtype: str) -> str:
         "Longest text": f"{spec.max_length} tokens",
         "Pooling": f"{spec.pooling}{', then L2 normalisation' if spec.normalize else ''}",
         "Similarity": similarity,
-        "Query prompt": f"`{spec.query_prompt}`" if spec.query_prompt else "none",
-        "Passage prompt": f"`{spec.passage_prompt}`" if spec.passage_prompt else "none",
+        "Query prompt": _Code(spec.query_prompt) if spec.query_prompt else "none",
+        "Passage prompt": _Code(spec.passage_prompt) if spec.passage_prompt else "none",
         "Weights": dtype,
         "License of the base model": card.license,
     }
+    rows = [(name, _Markdown(text)) for name, text in readers.describe(spec).items()]
     parts = [
         _front_matter(card),
         f"# {_inline(card.name)}",
@@ -87,15 +119,48 @@ def render(card: ModelCard, encoder: Any, dtype: str) -> str:
         f"{similarity} similarity ranks the passages for a query. {_origin(card)}",
         _table(("", ""), [(k, v) for k, v in facts.items() if v is not None]),
         "## Use\n\n" + _snippet(spec),
+        "## Readers\n\n" + _table(("program", "reads this folder"), rows),
     ]
     if card.data:
         parts.append("## Training data\n\n" + "\n".join(f"- {_inline(line)}" for line in card.data))
     if card.recipe:
-        rows = [(f"`{_inline(k)}`", v) for k, v in card.recipe.items()]
-        parts.append("## Recipe\n\n" + _table(("setting", "value"), rows))
+        parts.append("## Recipe\n\n" + _table(("setting", "value"), _recipe(card.recipe)))
     if card.scores:
         parts.append("## Scores\n\n" + _scores(card.scores))
     return "\n\n".join(parts) + "\n"
+
+
+def _recipe(recipe: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return [(_Code(key), value) for key, value in recipe.items()]
+
+
+# The folders of an absolute path: of one that begins a word or follows a scheme ("beir:/…"), and of
+# no URL.
+_FOLDERS = re.compile(
+    r"""(^|[\s(\[,;:='"])(?:file://)?(?!//)(?:~|[A-Za-z]:)?[/\\](?=[^\s/\\])"""
+    r"""(?:[^\s,;:()'"]*[/\\])?"""
+)
+
+
+def _without_folders(value: Any) -> Any:
+    """A text without the folders of the absolute paths in it; whatever else it is unchanged."""
+    if not isinstance(value, str):
+        return value
+    return _FOLDERS.sub(lambda found: found[1], value)
+
+
+def _public(card: ModelCard) -> ModelCard:
+    return dataclasses.replace(
+        card,
+        name=_without_folders(card.name),
+        base_model=_without_folders(card.base_model),
+        data=[_without_folders(line) for line in card.data],
+        recipe={key: _without_folders(value) for key, value in card.recipe.items()},
+        scores=[
+            dataclasses.replace(entry, dataset=_without_folders(entry.dataset))
+            for entry in card.scores
+        ],
+    )
 
 
 def _origin(card: ModelCard) -> str:
@@ -109,27 +174,45 @@ def _origin(card: ModelCard) -> str:
     return made
 
 
-def _front_matter(card: ModelCard) -> str:
-    from huggingface_hub.utils import yaml_dump
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-    fields: dict[str, Any] = {
-        "library_name": "sentence-transformers",
-        "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "nvret_jax"],
-    }
-    if card.language:
-        fields["language"] = list(card.language)
-    if card.license:
-        fields["license"] = card.license
+
+def _front_matter(card: ModelCard) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
     # The hub rejects anything but an id here; a folder name of this machine tells nobody anything.
-    if card.base_model and re.fullmatch(r"[\w.-]+/[\w.-]+", card.base_model):
-        if not epath.Path(card.base_model).exists():
-            fields["base_model"] = card.base_model
-    return f"---\n{yaml_dump(fields).strip()}\n---"
+    base = card.base_model
+    if base and not (_HUB_ID.fullmatch(base) and not epath.Path(base).exists()):
+        base = None
+    results = [
+        EvalResult(
+            task_type="text-retrieval",
+            dataset_type=re.sub(r"\W+", "-", entry.dataset).strip("-").lower() or "unknown",
+            dataset_name=entry.dataset,
+            metric_type=metric,
+            metric_value=round(float(value), 6),
+        )
+        for entry in card.scores
+        for metric, value in entry.after.items()
+    ]
+    fields = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "sentence-similarity", "nvret_jax"],
+        language=list(card.language) or None,
+        license=card.license,
+        license_name=card.license_name,
+        license_link=card.license_link,
+        datasets=[name for name in card.datasets if _HUB_ID.fullmatch(name)] or None,
+        base_model=base,
+        model_name=card.name if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{fields.to_yaml().strip()}\n---"
 
 
 def _snippet(spec: Any) -> str:
-    roles = ("query", "passage") if spec.query_prompt or spec.passage_prompt else (None, None)
+    roles = ("query", "document") if spec.query_prompt or spec.passage_prompt else (None, None)
     if spec.late is not None:
         return """```python
 from sentence_transformers import MultiVectorEncoder
@@ -138,9 +221,7 @@ model = MultiVectorEncoder("path/to/this/folder")
 queries = model.encode_query(["how do I sort an array?"])
 passages = model.encode_document(["sort(a) returns a sorted copy of an array."])
 print(model.similarity(queries, passages))
-```
-
-PyLate loads the folder as `pylate.models.ColBERT("path/to/this/folder")`."""
+```"""
     arguments = ["" if role is None else f', prompt_name="{role}"' for role in roles]
     snippet = f"""```python
 from sentence_transformers import SentenceTransformer
@@ -159,13 +240,7 @@ queries = encoder.encode(["how do I sort an array?"], kind="query")
 passages = encoder.encode(["sort(a) returns a sorted copy of an array."])
 print(queries @ passages.T)
 ```"""
-    if spec.architecture["model_type"] not in BERT_TYPES:
-        return snippet
-    return f"""{snippet}
-
-text-embeddings-inference serves the folder as it is: \
-`text-embeddings-router --model-id path/to/this/folder`\
-{"; name the prompt in each request with `prompt_name`" if roles[0] else ""}."""
+    return snippet
 
 
 def _scores(scores: Sequence[Scores]) -> str:
@@ -178,7 +253,7 @@ def _scores(scores: Sequence[Scores]) -> str:
                 interval = f"{entry.interval[0]:+.4f} to {entry.interval[1]:+.4f}"
             rows.append(
                 (
-                    _inline(entry.dataset),
+                    entry.dataset,
                     f"{entry.queries:,}",
                     MEASURE_NAMES.get(name, name),
                     "" if before is None else f"{before:.4f}",
@@ -198,12 +273,35 @@ def _scores(scores: Sequence[Scores]) -> str:
     )
 
 
+class _Code(str):
+    """Text to be shown in a code span."""
+
+
+class _Markdown(str):
+    """Text of our own making, to be shown as the Markdown that it is."""
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_inline(str(c)) for c in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
 
 
-def _inline(text: str) -> str:
-    """Text that stays inside its line, its table cell and out of HTML."""
-    text = str(text).replace("\r", " ").replace("\n", " ")
-    return re.sub(r"(?<!\\)\|", r"\\|", text).replace("<", "&lt;")
+def _cell(content: Any) -> str:
+    if isinstance(content, _Markdown):
+        return content
+    return _code(content) if isinstance(content, _Code) else _inline(content)
+
+
+def _code(text: str) -> str:
+    """A code span: its fence is longer than any run of backticks in the text."""
+    text = re.sub(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", text).replace("|", r"\|")
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}".replace("<", "&lt;")
+
+
+def _inline(text: Any) -> str:
+    """Text that stays inside its line and its table cell, and is no Markdown and no HTML."""
+    text = re.sub(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", str(text))
+    text = re.sub(r"([\\`*\[\]|~])|(?<!\w)_|_(?!\w)|!(?=\[)", r"\\\g<0>", text)
+    return text.replace("<", "&lt;")

@@ -55,7 +55,7 @@ from nvret_jax import artifacts, options
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.choices import EXPORT_DTYPES
 from nvret_jax.errors import InputError
-from nvret_jax.export import end_token, late_interaction
+from nvret_jax.export import end_token, late_interaction, readers
 from nvret_jax.export.architecture import config_json
 from nvret_jax.export.model_card import ModelCard, render
 from nvret_jax.models.pooling import DenseConfig
@@ -123,6 +123,8 @@ def export(
     if mesh_lib.is_main():
         artifacts.remove(folder)
         aside.rename(folder)
+        for program, sentence in readers.describe(encoder.spec).items():
+            logging.info("export: %s: %s", program, sentence)
     mesh_lib.barrier(f"exported {folder}")
     return folder
 
@@ -340,7 +342,8 @@ def _save_tokenizer(encoder: Any, folder: epath.Path) -> None:
     inputs = ["input_ids", "attention_mask"]
     if spec.architecture["model_type"] == "bert":
         inputs.insert(1, "token_type_ids")
-    encoder.tokenizer.save(folder, max_length=spec.max_length, inputs=inputs)
+    new = readers.needs_version_5(spec) is not None
+    encoder.tokenizer.save(folder, max_length=spec.max_length, inputs=inputs, version_5=new)
     if spec.append_eos and spec.pooling != "latent":
         _add_end_token(encoder, folder)
 

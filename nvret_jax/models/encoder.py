@@ -127,6 +127,7 @@ class Encoder:
         tokenizer: the model's own.
         mesh: where the weights lie and the work is done.
         folder: where the model was read from.
+        name: what it was asked for by: a hub id, or a path as it was given.
         width: D, the length of an embedding.
         lora: what adapters the model has; None: none.
     """
@@ -143,6 +144,7 @@ class Encoder:
         backbone_folder: epath.Path,
         weights_sha256: str | None = None,
         lora: LoraConfig | None = None,
+        name: str | None = None,
     ):
         self._graphdef, self._state = graphdef, state
         self._weights_sha256 = weights_sha256
@@ -152,6 +154,7 @@ class Encoder:
         self._warned: set[tuple[str, int]] = set()  # (kind, length) of cuts that were reported
         self.width = spec.width
         self.lora = lora
+        self.name = os.fspath(folder) if name is None else name
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -273,6 +276,7 @@ class Encoder:
             backbone_folder=backbone_folder,
             weights_sha256=digest,
             lora=lora,
+            name=os.fspath(name_or_path),
         )
 
     @property
@@ -316,6 +320,7 @@ class Encoder:
             folder=self.folder,
             backbone_folder=self._backbone_folder,
             lora=self.lora,
+            name=self.name,
         )
 
     def with_texts(self, *, query_prompt: str, passage_prompt: str, max_length: int) -> Encoder:
@@ -336,6 +341,7 @@ class Encoder:
             backbone_folder=self._backbone_folder,
             weights_sha256=self._weights_sha256,
             lora=self.lora,
+            name=self.name,
         )
 
     def save_weights_hf(self) -> dict[str, np.ndarray]:
@@ -369,11 +375,14 @@ class Encoder:
     def save_adapter(self, folder: epath.PathLike) -> None:
         """Writes the adapters alone, as PEFT reads them; all processes call it, one writes.
 
+        They name the model they belong to as this encoder was asked for it (`name`), which is where
+        `AutoPeftModel` will look.
+
         Raises:
             InputError: the model has none.
         """
         table = self.spec.family.table
-        lora_lib.save(self.model.backbone, folder, table=table, base=os.fspath(self.folder))
+        lora_lib.save(self.model.backbone, folder, table=table, base=self.name)
 
     @property
     def trainable(self) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
-from nvret_jax.export.model_card import ModelCard, license_of
+from nvret_jax.export.model_card import ModelCard, declared
 from nvret_jax.export.sentence_transformers import export
 from nvret_jax.run import Run
 from nvret_jax.stages.evaluate import read_scores
@@ -27,7 +27,7 @@ def _make_export(run: Run, artifact: Artifact) -> None:
     card = ModelCard(
         name=f"{run.config.name} retriever",
         base_model=run.untrained.config.model,
-        license=license_of(run.untrained.folder),
+        **declared(run.untrained.folder),
         data=[f"{name} ({source})" for source, name in run.trained_on.items()]
         if run.trains
         else [],
