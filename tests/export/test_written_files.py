@@ -232,7 +232,7 @@ def test_every_file_has_the_mode_of_the_umask(umask, tmp_path):
         out = export(encoder, tmp_path / "out")
     finally:
         os.umask(before)
-    modes = {oct(p.stat().mode & 0o777) for p in pathlib.Path(out).rglob("*") if p.is_file()}
+    modes = {oct(p.stat().st_mode & 0o777) for p in pathlib.Path(out).rglob("*") if p.is_file()}
     assert modes == {oct(0o666 & ~umask)}
 
 

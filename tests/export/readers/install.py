@@ -13,12 +13,17 @@ import sys
 
 # Folder -> what `pip install --no-deps` puts there.
 PACKAGES = {
-    # datasets: of the last release that works with the huggingface_hub that transformers 4 needs.
+    # With what its huggingface_hub needs, and the last datasets that gets along with that one.
     "transformers-4.57": [
         "transformers==4.57.6",
         "huggingface_hub==0.36.2",
         "tokenizers==0.22.1",
-        "datasets==4.4.1",
+        "datasets==4.0.0",
+        "requests",
+        "urllib3",
+        "charset-normalizer",
+        "idna",
+        "certifi",
     ],
     "sentence-transformers-2.7": ["sentence-transformers==2.7.0"],
     "sentence-transformers-3.4": ["sentence-transformers==3.4.1"],
