@@ -109,6 +109,8 @@ def export(
             "Encoder"
         )
     folder = epath.Path(os.fspath(folder).rstrip("/"))
+    if os.path.islink(folder):  # a user's own: what it leads to is replaced, not the link
+        folder = epath.Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"export: {folder} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
@@ -118,6 +120,8 @@ def export(
     mesh_lib.barrier(f"export looked at {folder}")
     aside = folder.parent / f"{folder.name}.partial"
     if mesh_lib.is_main():
+        if os.path.islink(aside):  # it may be anybody's: nothing is written through it
+            os.unlink(aside)
         artifacts.remove(aside)
     write_files(encoder, aside, dtype=dtype, card=card, matryoshka=matryoshka)
     if mesh_lib.is_main():

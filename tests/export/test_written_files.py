@@ -245,3 +245,18 @@ def test_the_padding_id_of_a_roberta_that_states_none_is_not_moved(tmp_path):
     assert read(out)["pad_token_id"] == 1
     again = Encoder.from_pretrained(str(out))
     np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_links_in_the_place_of_the_export(tmp_path):
+    encoder = Encoder.from_pretrained(str(tiny_models.write(tmp_path / "source")))
+    (tmp_path / "private").mkdir()
+    (tmp_path / "out.partial").symlink_to(tmp_path / "private")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export(encoder, tmp_path / "out")
+    assert not list((tmp_path / "private").iterdir())
+    assert not (tmp_path / "out").is_symlink()
+    for _ in range(2):
+        export(encoder, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").exists()
