@@ -64,10 +64,18 @@ def _sentence_transformers(spec: Any) -> str:
     if _residual(spec):
         return f"from 6.0{_version_5(spec)}: older versions know no residual Dense module"
     if needs_version_5(spec):
-        return f"from 5.3{_version_5(spec)}"
+        return f"from 5.3{_version_5(spec)}{_truncated(spec)}"
+    first = "from 2.7"
     if spec.dense:
-        return "from 3.4: older versions read no Dense module from safetensors"
-    return "from 2.7"
+        first = "from 3.4: older versions read no Dense module from safetensors"
+    return first + _truncated(spec)
+
+
+def _truncated(spec: Any) -> str:
+    """What those who keep all components are asked for."""
+    if spec.truncate_dim is None:
+        return ""
+    return f"; before 6.0 with `truncate_dim={spec.truncate_dim}`"
 
 
 def _transformers(spec: Any) -> str:
@@ -96,6 +104,8 @@ def _text_embeddings_inference(spec: Any) -> str:
     if model_type in _TEI_CUDA:
         served = "on NVIDIA GPUs alone, in float16 with Flash Attention"
     notes = []
+    if spec.truncate_dim is not None:
+        notes.append(f"ask for {spec.truncate_dim} `dimensions`")
     if spec.query_prompt or spec.passage_prompt:
         notes.append("name the prompt in each request with `prompt_name`")
     activation = getattr(shape, "hidden_act", None) or getattr(shape, "hidden_activation", "")
@@ -158,6 +168,8 @@ def _vllm(spec: Any) -> str:
     prompts = ""
     if spec.query_prompt or spec.passage_prompt:
         prompts = "; write the prompt before each text"
+    if spec.truncate_dim is not None:
+        prompts += f"; ask for {spec.truncate_dim} `dimensions`"
     return f"yes{through}{prompts}"
 
 
