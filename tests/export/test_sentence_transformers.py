@@ -191,10 +191,10 @@ def test_float16_halves_the_file_and_stays_close(tiny, tmp_path):
 def test_float16_refuses_what_it_cannot_hold(tiny, tmp_path):
     encoder, _, _ = tiny
     huge = {k: v * np.float32(1e6) for k, v in encoder.save_weights_hf().items()}
-    fake = types.SimpleNamespace(save_weights_hf=lambda: huge)
+    fake = types.SimpleNamespace(save_weights_hf=lambda: huge, joined_prompt=encoder.joined_prompt)
     with pytest.raises(InputError, match="more than float16 can"):
         export(fake, tmp_path / "out", dtype="float16")
-    with pytest.raises(InputError, match="export dtype 'int8'"):
+    with pytest.raises(InputError, match="dtype='int8': expected one of"):
         export(encoder, tmp_path / "out", dtype="int8")
     assert not (tmp_path / "out").exists()
 
@@ -226,6 +226,7 @@ def test_a_failed_export_leaves_the_old_one(tiny, tmp_path):
     broken = types.SimpleNamespace(
         save_weights_hf=encoder.save_weights_hf,
         save_dense_hf=encoder.save_dense_hf,
+        joined_prompt=encoder.joined_prompt,
         spec=encoder.spec,
         width=encoder.width,
         tokenizer=types.SimpleNamespace(save=fail, pad_id=0, special=encoder.tokenizer.special),
