@@ -21,7 +21,8 @@ Runs a config on this machine.
 Relative paths start at the root of the repository. One process uses every device of the machine,
 which is what a multi-GPU host wants. --processes tries out a run of several processes: each gets
 the GPU of its own number, or M CPU devices with --cpu-devices (bash 4.3 or newer).
-Other variables: PYTHON (.venv/bin/python if it is there, else python), PORT (12321).
+Ctrl-C and TERM let the run save what it has, for GRACE seconds at most.
+Other variables: PYTHON (.venv/bin/python if it is there, else python), PORT (12321), GRACE (60).
 
   launch/local.sh --config=configs/quickstart.py:smoke
   launch/local.sh --processes=2 --cpu-devices=2 -- --config.train.steps=20
@@ -42,6 +43,7 @@ WORKDIR="${WORKDIR:-}"
 PROCESSES="${PROCESSES:-1}"
 CPU_DEVICES="${CPU_DEVICES:-}"
 PORT="${PORT:-12321}"
+GRACE="${GRACE:-60}"
 dry_run=""
 more=()
 while [ $# -gt 0 ]; do
@@ -58,6 +60,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 number --processes "$PROCESSES"
+number GRACE "$GRACE"
 [ -z "$CPU_DEVICES" ] || number --cpu-devices "$CPU_DEVICES"
 if [ -z "$WORKDIR" ]; then
   name="$(basename "${CONFIG%%:*}" .py)"
@@ -106,17 +109,58 @@ if [ "$PROCESSES" -eq 1 ]; then
 fi
 
 pids=()
-# KILL, because a JAX process that has joined others only takes note of TERM. Nothing is lost by it
-# but the work since the last checkpoint or chunk.
-trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
-trap 'exit 130' INT TERM
+status=0    # of the first process that failed
+stopped=""  # the signal that this script got
+ask_at=""   # when those that are left are asked to end, and when they are killed
+kill_at=""
+
+ask() {
+  [ "${#pids[@]}" -eq 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true
+  kill_at=$((SECONDS + GRACE))
+}
+
+stop() { # A run that is asked to end saves first; asked twice, it ends at once.
+  stopped="$1"
+  ask_at=asked
+  ask
+}
+
+trap 'kill -KILL ${pids[@]+"${pids[@]}"} 2>/dev/null || true' EXIT
+for signal in INT TERM HUP; do
+  # shellcheck disable=SC2064
+  trap "stop $signal" "$signal"
+done
 for ((i = 0; i < PROCESSES; i++)); do
   compose "$i"
   "${command[@]}" &
   pids+=($!)
 done
-status=0
-for ((i = 0; i < PROCESSES; i++)); do
-  wait -n || { status=$?; break; } # one that fails takes the others with it, by the trap
+while :; do
+  left=()
+  for pid in "${pids[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      left+=("$pid")
+    else
+      code=0
+      wait "$pid" || code=$?
+      [ "$status" -ne 0 ] || status=$code
+    fi
+  done
+  pids=(${left[@]+"${left[@]}"})
+  [ "${#pids[@]}" -gt 0 ] || break
+  # Processes that have joined end together by themselves, and say why. Others are asked.
+  if [ "$status" -ne 0 ] && [ -z "$ask_at" ]; then ask_at=$((SECONDS + 10)); fi
+  if [ -n "$ask_at" ] && [ "$ask_at" != asked ] && [ "$SECONDS" -ge "$ask_at" ]; then
+    ask_at=asked
+    ask
+  fi
+  if [ -n "$kill_at" ] && [ "$SECONDS" -ge "$kill_at" ]; then
+    echo "error: killed what had not ended $GRACE s after it was asked to" >&2
+    kill -KILL "${pids[@]}" 2>/dev/null || true
+    kill_at=""
+  fi
+  sleep 0.2
 done
+# The processes get TERM for Ctrl-C, too: a shell lets what it starts in the background ignore INT.
+if [ "$stopped" = INT ] && [ "$status" -eq 143 ]; then status=130; fi
 exit "$status"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Cloud TPU VMs through queued resources: create, setup, run, status, delete.
+# Cloud TPU VMs through queued resources: create, setup, run, logs, stop, status, delete.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,10 +8,14 @@ usage() {
 Runs a config on a Cloud TPU slice. Needs gcloud, logged in, with the TPU API switched on.
 
   launch/tpu_vm.sh create  [--spot] [--dry-run]   ask for the slice (a queued resource)
-  launch/tpu_vm.sh status  [--dry-run]            WAITING_FOR_RESOURCES, ACTIVE, SUSPENDED, ...
   launch/tpu_vm.sh setup   [--dry-run]            copy the commit checked out here to every host
                                                   and install it
   launch/tpu_vm.sh run     [--config=FILE] [--workdir=DIR] [--dry-run] [-- more flags]
+                                                  start the run on every host, and follow its log
+  launch/tpu_vm.sh logs    [--dry-run]            follow the log of host 0 to the end of the run
+  launch/tpu_vm.sh stop    [--dry-run]            let the run save and end
+  launch/tpu_vm.sh status  [--dry-run]            WAITING_FOR_RESOURCES, ACTIVE, SUSPENDED, ...
+                                                  and on each host: running, or how the run ended
   launch/tpu_vm.sh delete  [--dry-run]            give the slice back
 
   TPU_NAME   name of the slice                         (nvret)
@@ -23,9 +27,13 @@ Runs a config on a Cloud TPU slice. Needs gcloud, logged in, with the TPU API sw
   CONFIG     config file on the hosts                  (configs/quickstart.py)
   WORKDIR    folder of the run on the hosts            (/mnt/nvret/run with NFS, else runs/tpu)
 
-A slice of one host can keep its run on its own disk. On several hosts WORKDIR must be a folder that
-all of them share: give NFS (a Filestore share, say). JAX finds the hosts of a slice by itself.
-After a preemption: delete, create, setup, run with the same WORKDIR; the run goes on where it was.
+The run does not depend on the connection: it goes on when that is lost, and `logs` shows it again.
+Its output is in ~/nvret_jax/run.log of each host.
+
+On several hosts WORKDIR must be a folder that all of them share: give NFS (a Filestore share, say).
+JAX finds the hosts of a slice by itself. After a preemption: delete, create, setup, run with the
+same NFS and WORKDIR; the run continues. Without NFS the workdir is on the slice's own disk, which
+`delete` and a preemption take away: copy out what you want to keep.
 TEXT
 }
 
@@ -86,6 +94,13 @@ on_all_hosts() { # a line of shell
   do_it gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker=all "--command=$1"
 }
 
+is_running='kill -0 "$(cat run.pid 2>/dev/null)" 2>/dev/null'
+
+follow() { # the log of host 0, to the end of the run
+  local line='cd nvret_jax && tail --pid="$(cat run.pid)" -n +1 -F run.log; cat run.status'
+  do_it gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker=0 "--command=$line"
+}
+
 case "$action" in
   create)
     options=("--node-id=$TPU_NAME" "--accelerator-type=$TPU_TYPE" "--runtime-version=$RUNTIME")
@@ -95,6 +110,14 @@ case "$action" in
   status)
     do_it gcloud compute tpus queued-resources describe "$TPU_NAME" "${where[@]}" \
       "--format=value(state.state)"
+    on_all_hosts "cd nvret_jax 2>/dev/null || exit 0; $is_running && echo running || cat run.status"
+    ;;
+  logs)
+    follow
+    ;;
+  stop)
+    # The group: the run, and the shell that waits for it.
+    on_all_hosts "cd nvret_jax && ! $is_running || kill -TERM -- -\$(cat run.pid)"
     ;;
   delete)
     do_it gcloud compute tpus queued-resources delete "$TPU_NAME" "${where[@]}" --force --quiet
@@ -122,9 +145,17 @@ case "$action" in
     command=(python -m nvret_jax.main "--config=$CONFIG" "--workdir=$WORKDIR")
     command+=(${more[@]+"${more[@]}"})
     line="$(printf '%q ' "${command[@]}")"
-    on_all_hosts "cd nvret_jax && exec .venv/bin/${line% }"
+    # A session and a log file of its own, so that the run outlives the connection. The trap keeps
+    # the shell alive under `stop`, to write the status down.
+    inner="trap : TERM; .venv/bin/${line% }; echo \"ended with status \$?\" > run.status"
+    line="cd nvret_jax || exit; if $is_running; then echo 'error: a run is going on; see logs and stop' >&2"
+    line="$line; exit 2; fi; rm -f run.status"
+    line="$line; nohup setsid bash -c $(printf '%q' "$inner") > run.log 2>&1 < /dev/null &"
+    line="$line echo \$! > run.pid"
+    on_all_hosts "$line"
+    follow
     ;;
   --help | -h) usage ;;
   "") usage >&2; exit 2 ;;
-  *) fail "unknown action $action; one of create, status, setup, run, delete" ;;
+  *) fail "unknown action $action; one of create, setup, run, logs, stop, status, delete" ;;
 esac

@@ -20,6 +20,7 @@ from nvret_jax.config import base, encoder, flat_keys, near, training_set
 from nvret_jax.config_keys import NAMED, keys_of
 from nvret_jax.errors import InputError
 from nvret_jax.mining_checks import mining_checks
+from nvret_jax.path_checks import check_paths
 from nvret_jax.recipe_checks import recipe_checks
 
 # A check of what must hold between keys: yields (key, what is wrong with its value).
@@ -100,7 +101,7 @@ def mistakes(config: ConfigDict) -> list[str]:
         return wrong
     lines = wrong_values(config)
     sound = Sound(config, frozenset(lines))
-    found = list(lines.values())
+    found = list(lines.values()) + check_paths(config)
     for check in (_whole_run, _encoders, _cluster, mining_checks, recipe_checks):
         for conflicts in check(sound):
             try:

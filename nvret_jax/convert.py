@@ -7,12 +7,18 @@ appears whole or not at all.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes long to import
+    from nvret_jax import stops
+
+    stops.install()
+
 import json
 import sys
 from collections.abc import Callable, Sequence
 
 from etils import epath
 
+from nvret_jax import paths
 from nvret_jax.data import interchange
 from nvret_jax.data.dataset import Dataset, load_dataset
 from nvret_jax.errors import InputError
@@ -95,7 +101,7 @@ def read_workdir(path: epath.PathLike) -> tuple[Dataset, Negatives]:
     Raises:
         InputError: no config.json, no negatives, or ids the data set does not have.
     """
-    path = epath.Path(path).expanduser()
+    path = paths.local(path, "workdir")
     workdir, table = path, None
     if path.suffix == ".parquet":
         workdir, table = path.parent.parent, path
@@ -157,14 +163,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def cli() -> int:
-    """`python -m nvret_jax.convert`."""
-    try:
-        return main(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    from nvret_jax import main as main_lib
+
+    main_lib.process(main, sys.argv[1:])

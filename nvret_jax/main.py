@@ -1,130 +1,89 @@
 """`python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`
 
 `python -m nvret_jax.main convert SOURCE TARGET` turns training data of one tool into another's.
-Flags, logging and the multi-host start; everything else is importable and lives elsewhere.
+This file is how a command begins and ends: signals, streams, one line for a mistake, one set of
+exit statuses. What the flags ask for is in `command.py`, imported only once signals are handled.
+
+    0        done
+    1        a bug, with its trace; or another process of the run was lost
+    2        bad input, in one line (`InputError`); of several processes, on whichever it happened
+    128 + n  ended by signal n, as a shell reports it: 130 Ctrl-C, 143 SIGTERM
 """
 
 from __future__ import annotations
 
-import logging as std_logging
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from nvret_jax import checks, mesh, overrides
-from nvret_jax.choices import STAGES
-from nvret_jax.errors import InputError, Preempted
-from nvret_jax.options import INT32
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file; ':smoke' behind its name shrinks it to a one-minute run."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run makes.")
-_STAGES = flags.DEFINE_list("stages", [], f"Only these stages, out of {', '.join(STAGES)}.")
-_PLAN = flags.DEFINE_string(
-    "plan", None, "Compile for a topology such as v5p:4x4x4 and print what fits; run nothing."
-)
-_PLAN_PASSAGES = flags.DEFINE_integer(
-    "plan_passages", 0, "Passages that --plan reckons with.", lower_bound=0, upper_bound=INT32
-)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
+from nvret_jax import peers, stops, streams
+from nvret_jax.errors import InputError, Preempted, from_system
 
 
-def _main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}; flags look like --workdir=DIR")
-    if _CONFIG.value is None:
-        raise InputError(overrides.NO_CONFIG)
-    if _PLAN.value is not None:
-        checks.validate(_CONFIG.value)
-        from nvret_jax.plan import command
-
-        return command.run(_CONFIG.value, _PLAN.value, passages=_PLAN_PASSAGES.value)
-    if not _WORKDIR.value:
-        raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
-    config = _CONFIG.value
-    wrong = checks.mistakes(config)
-    # Seconds of imports, which a mistyped flag need not wait for.
-    from nvret_jax import pipeline
-
-    if wrong:
-        raise InputError(checks.told(pipeline.mistakes(config, _WORKDIR.value)))
-
-    distributed = config.distributed
-    mesh.start_distributed(
-        distributed.mode,
-        distributed.coordinator or None,
-        distributed.num_processes or None,
-        distributed.process_id if distributed.coordinator else None,
-    )
-    pipeline.run(config, _WORKDIR.value, stages=_STAGES.value, dry_run=_DRY_RUN.value)
-    return 0
+def cli() -> None:
+    """The console entry; also `python -m nvret_jax` and `python -m nvret_jax.main`."""
+    process(run, sys.argv)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Flags, with every mistake in them as an InputError instead of a page of help."""
-    argv, unset = overrides.check(overrides.located(argv))
+def process(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> None:
+    """Runs a command as all that this process does, and ends the process with its status."""
+    streams.install()
+    stops.install()
+    code = guarded(command, argv)
+    peers.leave()
+    sys.exit(code)
+
+
+def run(argv: Sequence[str]) -> int:
+    """What a command line asks for; the exit status, unless it is an exception's.
+
+    Args:
+        argv: with the program's name first.
+    """
+    if "--version" in argv[1:]:
+        from importlib import metadata
+
+        from nvret_jax import __version__
+
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"nvret_jax {__version__} (jax {metadata.version('jax')}, Python {python})")
+        return 0
+    if argv[1:2] == ["convert"]:
+        from nvret_jax import convert
+
+        return convert.main(argv[2:])
+    from nvret_jax import command
+
+    return command.main(list(argv))
+
+
+def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """The exit status of a command, after the one line of an error that a user can mend.
+
+    Any other error is a bug, whose trace is worth reading, and has the status 1.
+    """
     try:
-        left = app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
-        overrides.unset(_CONFIG.value, unset)
-        return left
-    except flags.Error as error:
-        raise InputError(f"flags: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"config: {error}") from None
-
-
-def _guarded(argv: list[str]) -> int:
-    try:
-        return _main(argv)
+        return command(argv)
     except InputError as error:
         return fail(error)
     except Preempted as stop:
         print(stop, file=sys.stderr, flush=True)
-        return 143  # as a shell tells of a process that SIGTERM ended
-
-
-def _converted(convert: Callable[[list[str]], int], argv: list[str]) -> int:
-    """`python -m nvret_jax.main convert …`: no config, no workdir, no devices."""
-    try:
-        return convert(argv)
-    except InputError as error:
-        return fail(error)
+        return stop.status
+    except Exception as error:
+        peers.wait_for_news()  # a lost process makes others fail, each in the words of a library
+        known = from_system(error)
+        if known is not None:
+            return fail(known)
+        sys.stdout.flush()
+        sys.excepthook(type(error), error, error.__traceback__)
+        peers.ends(1, " ".join(f"{type(error).__name__}: {error}".split())[:300])
+        return 1
 
 
 def fail(error: InputError) -> int:
     """Prints the one line a user needs and returns the exit status."""
     print(f"error: {error}", file=sys.stderr, flush=True)
+    peers.ends(2, str(error))
     return 2
-
-
-def cli() -> None:
-    """The console entry; also `python -m nvret_jax.main`."""
-    if sys.argv[1:2] == ["convert"]:
-        from nvret_jax import convert
-
-        sys.exit(_converted(convert.main, sys.argv[2:]))
-    # A fixed place for compiled programs: the second run of a command starts at once.
-    cache = os.path.join(os.path.expanduser("~"), ".cache", "nvret_jax", "xla")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    logging.set_verbosity(logging.WARNING)
-    # Orbax logs the trace of what it is about to raise; what is raised is told in one line.
-    logging.get_absl_handler().addFilter(_is_no_trace)
-    app.run(_guarded, flags_parser=_parse_or_exit)
-
-
-def _is_no_trace(record: std_logging.LogRecord) -> bool:
-    return not record.exc_info
-
-
-def _parse_or_exit(argv: list[str]) -> list[str]:
-    try:
-        return _parse(argv)
-    except InputError as error:
-        sys.exit(fail(error))
 
 
 if __name__ == "__main__":

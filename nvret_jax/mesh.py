@@ -13,14 +13,21 @@ the only place where those become mesh axes.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from nvret_jax import peers, slurm
 from nvret_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
@@ -112,6 +119,10 @@ def make_mesh(
         ) from error
 
 
+JOIN_SECONDS = 300  # that processes may start apart: pulling an image takes minutes
+_HEARTBEAT_SECONDS = 50  # of silence after which JAX takes a process for lost
+
+
 def start_distributed(
     mode: str = "auto",
     coordinator: str | None = None,
@@ -120,31 +131,130 @@ def start_distributed(
 ) -> None:
     """Joins this process to the others of the run; must come before the first use of a device.
 
+    On a node of Slurm each task gets its share of the node's GPUs (`slurm.local_devices`).
+
     Args:
         mode: 'off' never; 'on' must succeed; 'auto' joins when a cluster (Cloud TPU pod, SLURM,
-            Open MPI, Kubernetes) or `coordinator` is found, and otherwise runs alone.
+            Open MPI, Kubernetes) or `coordinator` is found, and otherwise runs alone. A cluster
+            that cannot be asked for the other processes (a pod without a service account) is a
+            warning.
         coordinator: host:port of process 0, for clusters JAX cannot detect.
         num_processes, process_id: with `coordinator`.
 
     Raises:
-        InputError: mode 'on' and no cluster was found.
+        InputError: mode 'on' and no cluster was found, or the others cannot be joined.
     """
     if mode == "off" or jax.distributed.is_initialized():
         return
-    # JAX's preemption service swallows SIGTERM for programs that poll it; ours are resumed from
-    # checkpoints, and a process asked to end must end.
+    # JAX's preemption service swallows SIGTERM for programs that poll it; ours have `stops`.
     jax.config.update("jax_enable_preemption_service", False)
+    options = {
+        "initialization_timeout": JOIN_SECONDS,
+        "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
+        "local_device_ids": slurm.local_devices(os.environ),
+    }
     if coordinator:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        named = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
+        # All is named, but which devices are this process's a cluster may know.
+        if _initialize(options | named) is not None:
+            failed = _initialize(options | named | {"cluster_detection_method": "deactivate"})
+            if failed is not None:
+                raise InputError(f"distributed.coordinator={coordinator!r}: {failed}")
         return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        failed = _initialize(options)
+    if failed is None:
+        return
+    if mode == "on":
+        raise InputError(
+            f"distributed.mode='on', but JAX found no cluster ({failed}); "
+            "set distributed.coordinator, num_processes and process_id"
+        )
+    caught = [warning for warning in caught if warning.category is UserWarning]
+    if caught or not isinstance(failed, ValueError):  # ValueError: no sign of a cluster
+        reason = str(caught[0].message if caught else failed).strip().splitlines()
+        logging.warning(
+            "distributed.mode='auto': this process runs alone, because its cluster does not say "
+            "who the others are (%s); set distributed.coordinator to join them, or mode='off'",
+            " ".join(reason[:1] or [type(failed).__name__]),
+        )
+
+
+def _initialize(options: Mapping[str, Any]) -> Exception | None:
+    """Starts JAX's distributed runtime; gives what its search for a cluster failed with.
+
+    Raises:
+        InputError: the other processes are known, but cannot be joined.
+    """
     try:
-        jax.distributed.initialize()
-    except ValueError as error:  # JAX's answer where no cluster is detected
-        if mode == "on":
-            raise InputError(
-                f"distributed.mode='on', but JAX found no cluster ({error}); "
-                "set distributed.coordinator, num_processes and process_id"
-            ) from None
+        jax.distributed.initialize(**options)
+    except jax.errors.JaxRuntimeError as error:
+        at = options.get("coordinator_address") or "the address that the cluster gives"
+        raise InputError(
+            f"distributed: this process cannot join the others, or listen for them, at {at} "
+            f"({str(error).splitlines()[0]}); is the port in use?"
+        ) from error
+    except Exception as error:  # of any class: each kind of cluster is asked in its own way
+        return error
+    return None
+
+
+def check_devices() -> None:
+    """Starts the devices.
+
+    Raises:
+        InputError: JAX cannot use what JAX_PLATFORMS names.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        named = jax.config.jax_platforms
+        reason = " ".join(str(error).split()) or "no plugin for it is installed"
+        raise InputError(
+            f"JAX finds no device{f' for JAX_PLATFORMS={named}' if named else ''} "
+            f"({reason.split(' (set JAX_PLATFORMS', 1)[0][:300]}); install the plugin, as with pip "
+            "install 'nvret_jax[cuda]' or '[tpu]', or set JAX_PLATFORMS=cpu"
+        ) from error
+
+
+def agree(values: Mapping[str, Any], coordinator: str = "") -> None:
+    """Lets the several processes of a run watch one another, and compares what they were given.
+
+    Args:
+        values: key -> value; the same on all processes.
+        coordinator: host:port, if one was named.
+
+    Raises:
+        InputError: values of this process are not those of process 0.
+    """
+    index, mine = process_index(), {key: repr(value) for key, value in values.items()}
+    these = peers.Peers(index, process_count())
+    given = {**these.listen(), "values": mine} if is_main() else {}
+    first = json.loads(from_main(json.dumps(given)))
+    if not is_main() and not these.connect(first, *filter(None, [coordinator.rpartition(":")[0]])):
+        logging.warning(
+            "process %d cannot connect to port %d of process 0 under any of %s; that another "
+            "process is lost will be noticed late",
+            index,
+            first["port"],
+            ", ".join(first["hosts"]),
+        )
+    peers.start(these)
+    if is_main():
+        these.wait()
+    keys = [k for k in {**first["values"], **mine} if mine.get(k) != first["values"].get(k)]
+    if keys:
+        shown = [f"{k}={mine.get(k)} but {first['values'].get(k)} on process 0" for k in keys[:5]]
+        more = f"; and {len(keys) - 5} more" if len(keys) > 5 else ""
+        raise InputError(
+            f"values differ from those of process 0: {'; '.join(shown)}{more}; "
+            "start all processes with the same command"
+        )
 
 
 def is_main() -> bool:
@@ -155,8 +265,6 @@ def is_main() -> bool:
 def barrier(name: str) -> None:
     """Waits until every process of the run is here. `name` must be the same on all of them."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)
 
 
@@ -164,8 +272,6 @@ def from_main(text: str) -> str:
     """The main process's `text`, on every process; waits for it."""
     if jax.process_count() == 1:
         return text
-    from jax.experimental import multihost_utils
-
     data = np.frombuffer(text.encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     if not size:

@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from nvret_jax import paths
 from nvret_jax.config import flat_keys, near
 from nvret_jax.config_keys import keys_of
 from nvret_jax.errors import InputError
@@ -115,7 +116,7 @@ def load(spec: str) -> ConfigDict:
     Raises:
         InputError: there is no such file, it is not Python, raises, or gives no ConfigDict.
     """
-    name, _, arg = spec.partition(":")
+    name, arg = _file_and_argument(str(paths.local(spec, "--config")))
     path = pathlib.Path(name)
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
@@ -140,6 +141,36 @@ def load(spec: str) -> ConfigDict:
         text = str(error).split(" Other fields present", 1)[0].strip("'\"")
         raise InputError(f"{name}{line}: {type(error).__name__}: {text}") from None
     return config
+
+
+class File(flags.ArgumentParser):
+    """Reads the value of --config as `load` does."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        """The config, locked."""
+        return load(argument).lock()
+
+    def flag_type(self) -> str:
+        """For --help."""
+        return "config file"
+
+
+def _file_and_argument(spec: str) -> tuple[str, str]:
+    """'FILE:arg' in two. A folder's name may hold colons: the longest file that is there counts."""
+    name, colon = spec, ":"
+    while colon:
+        if _is_file(name):
+            return name, spec[len(name) + 1 :]
+        name, colon, _ = name.rpartition(":")
+    name, _, arg = spec.partition(":")
+    return name, arg
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return pathlib.Path(name).is_file()
+    except OSError:  # a name that is too long, say
+        return False
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str, str | None]]]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from nvret_jax import sets
+from nvret_jax import paths, sets
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
 from nvret_jax.fingerprints import About, Digest, digest
@@ -216,7 +215,7 @@ def _side(test: bool) -> str:
 
 def folder_part(key: str, path: str) -> Digest:
     """A folder of weights that the config names: its path and, of a model, its weights' hash."""
-    folder = epath.Path(path)
+    folder = paths.local(path, "folder")
     if not folder.is_dir():
         raise InputError(f"{path}: no such folder; give a model's or one of checkpoints")
     files = sorted(folder.glob("*.safetensors"))
@@ -227,7 +226,7 @@ def folder_part(key: str, path: str) -> Digest:
 def file_part(key: str, path: Any) -> Digest:
     """A file that the config names."""
     try:
-        return Digest(file_sha256(epath.Path(path)), f"the file of {key}", (key,))
+        return Digest(file_sha256(paths.local(path, key)), f"the file of {key}", (key,))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 

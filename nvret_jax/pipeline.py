@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import os
 import time
 from collections.abc import Iterator, Sequence
 
 import jax
 from ml_collections import ConfigDict
 
-from nvret_jax import checks, claim, closing, preflight, rounds, truncation
+from nvret_jax import checks, claim, closing, preflight, rounds, stops, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.choices import STAGES as STAGE_NAMES
 from nvret_jax.console import say
-from nvret_jax.errors import InputError
+from nvret_jax.errors import InputError, from_system
 from nvret_jax.run import MADE_BY, Run
 from nvret_jax.sets import MINING_STAGES
 from nvret_jax.stages import STAGES
@@ -31,7 +29,6 @@ from nvret_jax.stages.stage import Stage
 from nvret_jax.workdir import Workdir
 
 _MENDINGS = 10  # of one stage; a disk that damages more than that is no place for a run
-_FULL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)  # the disk takes no more
 
 
 def run(
@@ -163,7 +160,8 @@ def _run_stage(state: Run, name: str) -> None:
     for part, item, reason in pending:
         if reason:
             say(f"{name:<9} making {part.label}{item.name} ({_noted(stage, part, item, reason)})")
-            stage.make(part, item)
+            with stops.during(name):
+                stage.make(part, item)
     say(f"{name:<9} done in {time.perf_counter() - begun:.1f} s")
 
 
@@ -188,19 +186,11 @@ def _print_plan(state: Run, plan: Sequence[str], asked: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _files_errors(workdir: str) -> Iterator[None]:
-    """Turns what the file system refuses into one line."""
+    """Turns what the file system refuses, in whatever library, into one line."""
     try:
         yield
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{error.filename or workdir}: {error.strerror or error}") from error
-    except OSError as error:
-        text = str(error)
-        if error.errno in _FULL or any(os.strerror(code) in text for code in _FULL):
-            raise InputError(f"{error.filename or workdir}: {error.strerror or text}") from error
-        raise
-    except (ValueError, RuntimeError) as error:  # what storage libraries make of it
-        text = str(error)
-        known = any(os.strerror(code) in text for code in _FULL)
-        if isinstance(error, InputError) or not known:
+    except (OSError, ValueError, RuntimeError) as error:
+        known = from_system(error, workdir)
+        if known is None:
             raise
-        raise InputError(f"{workdir}: {text.split(' [', 1)[0]}") from error
+        raise known from error

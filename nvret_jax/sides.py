@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from nvret_jax import fingerprints
+from nvret_jax import fingerprints, paths
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.fingerprints import Digest
@@ -180,7 +180,7 @@ class Side:
             for key in ("rank", "alpha", "dropout", "targets"):
                 parts[f"lora_{key}"] = getattr(self.lora, key)
         if self.config.adapter:
-            folder = epath.Path(self.config.adapter)
+            folder = paths.local(self.config.adapter, "adapter")
             lora.read_config(folder)  # raises InputError where it is no adapter
             files = [folder / lora.CONFIG_FILE, folder / lora.WEIGHTS_FILE]
             if not files[1].exists():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
+from nvret_jax import paths
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
@@ -78,7 +79,7 @@ def parts(run: Run, name: str) -> dict[str, Any]:
         read = Digest(vectors.fingerprint(rest), f"the files of {keys[0]}", keys)
         return found | {keys[0]: read, f"{at}.normalize": block.normalize}
     try:
-        read = file_sha256(epath.Path(rest))
+        read = file_sha256(paths.local(rest, "run"))
     except OSError as error:
         raise InputError(f"{rest}: cannot be read ({error.strerror or error})") from None
     return found | {keys[0]: Digest(read, f"the file of {keys[0]}", keys)}

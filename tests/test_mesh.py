@@ -1,5 +1,7 @@
 """The mesh and the table of axes."""
 
+import warnings
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -51,8 +53,78 @@ def test_a_mesh_axis_cannot_be_used_twice():
         mesh_lib.spec("batch", "embed")
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError("no network"),
+        RuntimeError("Kubernetes API Error: 403 - Forbidden\nmore"),
+        KeyError("job-name"),
+        type("ConfigException", (Exception,), {})("Service token file does not exist."),
+    ],
+)
+def test_a_cluster_that_says_nothing_is_a_warning_unless_it_must_be_joined(
+    monkeypatch, caplog, failure
+):
+    def no_rights(**_):
+        raise failure
+
+    monkeypatch.setattr(jax.distributed, "initialize", no_rights)
+    mesh_lib.start_distributed("auto")
+    (record,) = caplog.records
+    assert "this process runs alone" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    with pytest.raises(InputError, match="found no cluster"):
+        mesh_lib.start_distributed("on")
+
+
+def test_a_pod_without_the_package_is_a_warning_of_one_line(monkeypatch, caplog):
+    def absent(**_):
+        warnings.warn("Kubernetes environment detected, but\n  the package", stacklevel=1)
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", absent)
+    mesh_lib.start_distributed("auto")
+    (record,) = caplog.records
+    assert "Kubernetes environment detected" in record.getMessage()
+
+
+def test_a_named_coordinator_needs_no_cluster(monkeypatch):
+    """Where JAX asks a cluster that says nothing, only for the devices, it is not asked."""
+    calls = []
+
+    def initialize(**options):
+        calls.append(options)
+        if options.get("cluster_detection_method") != "deactivate":
+            raise OSError("no token")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    mesh_lib.start_distributed("auto", "host:1", 2, 1)
+    assert [call["process_id"] for call in calls] == [1, 1]
+
+
+def test_others_that_cannot_be_joined_are_an_error(monkeypatch):
+    def unreachable(**_):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Failed to start RPC server\ntrace")
+
+    monkeypatch.setattr(jax.distributed, "initialize", unreachable)
+    for mode in ("auto", "on"):
+        with pytest.raises(InputError, match="Failed to start RPC server"):
+            mesh_lib.start_distributed(mode, "host:1", 2, 0)
+
+
+@pytest.mark.parametrize("failure", [AssertionError(), RuntimeError("Unable to\n  start cuda")])
+def test_a_platform_without_its_plugin_is_one_line(monkeypatch, failure):
+    def none():
+        raise failure
+
+    monkeypatch.setattr(jax, "devices", none)
+    with pytest.raises(InputError, match="JAX finds no device") as told:
+        mesh_lib.check_devices()
+    assert "\n" not in str(told.value)
+
+
 def test_distributed_on_without_a_cluster_is_an_error(monkeypatch):
-    def no_cluster(*_):
+    def no_cluster(**_):
         raise ValueError("no cluster")
 
     monkeypatch.setattr(jax.distributed, "initialize", no_cluster)

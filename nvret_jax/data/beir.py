@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from nvret_jax import paths
 from nvret_jax.data.dataset import Dataset, Qrels, TextTable, content_hash, safe_name
 from nvret_jax.data.lines import Mistakes, is_plain, json_kind, lines
 from nvret_jax.errors import InputError
@@ -32,7 +33,7 @@ def read_beir(
 
     Args:
         folder: holds corpus.jsonl ({"_id", "title"?, "text"} a line), queries.jsonl
-            ({"_id", "text"}) and qrels/. Any path `etils.epath` reads, gs:// included.
+            ({"_id", "text"}) and qrels/.
         splits: names of the qrels files to read; None reads all there are.
         allow_empty: keep passages and queries with no text at all.
 
@@ -42,7 +43,7 @@ def read_beir(
     Raises:
         InputError: see the module's docstring.
     """
-    folder = epath.Path(folder)
+    folder = paths.local(folder, "folder")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected corpus.jsonl, queries.jsonl, qrels/")
     splits = _find_splits(folder) if splits is None else list(dict.fromkeys(splits))
@@ -57,7 +58,7 @@ def read_beir(
     mistakes.check()
     extra = ["allow_empty"] if allow_empty else []
     return Dataset(
-        name=safe_name(epath.Path(folder.expanduser().resolve()).name),
+        name=safe_name(epath.Path(folder.resolve()).name),
         corpus=corpus,
         queries=queries,
         qrels=qrels,

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from nvret_jax import options
+from nvret_jax import options, paths
 from nvret_jax.errors import InputError
 
 Qrels = dict[str, dict[str, int]]  # query id -> passage id -> relevance
@@ -254,4 +254,5 @@ def load_dataset(
     if scheme not in READERS:
         known = ", ".join(f"'{name}:'" for name in READERS)
         raise InputError(f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}")
-    return READERS[scheme](rest, splits, allow_empty)
+    place = paths.local(rest, f"dataset '{scheme}:'") if rest else rest
+    return READERS[scheme](place, splits, allow_empty)

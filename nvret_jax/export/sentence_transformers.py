@@ -51,7 +51,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from nvret_jax import artifacts, options
+from nvret_jax import artifacts, options, paths
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.choices import EXPORT_DTYPES
 from nvret_jax.errors import InputError
@@ -108,7 +108,7 @@ def export(
             f"export: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "
             "Encoder"
         )
-    folder = epath.Path(os.fspath(folder).rstrip("/"))
+    folder = paths.local(os.fspath(folder).rstrip("/"), "export folder")
     if os.path.islink(folder):  # a user's own: what it leads to is replaced, not the link
         folder = epath.Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():

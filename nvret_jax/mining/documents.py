@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
+from nvret_jax import paths
 from nvret_jax.data.lines import Mistakes, lines
 from nvret_jax.errors import InputError
 
@@ -82,6 +83,7 @@ def read(path: epath.PathLike) -> dict[str, str]:
     Raises:
         InputError: the file is missing, empty or not UTF-8, or a line is bad, with its number.
     """
+    path = paths.local(path, "document_map")
     mistakes, found, at = Mistakes(), {}, {}
     for number, line in lines(path, "documents of the passages"):
         fields = [field.strip() for field in line.split("\t")]

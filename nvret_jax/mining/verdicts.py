@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
+from nvret_jax import paths
 from nvret_jax.data import tables
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.lines import Mistakes, lines, read_text
@@ -190,7 +191,7 @@ def read_verdicts(path: epath.PathLike, queries: TextTable, corpus: TextTable) -
     """Reads and checks a file of verdicts; see the module's docstring for its layout.
 
     Args:
-        path: ends in one of `SUFFIXES`; any path `etils.epath` reads.
+        path: ends in one of `SUFFIXES`.
         queries, corpus: the data set whose ids it names.
 
     Raises:
@@ -198,7 +199,7 @@ def read_verdicts(path: epath.PathLike, queries: TextTable, corpus: TextTable) -
             an unknown word, an unknown id or another verdict on the same pair. The first three
             mistakes are named by file and line, the others counted.
     """
-    path, mistakes = epath.Path(path), Mistakes()
+    path, mistakes = paths.local(path, "verdicts"), Mistakes()
     known_queries, known_passages = queries.row, corpus.row
     places, query_rows, passage_rows, answers, unanswered = [], [], [], [], 0
     for place, query, passage, word in _records(path, mistakes):
@@ -278,7 +279,7 @@ def write_questions(
         InputError: `path` exists, cannot be written or is not named .jsonl, `limit` is negative,
             or there is nothing to ask.
     """
-    path = epath.Path(path)
+    path = paths.local(path, "questions")
     if path.suffix.lower() != ".jsonl":
         raise InputError(f"{path}: questions are written as jsonl; name the file so")
     if path.exists():

@@ -31,13 +31,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import progress as progress_lib
 from nvret_jax.data.batches import Batch, pad_batch, plan_batches
 from nvret_jax.data.model_folder import Fields, inside, read_object, shown
 from nvret_jax.data.tokenizer import Tokenizer
@@ -337,11 +337,11 @@ class CrossEncoder:
         if token_budget < 1:
             raise InputError(f"token_budget={token_budget}: expected a positive number of tokens")
         scores = np.empty(len(pairs), np.float32)
-        bar = tqdm.tqdm(
+        bar = progress_lib.bar(
             total=len(pairs),
             desc="score pairs",
             unit=" pairs",
-            disable=not (progress and mesh_lib.is_main()),
+            show=progress and mesh_lib.is_main(),
         )
         with bar, jax.set_mesh(self.mesh):
             for start in range(0, len(pairs), BLOCK):
@@ -380,7 +380,7 @@ class CrossEncoder:
         out: np.ndarray,
         token_budget: int,
         multiple_of: int,
-        bar: tqdm.tqdm,
+        bar: Any,
     ) -> None:
         """Fills `out` with the scores of `pairs`."""
         tokens = self.tokenize(pairs)

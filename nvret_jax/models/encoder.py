@@ -28,16 +28,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from absl import logging
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nvret_jax import arguments, choices
+from nvret_jax import arguments, choices, paths
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import options as options_lib
+from nvret_jax import progress as progress_lib
 from nvret_jax.data.batches import Batch, pad_batch, plan_batches
 from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model, weights
@@ -252,7 +252,7 @@ class Encoder:
         if adapter is not None:
             if lora is not None:
                 raise InputError(f"lora and adapter={os.fspath(adapter)} are both given; give one")
-            adapter = epath.Path(adapter)
+            adapter = paths.local(adapter, "adapter")
             lora = lora_lib.read_config(adapter, ignored=spec.family.ignored)
             files.append(adapter / lora_lib.WEIGHTS_FILE)
         # Shapes only: no weight exists before it is read from the file.
@@ -567,11 +567,11 @@ class Encoder:
         shards = mesh_lib.shards(self.mesh, "batch")
         if token_budget is None:
             token_budget = _token_budget(_platform(self.mesh), self.spec.dtype)
-        bar = tqdm.tqdm(
+        bar = progress_lib.bar(
             total=len(texts),
             desc=f"encode {kind}",
             unit=" texts",
-            disable=not (progress and mesh_lib.is_main()),
+            show=progress and mesh_lib.is_main(),
         )
         tokenize = functools.partial(self.tokenize, kind=kind, max_length=max_length)
         blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]

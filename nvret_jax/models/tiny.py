@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 
@@ -22,6 +21,7 @@ from etils import epath
 from tokenizers import decoders, pre_tokenizers, processors
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import paths
 from nvret_jax.errors import InputError
 
 PREFIX = "tiny:"
@@ -77,16 +77,11 @@ def folder(name: str) -> epath.Path:
         raise InputError(f"{name}: no such tiny model; there are {known}")
     content = json.dumps([ARCHITECTURES[kind], json.loads(_tokenizer().to_str())], sort_keys=True)
     short = hashlib.sha256(content.encode()).hexdigest()[:8]
-    root = epath.Path(os.path.expanduser("~")) / ".cache" / "nvret_jax" / "models"
+    root = paths.cache("models")
+    if root is None:
+        raise InputError(f"{name}: neither the home nor TMPDIR can be written; set TMPDIR")
     place = root / f"tiny-{kind}-{short}"
     if not place.exists():
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{name}: cannot be made in {root} ({error.strerror}); set HOME to a folder that "
-                "can be written to"
-            ) from None
         aside = epath.Path(tempfile.mkdtemp(dir=root, prefix=f"tiny-{kind}-"))
         try:
             _write(aside, kind)

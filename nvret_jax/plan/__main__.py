@@ -2,6 +2,13 @@
 
 import sys
 
-from nvret_jax.plan.command import main
+from nvret_jax import main
 
-sys.exit(main())
+
+def _plan(argv):
+    from nvret_jax.plan import command
+
+    return command.main(argv)
+
+
+main.process(_plan, sys.argv[1:])

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvret_jax.config import stages_of
-from nvret_jax.errors import InputError
 from nvret_jax.options import check_arguments, number, whole
 from nvret_jax.plan import models, steps
 from nvret_jax.plan.chips import Chip, topology_mesh
@@ -153,7 +152,11 @@ _TAKES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m nvret_jax.plan`: a search alone. 0 if it fits, 1 if not, 2 for a mistake."""
+    """`python -m nvret_jax.plan`: a search alone. 0 if it fits, 1 if not.
+
+    Raises:
+        InputError: arguments that cannot be.
+    """
     parser = argparse.ArgumentParser(
         prog="nvret_jax.plan",
         description="Compiles a search for chips that are not there and adds up what it takes.",
@@ -168,19 +171,15 @@ def main(argv: list[str] | None = None) -> int:
         "--memory_gib", type=float, default=0, help="of a chip, for the search; 0: what it has free"
     )
     arguments = parser.parse_args(argv)
-    try:
-        given = {name: value for name, value in vars(arguments).items() if name in _TAKES}
-        check_arguments("plan", given, _TAKES)
-        leave_devices_alone()
-        shape, dtype = (arguments.passages, arguments.width), steps.DTYPES[arguments.dtype]
-        checks.check_passages(jax.ShapeDtypeStruct(shape, dtype))
-        checks.check_k(arguments.k, arguments.passages)
-        mesh, chip = topology_mesh(arguments.topology)
-        budget = int(arguments.memory_gib * memory.GIB or memory.DEVICE_SHARE * chip.hbm)
-        step = steps.search_step(mesh, shape, dtype, arguments.queries, arguments.k, budget)
-    except InputError as error:
-        print(f"nvret_jax.plan: {error}", file=sys.stderr)
-        return 2
+    given = {name: value for name, value in vars(arguments).items() if name in _TAKES}
+    check_arguments("plan", given, _TAKES)
+    leave_devices_alone()
+    shape, dtype = (arguments.passages, arguments.width), steps.DTYPES[arguments.dtype]
+    checks.check_passages(jax.ShapeDtypeStruct(shape, dtype))
+    checks.check_k(arguments.k, arguments.passages)
+    mesh, chip = topology_mesh(arguments.topology)
+    budget = int(arguments.memory_gib * memory.GIB or memory.DEVICE_SHARE * chip.hbm)
+    step = steps.search_step(mesh, shape, dtype, arguments.queries, arguments.k, budget)
     print(heading(arguments.topology, mesh.size, chip))
     print(report(step, chip))
     return 0 if fits(step, chip) else 1

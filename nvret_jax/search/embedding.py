@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import progress
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.dataset import TextTable
@@ -61,12 +61,12 @@ def embed_texts(
     mesh_lib.barrier(f"counted {artifact.name}")  # before any process adds a chunk
     chunks = -(-len(table) // chunk_rows)
     rows_done = sum(min(chunk_rows, len(table) - c * chunk_rows) for c in finished)
-    bar = tqdm(
+    bar = progress.bar(
         total=len(table),
         initial=rows_done,
         unit=" texts",
         desc=f"embed {label}",
-        disable=not mesh_lib.is_main(),
+        show=mesh_lib.is_main(),
     )
     with bar:
         for chunk in range(chunks):

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import progress as progress_lib
 from nvret_jax.search import checks, memory, steps, tiles
 
 UNLIMITED = 1 << 62  # bytes
@@ -145,9 +146,7 @@ class ExactIndex:
         block = self.plan.query_block
         starts = range(0, count, block)
         if progress:
-            from tqdm import tqdm
-
-            starts = tqdm(starts, desc="search", unit="block")
+            starts = progress_lib.bar(starts, desc="search", unit="block")
         pending = None
         for start in starts:
             stop = min(start + block, count)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import faiss
 import numpy as np
 
+from nvret_jax import progress as progress_lib
 from nvret_jax.search import checks
 
 SPARE = 8  # fetched beyond what can be left out, so that ties at the last place rarely cost a round
@@ -110,9 +111,7 @@ class FaissIndex:
         left = np.arange(count)
         bar = None
         if progress:
-            from tqdm import tqdm
-
-            bar = tqdm(total=count, desc="search", unit=" queries")
+            bar = progress_lib.bar(total=count, desc="search", unit=" queries")
         while left.size:
             unfinished = []
             for depth in np.unique(depth_q[left]):

@@ -40,6 +40,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from nvret_jax import paths
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.search import checks, topk
@@ -119,7 +120,7 @@ class RunRanker:
             InputError: no such file, a line that cannot be read, a passage that the corpus does
                 not have or that is listed twice, or no query of ours in the whole file.
         """
-        path = epath.Path(path)
+        path = paths.local(path, "run")
         if form is not None and form not in FORMS:
             raise InputError(f"{path}: form {form!r}; expected one of {', '.join(FORMS)}")
         checks.check_exclude(positive_rows, len(query_ids), len(passage_ids))

@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import progress as progress_lib
 from nvret_jax.console import say
 from nvret_jax.errors import InputError
 from nvret_jax.search import checks, memory, steps, tiles
@@ -273,6 +274,4 @@ class _Pass:
 
 
 def _bar(chunks: int):
-    from tqdm import tqdm
-
-    return tqdm(total=chunks, desc="search", unit="chunk")
+    return progress_lib.bar(total=chunks, desc="search", unit="chunk")

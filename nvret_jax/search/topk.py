@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nvret_jax import progress as progress_lib
 from nvret_jax.errors import InputError
 from nvret_jax.search import checks
 
@@ -109,11 +110,11 @@ def best_rows(scores_n: np.ndarray, k: int) -> np.ndarray:
 
 def over_queries(work: Callable[[int], None], count: int, progress: str | None) -> None:
     """Calls `work` with 0..count-1, on a few threads; the first exception is raised here."""
-    from tqdm import tqdm
-
     threads = max(1, min(THREADS, os.cpu_count() or 1, count))
     with (
-        tqdm(total=count, desc=progress, unit=" queries", disable=progress is None) as bar,
+        progress_lib.bar(
+            total=count, desc=progress or "", unit=" queries", show=progress is not None
+        ) as bar,
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
     ):
         for _ in pool.map(work, range(count)):

@@ -35,6 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from etils import epath
 
+from nvret_jax import paths
 from nvret_jax.data import tables
 from nvret_jax.errors import InputError
 from nvret_jax.models.weights import file_sha256
@@ -171,7 +172,7 @@ def open_vectors(
         InputError: no file or several, one that is damaged, empty or of another form, ids that
             are missing or there twice, or vectors that cannot be searched.
     """
-    folder = epath.Path(folder)
+    folder = paths.local(folder, "vectors")
     path = _find(folder, kind)
     table = READERS[path.suffix[1:]](path)
     if not len(table.ids) or not table.matrix.shape[1]:
@@ -208,7 +209,7 @@ def fingerprint(folder: os.PathLike | str) -> str:
     """sha256, hex, of every file that `open_pair` would read; a moved folder keeps its own."""
     digest = hashlib.sha256()
     for kind in KINDS:
-        path = _find(epath.Path(folder), kind)
+        path = _find(paths.local(folder, "vectors"), kind)
         files = sorted(_files(path), key=os.fspath) if path.is_dir() else [path]
         if path.suffix in (".npy", ".zarr"):
             files.append(_ids_path(path))

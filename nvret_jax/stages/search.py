@@ -7,10 +7,9 @@ import io
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import teachers
+from nvret_jax import progress, teachers
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.ragged import Ragged
@@ -49,11 +48,11 @@ def _make_candidates(run: Run, artifact: Artifact, name: str) -> None:
     streams = isinstance(ranker, DenseRanker) and ranker.streams
     step = len(query_rows) if streams else run.config.search.query_block
     parts = []
-    for block in tqdm(
+    for block in progress.bar(
         range(-(-len(query_rows) // step)),
         desc=f"search {name}",
         unit="block",
-        disable=not mesh_lib.is_main(),
+        show=mesh_lib.is_main(),
     ):
         part_path = artifact.partial / f"block-{block:06d}.parquet"
         numbers = np.arange(block * step, min((block + 1) * step, len(query_rows)))

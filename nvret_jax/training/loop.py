@@ -27,11 +27,11 @@ import optax
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import progress
 from nvret_jax.console import say
-from nvret_jax.errors import InputError, Preempted
+from nvret_jax.errors import InputError, Preempted, stopped
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.training import sums
 from nvret_jax.training.checkpoint import SCORE, Checkpoints, finished, make_sound
@@ -159,7 +159,7 @@ def train(
 
     Raises:
         InputError: a stage that cannot be, or a loss that stops being finite.
-        Preempted: SIGTERM came; what was done is saved.
+        Preempted: a signal came; what was done is saved.
     """
     check_stages(stages, encoder, scores=dev_score is not None)
     first, current = 0, encoder  # steps before a stage; None: not in memory, but on disk
@@ -270,6 +270,7 @@ class _StageRun:
                     score(0)
                 batches = iter(self.batches.dataset(done, start, stop))
                 say(f"train     {self.label}compiling the first step, which can take minutes")
+                preemption.saved(self._stopped(done))
                 best = checkpoints.best
                 best = -math.inf if best is None else best[1]
                 at, stopping = done, preemption.settled()
@@ -284,6 +285,7 @@ class _StageRun:
                             trainable, optimizer_state, metrics = step_fn(
                                 trainable, optimizer_state, frozen, batch, number
                             )
+                    preemption.saved(None)
                     told.flush()
                     stopping = preemption.reached(told.flags)
                     told.pending = (at, metrics)
@@ -305,6 +307,7 @@ class _StageRun:
                             log=told.log(),
                         )
                         told.restart_clock()
+                        preemption.saved(self._stopped(at))
                 told.flush()
                 told.compiled()
                 if at == steps:
@@ -313,8 +316,12 @@ class _StageRun:
                     checkpoints.finish(self.first, steps, best and best[0], due[-config.keep :])
                 stopping = preemption.settled()
             if stopping:
-                raise Preempted(self.stage.name, at, steps)
+                raise Preempted(self.stage.name, at, steps, preemption.number)
         return encoder.replace(nnx.merge_state(trainable, frozen))
+
+    def _stopped(self, at: int) -> str:
+        """The line of an end with `at` steps saved."""
+        return stopped(self.stage.name, at, self.steps)
 
     def _settle(
         self, checkpoints: Checkpoints, done: int, trainable: Any, optimizer: Any, told: _Told
@@ -398,12 +405,8 @@ class _Told:
         self._label, self._batches = run.label, run.batches
         self._stage = run.stage.name
         self._main, self._path = mesh_lib.is_main(), epath.Path(run.places.metrics)
-        self._bar = tqdm(
-            total=run.steps,
-            initial=done,
-            unit="step",
-            desc=run.stage.name,
-            disable=not self._main,
+        self._bar = progress.bar(
+            total=run.steps, initial=done, unit="step", desc=run.stage.name, show=self._main
         )
         self.restart_clock()
 
@@ -445,7 +448,7 @@ class _Told:
             return
         (at, device_metrics), self.pending = self.pending, None
         scalars = {name: float(np.asarray(value)) for name, value in device_metrics.items()}
-        self.flags += scalars.pop(FLAGS, 0.0)
+        self.flags = max(self.flags, scalars.pop(FLAGS, 0.0))
         speed = self._config.batch_size / max(time.perf_counter() - self._clock, 1e-9)
         self.restart_clock()
         scalars["learning_rate"] = self._schedule.at(at - 1)

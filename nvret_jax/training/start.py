@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from etils import epath
 from flax import nnx
 
+from nvret_jax import paths
 from nvret_jax.errors import InputError
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.training import merging
@@ -37,7 +38,7 @@ def stage_folder(folder: epath.PathLike) -> epath.Path | None:
 
     Of a run's stages it is the last that is finished; where none is, the only one there is.
     """
-    folder = epath.Path(folder)
+    folder = paths.local(folder, "checkpoints")
     if has_steps(folder):
         return folder
     if not folder.is_dir():
@@ -155,7 +156,7 @@ def _check_mergeable(encoder: Encoder, own: epath.Path, other: str) -> None:
 
 def check_start(encoder: Encoder, stage: str, folder: str) -> None:
     """Raises InputError unless `folder` can be where a stage starts; looks before anything runs."""
-    path = epath.Path(folder)
+    path = paths.local(folder, f"start of stage {stage!r}")
     if not path.is_dir():
         raise InputError(
             f"stage {stage!r} starts from {folder!r}, which is neither a folder nor one of 'last', "

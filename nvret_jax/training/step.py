@@ -144,7 +144,7 @@ def make_step(
         )
         metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads["weights"])}
         if flags is not None:
-            metrics[FLAGS] = jnp.sum(flags)
+            metrics[FLAGS] = jnp.max(flags)
         with jax.named_scope("update"):
             updates, of_weights = optimizer.update(grads["weights"], of_weights, trainable)
             trainable = optax.apply_updates(trainable, updates)

@@ -7,8 +7,10 @@ import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -136,6 +138,55 @@ def test_local_one_failure_ends_all(tmp_path):
     assert done.returncode == 7
 
 
+# A run that notes that it started, and needs a moment to save when it is asked to end.
+SAVES = """
+at="$LOG.${*: -1}"
+trap 'sleep 0.5; echo saved >> "$at"; exit 143' TERM
+echo started > "$at"
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(("sent", "status"), [("TERM", 143), ("INT", 130)])
+def test_local_lets_all_processes_save(tmp_path, sent, status):
+    python = stand_in(tmp_path / "bin", "python", SAVES)
+    logs = [tmp_path / f"log.--config.distributed.process_id={i}" for i in range(2)]
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "local.sh"), "--processes=2"],
+        env=os.environ | {"PYTHON": str(python), "LOG": str(tmp_path / "log")},
+    )
+    wait_for(lambda: all(log.exists() and log.read_text() for log in logs))
+    process.send_signal(getattr(signal, f"SIG{sent}"))
+    assert process.wait(30) == status
+    assert [log.read_text() for log in logs] == ["started\nsaved\n"] * 2
+
+
+def test_local_kills_what_does_not_end_in_time(tmp_path):
+    python = stand_in(
+        tmp_path / "bin", "python", 'trap "" TERM; echo up > "$LOG"; while :; do sleep 0.1; done'
+    )
+    log = tmp_path / "log"
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "local.sh"), "--processes=2"],
+        env=os.environ | {"PYTHON": str(python), "LOG": str(log), "GRACE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: log.exists() and log.read_text())
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 137
+    assert "1 s after it was asked to" in errors
+
+
+def wait_for(event):
+    """Waits until something holds; AssertionError after half a minute."""
+    until = time.monotonic() + 30
+    while not event():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [(["--frobnicate"], "--frobnicate"), (["--processes=two"], "--processes=two")],
@@ -147,7 +198,7 @@ def test_local_refuses(arguments, word):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("action", ["create", "status", "setup", "run", "delete"])
+@pytest.mark.parametrize("action", ["create", "setup", "run", "logs", "stop", "status", "delete"])
 def test_tpu_vm_needs_gcloud_only_for_the_real_thing(action, tmp_path):
     dry = said(LAUNCH / "tpu_vm.sh", action, "--dry-run", env={"TPU_NAME": "mine"})
     assert all("mine" in line for line in dry if line.startswith("gcloud"))
@@ -165,10 +216,14 @@ def test_tpu_vm_runs_on_every_host():
         LAUNCH / "tpu_vm.sh", "run", "--config=configs/quickstart.py:smoke",
         "--workdir=/mnt/nvret/a", "--dry-run", "--", "--config.name=a b",
     )  # fmt: skip
-    words = shlex.split(lines[-1])
+    words = shlex.split(lines[0])
     assert "--worker=all" in words
-    remote = words[-1].removeprefix("--command=")
-    assert main_flags(remote) == [
+    # The run is in a session and a shell of its own, which writes to a file.
+    remote = shlex.split(words[-1].removeprefix("--command="))
+    at = remote.index("-c")
+    assert remote[at - 3 : at] == ["nohup", "setsid", "bash"]
+    assert remote[at + 2 : at + 4] == [">", "run.log"]
+    assert main_flags(remote[at + 1].partition("; ")[2].partition("; ")[0]) == [
         "--config=configs/quickstart.py:smoke",
         "--workdir=/mnt/nvret/a",
         "--config.name=a b",
@@ -182,7 +237,32 @@ def test_tpu_vm_spot_and_nfs():
     assert "mount -t nfs 10.0.0.2:/share" in said(
         LAUNCH / "tpu_vm.sh", "setup", "--dry-run", env=env
     )[-1]  # fmt: skip
-    assert "--workdir=/mnt/nvret/run" in said(LAUNCH / "tpu_vm.sh", "run", "--dry-run", env=env)[-1]
+    assert "--workdir=/mnt/nvret/run" in said(LAUNCH / "tpu_vm.sh", "run", "--dry-run", env=env)[0]
+
+
+def test_tpu_vm_run_outlives_the_connection(tmp_path):
+    """The command of `run`, as it is on a host: started, followed, stopped; its status kept."""
+    home = tmp_path / "home"
+    (home / "nvret_jax" / ".venv" / "bin").mkdir(parents=True)
+    body = "trap 'echo saved; exit 143' TERM; echo up; while :; do sleep 0.1; done"
+    stand_in(home / "nvret_jax" / ".venv" / "bin", "python", body)
+
+    def on_host(action):
+        line = said(LAUNCH / "tpu_vm.sh", action, "--dry-run")[0 if action == "run" else -1]
+        remote = shlex.split(line)[-1].removeprefix("--command=")
+        return subprocess.run(
+            ["bash", "-c", remote], cwd=home, capture_output=True, text=True, timeout=30
+        )
+
+    assert on_host("run").returncode == 0  # comes back at once
+    log = home / "nvret_jax" / "run.log"
+    wait_for(lambda: log.exists() and log.read_text() == "up\n")
+    assert on_host("status").stdout == "running\n"
+    assert on_host("run").returncode == 2  # one at a time
+    assert on_host("stop").returncode == 0
+    lines = on_host("logs").stdout.splitlines()
+    assert [x for x in lines if x != "Terminated"] == ["up", "saved", "ended with status 143"]
+    assert on_host("status").stdout == "ended with status 143\n"
 
 
 def test_tpu_vm_refuses_an_unknown_action():
@@ -206,6 +286,36 @@ def test_slurm_joins_the_tasks(tmp_path):
     env["SLURM_SUBMIT_DIR"] = str(ROOT)
     real = said(copy, "--config.seed=1", env=env, path=tmp_path / "bin", cwd=tmp_path)
     assert real == [str(ROOT), dry]
+
+
+@pytest.mark.parametrize(("sent", "requeued"), [("USR1", ["requeue", "77"]), ("TERM", [])])
+def test_slurm_saves_and_comes_back_when_its_time_is_up(tmp_path, sent, requeued):
+    stand_in(
+        tmp_path / "bin", "srun",
+        'trap "echo saved > $LOG; exit 143" TERM; echo up > "$LOG"; while :; do sleep 0.1; done',
+    )  # fmt: skip
+    stand_in(tmp_path / "bin", "scontrol", 'echo "$@"')
+    log = tmp_path / "log"
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "slurm.sbatch")],
+        env=os.environ
+        | {
+            "LOG": str(log),
+            "SLURM_JOB_ID": "77",
+            "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: log.exists() and log.read_text() == "up\n")
+    process.send_signal(getattr(signal, f"SIG{sent}"))
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert log.read_text() == "saved\n"
+    assert output.split() == requeued
+    lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
+    assert "#SBATCH --signal=B:USR1@180" in lines
+    assert "#SBATCH --requeue" in lines
 
 
 def test_slurm_asks_for_one_task_a_gpu():
@@ -260,6 +370,37 @@ def test_jobset_pod_fails_with_its_process(tmp_path):
     assert call("-c", gke_shell(), env=dict.fromkeys(names, "1"), path=tmp_path).returncode == 2
 
 
+def test_jobset_pod_lets_its_process_save(tmp_path):
+    stand_in(
+        tmp_path / "bin", "python",
+        'trap "sleep 0.5; echo saved >> $LOG; exit 143" TERM; echo up > "$LOG"; '
+        "while :; do sleep 0.1; done",
+    )  # fmt: skip
+    names = ("CONFIG", "WORKDIR", "NUM_PROCESSES", "JOBSET_NAME", "JOB_COMPLETION_INDEX")
+    log = tmp_path / "log"
+    process = subprocess.Popen(
+        ["bash", "-c", gke_shell()],
+        env=os.environ
+        | dict.fromkeys(names, "1")
+        | {"LOG": str(log), "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+    )
+    wait_for(lambda: log.exists() and log.read_text() == "up\n")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert log.read_text() == "up\nsaved\n"
+    pod = block("gke_jobset.yaml", "spec", "replicatedJobs", 0, "template", "spec")
+    assert pod["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
+
+
+def test_jobset_does_not_retry_bad_input():
+    rule = block("gke_jobset.yaml", "spec", "failurePolicy", "rules", 0)
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    inner = block("gke_jobset.yaml", "spec", "replicatedJobs", 0, "template", "spec")
+    codes = inner["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    (container,) = inner["template"]["spec"]["containers"]
+    assert codes == {"containerName": container["name"], "operator": "In", "values": [2]}
+
+
 def test_sky_node(tmp_path):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").write_text("")
@@ -283,8 +424,8 @@ def test_main_takes_the_flags():
     """The overrides that the files above use are real ones."""
     line = said(LAUNCH / "local.sh", "--processes=2", "--dry-run")[-1]
     script = (
-        "import sys; from nvret_jax import main; from absl import flags\n"
-        "main._parse(sys.argv); d = flags.FLAGS.config.distributed\n"
+        "import sys; from nvret_jax import command; from absl import flags\n"
+        "command.parse(sys.argv); d = flags.FLAGS.config.distributed\n"
         "print(d.mode, d.coordinator, d.num_processes, d.process_id)"
     )
     flags = [*main_flags(line), "--config.distributed.mode=on"]

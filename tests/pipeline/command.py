@@ -16,9 +16,10 @@ from unittest import mock
 import tiny_project
 from absl.testing import flagsaver
 
-from nvret_jax import main, pipeline
+from nvret_jax import command, main, pipeline
 
-# Libraries that the pipeline loads define flags of their own; `flagsaver` must know them before.
+# These, and libraries that they load, define flags; `flagsaver` must know them before.
+assert command.main
 assert pipeline.run
 CONFIG = f"--config={tiny_project.ROOT / 'configs' / 'quickstart.py'}"
 
@@ -68,7 +69,7 @@ def inside(*argv: str) -> Result:
         contextlib.redirect_stderr(err),
     ):
         try:
-            main.cli()
+            status = main.guarded(main.run, sys.argv)
         except SystemExit as end:
             status = end.code or 0
     return Result(status, out.getvalue(), err.getvalue())

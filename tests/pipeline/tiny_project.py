@@ -101,11 +101,17 @@ def overrides(folder: pathlib.Path) -> list[str]:
 
 
 def start(
-    folder: pathlib.Path, workdir: pathlib.Path, *more: str, devices: int = 1, **popen
+    folder: pathlib.Path,
+    workdir: pathlib.Path,
+    *more: str,
+    devices: int = 1,
+    home: str | None = None,
+    **popen,
 ) -> subprocess.Popen:
     """Starts the command; its output is line by line on stdout, errors with it."""
     env = {
         **os.environ,
+        **({} if home is None else {"HOME": home}),
         "XLA_FLAGS": f"{QUICK_COMPILE} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONUNBUFFERED": "1",

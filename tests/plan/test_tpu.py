@@ -122,5 +122,5 @@ def test_mistakes_on_the_command_line_take_one_line():
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         last = done.stderr.splitlines()[-1]
-        assert last.startswith("nvret_jax.plan: ")
+        assert last.startswith("error: ")
         assert word in last

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from nvret_jax import paths
 from nvret_jax.data.interchange import (
     arctic,
     beir,
@@ -146,14 +147,14 @@ def read(name: str, path: epath.PathLike, say: Say = print) -> Rows | Run:
 
     Args:
         name: a key of `FORMATS`.
-        path: any path `etils.epath` reads.
+        path: a file or a folder.
         say: told, in a line each, what was mended or left out.
 
     Raises:
         InputError: one line that names the file, the line or row, and the key.
     """
     notes = Notes()
-    found = find(name).read(_path(path), notes)
+    found = find(name).read(paths.local(path, "source"), notes)
     notes.tell(say)
     return found
 
@@ -176,11 +177,5 @@ def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print
         have = {"rows": "training rows", "run": "a run (ids and scores, no texts)"}
         raise InputError(f"format {name!r} holds {have[form.kind]}; the source is {have[kind]}")
     notes = Notes()
-    form.write(content, _path(path), notes)
+    form.write(content, paths.local(path, "target"), notes)
     notes.tell(say)
-
-
-def _path(path: epath.PathLike) -> epath.Path:
-    if "\0" in str(path):
-        raise InputError(f"path {str(path)!r} has a NUL character")
-    return epath.Path(path).expanduser()

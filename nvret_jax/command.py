@@ -1,0 +1,153 @@
+"""The flags of a run, and what they ask for: a plan, or the stages in a workdir.
+
+How a command begins and ends is in `main.py`; everything else is importable and lives elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging as std_logging
+import os
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from nvret_jax import checks, mesh, overrides, paths, peers, streams
+from nvret_jax.choices import STAGES
+from nvret_jax.config import flat_keys
+from nvret_jax.errors import InputError
+from nvret_jax.options import INT32
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file; ':smoke' behind its name shrinks it to a one-minute run."
+)
+flags.FLAGS["config"].parser = overrides.File()  # a folder's name may hold colons
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run makes.")
+_STAGES = flags.DEFINE_list("stages", [], f"Only these stages, out of {', '.join(STAGES)}.")
+_PLAN = flags.DEFINE_string(
+    "plan", None, "Compile for a topology such as v5p:4x4x4 and print what fits; run nothing."
+)
+_PLAN_PASSAGES = flags.DEFINE_integer(
+    "plan_passages", 0, "Passages that --plan reckons with.", lower_bound=0, upper_bound=INT32
+)
+_OWN = ("distributed.process_id", "distributed.coordinator")  # what processes may differ in
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
+flags.DEFINE_bool("version", False, "Print the versions of this package, JAX and Python.")
+
+
+def main(argv: list[str]) -> int:
+    """Reads the flags and does what they ask for.
+
+    Args:
+        argv: with the program's name first.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: anything wrong with what was given; one line.
+        Preempted: the run was asked to end, and has saved.
+    """
+    # A fixed place for compiled programs: the second run of a command starts at once.
+    if cache := paths.cache("xla"):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(_Line())
+    # Orbax logs the trace of what it is about to raise; what is raised is reported in one line.
+    handler.addFilter(_is_no_trace)
+    left = parse(argv)
+    if len(left) > 1:
+        raise InputError(f"unexpected argument {left[1]!r}; flags look like --workdir=DIR")
+    return _run()
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags, with every mistake in them as an InputError instead of a page of help.
+
+    Returns:
+        What is left of the command line, the program's name first.
+    """
+    argv, unset = overrides.check(overrides.located(argv))
+    try:
+        left = app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
+        overrides.unset(_CONFIG.value, unset)
+        return left
+    except flags.Error as error:
+        raise InputError(f"flags: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"config: {error}") from None
+
+
+def _run() -> int:
+    config = _CONFIG.value
+    if config is None:
+        raise InputError(overrides.NO_CONFIG)
+    if _PLAN.value is not None:
+        checks.validate(config)
+        from nvret_jax.plan import command
+
+        return command.run(config, _PLAN.value, passages=_PLAN_PASSAGES.value)
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
+    workdir = str(paths.local(_WORKDIR.value, "--workdir"))
+    wrong = checks.mistakes(config)
+    # Seconds of imports, which a mistyped flag need not wait for.
+    from nvret_jax import pipeline
+
+    # Others hear of a mistake that only this process was given once it has joined them.
+    joinable = checks.has_all_keys(config) and not any(w.startswith("distributed.") for w in wrong)
+    if joinable:
+        _join(config)
+    if wrong:
+        raise InputError(checks.told(pipeline.mistakes(config, workdir)))
+    pipeline.run(config, workdir, stages=_STAGES.value, dry_run=_DRY_RUN.value)
+    return 0
+
+
+def _join(config: ConfigDict) -> None:
+    """Finds the other processes of the run, if it has several, and the devices.
+
+    A dry run computes nothing: it joins others only where it was told which.
+    """
+    distributed = config.distributed
+    needless = _DRY_RUN.value and distributed.mode == "auto" and not distributed.coordinator
+    if needless or distributed.mode == "off":
+        mesh.check_devices()
+        return
+    restore = streams.only_python(peers.hears)
+    peers.joins(distributed.coordinator, mesh.JOIN_SECONDS)
+    mesh.start_distributed(
+        distributed.mode,
+        distributed.coordinator or None,
+        distributed.num_processes or None,
+        distributed.process_id if distributed.coordinator else None,
+    )
+    peers.joined()
+    mesh.check_devices()
+    if mesh.process_count() == 1:
+        peers.alone()
+        restore()
+        return
+    keys = [key for key in flat_keys(config) if key not in _OWN]
+    given = {key: _value(config, key) for key in keys}
+    flags_given = {"--stages": _STAGES.value, "--dry_run": _DRY_RUN.value}
+    mesh.agree(given | flags_given, distributed.coordinator)
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+class _Line(std_logging.Formatter):
+    """`warning: …` instead of date, thread and line of code."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"
+
+
+def _is_no_trace(record: std_logging.LogRecord) -> bool:
+    return not record.exc_info

@@ -1,0 +1,101 @@
+"""How far a long loop is: a bar on a terminal, a plain line now and then in a file.
+
+TQDM_DISABLE=1 switches both off, and the other variables of tqdm hold for the bar.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+EVERY = 30.0  # seconds between two lines in a file; a loop that is shorter prints none
+
+
+def bar(
+    over: Iterable | None = None,
+    *,
+    desc: str,
+    unit: str,
+    total: int | None = None,
+    initial: int = 0,
+    show: bool = True,
+) -> tqdm | _Lines:
+    """Shows progress on stderr; a context manager, and an iterator where `over` is given.
+
+    Args:
+        over: what is gone through, if it is a plain loop.
+        desc: what is done.
+        unit: what is counted.
+        total: how many there are; default: `len(over)`.
+        initial: how many are done already.
+        show: False shows nothing.
+
+    Returns:
+        An object with tqdm's `update`, `set_postfix_str`, `write` and `close`.
+    """
+    total = len(over) if total is None and hasattr(over, "__len__") else total
+    options: dict[str, Any] = {"desc": desc, "unit": unit, "total": total, "initial": initial}
+    if _redraws():
+        # Not `disable=False`: that would overrule the environment.
+        return tqdm(over, **options, **({} if show else {"disable": True}))
+    off = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+    return _Lines(over, **options, silent=off or not show)
+
+
+def _redraws() -> bool:
+    """Whether a line can be written over: on a terminal, and in a notebook."""
+    return "ipykernel" in sys.modules or sys.stderr.isatty()
+
+
+class _Lines:
+    """What tqdm is asked to do, where lines stay."""
+
+    def __init__(
+        self, over: Iterable | None, *, desc: str, unit: str, total, initial: int, silent: bool
+    ):
+        self.n, self._total = initial, total
+        self._over, self._desc, self._unit, self._silent = over, desc, unit.strip(), silent
+        self._begun = self._last = time.monotonic()
+        self._initial, self._postfix = initial, ""
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator:
+        for item in self._over:
+            yield item
+            self.update()
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        if time.monotonic() - self._last >= EVERY:
+            self._print()
+
+    def set_postfix_str(self, text: str) -> None:
+        self._postfix = f", {text}" if text else ""
+
+    def write(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        if self._last > self._begun and not self._silent:
+            self._print()
+        self._silent = True
+
+    def _print(self) -> None:
+        self._last = time.monotonic()
+        if self._silent:
+            return
+        rate = (self.n - self._initial) / max(self._last - self._begun, 1e-9)
+        of = f"/{self._total}" if self._total else ""
+        line = f"{self._desc}: {self.n}{of} {self._unit}, {rate:.3g} per second{self._postfix}"
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,93 @@
+"""Two real processes, one of which fails: both end soon, each in one line."""
+
+import socket
+import time
+
+import pytest
+import tiny_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    tiny_project.make(folder)
+    return folder
+
+
+def started(project, workdir, *own, common=(), homes=(None, None)):
+    """Two processes; `own`: flags of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        tiny_project.start(
+            project,
+            workdir,
+            "--config.search.backend=device",
+            f"--config.distributed.coordinator=localhost:{port}",
+            "--config.distributed.num_processes=2",
+            f"--config.distributed.process_id={number}",
+            *common,
+            *flags,
+            **({} if homes[number] is None else {"home": str(homes[number])}),
+        )
+        for number, flags in enumerate(own)
+    ]
+
+
+def ends(processes):
+    """(status, last line of output) of each, which must come within a minute of one another."""
+    found, first = [], None
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        first = first or time.monotonic()
+        assert "Traceback" not in output
+        assert "[Gloo]" not in output
+        found.append((process.returncode, output.splitlines()[-1]))
+    assert time.monotonic() - first < 60
+    return found
+
+
+def test_other_values_on_one_process_are_named_by_key(project, tmp_path):
+    mine, theirs = ends(started(project, tmp_path / "run", [], ["--config.seed=3"]))
+    assert theirs[0] == mine[0] == 2
+    assert theirs[1].startswith("error: values differ from those of process 0: seed=3 but 0 on")
+    assert mine[1] == f"error: process 1 of 2: {theirs[1].removeprefix('error: ')}"
+    assert not (tmp_path / "run" / "embeddings").exists()
+
+
+@pytest.mark.slow
+def test_data_that_one_process_lacks_ends_both(project, tmp_path, monkeypatch):
+    """'~' is another folder for process 1, as on another host."""
+    homes = [tmp_path / "there", tmp_path / "elsewhere"]
+    for home in homes:
+        home.mkdir()
+    (homes[0] / "data").symlink_to(project / "data")
+    common = [f"--config.data.{k}=beir:~/data" for k in ("train", "test")]
+    mine, theirs = ends(started(project, tmp_path / "run", [], [], common=common, homes=homes))
+    assert mine[0] == theirs[0] == 2
+    assert theirs[1].startswith("error: ")
+    assert "elsewhere/data" in theirs[1]
+    assert mine[1] == f"error: process 1 of 2: {theirs[1].removeprefix('error: ')}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other(project, tmp_path, killed):
+    processes = started(project, tmp_path / "run", [], [])
+    for line in processes[0].stdout:
+        if line.startswith("train     making"):
+            break
+    processes[killed].kill()
+    found = ends(processes)
+    assert found[1 - killed][0] == 1
+    assert found[1 - killed][1].startswith(f"error: process {killed} of 2 is gone")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_both(project, tmp_path):
+    common = ["--config.train.learning_rate=1e30", "--config.train.clip_norm=0"]
+    (mine, theirs) = ends(started(project, tmp_path / "run", [], [], common=common))
+    assert mine[0] == theirs[0] == 2
+    assert "finite" in mine[1]
+    assert "finite" in theirs[1]

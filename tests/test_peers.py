@@ -1,0 +1,150 @@
+"""Processes of one run end together, each in one line that names which one failed and why."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+WORKER = """
+import json, sys, time
+from nvret_jax import peers, stops
+index, count = int(sys.argv[1]), int(sys.argv[2])
+stops.install()
+these = peers.Peers(index, count)
+if index:
+    assert these.connect(json.loads(sys.stdin.readline()))
+    peers.start(these)
+else:
+    print(json.dumps(these.listen()), flush=True)
+    peers.start(these)
+    assert these.wait() == []
+print('up', flush=True)
+exec(sys.stdin.readline())
+peers.leave()
+time.sleep(float(sys.stdin.readline() or 0))
+"""
+HANGS = "time.sleep(100)\n"
+
+
+def start(count):
+    """Processes that found one another."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(index), str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    there = processes[0].stdout.readline()
+    assert json.loads(there)["port"]
+    for process in processes[1:]:
+        process.stdin.write(there)
+        process.stdin.flush()
+    for process in processes:
+        assert process.stdout.readline() == "up\n"
+    return processes, there
+
+
+def send(process, line):
+    process.stdin.write(line)
+    process.stdin.flush()
+
+
+def ends(processes):
+    return [(p.communicate(timeout=60)[1], p.returncode) for p in processes]
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_a_killed_process_ends_the_others(killed):
+    processes, _ = start(3)
+    for process in processes:
+        send(process, HANGS)
+    processes[killed].kill()
+    found = ends(processes)
+    assert found.pop(killed)[1] == -signal.SIGKILL
+    for errors, status in found:
+        assert status == 1
+        assert errors == (
+            f"error: process {killed} of 3 is gone (killed, or its machine is lost); "
+            "the same command continues from what is finished\n"
+        )
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_ends_the_others_with_its_words_and_status(failing):
+    processes, _ = start(3)
+    for index, process in enumerate(processes):
+        send(process, "peers.ends(2, 'no such data')\n" if index == failing else HANGS)
+    found = ends(processes)
+    assert found.pop(failing) == ("", 2)
+    assert found == [(f"error: process {failing} of 3: no such data\n", 2)] * 2
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_ends_the_others_with_its_status(asked):
+    processes, _ = start(2)
+    for process in processes:
+        send(process, HANGS)
+    processes[asked].send_signal(signal.SIGTERM)
+    found = ends(processes)
+    assert found[asked] == ("stopped by SIGTERM\n", 143)
+    assert found[1 - asked] == (f"process {asked} of 2: stopped by SIGTERM\n", 143)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_process_that_is_done_ends_nobody(first):
+    processes, _ = start(2)
+    send(processes[first], "pass\n")
+    send(processes[first], "0\n")
+    assert ends([processes[first]]) == [("", 0)]
+    send(processes[1 - first], "time.sleep(0.3)\n")
+    send(processes[1 - first], "0\n")
+    assert ends([processes[1 - first]]) == [("", 0)]
+
+
+def test_a_stranger_is_not_heard():
+    processes, there = start(2)
+    body = (
+        "import socket, sys\n"
+        "for text in sys.argv[2:]:\n"
+        "    s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+        "    s.sendall(text.encode() + b'\\n'); assert s.recv(9) == b''"
+    )
+    texts = (json.dumps({"hello": 1, "token": "guess"}), "[]", "GET / HTTP/1.1")
+    port = str(json.loads(there)["port"])
+    assert subprocess.run([sys.executable, "-c", body, port, *texts]).returncode == 0
+    for process in processes:
+        send(process, "pass\n")
+        send(process, "0\n")
+    assert ends(processes) == [("", 0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("joining", "line", "expected"),
+    [
+        (True, "absl::Status: DEADLINE_EXCEEDED: late", "did not find one another at h:1 within 5"),
+        (False, "absl::Status: UNAVAILABLE: Socket closed", "another process is lost (UNAVAIL"),
+    ],
+)
+def test_what_the_runtime_says_before_it_aborts_takes_one_line(joining, line, expected):
+    body = (
+        "import os, sys, threading\n"
+        "from nvret_jax import peers, stops, streams\n"
+        "streams.install(); undo = streams.only_python(peers.hears); peers.joins('h:1', 5)\n"
+        f"{'' if joining else 'peers.joined()'}\n"
+        "os.write(2, b'E1126 coordination_service_agent.cc:289] Polled an error\\n')\n"
+        "os.write(2, b'F1126 Terminating process because the JAX distributed service detected "
+        f"fatal errors. {line}\\n')\n"
+        "os.write(2, b'*** Check failure stack trace: ***\\n')\n"
+        "import ctypes; ctypes.CDLL(None).abort()"  # as a thread of the library does
+    )
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    (only,) = done.stderr.splitlines()
+    assert only.startswith("error: ")
+    assert expected in only
