@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging as std_logging
 import os
+import resource
 from typing import Any
 
 from absl import app, flags, logging
@@ -31,6 +32,7 @@ _PLAN_PASSAGES = flags.DEFINE_integer(
     "plan_passages", 0, "Passages that --plan reckons with.", lower_bound=0, upper_bound=INT32
 )
 _OWN = ("distributed.process_id", "distributed.coordinator")  # what processes may differ in
+_FILES, _LEAST_FILES = 4096, 64  # that may be open at once
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
 flags.DEFINE_bool("version", False, "Print the versions of this package, JAX and Python.")
 
@@ -91,6 +93,7 @@ def _run() -> int:
         return command.run(config, _PLAN.value, passages=_PLAN_PASSAGES.value)
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
+    _allow_files()
     workdir = str(paths.local(_WORKDIR.value, "--workdir"))
     wrong = checks.mistakes(config)
     # Seconds of imports, which a mistyped flag need not wait for.
@@ -104,6 +107,24 @@ def _run() -> int:
         raise InputError(checks.told(pipeline.mistakes(config, workdir)))
     pipeline.run(config, workdir, stages=_STAGES.value, dry_run=_DRY_RUN.value)
     return 0
+
+
+def _allow_files() -> None:
+    """Takes as many open files as the system allows.
+
+    Raises:
+        InputError: too few for the libraries that read and write stores, which then fail anywhere.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < _LEAST_FILES:
+        raise InputError(
+            f"this process may open {soft} files, and a run needs {_LEAST_FILES} at least; raise "
+            f"the limit, as with ulimit -n {_FILES}"
+        )
 
 
 def _join(config: ConfigDict) -> None:

@@ -61,6 +61,7 @@ class Peers:
         self._lock = threading.Lock()
         self._complete = threading.Event()
         self._token = ""
+        self._ending = False  # has said so: that others leave because of it is no news
 
     def listen(self) -> dict[str, Any]:
         """On process 0: opens a port. Gives what the others need to connect."""
@@ -95,6 +96,7 @@ class Peers:
 
     def tell(self, status: int, why: str) -> None:
         """Lets the others know that this process ends, and why."""
+        self._ending = True
         self._send(_coded(ends=self.index, status=status, why=why))
 
     def finish(self) -> None:
@@ -164,6 +166,8 @@ class Peers:
 
     def _end(self, message: dict[str, Any]) -> None:
         """Ends this process because another one did."""
+        if self._ending:
+            return
         peer, status, why = message["ends"], message["status"], message["why"]
         if not self.index:
             self._send(_coded(**message), but=peer)

@@ -109,6 +109,15 @@ def test_a_cache_that_the_home_cannot_hold_is_among_temporary_files(tmp_path, mo
     assert paths.cache("x") is None
 
 
+def test_a_limit_of_open_files_that_is_too_low_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (24, 40))
+    raised = []
+    monkeypatch.setattr("resource.setrlimit", lambda _, limits: raised.append(limits))
+    error = command.inside(command.CONFIG, f"--workdir={tmp_path / 'run'}").error
+    assert "may open 40 files" in error
+    assert raised == [(40, 40)]
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

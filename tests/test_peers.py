@@ -85,6 +85,17 @@ def test_an_error_ends_the_others_with_its_words_and_status(failing):
     assert found == [(f"error: process {failing} of 3: no such data\n", 2)] * 2
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+def test_others_that_leave_because_of_an_error_do_not_hide_it(failing):
+    """However long the failing process takes to end after it has said why."""
+    processes, _ = start(2)
+    slow = "import os; end = os._exit; os._exit = lambda code: (time.sleep(1), end(code))\n"
+    slow = slow.replace("\n", "; ") + "peers.ends(2, 'no such data')\n"
+    for index, process in enumerate(processes):
+        send(process, slow if index == failing else HANGS)
+    assert ends(processes)[failing] == ("", 2)
+
+
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_stop_ends_the_others_with_its_status(asked):
     processes, _ = start(2)
