@@ -191,7 +191,7 @@ TABLE = [
     ),
     file(
         "weights not finite",
-        ("text 0 is not finite", "{}/model"),
+        ("{}/model/model.safetensors: embeddings.word_embeddings.weight holds NaN",),
         weights(not_a_number),
         early=False,
     ),
