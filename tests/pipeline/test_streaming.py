@@ -16,10 +16,10 @@ def runs(compiled, tmp_path_factory):
 
 
 def run_both(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("streaming")
+    folder = tmp_path_factory.mktemp("search")
     tiny_project.make(folder)
     printed = []
-    for name, share in (("resident", memory.RESIDENT), ("streamed", 0.0)):
+    for name, share in (("resident", memory.RESIDENT), ("in parts", 0.0)):
         # The corpus is so small that any budget would hold it.
         monkeypatch.setattr(memory, "RESIDENT", share)
         result = command.inside(
@@ -39,7 +39,7 @@ def run_both(tmp_path_factory, monkeypatch):
 @pytest.mark.parametrize("table", ["candidates/teacher.parquet", "negatives/train.parquet"])
 def test_the_tables_are_the_same(runs, table):
     folder, _ = runs
-    one, other = (tables.read_table(folder / name / table, []) for name in ("resident", "streamed"))
+    one, other = (tables.read_table(folder / name / table, []) for name in ("resident", "in parts"))
     assert one.equals(other)
     assert one.num_rows == 24
 
@@ -48,6 +48,6 @@ def test_it_says_that_it_streams_and_finds_more_below_the_ceiling(runs):
     folder, (resident, streamed) = runs
     assert "stream" in streamed
     assert "stream" not in resident
-    table = tables.read_table(folder / "streamed" / "negatives" / "train.parquet", [])
+    table = tables.read_table(folder / "in parts" / "negatives" / "train.parquet", [])
     assert any(0 in ranks for ranks in table["negative_ranks"].to_pylist())
-    assert not list((folder / "streamed").rglob("*.partial"))
+    assert not list((folder / "in parts").rglob("*.partial"))

@@ -154,7 +154,7 @@ def test_verdicts_promote_and_drop(project, tmp_path):
     judged, counts, _, result = mined(
         project, tmp_path / "w", *flags, f"--config.mining.verdicts={file}"
     )
-    assert "verdicts is new" in result.stdout
+    assert "mining.verdicts '' → " in result.stdout
     names = [data.corpus.ids[row] for row in judged.negative_rows[0]]
     assert not {first, second} & set(names)
     assert names[0] == third  # what was dropped is made up for from further down
