@@ -28,6 +28,8 @@ TEXTS = [
     "behind it when heat flows through the plate at more than twice the speed of sound in air",
 ]
 PROMPTS = {"query": "Instruct: find the passage\nQuery: ", "document": "passage: "}
+# Of a model that does not pool them: their last token takes nothing of the text.
+UNPOOLED = {"query": "Instruct: find the passage\nQuery:\n", "document": "passage:\n"}
 _SIZE = 320
 _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -133,7 +135,7 @@ def write(
     dense=(),
     tokenizer=None,
     shared=None,
-    max_length=48,
+    max_length=60,
     seed=0,
 ):
     """A folder of a sentence-transformers model; `config` is its config.json."""
@@ -235,6 +237,11 @@ _LATE_DENSE = [(32, 48, "Identity", True), (48, 8, "Identity", False)]
 # Kind -> (what `write` is given, what the encoder is read with, what `export` is given).
 KINDS = {
     "BERT, mean, prompts": ({"config": _BERT}, {}, {}),
+    "BERT, prompts not pooled": (
+        {"config": _BERT, "pool_prompt": False, "prompts": UNPOOLED},
+        {},
+        {},
+    ),
     "BERT, CLS, Dense": (
         {"config": _BERT, "pooling": "cls", "normalize": False, "dense": [(32, 8, "Tanh", False)]},
         {},
@@ -261,7 +268,11 @@ KINDS = {
         {},
     ),
     "Mistral, bidirectional": (
-        {"config": _decoder("nvretriever", sliding_window=None), "pool_prompt": False},
+        {
+            "config": _decoder("nvretriever", sliding_window=None),
+            "pool_prompt": False,
+            "prompts": UNPOOLED,
+        },
         {},
         {},
     ),

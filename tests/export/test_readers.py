@@ -107,7 +107,7 @@ def _write_table(given, ours):
 
 
 def _version(text, program):
-    found = re.search(rf"{program} (\d+)\.(\d+)", text)
+    found = re.search(rf"(?<![\w-]){program} (\d+)\.(\d+)", text)
     return tuple(map(int, found.groups()))
 
 
@@ -138,11 +138,7 @@ def test_each_export_is_read_or_refused_as_its_card_says(matrix, reader, name):
         if way == "tokens" and "PyLate" in reader:
             program = "PyLate"
         error = given.get(f"{name}|{way}|error")
-        if not _reads(
-            card[program],
-            versions.replace("sentence-transformers 6", "sentence-transformers 6"),
-            program,
-        ):
+        if not _reads(card[program], versions, program):
             assert error is not None, f"{way}: read, though the card says {card[program]!r}"
             continue
         assert error is None, f"{way}: {error}"

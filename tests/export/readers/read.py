@@ -91,7 +91,10 @@ def ways(job):
         return {"sentence-transformers": by_sentence_transformers}
     found = {}
     if not PYLATE:
-        found["sentence-transformers"] = by_sentence_transformers
+        if "adapter" not in job or hasattr(
+            sentence_transformers.SentenceTransformer, "load_adapter"
+        ):
+            found["sentence-transformers"] = by_sentence_transformers
         if not job["dense"]:
             found["transformers"] = by_transformers
     return found
