@@ -135,9 +135,11 @@ _NV_EMBED = {
 }
 
 KNOWN: dict[str, Known] = {
-    "mistralai/Mistral-7B-v0.1": Known(_MISTRAL, "lasttoken", False, 4096),
+    "mistralai/Mistral-7B-v0.1": Known(_MISTRAL, None, False, 4096),
     "intfloat/e5-mistral-7b-instruct": Known(_MISTRAL, "lasttoken", True, 4096),
-    "nvidia/NV-Retriever-v1": Known(_NO_WINDOW | {"model_type": "nvretriever"}, None),
+    "nvidia/NV-Retriever-v1": Known(
+        _NO_WINDOW | {"model_type": "nvretriever"}, None, max_length=32768
+    ),
     "nvidia/NV-Embed-v2": Known(_NV_EMBED, None, max_length=32768),
     "nvidia/llama-nemotron-embed-1b-v2": Known(_LLAMA_1B, None, max_length=8192),
     "intfloat/e5-large-v2": Known(_bert(1024, 24, 16)),
@@ -151,10 +153,10 @@ KNOWN: dict[str, Known] = {
         _qwen3(1024, 3072, 28, 16, 151669, 32768), "lasttoken", max_length=32768
     ),
     "Qwen/Qwen3-Embedding-4B": Known(
-        _qwen3(2560, 9728, 36, 32, 151665, 40960), "lasttoken", max_length=32768
+        _qwen3(2560, 9728, 36, 32, 151665, 40960), "lasttoken", max_length=40960
     ),
     "Qwen/Qwen3-Embedding-8B": Known(
-        _qwen3(4096, 12288, 36, 32, 151665, 40960), "lasttoken", max_length=32768
+        _qwen3(4096, 12288, 36, 32, 151665, 40960), "lasttoken", max_length=40960
     ),
     "sentence-transformers/all-MiniLM-L6-v2": Known(_bert(384, 6, 12), max_length=256),
 }
