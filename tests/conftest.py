@@ -10,25 +10,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests compile far more than they compute: the quick code generator takes a third of the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# What one test has compiled is there for all others, in this process or another.
+cache = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 for folder in ("models", "pipeline", "search", "plan", "docs"):
     sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The training step takes seconds to compile; later runs take it from here."""
+def compiled():
+    """The training step takes seconds to compile; what takes a tenth of that is kept, too."""
     import jax
-    from jax.experimental.compilation_cache import compilation_cache
 
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0.1)
     yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    jax.config.update(name, before)
