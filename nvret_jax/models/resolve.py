@@ -18,6 +18,7 @@ import fnmatch
 import functools
 import importlib.util
 import os
+import pathlib
 import re
 
 from etils import epath
@@ -105,7 +106,7 @@ def _hub_folder(name: str, revision: str | None, download: bool) -> epath.Path |
     except incomplete as error:
         # Files of the repository are missing, but perhaps none that is read here.
         folder = epath.Path(error.snapshot_path)
-        if not any(folder.rglob("*.safetensors")):
+        if not any(pathlib.Path(folder).rglob("*.safetensors")):
             raise InputError(
                 f"{name}: the snapshot in the local Hugging Face cache has no weights; complete it "
                 f"with download=True (--config.download=true) ({error})"
