@@ -10,8 +10,8 @@ one, and recorded; the old one and its record go just before. Whatever instant a
 at, an artefact with a record is whole. A `.partial` folder that carries the same fingerprint is
 continued; any other is discarded, in one line.
 
-Files are hashed again whenever their artefact is looked at, but for those with checksums of their
-own that are read when they are used (chunks of embeddings, checkpoints): `Workdir` says which. Who
+Files are hashed again whenever their artefact is checked, but for those with separate checksums
+that are read when they are used (chunks of embeddings, checkpoints): `Workdir` says which. Who
 finds one of those damaged notes it in the record (`note_damage`), and it is made again.
 
 Only the main process writes and looks; the others wait for it.
@@ -389,7 +389,7 @@ class Artifact:
         record.replace(self.record)
 
     def _made(self, at: epath.Path) -> dict[str, Any]:
-        """The record of what lies at `at` and is about to get its name."""
+        """The record of what is at `at`, before it gets its name."""
         names = [n for n in files_below(at) if n != _MARKER] if at.is_dir() else [""]
         files = {name: at / name if name else at for name in names}
         for name in self.beside:

@@ -123,7 +123,7 @@ class Claim:
             self._lock = None
 
     def _create(self) -> None:
-        told, taken_over = False, False
+        announced, taken_over = False, False
         while True:
             try:
                 file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -142,12 +142,12 @@ class Claim:
             if touched is None:
                 continue  # released meanwhile
             if not self._is_dead(found, touched):
-                if not told:
+                if not announced:
                     say(
                         f"{self._folder} was claimed by {_who(found)}; "
                         f"watching up to {DEAD_AFTER:.0f} s for a sign of life"
                     )
-                    told = True
+                    announced = True
                 if _lives(self._path, touched):
                     raise InputError(_refusal(self._folder, found))
                 if _touched(self._path) is None:

@@ -1,6 +1,6 @@
 """Files that appear whole, go away safely, and are known by their content.
 
-Nothing here writes through a link: what is made aside replaces a link that lies in its place.
+Nothing here writes through a link: what is made aside replaces a link of that name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write_atomic(path: epath.PathLike, data: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f"{path.name}.partial"
     remove(aside)
-    # Exclusively: a link that somebody puts there meanwhile is not followed.
+    # Exclusively: a link that is put there meanwhile is not followed.
     with open(aside, "xb") as file:
         file.write(data if isinstance(data, bytes) else data.encode())
     aside.replace(path)

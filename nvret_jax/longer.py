@@ -5,7 +5,7 @@ result is what training of that length would have made from the start. Two thing
 
 * A learning rate that depends on the length of the stage (schedules 'linear' and 'cosine', and a
   warm-up given as a share): its course would have been another from the first step on. A further
-  stage has a schedule of its own and can always be added.
+  stage has its own schedule and can always be added.
 * Several data sets in one stage, which are dealt over its whole length.
 
 Where it cannot be gone on from, the training is made again, and the finished one is kept until the

@@ -93,7 +93,7 @@ _SETTINGS = {
 
 
 def exclusion_parts(settings: Settings) -> dict[str, Any]:
-    """What is never a negative; a map of documents by its content, wherever it lies."""
+    """What is never a negative; a map of documents by its content, not its path."""
     at = "mining.exclude."
     parts = {f"{at}{key}": getattr(settings, name) for name, key in _SETTINGS.items()}
     if settings.document_map:

@@ -13,40 +13,40 @@ if TYPE_CHECKING:
 
 
 def recipe(run: Run) -> dict[str, Any]:
-    """The choices a model card and a report tell, by name."""
-    told: dict[str, Any] = {}
+    """The choices a model card and a report state, by name."""
+    out: dict[str, Any] = {}
     if run.config.rounds > 1:
-        told["Rounds of mining and training"] = run.config.rounds
+        out["Rounds of mining and training"] = run.config.rounds
     for name, part in run.sets.items():
         of = f" for {name}" if len(run.sets) > 1 else ""
-        told[f"Teacher{of}"] = teachers.describe(part)
-        told[f"Mining rule{of}"] = part.mining_rule
-    told["Student started from"] = run.untrained.config.model
+        out[f"Teacher{of}"] = teachers.describe(part)
+        out[f"Mining rule{of}"] = part.mining_rule
+    out["Student started from"] = run.untrained.config.model
     if run.student.lora is not None:
         lora = run.student.lora
-        told["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}"
+        out["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}"
     for name, block in run.stages.items():
         of = f" ({name})" if len(run.stages) > 1 else ""
-        told |= {f"{key}{of}": value for key, value in _told_of(run, block).items()}
-    told["Query / passage length"] = (
+        out |= {f"{key}{of}": value for key, value in _of_stage(run, block).items()}
+    out["Query / passage length"] = (
         f"{run.student.length('query')} / {run.student.length('passage')} tokens"
     )
     if run.trains:
-        told["Longest text as exported"] = f"{run.served.length('passage')} tokens"
-    told["Seed"] = run.config.seed
-    return told
+        out["Longest text as exported"] = f"{run.served.length('passage')} tokens"
+    out["Seed"] = run.config.seed
+    return out
 
 
-def _told_of(run: Run, block: ConfigDict) -> dict[str, Any]:
-    """What is told of one stage of training."""
-    told: dict[str, Any] = {}
+def _of_stage(run: Run, block: ConfigDict) -> dict[str, Any]:
+    """The choices of one stage of training."""
+    out: dict[str, Any] = {}
     names = sets.sets_of(run.config, block)
     if len(run.sets) > 1:
         shares = sets.shares_of(block, names)
         parts = [f"{name} {share:g}" for name, share in zip(names, shares, strict=True)]
-        told[f"Training sets and their {block.share_unit}"] = ", ".join(parts)
-        told["Batches"] = block.batches
-    told |= {
+        out[f"Training sets and their {block.share_unit}"] = ", ".join(parts)
+        out["Batches"] = block.batches
+    out |= {
         "Hard negatives per query": block.num_negatives,
         "In-batch negatives": "yes" if block.in_batch_negatives else "no",
         "Queries per batch": block.batch_size,
@@ -55,10 +55,10 @@ def _told_of(run: Run, block: ConfigDict) -> dict[str, Any]:
         "Learning rate": f"{block.learning_rate} ({block.schedule}, warm-up {block.warmup})",
     }
     if block.loss.distillation:
-        told["Distillation"] = block.loss.distillation
+        out["Distillation"] = block.loss.distillation
     if block.loss.dims:
-        told["Matryoshka dimensions"] = ", ".join(map(str, block.loss.dims))
-    return told
+        out["Matryoshka dimensions"] = ", ".join(map(str, block.loss.dims))
+    return out
 
 
 def _duration(block: ConfigDict) -> str:

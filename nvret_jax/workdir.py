@@ -1,4 +1,4 @@
-"""The workdir: where every artefact lies, whose it is, and who may write to it.
+"""The workdir: its layout, whose it is, and who may write to it.
 
 `config.json` says how the newest artefact came about. What makes a workdir the run's own, and a
 hash of that file, are kept a second time in `config.json.sum`, so that a damaged config.json is
@@ -46,7 +46,7 @@ class Workdir:
     path: epath.Path
     config_text: str = ""  # what config.json is to hold once something is made
     claim: claim_lib.Claim | None = None  # of the whole run, on its main process
-    # Hashes of files that this run looked at, by path, size, time and inode.
+    # Hashes of files that this run has read, by path, size, time and inode.
     _seen: dict[tuple, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""One run at a time in a workdir, whatever the file system; a dead run blocks nobody."""
+"""One run at a time in a workdir, whatever the file system; a dead run blocks none."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_second_is_refused_with_pid_host_and_time(tmp_path, system):
     Claim(str(tmp_path)).release()
 
 
-def test_a_killed_process_blocks_nobody(tmp_path, monkeypatch):
+def test_a_killed_process_blocks_no_later_run(tmp_path, monkeypatch):
     process = hold(tmp_path)
     with pytest.raises(InputError, match=f"in use by pid {process.pid} on"):
         Claim(str(tmp_path))
