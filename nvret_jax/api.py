@@ -21,6 +21,7 @@ from nvret_jax import arguments, options
 from nvret_jax.config_keys import MARGIN_OR_AUTO, MIN_SCORE, OPTIONS, PERCENT_OR_AUTO, RULE
 from nvret_jax.data.dataset import Dataset, TextTable, load_dataset
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.retrieval import Evaluation, evaluate
 from nvret_jax.export.sentence_transformers import export
@@ -36,6 +37,7 @@ from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search import checks
 from nvret_jax.search.backend import BACKEND, make_index, search
 from nvret_jax.search.bm25 import Bm25Ranker
+from nvret_jax.search.distinct import distinct
 from nvret_jax.search.ranker import DenseRanker, Ranker
 
 __all__ = [
@@ -109,7 +111,8 @@ def mine(
         queries: Q texts, in anything that has an order: a list, a generator, a column.
         passages: N texts, likewise.
         positives: for each query the numbers of its relevant passages, at least one; a number
-            alone is a list of one. Not their ids, nor their texts.
+            alone is a list of one. Not their ids, nor their texts. Queries with equal texts share
+            theirs, unless `exclude.same_text` is off.
         teacher: an encoder, which embeds both sides, or anything else that ranks (`search.ranker`,
             such as `Bm25Ranker(queries, passages)`); or several, the most accurate first. Not
             needed when both embeddings are given.
@@ -126,7 +129,7 @@ def mine(
         second_search, short: see `mining.options.Options`.
         compat: '', 'paper' or 'sentence_transformers'; see `mining.options`.
         exclude: passages that are never negatives; default: the query's own text and texts equal
-            to a positive's. See `mining.exclusion.Settings`.
+            to a positive's, and no text twice. See `mining.exclusion.Settings`.
         query_ids, passage_ids: what draws depend on, different strs; default: the numbers.
         seed: of draws.
         depth: candidates looked at before a second search; see `mining.survivors`.
@@ -170,10 +173,13 @@ def mine(
         seed=seed,
     )
     positive_rows = _positive_rows(positives, len(queries), len(passages))
-    how = compatible(how, compat, int(positive_rows.counts.max(initial=0)))
     if exclude is None:
         off = compat == "sentence_transformers"
         exclude = Exclude(own_text="off", same_text=False) if off else Exclude()
+    same = SameText.of(passages) if exclude.same_text else None
+    if exclude.same_text:
+        positive_rows = SameText.of(queries).share(positive_rows)
+    how = compatible(how, compat, int(positive_rows.counts.max(initial=0)))
     rankers = _rankers(
         queries, passages, teacher, query_embeddings, passage_embeddings, backend, progress
     )
@@ -182,7 +188,7 @@ def mine(
     teachers = []
     for number, ranker in enumerate(rankers):
         found = candidates_lib.find(numbers, numbers, ranker, positive_rows, depth)
-        teachers.append(miner.Teacher(f"teacher {number}", found, ranker))
+        teachers.append(miner.Teacher(f"teacher {number}", *distinct(found, ranker, same)))
     vectors = {}
     if exclude.cosine and isinstance(rankers[0], DenseRanker):
         vectors = {"passages_nd": rankers[0].passages_nd, "search": rankers[0].index.search}
@@ -190,7 +196,8 @@ def mine(
 
     def exclusions(numbers: np.ndarray, positive_rows: Ragged) -> Ragged:
         texts = [queries[number] for number in numbers]
-        return exclusion.build(texts, corpus, positive_rows, exclude, **vectors).rows
+        made = exclusion.build(texts, corpus, positive_rows, exclude, texts=same, **vectors)
+        return made.rows
 
     for number, one in enumerate(teachers if calibrated else ()):
         own = how.rule
@@ -207,6 +214,7 @@ def mine(
                 passage_ids=passage_ids,
                 seed=seed,
                 teacher=one.name,
+                texts=same,
             )
             own = dataclasses.replace(own, **{VALUES[name]: choice.value})
         teachers[number] = dataclasses.replace(one, rule=own)
@@ -216,6 +224,7 @@ def mine(
         excluded=exclusions(numbers, positive_rows),
         query_ids=query_ids,
         passage_ids=passage_ids,
+        texts=same,
     )
     return negatives
 

@@ -122,6 +122,9 @@ def base() -> ConfigDict:
                 "min_relevance": 1,
                 # Accept passages and queries without text instead of refusing the data set.
                 "allow_empty": False,
+                # Judgments of passages or queries that are not there: 'error', or 'drop', which
+                # leaves them out and says how many.
+                "missing": "error",
                 # Use only the first n queries of a split, and n passages (judged ones first);
                 # 0: all.
                 "max_queries": 0,
@@ -240,7 +243,8 @@ def base() -> ConfigDict:
                     # Equal to the query's own text: 'normalized' but for case, width and
                     # punctuation, 'strip' but for white space around it, 'off'.
                     "own_text": "normalized",
-                    # Equal to a positive's normalised text.
+                    # Equal to a positive's normalised text; with it each text is mined once,
+                    # whatever its ids, and equal queries share their positives.
                     "same_text": True,
                     # Cosine to a positive from which a passage is a copy of it; 0: off.
                     "near_copy": 0.0,
@@ -333,7 +337,9 @@ def base() -> ConfigDict:
                     "distillation": "",
                     "contrastive_weight": 1.0,
                     "distillation_weight": 1.0,
-                    "teacher_temperature": 1.0,
+                    # Divides the teacher's scores; unset: 'kl' divides cosines as the student's
+                    # own, other scores (logits, BM25) by 1; 'margin_mse' by 1.
+                    "teacher_temperature": config_dict.placeholder(float),
                     "student_temperature": 0.0,
                 },
                 "learning_rate": 2e-5,

@@ -169,6 +169,7 @@ BASE: dict[str, Takes] = {
     "data.test_split": _SPLIT,
     "data.min_relevance": GRADE,
     "data.allow_empty": flag(),
+    "data.missing": choice(*choices.MISSING),
     "data.max_queries": _ROWS,
     "data.max_passages": _ROWS,
     **_below("teacher", ENCODER),

@@ -65,6 +65,8 @@ def convert(source: str, target: str, *, say: Callable[[str], None] = print) -> 
     interchange.find(target_format)
     if source_format == "workdir":
         dataset, negatives = read_workdir(source_path)
+        if sets := _sets(epath.Path(source_path).expanduser()):
+            say(f"{source_path}: these are the negatives of data.train; further sets: {sets}")
         content = interchange.from_negatives(negatives, dataset.queries, dataset.corpus)
     else:
         kinds = interchange.find(source_format).kind, interchange.find(target_format).kind
@@ -74,8 +76,8 @@ def convert(source: str, target: str, *, say: Callable[[str], None] = print) -> 
                 "a run has ids without texts, so neither turns into the other"
             )
         content = interchange.read(source_format, source_path, say)
-    interchange.write(content, target_format, target_path, say)
-    say(f"{target_path}: {_size(content)}, as {target_format}")
+    count = interchange.write(content, target_format, target_path, say)
+    say(f"{target_path}: {_count(count, 'record')} as {target_format}, from {_size(content)}")
 
 
 def _parse(spec: str, what: str) -> tuple[str, str]:
@@ -87,9 +89,15 @@ def _parse(spec: str, what: str) -> tuple[str, str]:
 
 def _size(content: interchange.Rows | interchange.Run) -> str:
     if isinstance(content, interchange.Rows):
-        positives, negatives = len(content.positives.values), len(content.negatives.values)
-        return f"{len(content):,} rows, {positives:,} positives, {negatives:,} negatives"
-    return f"{len(content):,} queries, {sum(map(len, content.values())):,} hits"
+        positives = _count(len(content.positives.values), "positive")
+        negatives = _count(len(content.negatives.values), "negative")
+        return f"{_count(len(content), 'row')} with {positives} and {negatives}"
+    hits = sum(map(len, content.values()))
+    return f"{_count(hits, 'hit')} of {len(content):,} queries"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}" + ("" if number == 1 else "s")
 
 
 def read_workdir(path: epath.PathLike) -> tuple[Dataset, Negatives]:
@@ -109,10 +117,23 @@ def read_workdir(path: epath.PathLike) -> tuple[Dataset, Negatives]:
     if table is None:
         table = workdir / "negatives" / f"{data['train_split']}.parquet"
     if not table.exists():
+        if sets := _sets(workdir):
+            raise InputError(f"{table}: no such file; name one of the sets of this run: {sets}")
         raise InputError(f"{table}: no such file; run the stage mine, which makes it")
     check_table(table, workdir)
-    dataset = load_dataset(data["train"], splits=[], allow_empty=bool(data.get("allow_empty")))
+    dataset = load_dataset(
+        data["train"],
+        splits=[],
+        allow_empty=bool(data.get("allow_empty")),
+        missing=data.get("missing", "error"),
+    )
     return dataset, Negatives.read(table, dataset.queries, dataset.corpus)
+
+
+def _sets(workdir: epath.Path) -> str:
+    """The further sets that a run mined, as sources."""
+    tables = (workdir / "sets").glob("*/negatives/*.parquet")
+    return ", ".join(sorted({f"workdir:{table.parent.parent}" for table in tables}))
 
 
 def _data_of(path: epath.Path) -> dict:

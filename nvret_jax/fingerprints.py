@@ -25,9 +25,9 @@ from typing import Any, Protocol
 FORMATS = {
     "embeddings": 2,
     "candidates": 2,
-    "audit": 2,
-    "negatives": 2,
-    "checkpoints": 2,
+    "audit": 3,  # 3: equal texts are one
+    "negatives": 3,  # 3: equal texts are one
+    "checkpoints": 3,  # 3: masks go by texts
     "evaluation": 2,
     "export": 2,
     "report": 2,

@@ -204,7 +204,7 @@ def judgments_part(value: Any, *, test: bool) -> Digest:
 def data_keys(*, test: bool) -> tuple[str, ...]:
     """The keys of the config that decide what is read of a data set."""
     side = _side(test)
-    more = ("max_queries", "max_passages", "allow_empty")
+    more = ("max_queries", "max_passages", "allow_empty", "missing")
     keys = (side, f"{side}_split", *(() if test else ("dev_split",)), *more)
     return tuple(f"data.{key}" for key in keys)
 

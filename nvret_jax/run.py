@@ -24,6 +24,7 @@ from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.config import stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText, share_positives
 from nvret_jax.data.subset import subset
 from nvret_jax.errors import InputError
 from nvret_jax.fingerprints import About, Digest, digest
@@ -199,7 +200,9 @@ class Run:
         loaded = {}
         for spec, splits in wanted.items():
             if spec not in self._read:
-                self._read[spec] = load_dataset(spec, allow_empty=config.allow_empty)
+                self._read[spec] = load_dataset(
+                    spec, allow_empty=config.allow_empty, missing=config.missing
+                )
             data = self._read[spec]
             if spec == config.train and config.dev_split in data.qrels:
                 splits = [*splits, config.dev_split]
@@ -242,11 +245,22 @@ class Run:
             return "passage", data.corpus
         return "query", data.split_queries(name.removeprefix("queries-"))
 
+    @functools.cached_property
+    def _positives(self) -> dict[str, list[str]]:
+        data = self.config.data
+        judged = self.train_data.positives(data.train_split, data.min_relevance)
+        if not self.exclusions.same_text:
+            return judged
+        return share_positives(judged, self.train_data.queries)
+
     def positives(self) -> dict[str, list[str]]:
-        """Judged positives of the training queries, by query id."""
-        return self.train_data.positives(
-            self.config.data.train_split, self.config.data.min_relevance
-        )
+        """Judged positives of the training queries, by query id; equal queries share theirs."""
+        return self._positives
+
+    @functools.cached_property
+    def passage_texts(self) -> SameText | None:
+        """Which training passages have equal texts; None where each id is one of its own."""
+        return SameText.of(self.train_data.corpus.texts) if self.exclusions.same_text else None
 
     def positive_rows(self) -> Ragged:
         """The same as passage rows, a row per query."""
@@ -358,6 +372,8 @@ class Run:
         parts = {"candidates": self.candidates(name), **self.rescorer.parts()}
         if self.config.rescorer.order == "teacher":
             parts |= parts_lib.mining_parts(self.options, self.config) | self.exclusion_parts()
+        else:
+            parts["mining.exclude.same_text"] = self.exclusions.same_text
         return self.workdir.candidates(f"{name}.rescored", parts, self.about)
 
     @functools.cached_property

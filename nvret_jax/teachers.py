@@ -26,7 +26,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.fingerprints import Digest
 from nvret_jax.models.weights import file_sha256
 from nvret_jax.search import vectors
-from nvret_jax.search.bm25 import Bm25Ranker
+from nvret_jax.search.bm25 import WORDS_VERSION, Bm25Ranker
 from nvret_jax.search.random_ranker import RandomRanker
 from nvret_jax.search.ranker import DenseRanker, Ranker
 from nvret_jax.search.run_file import RunRanker
@@ -72,9 +72,11 @@ def parts(run: Run, name: str) -> dict[str, Any]:
         "queries": run.texts(data, f"queries-{split}"),
     }
     if scheme == "bm25":
-        return found | {"the version of bm25s": importlib.metadata.version("bm25s")}
+        made_by = importlib.metadata.version("bm25s")
+        return found | {"the version of bm25s": made_by, "the words of BM25": WORDS_VERSION}
     if scheme == "random":
-        return found | {"seed": run.config.seed}
+        own = {"seed": run.config.seed, "mining.exclude.same_text": run.exclusions.same_text}
+        return found | own
     if scheme == "vectors":
         read = Digest(vectors.fingerprint(rest), f"the files of {keys[0]}", keys)
         return found | {keys[0]: read, f"{at}.normalize": block.normalize}
@@ -115,7 +117,11 @@ def _without_vectors(
     if scheme == "bm25":
         return Bm25Ranker(queries.texts, corpus.texts)
     if scheme == "random":
-        return RandomRanker(queries.ids, corpus.ids, positive_rows, run.config.seed)
+        ids = corpus.ids
+        if run.passage_texts is not None and run.passage_texts.any_equal:
+            # One draw for each text, or one with many copies would be drawn more often.
+            ids = [ids[row] for row in run.passage_texts.first_n]
+        return RandomRanker(queries.ids, ids, positive_rows, run.config.seed)
     return RunRanker.read(rest, queries.ids, corpus.ids, positive_rows)
 
 

@@ -3,39 +3,68 @@
 Choices:
 
 - A passage is `(title + " " + text).strip()`, as the readers of BEIR and mteb do.
+- Each file may be compressed (.gz, .zst).
 - Everything is checked while it is read, because a bad id found after hours of embedding is found
   too late. Mistakes are collected: the first three are named by file and line, the rest counted.
 - Judgments may be BEIR's (header, then query-id, corpus-id, score by tabs) or TREC's (no header;
   query, iteration, passage, relevance by any white space).
+- A line that repeats an earlier one word for word says nothing new and counts once; one that
+  contradicts an earlier one is a mistake. Published sets have both.
+- Ids are text. A JSON number is read as its digits, which is what the judgments hold.
 - Ids must be free of white space and control characters: a TREC run is split at white space, so
   such an id would be read back as something else.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
+from absl import logging
 from etils import epath
 
 from nvret_jax import paths
-from nvret_jax.data.dataset import Dataset, Qrels, TextTable, content_hash, safe_name
-from nvret_jax.data.lines import Mistakes, is_plain, json_kind, lines
+from nvret_jax.data import numbers
+from nvret_jax.data.dataset import (
+    Dataset,
+    Qrels,
+    TextTable,
+    content_hash,
+    safe_name,
+    split_name,
+)
+from nvret_jax.data.lines import (
+    Mistakes,
+    find_file,
+    is_plain,
+    json_kind,
+    json_value,
+    lines,
+    shown,
+    stem,
+)
+from nvret_jax.data.normalize import half_pair
 from nvret_jax.errors import InputError
 
 _HEADER = ("query-id", "corpus-id", "score")
+MISSING = ("error", "drop")
 
 
 def read_beir(
-    folder: epath.PathLike, splits: Sequence[str] | None = None, *, allow_empty: bool = False
+    folder: epath.PathLike,
+    splits: Sequence[str] | None = None,
+    *,
+    allow_empty: bool = False,
+    missing: str = "error",
 ) -> Dataset:
     """Reads and checks one BEIR folder.
 
     Args:
         folder: holds corpus.jsonl ({"_id", "title"?, "text"} a line), queries.jsonl
-            ({"_id", "text"}) and qrels/.
+            ({"_id", "text"}) and qrels/, plain or compressed.
         splits: names of the qrels files to read; None reads all there are.
         allow_empty: keep passages and queries with no text at all.
+        missing: what becomes of judgments whose query or passage is not there: 'error', or 'drop',
+            which leaves them out and logs how many.
 
     Returns:
         The dataset, in file order. Each file is read once.
@@ -43,16 +72,25 @@ def read_beir(
     Raises:
         InputError: see the module's docstring.
     """
+    if missing not in MISSING:
+        raise InputError(f"missing={missing!r}: choose one of {', '.join(MISSING)}")
     folder = paths.local(folder, "folder")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected corpus.jsonl, queries.jsonl, qrels/")
-    splits = _find_splits(folder) if splits is None else list(dict.fromkeys(splits))
+    splits = find_splits(folder) if splits is None else list(dict.fromkeys(splits))
     mistakes = Mistakes()
+    for split in splits:
+        try:
+            split_name(split)
+        except ValueError as error:
+            raise InputError(f"{folder}: a split must be {error}") from None
     corpus = _read_table(folder / "corpus.jsonl", "passage", True, allow_empty, mistakes)
     queries = _read_table(folder / "queries.jsonl", "query", False, allow_empty, mistakes)
     mistakes.check()  # before the judgments, which would report every id of a broken line again
     qrels = {
-        split: _read_qrels(folder / "qrels" / f"{split}.tsv", queries, corpus, mistakes)
+        split: _read_qrels(
+            folder / "qrels" / f"{split}.tsv", queries, corpus, missing == "drop", mistakes
+        )
         for split in splits
     }
     mistakes.check()
@@ -66,12 +104,17 @@ def read_beir(
     )
 
 
-def _find_splits(folder: epath.Path) -> list[str]:
+def find_splits(folder: epath.Path) -> list[str]:
+    """Names of the splits of a BEIR folder: train, dev and test first, then others by name.
+
+    Raises:
+        InputError: there is none.
+    """
     qrels = folder / "qrels"
-    found = sorted(p.stem for p in qrels.iterdir() if p.suffix == ".tsv") if qrels.is_dir() else []
+    named = [stem(path) for path in qrels.iterdir()] if qrels.is_dir() else []
+    found = sorted({name for name, suffix in named if suffix == ".tsv"})
     if not found:
         raise InputError(f"{qrels}: no judgments; expected files such as {qrels / 'test.tsv'}")
-    # The order in which people think of them; any others follow by name.
     usual = [split for split in ("train", "dev", "test") if split in found]
     return usual + [split for split in found if split not in usual]
 
@@ -79,75 +122,95 @@ def _find_splits(folder: epath.Path) -> list[str]:
 def _read_table(
     path: epath.Path, what: str, has_title: bool, allow_empty: bool, mistakes: Mistakes
 ) -> TextTable:
+    path = find_file(path)
     plural = {"passage": "passages", "query": "queries"}[what]
     found: dict[str, int] = {}  # id -> line it came from
     texts: list[str] = []
-    before = mistakes.count
-    loads = json.loads
+    row: dict[str, int] = {}
+    as_numbers: set[str] = set()  # ids that were JSON numbers
+    before, repeated = mistakes.count, 0
     for number, line in lines(path, plural):
         try:
-            record = loads(line)
-        except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
-            column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            mistakes.add(f"{path}:{number}: not valid JSON ({_reason(error)}{column})")
+            record = json_value(line)
+        except ValueError as error:
+            mistakes.add(f"{path}:{number}: {error}")
             continue
         if not isinstance(record, dict):
             mistakes.add(f"{path}:{number}: expected a JSON object, got {json_kind(record)}")
             continue
         identifier, text = record.get("_id"), record.get("text")
         title = record.get("title") if has_title else None
-        if not isinstance(identifier, str) or not isinstance(text, str):
-            key = "text" if isinstance(identifier, str) else "_id"
+        spelled = not isinstance(identifier, str)
+        if spelled:
+            identifier = numbers.identifier(identifier)
+        if identifier is None or not isinstance(text, str):
+            key = "text" if identifier is not None else "_id"
+            wanted = "a string" if key == "text" else "a string or a whole number"
             got = f"got {json_kind(record[key])}" if key in record else "there is none"
-            mistakes.add(f"{path}:{number}: key '{key}' must be a string, {got}")
+            mistakes.add(f"{path}:{number}: key '{key}' must be {wanted}, {got}")
             continue
         if title is not None and not isinstance(title, str):
             mistakes.add(f"{path}:{number}: key 'title' must be a string, got {json_kind(title)}")
             continue
         if not is_plain(identifier):
             mistakes.add(
-                f"{path}:{number}: _id {identifier!r} is empty or has white space or control "
+                f"{path}:{number}: _id {shown(identifier)} is empty or has white space or control "
                 "characters, which a TREC run cannot hold"
             )
             continue
+        text = f"{title} {text}".strip() if title else text.strip()
         if identifier in found:
             first = found[identifier]
-            mistakes.add(f"{path}:{number}: _id '{identifier}' was already used on line {first}")
+            if spelled != (identifier in as_numbers):
+                mistakes.add(
+                    f"{path}:{number}: _id {shown(identifier)} is a number here or on line "
+                    f"{first}, and text on the other; ids are text, so both are one id"
+                )
+            elif texts[row[identifier]] != text:
+                mistakes.add(
+                    f"{path}:{number}: _id {shown(identifier)} was already used on line {first}, "
+                    "with another text"
+                )
+            else:
+                repeated += 1
             continue
-        text = f"{title} {text}".strip() if title else text.strip()
         if not text and not allow_empty:
             where = "title and text are" if has_title else "text is"
             mistakes.add(
-                f"{path}:{number}: {what} '{identifier}' is empty ({where} blank); "
+                f"{path}:{number}: {what} {shown(identifier)} is empty ({where} blank); "
                 "remove it, or allow empty texts"
             )
             continue
-        try:
-            text.encode()  # JSON can escape half of a surrogate pair, which no tokenizer takes
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
+        if half := half_pair(text):
             mistakes.add(
-                f"{path}:{number}: {what} '{identifier}' has half of a surrogate pair "
-                f"(\\u{code:04x}), which is not text"
+                f"{path}:{number}: {what} {shown(identifier)} has {half}, which is not text"
             )
             continue
-        found[identifier] = number
+        found[identifier], row[identifier] = number, len(texts)
+        if spelled:
+            as_numbers.add(identifier)
         texts.append(text)
     if not texts and mistakes.count == before:
         mistakes.add(f"{path}: empty; expected one JSON object a line, with the {plural}")
+    if as_numbers:
+        logging.warning("%s: ids that are JSON numbers, read as text: %d", path, len(as_numbers))
+    if repeated:
+        logging.warning("%s: lines that repeat an earlier one, counted once: %d", path, repeated)
     return TextTable(tuple(found), texts)
 
 
 def _read_qrels(
-    path: epath.Path, queries: TextTable, corpus: TextTable, mistakes: Mistakes
+    path: epath.Path, queries: TextTable, corpus: TextTable, drop: bool, mistakes: Mistakes
 ) -> Qrels:
+    folder, path = path.parent.parent, find_file(path)
     if not path.exists():
-        there = ", ".join(_find_splits(path.parent.parent))
+        there = ", ".join(find_splits(folder))
         raise InputError(f"{path}: no such file; splits in this folder: {there}")
     qrels: Qrels = {}
     seen: dict[tuple[str, str], int] = {}  # (query, passage) -> line
     known_queries, known_passages = queries.row, corpus.row
     width, positives, before = 0, 0, mistakes.count
+    left_out, repeated = {"queries": 0, "passages": 0}, 0
     for number, line in lines(path, "judgments"):
         fields = line.split("\t")
         if len(fields) not in (3, 4):
@@ -164,29 +227,44 @@ def _read_qrels(
             continue
         query, passage, score = fields[0], fields[-2], fields[-1]
         try:
-            relevance = int(score)
+            relevance = numbers.whole_number(score.strip())
         except ValueError:
-            mistakes.add(f"{path}:{number}: score must be a whole number, got {score!r}")
+            mistakes.add(f"{path}:{number}: score must be a whole number, got {shown(score)}")
             continue
-        if query not in known_queries:
-            mistakes.add(f"{path}:{number}: query id '{query}' is not in queries.jsonl")
-        elif passage not in known_passages:
-            mistakes.add(f"{path}:{number}: passage id '{passage}' is not in corpus.jsonl")
-        elif (query, passage) in seen:
+        if query not in known_queries or passage not in known_passages:
+            side = "queries" if query not in known_queries else "passages"
+            if drop:
+                left_out[side] += 1
+                continue
+            what, name = ("query", query) if side == "queries" else ("passage", passage)
+            file = "queries.jsonl" if side == "queries" else "corpus.jsonl"
             mistakes.add(
-                f"{path}:{number}: query '{query}' and passage '{passage}' were already judged "
-                f"on line {seen[query, passage]}"
+                f"{path}:{number}: {what} id {shown(name)} is not in {file}; "
+                "data.missing='drop' leaves such judgments out"
+            )
+        elif (query, passage) in seen:
+            if qrels[query][passage] == relevance:
+                repeated += 1
+                continue
+            mistakes.add(
+                f"{path}:{number}: query {shown(query)} and passage {shown(passage)} were already "
+                f"judged {qrels[query][passage]} on line {seen[query, passage]}, and "
+                f"{relevance} here"
             )
         else:
             seen[query, passage] = number
             qrels.setdefault(query, {})[passage] = relevance
             positives += relevance >= 1
+    gone = ", ".join(f"{count:,} for {side}" for side, count in left_out.items() if count)
     if not positives and mistakes.count == before:
-        mistakes.add(f"{path}: no judgment has a score of 1 or more, so no query has a positive")
+        also = f"; left out are judgments of what is not there: {gone}" if gone else ""
+        mistakes.add(
+            f"{path}: no judgment has a score of 1 or more, so no query has a positive{also}"
+        )
+    if gone:
+        logging.warning("%s: judgments of what is not there, left out: %s", path, gone)
+    if repeated:
+        logging.warning(
+            "%s: judgments that repeat an earlier one, counted once: %d", path, repeated
+        )
     return qrels
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)

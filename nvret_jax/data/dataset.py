@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from nvret_jax import options, paths
+from nvret_jax.data.numbers import shown
 from nvret_jax.errors import InputError
 
 Qrels = dict[str, dict[str, int]]  # query id -> passage id -> relevance
@@ -131,6 +132,17 @@ class Dataset:
         return found
 
 
+def split_name(text: str) -> str:
+    """The name of a split, which becomes part of names of files.
+
+    Raises:
+        ValueError: it is longer than 100 bytes, or has a slash or a NUL.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > 100 or set(text) & set("/\\\0"):
+        raise ValueError(f"a name of at most 100 bytes without a slash, got {shown(text)}")
+    return text
+
+
 def safe_name(text: str) -> str:
     """`text` as a file name: lower case, anything but letters, digits, '.', '_' and '-' a '-'."""
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-.") or "dataset"
@@ -169,15 +181,17 @@ def content_hash(
     return digest.hexdigest()
 
 
-def _read_beir(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> Dataset:
+def _read_beir(rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str) -> Dataset:
     from nvret_jax.data.beir import read_beir
 
     if not rest:
         raise InputError("dataset 'beir:': name the folder, as in 'beir:/data/scifact'")
-    return read_beir(rest, splits, allow_empty=allow_empty)
+    return read_beir(rest, splits, allow_empty=allow_empty, missing=missing)
 
 
-def _read_pydocs(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> Dataset:
+def _read_pydocs(
+    rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str
+) -> Dataset:
     from nvret_jax.data.pydocs import build_pydocs
 
     if rest:
@@ -185,19 +199,23 @@ def _read_pydocs(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> 
     return build_pydocs(splits)
 
 
-def _read_labels(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> Dataset:
+def _read_labels(
+    rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str
+) -> Dataset:
     from nvret_jax.data.labelled import read_labels
 
     return read_labels(_file("labels", rest), splits, allow_empty=allow_empty)
 
 
-def _read_examples(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> Dataset:
+def _read_examples(
+    rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str
+) -> Dataset:
     from nvret_jax.data.labelled import read_examples
 
     return read_examples(_file("examples", rest), splits, allow_empty=allow_empty)
 
 
-def _read_sts(rest: str, splits: Sequence[str] | None, allow_empty: bool) -> Dataset:
+def _read_sts(rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str) -> Dataset:
     from nvret_jax.data.labelled import parse_sts, read_sts
 
     file, min_score = parse_sts(_file("sts", rest))
@@ -210,8 +228,8 @@ def _file(scheme: str, rest: str) -> str:
     return rest
 
 
-# scheme -> reader(rest of the spec, splits or None for all, allow_empty) -> Dataset
-READERS: dict[str, Callable[[str, Sequence[str] | None, bool], Dataset]] = {
+# scheme -> reader(rest of the spec, splits or None for all, allow_empty, missing) -> Dataset
+READERS: dict[str, Callable[[str, Sequence[str] | None, bool, str], Dataset]] = {
     "beir": _read_beir,
     "pydocs": _read_pydocs,
     "labels": _read_labels,
@@ -224,6 +242,7 @@ _TAKES = {
     "spec": options.text("a data set, such as beir:DIR"),
     "splits": options.many(options.text("the name of a split"), least=1, unset=True),
     "allow_empty": options.flag(),
+    "missing": options.choice("error", "drop"),
 }
 
 
@@ -232,6 +251,7 @@ def load_dataset(
     *,
     splits: str | Sequence[str] | None = None,
     allow_empty: bool = False,
+    missing: str = "error",
 ) -> Dataset:
     """Reads the dataset that `spec` names.
 
@@ -241,6 +261,8 @@ def load_dataset(
             A path, such as `pathlib.Path("data/scifact")`, is a folder in BEIR layout.
         splits: the splits to read, all of which must exist, or one; None reads all there are.
         allow_empty: keep passages and queries without any text instead of refusing them.
+        missing: 'error', or 'drop' to leave out judgments of passages and queries that are not
+            there; of 'beir:' alone, as other sources make their judgments themselves.
 
     Raises:
         InputError: unknown scheme, or whatever is wrong with the data, in one line.
@@ -248,11 +270,11 @@ def load_dataset(
     if isinstance(spec, os.PathLike):
         spec = f"beir:{os.fspath(spec)}"
     splits = (splits,) if isinstance(splits, str) else splits
-    given = {"spec": spec, "splits": splits, "allow_empty": allow_empty}
+    given = {"spec": spec, "splits": splits, "allow_empty": allow_empty, "missing": missing}
     options.check_arguments("load_dataset", given, _TAKES)
     scheme, _, rest = spec.partition(":")
     if scheme not in READERS:
         known = ", ".join(f"'{name}:'" for name in READERS)
         raise InputError(f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}")
     place = paths.local(rest, f"dataset '{scheme}:'") if rest else rest
-    return READERS[scheme](place, splits, allow_empty)
+    return READERS[scheme](place, splits, allow_empty, missing)

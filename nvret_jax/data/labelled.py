@@ -35,9 +35,17 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from nvret_jax.data.dataset import Dataset, Qrels, TextTable, content_hash, safe_name
+from nvret_jax.data.dataset import (
+    Dataset,
+    Qrels,
+    TextTable,
+    content_hash,
+    safe_name,
+    split_name,
+)
 from nvret_jax.data.interchange.fields import kind
-from nvret_jax.data.lines import Mistakes
+from nvret_jax.data.lines import Mistakes, shown, stem
+from nvret_jax.data.numbers import decimal
 from nvret_jax.data.pydocs import build_pydocs
 from nvret_jax.data.records import Records, open_records
 from nvret_jax.errors import InputError
@@ -235,12 +243,12 @@ def parse_sts(rest: str) -> tuple[str, float]:
     Raises:
         InputError: another option, or a score that is no finite number.
     """
-    file, mark, options = rest.partition("?")
-    if not mark:
-        return file, MIN_SCORE
-    name, _, value = options.partition("=")
+    file, _, options = rest.rpartition("?")
+    name, is_option, value = options.partition("=")
+    if not file or not is_option or epath.Path(rest).exists():  # '?' is a letter of the name
+        return rest, MIN_SCORE
     try:
-        score = float(value)
+        score = decimal(value)
     except ValueError:
         score = np.nan
     if name != "min_score" or not np.isfinite(score):
@@ -305,7 +313,7 @@ def _rows(
             values.append(_named(record, columns[-1], last))
             split = TRAIN
             if has_split:
-                split = _named(record, "split", lambda value: _text(value, False))
+                split = _named(record, "split", _split)
             elif "split" in record:
                 raise ValueError("column 'split' is there, but not in the first line")
         except ValueError as error:
@@ -333,6 +341,10 @@ def _text(value: object, allow_empty: bool) -> str:
     return text
 
 
+def _split(value: object) -> str:
+    return split_name(_text(value, False))
+
+
 def _label(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -345,9 +357,9 @@ def _score(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"a number, got {kind(value)}")
     try:
-        score = float(value)
+        score = decimal(value.strip()) if isinstance(value, str) else float(value)
     except (ValueError, OverflowError):
-        raise ValueError(f"a number, got {value!r}") from None
+        raise ValueError(f"a number, got {shown(str(value))}") from None
     if not np.isfinite(score):
         raise ValueError(f"a finite number, got {value!r}")
     return score
@@ -396,4 +408,4 @@ def _dataset(
     path: epath.Path, corpus: TextTable, queries: TextTable, qrels: dict[str, Qrels]
 ) -> Dataset:
     fingerprint = content_hash(corpus, queries, qrels)
-    return Dataset(safe_name(path.stem), corpus, queries, qrels, fingerprint)
+    return Dataset(safe_name(stem(path)[0]), corpus, queries, qrels, fingerprint)

@@ -2,18 +2,45 @@
 
 Mistakes are collected while a file is read: the first three are spelled out by file and line and
 the rest counted, so that one look at the message is enough to repair the file.
+
+A file may be compressed: a name that ends in .gz or .zst is read as what is inside. No limit of a
+parser is met by accident: fields of CSV may have any length, and JSON that Python's parser gives up
+on (nested too deeply, numbers of thousands of digits) is a mistake with a line like any other.
 """
 
 from __future__ import annotations
 
-import unicodedata
+import contextlib
+import csv
+import gzip
+import json
+import sys
+import zlib
 from collections.abc import Iterator
+from typing import IO, Any
 
 from etils import epath
 
+from nvret_jax.data.numbers import is_plain, shown
 from nvret_jax.errors import InputError
 
 SHOWN = 3  # mistakes spelled out in one message
+COMPRESSED = (".gz", ".zst")
+
+__all__ = [
+    "COMPRESSED",
+    "Mistakes",
+    "bytes_of",
+    "csv_reader",
+    "find_file",
+    "is_plain",
+    "json_kind",
+    "json_value",
+    "lines",
+    "read_text",
+    "shown",
+    "stem",
+]
 
 
 class Mistakes:
@@ -40,6 +67,68 @@ class Mistakes:
             raise InputError("; ".join(self._first) + (f"; … and {left} more" if left else ""))
 
 
+def stem(path: epath.Path) -> tuple[str, str]:
+    """A file's name without its suffix, and the suffix in lower case; compression aside.
+
+    'test.tsv.gz' is ('test', '.tsv').
+    """
+    if path.suffix.lower() in COMPRESSED:
+        path = path.parent / path.stem
+    return path.stem, path.suffix.lower()
+
+
+def find_file(path: epath.Path) -> epath.Path:
+    """The file of this name, or its compressed form where only that is there.
+
+    Raises:
+        InputError: there are several, or the name cannot be one.
+    """
+    names = [path, *(path.parent / f"{path.name}{suffix}" for suffix in COMPRESSED)]
+    try:
+        found = [name for name in names if name.exists()]
+    except (OSError, ValueError) as error:  # too long, a NUL or half of a surrogate pair
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown(str(path), 100)}: is no name of a file ({reason})") from None
+    if len(found) > 1:
+        raise InputError(f"{found[0]}: {found[1].name} is there, too; remove one of them")
+    return found[0] if found else path
+
+
+@contextlib.contextmanager
+def bytes_of(path: epath.PathLike, what: str) -> Iterator[IO[bytes]]:
+    """An open file, decompressed where its name ends in one of `COMPRESSED`.
+
+    Args:
+        path: any path `etils.epath` reads.
+        what: what it should hold, for messages.
+
+    Raises:
+        InputError: it is missing, a folder, or cannot be read, now or later inside the block.
+    """
+    path = epath.Path(path)
+    what = what if what.startswith(("a ", "an ", "the ")) else f"the {what}"
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; expected a file with {what}")
+        if not path.exists():
+            raise InputError(f"{path}: no such file; it should hold {what}")
+        with path.open("rb") as file, _decompressed(file, path.suffix.lower()) as plain:
+            yield plain
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+
+
+def _decompressed(file: IO[bytes], suffix: str):
+    if suffix == ".gz":
+        return gzip.open(file)
+    if suffix == ".zst":
+        import pyarrow as pa  # see tables.py
+
+        return pa.CompressedInputStream(file, "zstd")
+    return contextlib.nullcontext(file)
+
+
 def read_text(path: epath.PathLike, what: str) -> str:
     """A whole UTF-8 file, without its byte order mark.
 
@@ -50,13 +139,8 @@ def read_text(path: epath.PathLike, what: str) -> str:
     Raises:
         InputError: it is missing, cannot be read, or is not UTF-8 (with the line).
     """
-    path = epath.Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file; it should hold the {what}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    with bytes_of(path, what) as file:
+        data = file.read()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -75,17 +159,51 @@ def lines(path: epath.PathLike, what: str) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-def is_plain(identifier: str) -> bool:
-    """Whether an id survives as one column of a file that is split at white space, as runs are."""
-    if identifier.isprintable() and " " not in identifier:  # the quick answer for nearly all
-        return bool(identifier)
-    return not any(c.isspace() or unicodedata.category(c) == "Cc" for c in identifier)
+def csv_reader(text: Any, **dialect: Any) -> Any:
+    """`csv.reader` for fields of any length.
+
+    The standard library's limit of 131,072 characters holds for the whole process; it is only ever
+    raised here.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), sys.maxsize >> 1))
+    return csv.reader(text, **dialect)
+
+
+def json_value(text: str, *, finite: bool = False) -> Any:
+    """One JSON value.
+
+    Args:
+        text: nothing else than the value.
+        finite: refuse NaN and Infinity, which Python's parser takes.
+
+    Raises:
+        ValueError: it is none; the message says why, with the column where that is known.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse if finite else None)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deeply)") from None
+    except _Constant as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+    except ValueError:  # an integer beyond what Python converts
+        raise ValueError("not valid JSON (a number of thousands of digits)") from None
+
+
+class _Constant(ValueError):
+    """NaN or Infinity."""
+
+
+def _refuse(constant: str) -> None:
+    raise _Constant(f"{constant} is not JSON")
 
 
 def json_kind(value: object) -> str:
     """What a JSON value is called in JSON's own words."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
     if isinstance(value, int | float) and not isinstance(value, bool):
-        shown = str(value) if isinstance(value, float) or abs(value) < 1e18 else f"{value:.3e}"
-        return f"the number {shown}"
+        small = isinstance(value, float) or abs(value) < 10**18
+        digits = value.bit_length() * 0.30103 if not small else 0.0
+        return f"the number {value}" if small else f"a number of {int(digits) + 1} digits"
     return names.get(type(value), "null" if value is None else type(value).__name__)

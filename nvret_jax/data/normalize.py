@@ -36,11 +36,16 @@ _MEANINGFUL = frozenset("#%&*@/\\‰")  # punctuation to Unicode, part of the wo
 # . , : - stay between two digits, . and - also in front of a number; anywhere else they go.
 # (The mark leads the pattern: that is many times faster than beginning with a look behind.)
 _LOOSE_MARK = re.compile(r"[.,:-](?:(?!\d)|(?<=[^\W\d].)|(?<=[,:])(?<!\d.))")
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
-    "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana, Han
+# Characters of scripts that put no space between words, as ranges of a regular expression.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Thai, Lao, Burmese
+    "\u1780-\u17ff\u19e0-\u19ff"  # Khmer
+    "\u1950-\u19df\u1a20-\u1aaf\uaa80-\uaadf"  # Tai Le, New Tai Lue, Tai Tham, Tai Viet
+    "\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
+    "\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9f"  # kana, bopomofo
+    "\u3400-\u9fff\uf900-\ufaff\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # Han, old kana
 )
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+_WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 
 
 class _Table(dict):
@@ -53,6 +58,21 @@ class _Table(dict):
     def __missing__(self, code: int) -> str | None:
         self[code] = found = self._decide(chr(code))
         return found
+
+
+def half_pair(text: str) -> str | None:
+    """Where a text has half of a surrogate pair, which no tokenizer takes; None: nowhere.
+
+    JSON can escape one, and text that was cut in the middle of an emoji holds one.
+    """
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        return f"half of a surrogate pair (\\u{code:04x}, character {error.start + 1})"
+    return None
 
 
 def normalize(text: str) -> str:

@@ -22,7 +22,7 @@ from etils import epath
 
 from nvret_jax.data.interchange.fields import Json
 from nvret_jax.data.interchange.files import Parquet, json_lines
-from nvret_jax.data.lines import read_text
+from nvret_jax.data.lines import csv_reader, read_text, stem
 from nvret_jax.errors import InputError
 
 
@@ -56,7 +56,7 @@ class Records:
 
 
 def open_records(path: epath.PathLike, what: str) -> Records:
-    """Opens a file by its suffix: .jsonl, .json, .csv, .tsv or .parquet.
+    """Opens a file by its suffix: .jsonl, .json, .csv, .tsv or .parquet; .gz or .zst behind it.
 
     Args:
         path: any path `etils.epath` reads.
@@ -66,12 +66,10 @@ def open_records(path: epath.PathLike, what: str) -> Records:
         InputError: no such file, another suffix, a damaged file, or one without records.
     """
     path = epath.Path(path)
-    suffix = path.suffix.lower()
+    _, suffix = stem(path)
     if suffix not in _READERS:
         known = ", ".join(_READERS)
         raise InputError(f"{path}: expected a file with {what}, named {known}; got '{suffix}'")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a file with {what}")
     return _READERS[suffix](path, what)
 
 
@@ -95,7 +93,7 @@ def _open_tsv(path: epath.Path, what: str) -> Records:
 
 
 def _open_lines(path: epath.Path, what: str, dialect: dict[str, Any]) -> Records:
-    rows = _fields(path, csv.reader(io.StringIO(read_text(path, what), newline=""), **dialect))
+    rows = _fields(path, csv_reader(io.StringIO(read_text(path, what), newline=""), **dialect))
     where, names = next(rows, (None, None))
     if names is None:
         raise InputError(f"{path}: empty; expected a line of column names, then the {what}")

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining.hidden import (
     hide,
@@ -122,6 +123,7 @@ def audit(
     resamples: int = 2000,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    texts: SameText | None = None,
 ) -> list[Row]:
     """Tries rules on one teacher's candidates.
 
@@ -140,6 +142,8 @@ def audit(
         resamples: behind each interval.
         seed: of the bootstrap and of the choice of queries.
         progress: called with the description of each rule before it is tried.
+        texts: of the corpus, with candidates and ranker over its distinct texts; see
+            `search.distinct`.
 
     Returns:
         A row for each rule, in the order of `rules`, naive first.
@@ -150,7 +154,13 @@ def audit(
     numbers = queries_to_audit(candidates.positive_rows, query_ids, max_queries, seed)
     check_any(len(numbers), len(candidates), dataset)
     hidden = hide(
-        candidates, ranker, numbers, visible, excluded=excluded.take(numbers), query_ids=query_ids
+        candidates,
+        ranker,
+        numbers,
+        visible,
+        excluded=excluded.take(numbers),
+        query_ids=query_ids,
+        texts=texts,
     )
     naive = dataclasses.replace(options.rule, name="naive")
     rules = [naive, *(rule for rule in rules if rule.name != "naive")]

@@ -12,14 +12,16 @@ Choices:
 
 - What must stay under the target is the upper end of the 95 % bootstrap interval, not the share
   itself: a small sample then errs towards strictness. Where nothing was found at all, the upper end
-  is 3 / queries (the rule of three), because a bootstrap of zeros knows no doubt.
+  is 3 / queries with a negative (the rule of three), because a bootstrap of zeros knows no doubt.
 - Values are a hundredth apart, from the positive's own score down to half of it: no value is chosen
   that would prefer passages scoring above the positive, nor one whose negatives are trivial.
 - Without labels values begin at the paper's 0.95 (a margin of 0.05): what rests on an assumption
   may be a reason to be stricter than usual, not laxer.
 - The value is found by halving, which takes the share to rise with the value. So each value tried
   costs one pass of mining, and there are at most eight.
-- A target that the strictest value misses is an error, not a choice.
+- A target that the strictest value misses is an error, not a choice. So is one that is met only
+  where less than `LEAST_FILL` of the wanted negatives are left: what mines nothing leaves no false
+  negatives, and nothing to train on.
 - Nothing is decided from a development or test split: only the queries handed in are looked at.
 """
 
@@ -32,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from nvret_jax.data.ragged import Ragged, join_rows
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import unlabelled
 from nvret_jax.mining.hidden import (
@@ -54,6 +57,7 @@ from nvret_jax.search.ranker import Ranker
 
 TARGET, QUERIES = 0.05, 2000  # what is used where nothing else is asked for
 ENOUGH = 100  # queries: with fewer, zero false negatives would not show a share under 3 %
+LEAST_FILL = 0.1  # of the negatives wanted, at the value chosen
 _STEPS = 50  # values are hundredths below the positive's score, at most so many
 _PAPER = 5  # steps of the paper's values, percent 0.95 and margin 0.05
 # Candidates looked at: one deeper search in place of a second search for every value.
@@ -91,6 +95,7 @@ def calibrate(
     seed: int = 0,
     resamples: int = 2000,
     teacher: str = "teacher",
+    texts: SameText | None = None,
 ) -> Choice:
     """Chooses the value of one rule for one teacher.
 
@@ -107,10 +112,12 @@ def calibrate(
         seed: of the draws: queries, visible positives, bootstrap.
         resamples: behind each interval.
         teacher: its name, for the record.
+        texts: of the corpus, with candidates and ranker over its distinct texts; see
+            `search.distinct`.
 
     Raises:
         InputError: the rule has no such value, there are too few queries, or the target is missed
-            even by the strictest value.
+            even by the strictest value, or met only by values that mine next to nothing.
     """
     if rule_name not in ("perc_pos", "margin_pos") or rule_name not in options.rule.names:
         raise InputError(
@@ -123,7 +130,15 @@ def calibrate(
         numbers = sample(np.arange(len(candidates)), query_ids, max_queries, seed)
     check_enough(rule_name, len(numbers))
     hidden = _hidden(
-        candidates, ranker, numbers, excluded, query_ids, passage_ids, seed, alone=not labelled
+        candidates,
+        ranker,
+        numbers,
+        excluded,
+        query_ids,
+        passage_ids,
+        seed,
+        alone=not labelled,
+        texts=texts,
     )
     if labelled:
         measure = _labels(hidden, resamples, seed)
@@ -139,7 +154,7 @@ def calibrate(
         rule = dataclasses.replace(options.rule, **{VALUES[rule_name]: values[place]})
         trial = try_rule(hidden, options, rule, passage_ids)
         slots = int(trial.slots_q.sum())
-        # What mines nothing leaves no false negatives; `fill` tells.
+        # What mines nothing leaves no false negatives; whether that is a choice, `fill` decides.
         share, upper = measure(trial) if slots else (0.0, 0.0)
         tried[place] = {
             "value": values[place],
@@ -160,6 +175,13 @@ def calibrate(
             "mining.calibration.queries, or give a number"
         )
     best = tried[place]
+    if best["fill"] < LEAST_FILL:
+        raise InputError(
+            f"mining.{VALUES[rule_name]}='auto': teacher {teacher!r} meets mining.calibration."
+            f"target={target} from {best['value']:g} on, where {best['fill']:.1%} of the wanted "
+            f"negatives are left of {len(numbers)} queries; at least {LEAST_FILL:.0%} are needed. "
+            "Raise the target, give a number, or let the teacher list more candidates"
+        )
     record = {
         "teacher": teacher,
         "rule": rule_name,
@@ -189,7 +211,7 @@ def check_enough(rule_name: str, queries: int) -> None:
 
 
 def _hidden(
-    candidates, ranker, numbers, excluded: Exclude, query_ids, passage_ids, seed, *, alone: bool
+    candidates, ranker, numbers, excluded: Exclude, query_ids, passage_ids, seed, *, alone, texts
 ) -> Hidden:
     """The queries looked at, with one visible positive each and candidates of some depth.
 
@@ -198,7 +220,9 @@ def _hidden(
     visible = visible_positives(candidates.positive_rows, query_ids, passage_ids, seed)
     shown = visible_rows(candidates.positive_rows, visible).take(numbers)
     barred = excluded(numbers, shown)
-    hidden = hide(candidates, ranker, numbers, visible, excluded=barred, query_ids=query_ids)
+    hidden = hide(
+        candidates, ranker, numbers, visible, excluded=barred, query_ids=query_ids, texts=texts
+    )
     if alone:
         hidden = dataclasses.replace(
             hidden, excluded=join_rows(hidden.excluded, hidden.hidden_rows)
@@ -226,7 +250,7 @@ def _labels(hidden: Hidden, resamples: int, seed: int):
         shares = resampled_shares([trial], hidden.query_ids, resamples=resamples, seed=seed)
         upper = interval(shares[0])[1]
         if not trial.hits_q.any():
-            upper = 3.0 / len(trial.hits_q)
+            upper = 3.0 / max(1, int((trial.slots_q > 0).sum()))
         return trial.share, upper
 
     return measure

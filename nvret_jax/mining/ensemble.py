@@ -19,6 +19,7 @@ import numpy as np
 from nvret_jax.choices import ENSEMBLES
 from nvret_jax.data.hashing import uniform01
 from nvret_jax.data.ragged import Ragged, join_rows
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining.survivors import Pool
 from nvret_jax.options import choice, mistake
@@ -41,6 +42,7 @@ def combine(
     *,
     seed: int = 0,
     task_hash: np.ndarray,
+    texts: SameText | None = None,
 ) -> Pool:
     """The negatives of each task, out of several teachers' survivors.
 
@@ -50,6 +52,7 @@ def combine(
         mode: one of `ENSEMBLES`.
         num_negatives: n.
         seed, task_hash: what the draw of `cross` depends on.
+        texts: of the corpus; two ids of one text are then one passage to all modes.
 
     Returns:
         At most n entries a task: for `cross`, `union` and `rrf` best first, otherwise in turn.
@@ -67,23 +70,24 @@ def combine(
         )
     if mode in ("union", "rrf"):
         drawn = [p.mask(turn < num_negatives) for p, turn in zip(pools, turns, strict=True)]
-        return _fused(Pool.join(drawn), mode).head(num_negatives)
+        return _fused(Pool.join(drawn), mode, texts).head(num_negatives)
     both = Pool.join(pools)
     turn = join_rows(*(p.rows.like(t) for p, t in zip(pools, turns, strict=True))).values
     if mode == "intra":
         return both.sorted(turn, both.teachers.values).head(num_negatives)
     if mode == "intra_dedup":
         both = both.sorted(both.teachers.values, turn)
-        return _in_turn(both, len(pools), num_negatives)
+        return _in_turn(both, len(pools), num_negatives, texts)
     raise InputError(mistake("mining.ensemble", mode, choice(*ENSEMBLES)))
 
 
-def overlaps(pools: list[Pool], num_negatives: int) -> np.ndarray:
+def overlaps(pools: list[Pool], num_negatives: int, texts: SameText | None = None) -> np.ndarray:
     """How much the teachers' negatives agree (paper Table 6).
 
     Args:
         pools: one per teacher, over the same tasks, best first.
         num_negatives: of each only so many of the best are compared.
+        texts: as in `combine`.
 
     Returns:
         float64 [T, T]: mean over tasks of |A ∩ B| / |A ∪ B|; tasks for which neither teacher has
@@ -91,7 +95,7 @@ def overlaps(pools: list[Pool], num_negatives: int) -> np.ndarray:
     """
     tops = [pool.rows.head(num_negatives) for pool in pools]
     span = max((int(top.values.max(initial=0)) for top in tops), default=0) + 1
-    keys = [np.unique(top.row_of * span + top.values) for top in tops]
+    keys = [np.unique(top.row_of * span + _text_of(top.values, texts)) for top in tops]
     out = np.full((len(pools), len(pools)), np.nan)
     for a, keys_a in enumerate(keys):
         for b, keys_b in enumerate(keys):
@@ -104,12 +108,17 @@ def overlaps(pools: list[Pool], num_negatives: int) -> np.ndarray:
     return out
 
 
-def _in_turn(pool: Pool, teachers: int, count: int) -> Pool:
+def _text_of(rows: np.ndarray, texts: SameText | None) -> np.ndarray:
+    """The first row with the text of each passage, or the passage where every id counts."""
+    return rows if texts is None else texts.first_n[rows]
+
+
+def _in_turn(pool: Pool, teachers: int, count: int, texts: SameText | None) -> Pool:
     """Each teacher in turn gives its first entry that no teacher gave before.
 
     `pool` has the entries of each task by (teacher, turn).
     """
-    rows, teacher = pool.rows.values, pool.teachers.values
+    rows, teacher = _text_of(pool.rows.values, texts), pool.teachers.values
     row_of = pool.rows.row_of
     left = np.ones(len(rows), bool)
     order = np.full(len(rows), -1, np.int64)
@@ -130,14 +139,14 @@ def _in_turn(pool: Pool, teachers: int, count: int) -> Pool:
     return kept.sorted(order[order >= 0])
 
 
-def _fused(pool: Pool, mode: str) -> Pool:
+def _fused(pool: Pool, mode: str, texts: SameText | None) -> Pool:
     """Every passage once, best first by `union` or `rrf`; it keeps its best teacher's entry."""
     # Beyond the stored candidates ranks are not known: those come last, in their order.
     ranks = np.where(pool.ranks.values > 0, pool.ranks.values, np.inf)
     pool = pool.sorted(ranks, pool.teachers.values)
     ranks = np.where(pool.ranks.values > 0, pool.ranks.values, np.inf)
     span = int(pool.rows.values.max(initial=0)) + 1
-    key = pool.rows.row_of * span + pool.rows.values
+    key = pool.rows.row_of * span + _text_of(pool.rows.values, texts)
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     keep = np.zeros(len(key), bool)
     keep[first] = True  # the first of a passage's entries has the best rank

@@ -31,6 +31,7 @@ from nvret_jax.choices import MAX_SEED, OWN_TEXT
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.normalize import keys, normalize
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import documents, overlap
 from nvret_jax.mining.neighbours import neighbours
@@ -102,7 +103,8 @@ class Settings:
 
     Attributes:
         own_text: 'normalized', 'strip' (only space at the ends is ignored) or 'off'.
-        same_text: passages whose normalised text is a positive's.
+        same_text: equal normalised texts are one passage: no copy of a positive is a negative, and
+            a query has a text among its negatives once (`data.same_text`, `search.distinct`).
         cosine: passages this near to a positive by vectors, above 0 to 1; 0 is off.
         jaccard: passages that share this much of their word 3-shingles with a positive, above 0
             to 1; 0 is off.
@@ -150,6 +152,7 @@ def build(
     passages_nd=None,
     search: Search | None = None,
     verdict_rows: Ragged | None = None,
+    texts: SameText | None = None,
 ) -> Exclusions:
     """All exclusions that `settings` ask for, together.
 
@@ -160,6 +163,10 @@ def build(
         settings: what to make.
         passages_nd, search: see `near_copies`; needed for `settings.cosine` only.
         verdict_rows: int32, passages a judge has ruled out per query; see `mining.verdicts`.
+        texts: of the corpus, where it is at hand.
+
+    Returns:
+        With `settings.same_text` the copies of what is excluded are excluded for the same reason.
 
     Raises:
         InputError: what was asked for cannot be made; each maker below says when.
@@ -167,17 +174,15 @@ def build(
     if len(positive_rows) != len(query_texts):
         raise ValueError(f"{len(query_texts)} queries and {len(positive_rows)} rows of positives")
     parts: list[tuple[Reason, Ragged]] = []
-    corpus_keys = None
-    if settings.same_text or settings.own_text == "normalized":
-        corpus_keys = keys(corpus.texts)
+    if texts is None and (settings.same_text or settings.own_text == "normalized"):
+        texts = SameText.of(corpus.texts)
     if settings.own_text != "off":
         form = settings.own_text
-        shared = corpus_keys if form == "normalized" else None
+        shared = texts.keys_n if form == "normalized" else None
         made = own_text(query_texts, corpus.texts, form, corpus_keys=shared)
         parts.append((Reason.OWN_TEXT, made))
     if settings.same_text:
-        made = same_text(positive_rows, corpus.texts, corpus_keys=corpus_keys)
-        parts.append((Reason.SAME_TEXT, made))
+        parts.append((Reason.SAME_TEXT, texts.copies(positive_rows)))
     if settings.cosine:
         if passages_nd is None or search is None:
             raise InputError(
@@ -194,6 +199,11 @@ def build(
         parts.append((Reason.SAME_DOCUMENT, same_document(positive_rows, document_n)))
     if verdict_rows is not None:
         parts.append((Reason.VERDICT, verdict_rows))
+    if settings.same_text:  # what rules out a passage rules out its copies
+        parts = [
+            (reason, rows if reason == Reason.OWN_TEXT else texts.copies(rows))
+            for reason, rows in parts
+        ]
     return combine(parts, positive_rows)
 
 
@@ -243,16 +253,6 @@ def own_text(
         corpus_keys = keys(corpus_texts, FORMS[form])
     wanted, group_q = np.unique(keys(query_texts, FORMS[form]), return_inverse=True)
     return _members(wanted, corpus_keys).take(group_q)
-
-
-def same_text(
-    positive_rows: Ragged, corpus_texts: Sequence[str], *, corpus_keys: np.ndarray | None = None
-) -> Ragged:
-    """Passages whose normalised text is that of a positive; the positives are among them."""
-    if corpus_keys is None:
-        corpus_keys = keys(corpus_texts)
-    wanted, group = np.unique(corpus_keys[positive_rows.values], return_inverse=True)
-    return _spread(_members(wanted, corpus_keys), group, positive_rows)
 
 
 def near_copies(positive_rows: Ragged, passages_nd, search: Search, threshold: float) -> Ragged:

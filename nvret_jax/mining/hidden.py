@@ -24,6 +24,7 @@ import numpy as np
 
 from nvret_jax.data.hashing import stable_hash, uniform01
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining.miner import Teacher, mine
 from nvret_jax.mining.negatives import Negatives
@@ -47,6 +48,7 @@ class Hidden:
         hidden_rows: int32, the positives that mining does not know.
         excluded: int32, passages that are never negatives.
         query_ids: of the R queries.
+        texts: of the corpus; None: every id is a text of its own.
     """
 
     numbers: np.ndarray
@@ -55,6 +57,7 @@ class Hidden:
     hidden_rows: Ragged
     excluded: Ragged
     query_ids: tuple[str, ...]
+    texts: SameText | None = None
 
     @functools.cached_property
     def ranks(self) -> Ragged:
@@ -192,6 +195,7 @@ def hide(
     *,
     excluded: Ragged,
     query_ids: Sequence[str],
+    texts: SameText | None = None,
 ) -> Hidden:
     """Some queries of a table, with all positives hidden but one.
 
@@ -202,6 +206,7 @@ def hide(
         visible: int [Q], see `visible_positives`.
         excluded: int32, of the R queries.
         query_ids: of the Q queries.
+        texts: of the corpus; a copy of a hidden positive is then one, too.
     """
     positives = candidates.positive_rows.take(numbers)
     scores = candidates.positive_scores.take(numbers)
@@ -216,13 +221,15 @@ def hide(
         positive_rows=positives.mask(shown),
         positive_scores=scores.mask(shown),
     )
+    hidden = positives.mask(~shown)
     return Hidden(
         numbers=numbers,
         candidates=seen,
         ranker=None if ranker is None else _Some(ranker, numbers),
-        hidden_rows=positives.mask(~shown),
+        hidden_rows=hidden if texts is None else texts.copies(hidden),
         excluded=excluded,
         query_ids=tuple(query_ids[number] for number in numbers),
+        texts=texts,
     )
 
 
@@ -241,6 +248,7 @@ def try_rule(hidden: Hidden, options: Options, rule: Rule, passage_ids: Sequence
         excluded=hidden.excluded,
         query_ids=hidden.query_ids,
         passage_ids=passage_ids,
+        texts=hidden.texts,
     )
     return _trial(negatives, hidden, options.num_negatives, len(passage_ids))
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from nvret_jax.data.hashing import mix, stable_hash
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import ensemble, sampling
 from nvret_jax.mining.negatives import Negatives
@@ -84,6 +85,7 @@ def mine(
     excluded: Ragged,
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
+    texts: SameText | None = None,
 ) -> tuple[Negatives, MiningCounts]:
     """Takes the hardest negatives that a rule allows.
 
@@ -94,6 +96,9 @@ def mine(
             positives aside.
         query_ids: of the Q queries of the candidates; draws depend on them.
         passage_ids: of all N passages.
+        texts: of the corpus, with teachers over its distinct texts (`search.distinct`): no task
+            has a text twice, but where an ensemble repeats what two teachers agree on. None: every
+            id is a text of its own.
 
     Returns:
         One row per task, in the order of queries and positives; and what happened.
@@ -126,7 +131,7 @@ def mine(
         pools.append(pool)
         ceilings.append(ceilings_r)
     task_hash = _task_hash(tasks, first, options, query_ids, passage_ids)
-    pool = _draw(pools, options, task_hash, passage_ids)
+    pool = _draw(pools, options, task_hash, passage_ids, texts)
     found = pool.rows.counts
     scale = np.zeros(len(tasks), np.int64)
     if len(teachers) > 1 and options.ensemble == "cross":
@@ -134,7 +139,7 @@ def mine(
     names = tuple(teacher.name for teacher in teachers)
     filled = 0
     if options.short == "random" and (found < options.num_negatives).any():
-        pool = _fill(pool, teachers, tasks, options, task_hash, excluded, len(passage_ids))
+        pool = _fill(pool, teachers, tasks, options, task_hash, excluded, len(passage_ids), texts)
         names, filled = (*names, RANDOM), int(pool.rows.counts.sum() - found.sum())
     negatives = Negatives(
         query_rows=first.query_rows[tasks.numbers],
@@ -153,7 +158,9 @@ def mine(
     dropped = short_r & (pool.rows.counts < options.num_negatives) & (options.short == "drop")
     if dropped.any():
         negatives = negatives.take(np.flatnonzero(~dropped))
-    overlap = ensemble.overlaps(pools, options.num_negatives).tolist() if len(pools) > 1 else []
+    overlap = []
+    if len(pools) > 1:
+        overlap = ensemble.overlaps(pools, options.num_negatives, texts).tolist()
     return negatives, MiningCounts(
         queries=len(first),
         tasks=len(tasks),
@@ -168,7 +175,7 @@ def mine(
     )
 
 
-def _draw(pools: list[Pool], options: Options, task_hash, passage_ids) -> Pool:
+def _draw(pools: list[Pool], options: Options, task_hash, passage_ids, texts) -> Pool:
     """The negatives of each task out of its survivors."""
     passage_hash = np.zeros(len(passage_ids), np.uint64)
     if options.sampling != "top":
@@ -195,6 +202,7 @@ def _draw(pools: list[Pool], options: Options, task_hash, passage_ids) -> Pool:
         options.num_negatives,
         seed=options.seed,
         task_hash=task_hash,
+        texts=texts,
     )
 
 
@@ -214,7 +222,7 @@ def _scores_on(scale: np.ndarray, teachers: Sequence[Teacher], tasks: Tasks) -> 
     return tasks.positives.like(scores[whose, tasks.positives.values])
 
 
-def _fill(pool, teachers, tasks, options, task_hash, excluded, passages) -> Pool:
+def _fill(pool, teachers, tasks, options, task_hash, excluded, passages, texts) -> Pool:
     """Adds random passages to the tasks that are short; the first teacher scores them."""
     teacher = teachers[0]
     at = np.flatnonzero(pool.rows.counts < options.num_negatives)
@@ -224,7 +232,9 @@ def _fill(pool, teachers, tasks, options, task_hash, excluded, passages) -> Pool
         number = tasks.numbers[r]
         forbidden = {*judged[number].tolist(), *excluded[number].tolist(), *pool.rows[r].tolist()}
         count = options.num_negatives - len(pool.rows[r])
-        drawn[r] = sampling.random_rows(passages, count, forbidden, options.seed, task_hash[r])
+        drawn[r] = sampling.random_rows(
+            passages, count, forbidden, options.seed, task_hash[r], texts
+        )
     rows = Ragged.from_rows(drawn, np.int32)
     scores = np.full(len(rows.values), -np.inf, np.float32)
     if teacher.ranker is not None:

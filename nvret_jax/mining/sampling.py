@@ -18,6 +18,7 @@ import numpy as np
 
 from nvret_jax.choices import SAMPLINGS
 from nvret_jax.data.hashing import uniform01
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining.survivors import Pool
 from nvret_jax.options import choice, mistake
@@ -76,25 +77,33 @@ def priorities(
 
 
 def random_rows(
-    passages: int, count: int, forbidden: set[int], seed: int, task_hash: np.uint64
+    passages: int,
+    count: int,
+    forbidden: set[int],
+    seed: int,
+    task_hash: np.uint64,
+    texts: SameText | None = None,
 ) -> list[int]:
     """`count` distinct passages at random, fewer where the corpus has no more.
 
     Args:
         passages: N.
         count: how many.
-        forbidden: rows that must not come out; not changed.
+        forbidden: rows that must not be drawn; not changed.
         seed, task_hash: what the draw depends on.
+        texts: of the corpus; no text is drawn twice, or at all if a forbidden row has it.
     """
     out: list[int] = []
-    taken = set(forbidden)
-    count = min(count, passages - len(taken))
+    text_of = None if texts is None or not texts.any_equal else texts.first_n
+    taken = set(forbidden) if text_of is None else set(text_of[list(forbidden)].tolist())
+    count = min(count, (passages if text_of is None else texts.count) - len(taken))
     start, size = 0, max(16, 4 * count)
     while len(out) < count and start < 64 * passages:
         turn = np.arange(start, start + size, dtype=np.uint64)
         for row in (uniform01(seed, task_hash, turn) * passages).astype(np.int64).tolist():
-            if row not in taken and len(out) < count:
-                taken.add(row)
+            text = row if text_of is None else int(text_of[row])
+            if text not in taken and len(out) < count:
+                taken.add(text)
                 out.append(row)
         start, size = start + size, 2 * size
     return out

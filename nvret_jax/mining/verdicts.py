@@ -28,9 +28,9 @@ import numpy as np
 from etils import epath
 
 from nvret_jax import paths
-from nvret_jax.data import tables
+from nvret_jax.data import numbers, tables
 from nvret_jax.data.dataset import TextTable
-from nvret_jax.data.lines import Mistakes, lines, read_text
+from nvret_jax.data.lines import Mistakes, csv_reader, json_value, lines, read_text, shown, stem
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
@@ -206,9 +206,9 @@ def read_verdicts(path: epath.PathLike, queries: TextTable, corpus: TextTable) -
         query_row, passage_row = known_queries.get(query), known_passages.get(passage)
         answer = _answer(word)
         if query_row is None:
-            mistakes.add(f"{path}:{place}: query id {query!r} is not in the data set")
+            mistakes.add(f"{path}:{place}: query id {shown(query)} is not in the data set")
         elif passage_row is None:
-            mistakes.add(f"{path}:{place}: passage id {passage!r} is not in the data set")
+            mistakes.add(f"{path}:{place}: passage id {shown(passage)} is not in the data set")
         elif answer is None:
             mistakes.add(
                 f"{path}:{place}: verdict {word!r} is not known; use "
@@ -334,7 +334,7 @@ def write_questions(
 
 def _records(path: epath.Path, mistakes: Mistakes) -> Iterator[tuple[int, str, str, object]]:
     """(line or row from 1, query id, passage id, verdict as it stands) of each record."""
-    suffix = path.suffix.lower()
+    _, suffix = stem(path)
     readers = {
         ".jsonl": lambda: _from_jsonl(path, mistakes),
         ".csv": lambda: _from_csv(path, mistakes, ","),
@@ -357,10 +357,9 @@ def _from_jsonl(
 ) -> Iterator[tuple[int, object, object, object]]:
     for number, line in lines(path, "verdicts"):
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            mistakes.add(f"{path}:{number}: not valid JSON ({reason})")
+            record = json_value(line)
+        except ValueError as error:
+            mistakes.add(f"{path}:{number}: {error}")
             continue
         if not isinstance(record, dict):
             mistakes.add(f"{path}:{number}: expected a JSON object, got {_shown(record)}")
@@ -379,7 +378,7 @@ def _from_csv(
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     # newline="": a line ends at \\n or \\r, not at the other characters splitlines() knows.
     text = io.StringIO(read_text(path, "verdicts"), newline="")
-    rows = csv.reader(text, delimiter=delimiter, quoting=quoting)
+    rows = csv_reader(text, delimiter=delimiter, quoting=quoting)
     header = None
     try:
         for row in rows:
@@ -420,11 +419,8 @@ def _column(path: epath.Path, header: Sequence[str], name: str) -> int:
 
 def _identifier(value: object) -> str | None:
     """An id as a string; whole numbers are what other tools make of ids that look like them."""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return None
+    found = numbers.identifier(value)
+    return None if found is None else found.strip()
 
 
 def _answer(value: object) -> int | None:

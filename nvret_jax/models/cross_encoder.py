@@ -40,6 +40,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax import progress as progress_lib
 from nvret_jax.data.batches import Batch, pad_batch, plan_batches
 from nvret_jax.data.model_folder import Fields, inside, read_object, shown
+from nvret_jax.data.normalize import half_pair
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.models import weights
@@ -485,3 +486,5 @@ def _check_pairs(pairs: Sequence[tuple[str, str]]) -> None:
         texts = isinstance(pair, tuple | list) and len(pair) == 2
         if not texts or not all(isinstance(text, str) for text in pair):
             raise InputError(f"pair {number} is {str(pair)[:60]!r}; expected (query, passage)")
+        if half := half_pair(pair[0]) or half_pair(pair[1]):
+            raise InputError(f"pair {number} has {half}, which is not text; remove it")

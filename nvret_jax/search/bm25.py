@@ -1,13 +1,15 @@
 """BM25 as a teacher, on the library `bm25s`.
 
 `bm25s` computes the score of every (term, passage) that occurs when it builds its index, so that a
-query is a sum of a few sparse columns. Its index, tokenizer and sums are used; its top-k is not,
-because the order among ties would be whatever a partition leaves.
+query is a sum of a few sparse columns. Its index and sums are used; its top-k is not, because the
+order among ties would be whatever a partition leaves, and its tokenizer is not, because it takes a
+sentence of a script without spaces for one word.
 
 Choices:
 
-- Tokens are runs of two or more word characters, lower-cased; no stemming, and no stop words are
-  taken out (BM25 gives them next to no weight; `stopwords='en'` takes them out).
+- Words are those of `data.words`: runs of two or more word characters, lower-cased, and pairs of
+  neighbouring characters in scripts without spaces. No stemming, and no stop words are taken out
+  (BM25 gives them next to no weight; `stopwords='en'` takes them out).
 - A word that a query has twice counts twice. Words that no passage has count nothing.
 - The default is Lucene's formula, idf(t) · tf / (tf + k1 (1 - b + b · length / mean length)) with
   idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)): the textbook's factor (k1 + 1), which changes no
@@ -29,9 +31,11 @@ import numpy as np
 
 from nvret_jax import arguments, options
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.words import words
 from nvret_jax.errors import InputError
 from nvret_jax.search import checks, topk
 
+WORDS_VERSION = 2  # of `data.words`; for fingerprints
 METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")  # none of them scores below 0
 _TAKES = {
     "k1": options.number(0, 1e6),
@@ -75,7 +79,8 @@ class Bm25Ranker:
             progress: bars of the library.
 
         Raises:
-            InputError: a parameter that cannot be, or no passage with a word in it.
+            InputError: a parameter that cannot be, no passage with a word in it, or no query with
+                a word of any passage.
         """
         given = {"k1": k1, "b": b, "method": method, "progress": progress}
         options.check_arguments("bm25", given, _TAKES)
@@ -89,6 +94,7 @@ class Bm25Ranker:
         self.queries, self.passages = len(query_texts), len(corpus_texts)
         self.settings = {
             "bm25s": bm25s.__version__,
+            "words": WORDS_VERSION,
             "method": method,
             "k1": float(k1),
             "b": float(b),
@@ -97,30 +103,43 @@ class Bm25Ranker:
             else "|".join(stopwords),
         }
 
-        def tokens_of(texts: Sequence[str], ids: bool):
-            try:
-                return bm25s.tokenize(
-                    list(texts), stopwords=stopwords, return_ids=ids, show_progress=progress
-                )
-            except ValueError as error:  # a language it has no stop words for
-                raise InputError(f"bm25.stopwords={stopwords!r}: {error}") from None
-
-        corpus = tokens_of(corpus_texts, ids=True) if self.passages else None
-        if corpus is None or not any(len(ids) for ids in corpus.ids):
+        vocabulary: dict[str, int] = {}
+        corpus = [
+            [vocabulary.setdefault(word, len(vocabulary)) for word in words(text)]
+            for text in corpus_texts
+        ]
+        corpus, vocabulary = _without(corpus, vocabulary, _stop_words(vocabulary, stopwords))
+        if not vocabulary:
             raise InputError(
                 f"bm25: none of the {self.passages} passages has a word of two letters or more; "
                 "there is nothing to search"
             )
         self._index = bm25s.BM25(k1=k1, b=b, method=method, backend="numpy")
-        self._index.index(corpus, show_progress=progress)
+        self._index.index((corpus, vocabulary), create_empty_token=False, show_progress=progress)
         del corpus
-        vocabulary = self._index.vocab_dict
-        vocabulary.pop("", None)  # the library's stand-in for empty queries has no column
-        words = tokens_of(query_texts, ids=False) if self.queries else []
         self._terms = Ragged.from_rows(
-            ([vocabulary[word] for word in row if word in vocabulary] for row in words), np.int32
+            (
+                [vocabulary[word] for word in words(text) if word in vocabulary]
+                for text in query_texts
+            ),
+            np.int32,
         )
         self.unmatched = int((self._terms.counts == 0).sum())
+        if self.queries and self.unmatched == self.queries:
+            raise InputError(
+                f"bm25: none of the {self.queries:,} queries has a word that any of the "
+                f"{self.passages:,} passages has; there is nothing to rank by, use another teacher"
+            )
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the ranking, a line each, with numbers."""
+        if not self.unmatched:
+            return []
+        return [
+            f"{self.unmatched:,} of {self.queries:,} queries have no word of the corpus; BM25 "
+            "scores every passage 0 for them"
+        ]
 
     def rank(self, numbers, k, *, ceiling_q=None, exclude=None, progress=False):
         """See `Ranker.rank`."""
@@ -160,3 +179,34 @@ class Bm25Ranker:
         # BM25L and BM25+ give every passage this much for a word, and what it has goes on top.
         absent = self._index.nonoccurrence_array
         return scores if absent is None else scores + absent[terms].sum()
+
+
+def _stop_words(vocabulary: Sequence[str], stopwords: str | Sequence[str] | None) -> set[str]:
+    """Those of some words that the library, or the caller, calls stop words."""
+    import bm25s  # see Bm25Ranker
+
+    listed = list(vocabulary)
+    try:
+        kept = bm25s.tokenize(
+            listed,
+            lower=False,
+            token_pattern=r"(?s)^.+$",
+            stopwords=stopwords,
+            return_ids=False,
+            show_progress=False,
+        )
+    except ValueError as error:  # a language it has no stop words for
+        raise InputError(f"bm25.stopwords={stopwords!r}: {error}") from None
+    return {word for word, left in zip(listed, kept, strict=True) if not left}
+
+
+def _without(
+    corpus: list[list[int]], vocabulary: dict[str, int], stop_words: set[str]
+) -> tuple[list[list[int]], dict[str, int]]:
+    """Token ids and vocabulary, numbered anew without some of the words."""
+    if not stop_words:
+        return corpus, vocabulary
+    kept = [word for word in vocabulary if word not in stop_words]
+    number = {vocabulary[word]: new for new, word in enumerate(kept)}
+    corpus = [[number[old] for old in row if old in number] for row in corpus]
+    return corpus, {word: new for new, word in enumerate(kept)}

@@ -41,7 +41,8 @@ class RandomRanker:
     ):
         """
         Args:
-            query_ids, passage_ids: Q and N ids; all that is known of either side.
+            query_ids, passage_ids: Q and N ids; all that is known of either side. Passages with
+                one id have one score.
             positive_rows: judged positives, a row per query; they score 1.
             seed: another seed, another draw.
 

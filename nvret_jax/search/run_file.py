@@ -8,7 +8,7 @@
 Columns are separated by tabs, or by any white space where the first line has no tabs. The form is
 told from the number of columns; of the two with three, a file is 'msmarco' if its third column has
 whole numbers of at least 1 only, different ones within each query, and a 1 for every query. A name
-that ends in .gz is decompressed.
+that ends in .gz or .zst is decompressed.
 
 What a run means here:
 
@@ -22,18 +22,17 @@ What a run means here:
   which is the most it can have had. For a positive this means that everything listed outranks it,
   so a ceiling taken from it keeps nothing: no negative is better than one that may be a positive.
   Where a query lists nothing at all, the answer is 0.
-- Queries of the file that the run has no use for are skipped and counted. A passage that the corpus
-  does not have means that the run belongs to another corpus, and is an error.
+- Queries of the file that the run has no use for are skipped and counted, and queries of ours that
+  it does not have are counted (`remarks`). A passage that the corpus does not have means that the
+  run belongs to another corpus, and is an error.
 """
 
 from __future__ import annotations
 
 import array
 import dataclasses
-import gzip
 import io
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -41,6 +40,8 @@ from absl import logging
 from etils import epath
 
 from nvret_jax import paths
+from nvret_jax.data.lines import bytes_of
+from nvret_jax.data.numbers import decimal
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.search import checks, topk
@@ -95,6 +96,7 @@ class RunRanker:
         self._sorted_scores = scores.values[by_row]
         self.queries, self.passages = len(rows), passages
         self.form, self.skipped_queries, self.unlisted_positives = "", 0, 0
+        self._path, self._positives = "", 0
         self.empty_queries = int((rows.counts == 0).sum())
 
     @classmethod
@@ -134,9 +136,28 @@ class RunRanker:
             len(passage_ids),
         )
         ranker.form, ranker.skipped_queries = listed.form, len(listed.unknown)
+        ranker._path, ranker._positives = str(path), len(positive_rows.values)
         keys = positive_rows.row_of * len(passage_ids) + positive_rows.values
         ranker.unlisted_positives = int((~np.isin(keys, ranker._sorted_keys)).sum())
         return ranker
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the ranking, a line each, with numbers."""
+        out = []
+        if self.empty_queries:
+            out.append(
+                f"{self._path} lists nothing for {self.empty_queries:,} of {self.queries:,} "
+                "queries; they get no negatives from it"
+            )
+        if self.unlisted_positives:
+            out.append(
+                f"{self._path} does not list {self.unlisted_positives:,} of {self._positives:,} "
+                "positives; each counts as scored at the last entry of its query"
+            )
+        if self.skipped_queries:
+            out.append(f"queries of {self._path} that are not asked for: {self.skipped_queries:,}")
+        return out
 
     def rank(self, numbers, k, *, ceiling_q=None, exclude=None, progress=False):
         """See `Ranker.rank`; from the stored lists."""
@@ -229,7 +250,7 @@ def _read(
         line_of.append(number)
         try:
             for column, values in wanted:
-                values.append(float(parts[column]))
+                values.append(decimal(parts[column].strip()))
         except ValueError:
             raise InputError(
                 f"{path}:{number}: {parts[column]!r} in column {column + 1} is not a number "
@@ -277,18 +298,13 @@ def _scores(
 
 def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line that is not blank."""
-    try:
-        with path.open("rb") as raw:
-            file = gzip.open(raw) if path.suffix == ".gz" else raw
+    with bytes_of(path, "a run") as file:
+        try:
             for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), start=1):
                 if not line.isspace():
                     yield number, line.rstrip("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such run file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def _guess(where: str, line: str, form: str | None) -> tuple[str, str | None]:

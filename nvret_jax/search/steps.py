@@ -140,6 +140,9 @@ def _scores(queries_qd, tile_nd, group):
         precision=jax.lax.Precision.HIGHEST if queries_qd.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
+    if shape[1] == 1:
+        # Zero times a negative is -0, which XLA's top-k ranks below 0. Sums begin at 0: none there.
+        scores = jnp.where(scores == 0, 0.0, scores)
     return scores.reshape(queries_qd.shape[0], shape[0])
 
 

@@ -52,6 +52,7 @@ def _make_audit(run: Run, artifact: Artifact) -> None:
             max_queries=config.queries,
             resamples=config.resamples,
             seed=run.config.seed,
+            texts=run.passage_texts,
         )
     text = audit.csv_text(rows)
     artifact.finish_file(lambda path: path.write_text(text))

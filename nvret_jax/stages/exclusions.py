@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import exclusion, neighbours, verdicts
 from nvret_jax.run import Run
@@ -51,6 +53,7 @@ def excluded_passages(
         positive_rows,
         settings,
         verdict_rows=ruled_out,
+        texts=run.passage_texts,
         **vectors,
     )
 
@@ -62,14 +65,19 @@ def of_candidates(run: Run, candidates: Candidates) -> exclusion.Exclusions:
 
 
 def verdict_effect(run: Run, candidates: Candidates) -> verdicts.VerdictEffect | None:
-    """What a judge's file changes, or None where there is none."""
+    """What a judge's file changes, or None where there is none; equal queries share it."""
     mining, data = run.config.mining, run.train_data
     if not mining.verdicts:
         return None
     read = verdicts.read_verdicts(mining.verdicts, data.queries, data.corpus)
-    return read.for_queries(
+    effect = read.for_queries(
         candidates.query_rows,
         candidates.positive_rows,
         mode=mining.verdict_mode,
         max_promoted=mining.max_promoted,
     )
+    if run.passage_texts is None:
+        return effect
+    queries = SameText.of([data.queries.texts[row] for row in candidates.query_rows])
+    shared = {name: queries.share(getattr(effect, name)) for name in ("promoted", "dropped")}
+    return dataclasses.replace(effect, **shared)

@@ -51,6 +51,7 @@ def _make_negatives(run: Run, artifact: Artifact) -> None:
         excluded=excluded.rows,
         query_ids=queries.ids,
         passage_ids=data.corpus.ids,
+        texts=run.passage_texts,
     )
     told: dict[str, Any] = dataclasses.asdict(counts) | {"excluded": excluded.counts()}
     if chosen:
@@ -60,6 +61,13 @@ def _make_negatives(run: Run, artifact: Artifact) -> None:
         told["verdicts"] = dataclasses.asdict(effect.counts)
         if not len(negatives):
             raise InputError(f"{run.config.mining.verdicts}: no query is left after the verdicts")
+    texts = run.passage_texts
+    told["copies"] = 0 if texts is None else len(texts) - texts.count
+    if told["copies"]:
+        say(
+            f"mine      {told['copies']:,} of {len(texts):,} passages repeat the text of another; "
+            "a text counts once, whatever its ids"
+        )
     _say(counts)
     if mesh_lib.is_main():
         path = artifact.path.parent / f"{split}.counts.json"
@@ -90,6 +98,7 @@ def _calibrated(
             passage_ids=run.train_data.corpus.ids,
             seed=run.config.seed,
             teacher=teacher.name,
+            texts=run.passage_texts,
         )
         rule = dataclasses.replace(rule, **{VALUES[name]: choice.value})
         records.append(choice.record)

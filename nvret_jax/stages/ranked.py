@@ -8,11 +8,12 @@ from nvret_jax import teachers
 from nvret_jax.artifacts import Artifact
 from nvret_jax.run import Run
 from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.distinct import distinct
 from nvret_jax.search.ranker import ListRanker, Ranker
 
 
 def ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]:
-    """Candidates and ranker of one teacher over the training queries.
+    """Candidates and ranker of one teacher over the training queries, each text once.
 
     Args:
         artifact: what is being made; in its unfinished folder, searches that stream keep what a
@@ -22,7 +23,8 @@ def ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]
     rescored = run.rescored(name)
     if rescored is None:
         candidates = run.read_candidates(name)
-        return candidates, teachers.open_ranker(run, name, artifact.partial / "lists")
+        ranker = teachers.open_ranker(run, name, artifact.partial / "lists")
+        return distinct(candidates, ranker, run.passage_texts)
     data = run.train_data
     candidates = Candidates.read(run.need(rescored).path, data.queries, data.corpus)
 

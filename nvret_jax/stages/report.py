@@ -16,6 +16,7 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.survivors import Verdict, judge
 from nvret_jax.report import report
 from nvret_jax.run import Run
+from nvret_jax.search.distinct import distinct
 from nvret_jax.sets import MAIN_SET
 from nvret_jax.stages import exclusions
 from nvret_jax.stages.evaluate import read_scores
@@ -153,7 +154,7 @@ def _mined(run: Run, title: str, shown: int) -> report.Mined:
     data, wanted = run.train_data, run.config.mining.num_negatives
     # The first teacher's candidates are shown; the ceilings are on its scale unless teachers are
     # drawn query by query.
-    candidates = run.read_candidates(run.teacher_names[0])
+    candidates, _ = distinct(run.read_candidates(run.teacher_names[0]), None, run.passage_texts)
     negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
     excluded = exclusions.of_candidates(run, candidates)
     place = {int(row): number for number, row in enumerate(candidates.query_rows)}

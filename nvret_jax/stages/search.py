@@ -19,6 +19,7 @@ from nvret_jax.mining.rules import anchors
 from nvret_jax.run import Run
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.distinct import distinct
 from nvret_jax.search.ranker import DenseRanker
 from nvret_jax.stages import exclusions
 from nvret_jax.stages.stage import Stage
@@ -43,6 +44,8 @@ def _make_candidates(run: Run, artifact: Artifact, name: str) -> None:
     query_rows = np.array([data.queries.row[query_id] for query_id in run.positives()], np.int32)
     positive_rows = run.positive_rows()
     ranker = teachers.open_ranker(run, name, artifact.partial / "lists")
+    for remark in getattr(ranker, "remarks", ()):
+        say(f"search    {name}: {remark}")
     artifact.begin()
     # A search that streams the passages resumes by itself, and wants all queries in one pass.
     streams = isinstance(ranker, DenseRanker) and ranker.streams
@@ -73,7 +76,7 @@ def _make_candidates(run: Run, artifact: Artifact, name: str) -> None:
 def _make_rescored(run: Run, artifact: Artifact, name: str) -> None:
     """New scores for a teacher's candidates."""
     data, config, options = run.train_data, run.config.rescorer, run.options
-    candidates = run.read_candidates(name)
+    candidates, _ = distinct(run.read_candidates(name), None, run.passage_texts)
     artifact.begin()
     store = _Chunks(artifact)
     if config.order == "rescored":

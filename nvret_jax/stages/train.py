@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from nvret_jax import longer, sets, truncation
+from nvret_jax import longer, sets, teachers, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact
 from nvret_jax.choices import MAX_SEED
@@ -33,9 +33,12 @@ def _train_artifacts(run: Run) -> list[Artifact]:
 def _make_checkpoints(run: Run, artifact: Artifact) -> None:
     for part in run.sets.values():
         run.need(part.negatives())
+    blocks = {name: _with_teacher_temperature(run, block) for name, block in run.stages.items()}
+    for name, block in blocks.items():
+        _check_negatives(run, name, block)
     stages = [
         loop.Stage(name, block, functools.partial(_batches, run, name), block.start)
-        for name, block in run.stages.items()
+        for name, block in blocks.items()
     ]
     metrics_damaged = mesh_lib.is_main() and any(n.startswith("../") for n in artifact.lost())
     artifact.begin(repair=True, first=functools.partial(_go_on, run, artifact))
@@ -79,6 +82,65 @@ def _note(run: Run, artifact: Artifact) -> str:
     return "the finished training is kept until the new one is finished"
 
 
+def _with_teacher_temperature(run: Run, block: ConfigDict) -> ConfigDict:
+    """A stage's values with a temperature for the teacher's scores that suits what they are.
+
+    Cosines lie close together: divided by 1, next to nothing tells the best passage from the worst.
+    """
+    loss = block.loss
+    if loss.distillation != "kl" or loss.teacher_temperature is not None:
+        return block
+    names = sets.sets_of(run.config, block)
+    cosines = all(_gives_cosines(run.sets[of]) for of in names)
+    block = block.copy_and_resolve_references()
+    value = float(loss.student_temperature or block.temperature) if cosines else 1.0
+    block.loss.teacher_temperature = value
+    what = "cosines, divided as the student's" if cosines else "not cosines"
+    say(f"train     the teacher's scores are {what}: loss.teacher_temperature {value:g}")
+    return block
+
+
+def _gives_cosines(run: Run) -> bool:
+    """Whether the scores in a set's table of negatives are cosines."""
+    if run.rescored(run.teacher_names[0]) is not None:
+        return False
+    blocks = [run.block(name) for name in run.teacher_names]
+    return all(
+        teachers.kind(block.model) in ("encoder", "vectors") and block.normalize for block in blocks
+    )
+
+
+def _check_negatives(run: Run, name: str, block: ConfigDict) -> None:
+    """Raises InputError where a stage would train on nothing; says how many rows lack negatives."""
+    in_batch = block.in_batch_negatives and block.batch_size > 1
+    rows = without = 0
+    for of in sets.sets_of(run.config, block):
+        part = run.sets[of]
+        counts = _read_negatives(part).negative_rows.counts
+        kept = min(block.num_negatives, part.config.mining.num_negatives)
+        rows, without = rows + len(counts), without + int((np.minimum(counts, kept) == 0).sum())
+    if without == rows and not in_batch:
+        why = (
+            "train.in_batch_negatives is false"
+            if not block.in_batch_negatives
+            else "train.batch_size is 1"
+        )
+        raise InputError(
+            f"training, stage {name}: none of the {rows:,} rows has a hard negative "
+            f"(train.num_negatives={block.num_negatives}), and {why}, so there is nothing to "
+            "learn from; mine with another rule or teacher, or set train.in_batch_negatives=true"
+        )
+    if without and block.num_negatives:
+        what = "learn from in-batch negatives alone" if in_batch else "add nothing to the loss"
+        say(f"train     {without:,} of {rows:,} rows have no hard negative and {what}")
+
+
+def _read_negatives(run: Run) -> Negatives:
+    """The table of negatives of one set."""
+    data = run.train_data
+    return Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+
+
 def _batches(run: Run, name: str) -> Blend:
     """What a stage of training draws its batches from; tokenises it."""
     block = run.stages[name]
@@ -105,6 +167,12 @@ def _batches(run: Run, name: str) -> Blend:
         steps=block.steps,
         max_steps=block.max_steps,
     )
+    alone, rows = blend.without_negatives(block.in_batch_negatives and block.batch_size > 1)
+    if alone == rows:
+        raise InputError(
+            f"training, stage {name}: no passage is a negative to any of the {rows:,} rows, as "
+            "all are positives of the same queries; there is nothing to learn from"
+        )
     if len(run.stages) > 1 or len(sources) > 1:
         counts = ", ".join(f"{of} {count:,}" for of, count in blend.counts().items())
         say(f"train     stage {name}: {blend.steps:,} steps; queries: {counts}")
@@ -120,7 +188,7 @@ def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
         seed: of the stage.
     """
     data, encoder = run.train_data, run.student.encoder
-    negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+    negatives = _read_negatives(run)
 
     for table in ("passages", f"queries-{run.config.data.train_split}"):
         say(truncation.of_side(run, run.student, "student", data, table).line())

@@ -11,8 +11,8 @@ mixed. Choices:
   and judged positives of any source, and for the longest text of the global batch, so that all
   processes agree without talking.
 - Passage ids of one corpus are shifted by the sizes of the corpora before it. Sets of one corpus
-  keep ids in common, so that the masks against false negatives see through to one another's
-  positives.
+  have ids in common, and so have equal texts of different corpora (text_ids.py): the masks against
+  false negatives see through to one another's positives.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.training.deal import Deal, largest_remainder
 from nvret_jax.training.examples import Examples, Picked, Tokens
 from nvret_jax.training.stage import prefetched
+from nvret_jax.training.text_ids import name_passages
 
 Unit = Literal["epochs", "weight"]
 Batches = Literal["homogeneous", "mixed"]
@@ -67,8 +68,9 @@ class Blend:
     """The batches of one stage. See `build`.
 
     Attributes:
-        sources: brought to the same keys: one that pools all tokens skips 0 if another skips some.
-        offsets: what is added to each source's passage ids.
+        sources: brought to the same keys and ids: one that pools all tokens skips 0 if another skips
+            some.
+        offsets: what is added to each source's corpus rows to make ids of them.
         batch_size: queries per global batch.
         num_negatives: hard negatives a row of a mixed batch has room for.
         seed: of the order of units.
@@ -130,9 +132,10 @@ class Blend:
         counts = _counts(sources, unit, batch_size // size, size, epochs, steps)
         if not steps and 0 < max_steps < sum(counts) // size:
             counts = _counts(sources, unit, batch_size // size, size, epochs, max_steps)
+        offsets = _offsets(sources)
         return cls(
-            _with_same_keys(sources),
-            _offsets(sources),
+            _with_same_keys(sources, offsets),
+            offsets,
             batch_size,
             max(num_negatives, *(source.examples.num_negatives for source in sources)),
             seed,
@@ -147,12 +150,27 @@ class Blend:
         named = zip(self.sources, self.deal.counts, strict=True)
         return {source.name: count * size for source, count in named}
 
+    def without_negatives(self, in_batch: bool) -> tuple[int, int]:
+        """How many rows have no negative in any batch, and how many rows there are.
+
+        Args:
+            in_batch: whether passages of other rows are negatives.
+        """
+        shared = self.batches == "mixed"
+        others = [source.examples.held_positives() for source in self.sources]
+        alone = rows = 0
+        for source, held in zip(self.sources, others, strict=True):
+            seen = np.unique(np.concatenate(others)) if shared else held
+            has = source.examples.has_negatives(seen if in_batch else seen[:0])
+            alone, rows = alone + int((~has).sum()), rows + len(has)
+        return alone, rows
+
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
         """Rows start..stop of the global batch of one step, counted from 0.
 
         Returns:
-            What `Examples.batch` does, in the global batch's shapes. Passage ids and judged ids
-            are those of all corpora of the blend.
+            What `Examples.batch` does, in the global batch's shapes. Passage ids are those of all
+            corpora of the blend.
 
         Raises:
             IndexError: the stage has no such step.
@@ -163,8 +181,7 @@ class Blend:
         if self.batches == "mixed":
             return self._mixed(step, start, stop)
         (source,), (unit,) = self.deal.stretch(step, step + 1)
-        part = self.sources[source].examples.batch(int(unit), start, stop)
-        return self._shifted(source, part)
+        return self.sources[source].examples.batch(int(unit), start, stop)
 
     def lengths(self, step: int) -> dict[str, np.ndarray]:
         """Tokens of each 'query' and 'passage' of the global batch of one step."""
@@ -208,7 +225,7 @@ class Blend:
             part = self.sources[source].examples.fill(
                 picked[source][mine], (query_width, passage_width), self._max_positives
             )
-            _scatter(out, self._shifted(source, part), rows[mine] - start, stop - start)
+            _scatter(out, part, rows[mine] - start, stop - start)
         return out
 
     def _pick(self, source: int, units: np.ndarray) -> Picked:
@@ -235,12 +252,6 @@ class Blend:
     @functools.cached_property
     def _max_positives(self) -> int:
         return max(source.examples.max_positives for source in self.sources)
-
-    def _shifted(self, source: int, part: Batch) -> Batch:
-        offset = np.int32(self.offsets[source])
-        for name in ("passage_ids", "positive_ids"):
-            part[name] = np.where(part[name] >= 0, part[name] + offset, part[name])
-        return part
 
 
 def _scatter(out: Batch, part: Batch, rows: np.ndarray, size: int) -> None:
@@ -282,8 +293,10 @@ def _exact(value: float) -> Fraction:
     return Fraction(str(float(value)))
 
 
-def _with_same_keys(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """Batches of all sources have the same entries: 0 skipped tokens, no uncounted ones."""
+def _with_same_keys(sources: tuple[Source, ...], offsets: tuple[int, ...]) -> tuple[Source, ...]:
+    """Batches of all sources have the same entries, 0 skipped tokens, no uncounted ones; and ids
+    that are equal where texts are."""
+    names = name_passages([source.examples.texts for source in sources], offsets)
     tables = ("queries", "passages")
     skip = [
         table
@@ -292,10 +305,11 @@ def _with_same_keys(sources: tuple[Source, ...]) -> tuple[Source, ...]:
     ]
     uncounted = sorted({side for source in sources for side in source.examples.uncounted})
     out = []
-    for source in sources:
+    for source, named in zip(sources, names, strict=True):
         old = source.examples
         examples = dataclasses.replace(
             old,
+            names=named,
             **{table: _pooled_whole(getattr(old, table)) for table in skip},
             uncounted={side: old.uncounted.get(side, ()) for side in uncounted},
         )

@@ -25,6 +25,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.training.text_ids import Names, SetTexts, name_passages
 from nvret_jax.training.widths import Groups
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
@@ -122,6 +123,8 @@ class Examples:
     Attributes:
         negatives: the mined table.
         queries, passages: tokens of every text the table names.
+        texts: keys of them.
+        names: ids of passages in batches, and what is no negative to each row.
         batch_size: queries per global batch.
         num_negatives: hard negatives per query; the best mined ones.
         pad_id: the tokenizer's padding token.
@@ -136,6 +139,8 @@ class Examples:
     negatives: Negatives
     queries: Tokens
     passages: Tokens
+    texts: SetTexts
+    names: Names
     batch_size: int
     num_negatives: int
     pad_id: int
@@ -186,6 +191,10 @@ class Examples:
         used = [negatives.positive_rows.values]
         if num_negatives:
             used.append(negatives.negative_rows.padded(-1, num_negatives).ravel())
+        used = np.concatenate(used)
+        texts = SetTexts.of(
+            query_texts, passage_texts, negatives.query_rows, negatives.judged_rows, used
+        )
         return cls(
             negatives,
             Tokens.of(
@@ -197,10 +206,12 @@ class Examples:
             ),
             Tokens.of(
                 passage_texts,
-                np.concatenate(used),
+                used,
                 tokenize_passage,
                 unpooled=unpooled.get("passage"),
             ),
+            texts,
+            *name_passages([texts], [0]),
             batch_size,
             num_negatives,
             pad_id,
@@ -213,8 +224,27 @@ class Examples:
 
     @property
     def max_positives(self) -> int:
-        """Judged positives of the query that has most."""
-        return int(self.negatives.judged_rows.counts.max())
+        """Passages that are known to be no negatives of the query that has most of them."""
+        return int(self.names.known.counts.max())
+
+    def held_positives(self) -> np.ndarray:
+        """Ids of all positives that batches hold, ascending."""
+        return np.unique(self.names.of_row[self.negatives.positive_rows.values])
+
+    def has_negatives(self, others: np.ndarray) -> np.ndarray:
+        """Whether a row has a hard negative, or one among some other passages; bool [R].
+
+        Args:
+            others: ids of passages that other rows bring to a batch, ascending.
+        """
+        known = self.names.known
+        hard = self.negatives.negative_rows.head(self.num_negatives)
+        span = np.int64(2**31)
+        pairs = hard.row_of * span + self.names.of_row[hard.values]
+        new = ~np.isin(pairs, known.row_of * span + known.values)
+        out = np.bincount(hard.row_of[new], minlength=len(known)) > 0
+        seen = np.bincount(known.row_of[np.isin(known.values, others)], minlength=len(known))
+        return out | (seen < len(others))
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Which queries make up a step, and which passages stand beside each.
@@ -281,11 +311,11 @@ class Examples:
 
         Returns:
             query_tokens [b, Tq], query_lengths [b], passage_tokens [b·G, Tp],
-            passage_lengths [b·G], passage_ids [b·G] (corpus rows, -1: empty slot) and
-            positive_ids [b, J] (all judged positives, padded with -1); all int32. Where they are
-            asked for also teacher_scores float32 [b, G] (-inf: none), query_guide [b, Dg] and
-            passage_guide [b·G, Dg] float32 (0 in empty slots), query_skip and passage_skip int32,
-            query_real [b, Tq] and passage_real [b·G, Tp] bool.
+            passage_lengths [b·G], passage_ids [b·G] (equal where texts are, -1: empty slot) and
+            positive_ids [b, J] (what is known to be no negative, padded with -1; see text_ids.py);
+            all int32. Where they are asked for also teacher_scores float32 [b, G] (-inf: none),
+            query_guide [b, Dg] and passage_guide [b·G, Dg] float32 (0 in empty slots), query_skip
+            and passage_skip int32, query_real [b, Tq] and passage_real [b·G, Tp] bool.
         """
         picked = self.pick(step)
         return self.fill(picked[start:stop], self.widths(picked), self.max_positives)
@@ -329,18 +359,17 @@ class Examples:
         Args:
             picked: the rows.
             widths: tokens of a query and of a passage, at least those of `widths(picked)`.
-            max_positives: judged positives a row has room for, J.
+            max_positives: known passages a row has room for, J.
         """
         query_rows = self.negatives.query_rows[picked.numbers]
         passages = picked.passages.ravel()
-        judged = self.negatives.judged_rows.take(picked.numbers).padded(-1, max_positives)
         batch = {
             "query_tokens": self.queries.matrix(query_rows, widths[0], self.pad_id),
             "query_lengths": self.queries.lengths(query_rows),
             "passage_tokens": self.passages.matrix(passages, widths[1], self.pad_id),
             "passage_lengths": self.passages.lengths(passages),
-            "passage_ids": passages,
-            "positive_ids": judged.astype(np.int32),
+            "passage_ids": np.where(passages >= 0, self.names.of_row[passages], -1),
+            "positive_ids": self.names.known.take(picked.numbers).padded(-1, max_positives),
         }
         if picked.scores is not None:
             batch["teacher_scores"] = picked.scores

@@ -54,7 +54,8 @@ class Loss:
         distillation: '' none; 'kl': KL(teacher || student) over a row's passages;
             'margin_mse': squared error of the score differences positive - negative.
         contrastive_weight, distillation_weight: of the two parts; 0 leaves one out.
-        teacher_temperature: divides the teacher's scores.
+        teacher_temperature: divides the teacher's scores. None: as the student's are divided, at
+            the temperature where it starts, which suits a teacher whose scores are cosines, too.
         student_temperature: divides the student's in distillation; 0: the loss's temperature for
             'kl', 1 for 'margin_mse'.
     """
@@ -83,7 +84,7 @@ class Loss:
     distillation: str = option("", choice(*DISTILLATIONS))
     contrastive_weight: float = option(1.0, _WEIGHT)
     distillation_weight: float = option(1.0, _WEIGHT)
-    teacher_temperature: float = option(1.0, _TEMPERATURE)
+    teacher_temperature: float | None = option(None, number(1e-6, 1e6, unset=True))
     student_temperature: float = option(
         0.0, number(1e-6, 1e6, also={0: "the temperature of the loss, 1 for margin_mse"})
     )

@@ -367,7 +367,8 @@ def _info_nce(
 def _distillation(loss: Loss, rows: _Rows, teacher_bg: jax.Array, scale: jax.Array) -> jax.Array:
     """The student's scores of a row against the teacher's, over the slots that have both."""
     usable_bg = rows.real_bg & jnp.isfinite(teacher_bg)
-    teacher_bg = jnp.where(usable_bg, teacher_bg, 0.0) / loss.teacher_temperature
+    follows = loss.student_temperature or (loss.temperature if loss.distillation == "kl" else 1.0)
+    teacher_bg = jnp.where(usable_bg, teacher_bg, 0.0) / (loss.teacher_temperature or follows)
     student_bg = rows.scores_bg
     if loss.student_temperature:
         student_bg = student_bg / loss.student_temperature

@@ -1,10 +1,13 @@
 """BEIR folders: what is read, and one line for each thing that can be wrong with them."""
 
+import gzip
 import json
 import time
 
+import pyarrow as pa
 import pytest
 
+from nvret_jax.data import beir
 from nvret_jax.data.beir import read_beir
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.errors import InputError
@@ -122,10 +125,36 @@ BAD = {
     "deep JSON": ("corpus.jsonl", "[" * 200_000, "corpus.jsonl:1: not valid JSON"),
     "array": ("queries.jsonl", "[1, 2]\n", "queries.jsonl:1: expected a JSON object, got an array"),
     "no _id": ("corpus.jsonl", '{"text": "x"}\n', "corpus.jsonl:1: key '_id' must be a string"),
-    "number as _id": (
+    "float as _id": (
         "corpus.jsonl",
-        '{"_id": 7, "text": "x"}\n',
-        "key '_id' must be a string, got the number 7",
+        '{"_id": 7.0, "text": "x"}\n',
+        "key '_id' must be a string or a whole number, got the number 7.0",
+    ),
+    "boolean as _id": ("queries.jsonl", '{"_id": true, "text": "x"}\n', "got a boolean"),
+    "huge number as _id": (
+        "corpus.jsonl",
+        '{"_id": 1' + "0" * 40 + ', "text": "x"}\n',
+        "got a number of 41 digits",
+    ),
+    "endless number": (
+        "corpus.jsonl",
+        '{"_id": 1' + "0" * 10_000 + ', "text": "x"}\n',
+        "corpus.jsonl:1: not valid JSON (a number of thousands of digits)",
+    ),
+    "an id as number and as text": (
+        "corpus.jsonl",
+        _jsonl(CORPUS) + '{"_id": 7, "text": "x"}\n{"_id": "7", "text": "x"}\n',
+        "corpus.jsonl:5: _id '7' is a number here or on line 4, and text on the other",
+    ),
+    "half surrogate in id": (
+        "corpus.jsonl",
+        '{"_id": "p\\ud800", "text": "x"}\n',
+        "_id 'p\\ud800', with the invisible character U+D800 is empty or has white space",
+    ),
+    "invisible mark in a judgment": (
+        "qrels/test.tsv",
+        QRELS + "\ufeffq1\tp3\t1\n",
+        "query id '\\ufeffq1', with the invisible character U+FEFF is not in queries.jsonl",
     ),
     "no text": ("queries.jsonl", '{"_id": "q1"}\n', "queries.jsonl:1: key 'text' must be a string"),
     "null text": (
@@ -140,8 +169,8 @@ BAD = {
     ),
     "duplicate id": (
         "corpus.jsonl",
-        _jsonl([*CORPUS, CORPUS[1]]),
-        "corpus.jsonl:4: _id 'p2' was already used on line 2",
+        _jsonl([*CORPUS, CORPUS[1] | {"text": "another"}]),
+        "corpus.jsonl:4: _id 'p2' was already used on line 2, with another text",
     ),
     "empty corpus": ("corpus.jsonl", "\n \n", "corpus.jsonl: empty"),
     "empty queries": ("queries.jsonl", "", "queries.jsonl: empty"),
@@ -165,12 +194,15 @@ BAD = {
         "test.tsv:6: score must be a whole",
     ),
     "score a float": ("qrels/test.tsv", "q2\tp1\t0.5\n", "whole number, got '0.5'"),
+    "score with a bar": ("qrels/test.tsv", "q2\tp1\t1_0\n", "whole number, got '1_0'"),
+    "score in other digits": ("qrels/test.tsv", "q2\tp1\t１\n", "whole number, got '１'"),
+    "endless score": ("qrels/test.tsv", f"q2\tp1\t{'9' * 5000}\n", "score must be a whole number"),
     "unknown query": ("qrels/test.tsv", QRELS + "q9\tp1\t1\n", "test.tsv:6: query id 'q9'"),
     "unknown passage": ("qrels/test.tsv", QRELS + "q1\tp9\t1\n", "test.tsv:6: passage id 'p9'"),
     "judged twice": (
         "qrels/test.tsv",
         QRELS + "q1\tp2\t0\n",
-        "test.tsv:6: query 'q1' and passage 'p2' were already judged on line 3",
+        "test.tsv:6: query 'q1' and passage 'p2' were already judged 1 on line 3, and 0 here",
     ),
     "no positive": ("qrels/test.tsv", "q1\tp1\t0\nq2\tp1\t-1\n", "test.tsv: no judgment has a sc"),
     "only a header": ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "no judgment has a score"),
@@ -193,6 +225,87 @@ def test_bad_input_is_one_line(folder, case):
     assert expected in message
     assert str(folder) in message
     assert "\n" not in message
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is logged while a folder is read, one line each."""
+    said = []
+    monkeypatch.setattr(beir.logging, "warning", lambda text, *values: said.append(text % values))
+    return said
+
+
+def test_whole_floats_are_whole_numbers(folder):
+    expected = read_beir(folder).qrels
+    (folder / "qrels" / "test.tsv").write_text(
+        QRELS.replace("\t1\n", "\t1.0\n").replace("\t2\n", "\t2.\n").replace("\t0\n", "\t0.00\n")
+    )
+    assert read_beir(folder).qrels == expected
+
+
+def test_what_is_said_twice_counts_once(folder, warnings):
+    expected = read_beir(folder)
+    (folder / "corpus.jsonl").write_text(_jsonl([*CORPUS, CORPUS[1], CORPUS[0]]))
+    (folder / "queries.jsonl").write_text(_jsonl([QUERIES[0], *QUERIES]))
+    (folder / "qrels" / "test.tsv").write_text(QRELS + "q1\tp2\t1.0\n")
+    data = read_beir(folder)
+    assert data == expected
+    assert [line.partition(": ")[2] for line in warnings] == [
+        "lines that repeat an earlier one, counted once: 2",
+        "lines that repeat an earlier one, counted once: 1",
+        "judgments that repeat an earlier one, counted once: 1",
+    ]
+
+
+def test_ids_that_are_numbers_are_read_as_their_digits(folder, warnings):
+    (folder / "corpus.jsonl").write_text(_jsonl([*CORPUS, {"_id": 12, "text": "twelve"}]))
+    (folder / "qrels" / "test.tsv").write_text(QRELS + "q2\t12\t1\n")
+    data = read_beir(folder)
+    assert data.corpus.ids[-1] == "12"
+    assert data.qrels["test"]["q2"] == {"p3": 1, "12": 1}
+    assert warnings == [f"{folder}/corpus.jsonl: ids that are JSON numbers, read as text: 1"]
+
+
+def test_judgments_of_what_is_not_there_can_be_left_out(folder, warnings):
+    expected = read_beir(folder)
+    (folder / "qrels" / "test.tsv").write_text(QRELS + "q1\tp9\t1\nq9\tp1\t1\nq2\tp8\t0\n")
+    with pytest.raises(InputError, match=r"'p9' is not in corpus.jsonl; data.missing='drop'"):
+        read_beir(folder)
+    assert load_dataset(f"beir:{folder}", missing="drop") == expected
+    assert warnings[0].endswith("not there, left out: 1 for queries, 2 for passages")
+    (folder / "qrels" / "test.tsv").write_text("q1\tp9\t1\n")
+    with pytest.raises(InputError, match="no query has a positive; left out are"):
+        read_beir(folder, missing="drop")
+    with pytest.raises(InputError, match=r"missing='skip': choose one of error, drop"):
+        read_beir(folder, missing="skip")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files_are_read(folder, suffix):
+    expected = read_beir(folder)
+    names = ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"]
+    for name in names:
+        data = (folder / name).read_bytes()
+        packed = gzip.compress(data) if suffix == ".gz" else pa.compress(data, "zstd", asbytes=True)
+        (folder / f"{name}{suffix}").write_bytes(packed)
+        (folder / name).unlink()
+    assert read_beir(folder) == expected
+    (folder / "corpus.jsonl").write_text(_jsonl(CORPUS))
+    with pytest.raises(InputError, match=f"corpus.jsonl: corpus.jsonl{suffix} is there, too"):
+        read_beir(folder)
+    (folder / "corpus.jsonl").unlink()
+    damaged = folder / f"corpus.jsonl{suffix}"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(InputError, match=f"corpus.jsonl{suffix}: cannot be read"):
+        read_beir(folder)
+
+
+def test_a_split_that_no_file_can_be_named_by(folder):
+    for split in ("x" * 300, "x\0", "../x"):
+        with pytest.raises(InputError, match=r"a split must be a name of at most 100 bytes"):
+            read_beir(folder, [split])
+    with pytest.raises(InputError, match=r"is no name of a file|no such file"):
+        read_beir(folder, ["x\ud800"])
 
 
 def test_a_missing_split_names_those_there_are(folder):

@@ -380,3 +380,31 @@ def test_several_mistakes_are_told_together(tmp_path):
 def test_bad_specs_are_told(spec, message):
     with pytest.raises(InputError, match=message):
         load_dataset(spec)
+
+
+def test_a_question_mark_may_be_part_of_the_name(tmp_path):
+    for name in ("what?.csv", "a?b=c.csv", "a?min_score=4.csv"):
+        path = write(tmp_path / name, PAIRS)
+        assert labelled.parse_sts(path) == (path, labelled.MIN_SCORE)
+        assert len(load_dataset(f"sts:{path}").queries) == 7
+    assert labelled.parse_sts(f"{tmp_path}/what?.csv?min_score=3") == (f"{tmp_path}/what?.csv", 3.0)
+
+
+def test_fields_of_any_length(tmp_path):
+    rows = [{"text": "x" * 200_000, "label": "a"}, {"text": "y", "label": "b"}]
+    data = load_dataset(f"labels:{write(tmp_path / 'a.csv', rows)}")
+    assert [len(text) for text in data.queries.texts] == [200_000, 1]
+
+
+@pytest.mark.parametrize("split", ["x" * 101, "a/b"])
+def test_a_split_is_a_name_that_a_file_can_have(tmp_path, split):
+    path = write(tmp_path / "a.jsonl", [{"text": "t", "label": "a", "split": split}])
+    with pytest.raises(InputError, match="column 'split' must be a name of at most"):
+        load_dataset(f"labels:{path}")
+
+
+@pytest.mark.parametrize("score", ["4_0", "４", "1" * 5000])
+def test_scores_of_other_spellings_are_refused(tmp_path, score):
+    path = write(tmp_path / "a.csv", [{"sentence1": "a", "sentence2": "b", "score": score}])
+    with pytest.raises(InputError, match="column 'score' must be a number"):
+        load_dataset(f"sts:{path}")

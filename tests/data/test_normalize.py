@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret_jax.data.normalize import KEY_DTYPE, keys, normalize, words
+from nvret_jax.data.normalize import KEY_DTYPE, half_pair, keys, normalize, words
 
 SAME = [
     ("Sorts an array, in place.", "sorts an array in place"),
@@ -140,3 +140,8 @@ def test_keys_are_the_same_on_every_machine():
 
 def test_half_a_surrogate_pair_has_a_key_too():
     assert len(np.unique(keys(["\ud800", "\ud801"]))) == 2
+
+
+def test_half_of_a_surrogate_pair_is_found():
+    assert half_pair("a \U0001f600") is None
+    assert half_pair("ab \ud83d") == ("half of a surrogate pair (\\ud83d, character 4)")

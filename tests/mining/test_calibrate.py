@@ -130,21 +130,36 @@ def test_the_order_of_queries_changes_nothing_and_the_record_is_json():
 def test_where_nothing_is_relevant_but_the_positive_the_laxest_value_is_chosen():
     scores_qn, _, known = world(4, relevant=2, lift=0.65, spread=0.0)
     scores_qn[np.arange(200), known[:, 1]] = 0.01  # never reached
-    choice = choose(scores_qn, known, target=0.05)
+    seen = []
+    choice = choose(scores_qn, known, target=0.05, seen=seen)
+    ((_, shown),) = seen
+    anchors = scores_qn[np.arange(200), shown.values]
+    mined = int((scores_qn < anchors[:, None]).any(axis=1).sum())  # queries that have a negative
+    assert 100 < mined < 200
     assert choice.value == 1.0
     assert choice.record["share"] == 0
-    assert choice.record["upper"] == pytest.approx(3 / 200)  # the rule of three
+    assert choice.record["upper"] == pytest.approx(3 / mined, abs=1e-6)  # the rule of three
     assert len(choice.record["tried"]) == 1
 
 
-def test_a_value_that_mines_nothing_leaves_a_record_that_is_still_json():
+def test_a_value_that_mines_nothing_is_not_chosen():
     scores_qn, _, known = world(12)
-    options = Options(rule=Rule(min_score=2.0))
-    record = choose(scores_qn, known, options=options).record
-    assert record["tried"] == [
-        {"value": 1.0, "share": 0.0, "upper": 0.0, "hardness": None, "fill": 0.0}
-    ]
-    json.dumps(record, allow_nan=False)
+    with pytest.raises(InputError, match=r"from 1 on, where 0.0% of the wanted negatives are left"):
+        choose(scores_qn, known, options=Options(rule=Rule(min_score=2.0)))
+    # All of the first five ranks are hidden positives: only what keeps none of them has no hits.
+    scores_qn, _, known = world(13, relevant=6, lift=0.55, spread=0.02)
+    with pytest.raises(InputError, match=r"of the wanted negatives are left of 200 queries; at l"):
+        choose(scores_qn, known, options=Options(rule=Rule(max_rank=5)))
+
+
+def test_nothing_found_in_few_negatives_is_little_evidence():
+    """A query without a negative says nothing about false ones."""
+    scores_qn, _, known = world(4, relevant=2, lift=0.65, spread=0.0)
+    scores_qn[np.arange(200), known[:, 1]] = 0.01
+    scores_qn[40:, :] = np.where(scores_qn[40:] > 0.7, scores_qn[40:], -1)  # these are left short
+    options = Options(rule=Rule(min_score=0.0))
+    with pytest.raises(InputError, match=r"misses .*0.0% false negatives, upper end 1\d.\d%"):
+        choose(scores_qn, known, options=options, target=0.05)
 
 
 def test_a_target_that_cannot_be_met_is_an_error_that_says_what_came():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.normalize import normalize
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import documents, exclusion, neighbours, overlap
 from nvret_jax.mining.exclusion import Exclusions, Reason, Settings
@@ -55,7 +56,9 @@ def problems(draw):
 
 
 def reasons_by_loop(p, q, row):
-    """Every reason against one passage, straight from the definitions."""
+    """Every reason against one passage or, where texts decide, against one of the same text."""
+    form = normalize(p["corpus"][row])
+    copies = [r for r, text in enumerate(p["corpus"]) if normalize(text) == form]
     own = {"normalized": normalize, "strip": str.strip}.get(p["form"])
     found = []
     if own and own(p["corpus"][row]) == own(p["queries"][q]):
@@ -63,9 +66,10 @@ def reasons_by_loop(p, q, row):
     for positive in p["positives"][q]:
         if p["same_text"] and normalize(p["corpus"][row]) == normalize(p["corpus"][positive]):
             found.append(Reason.SAME_TEXT)
-        if p["documents"][row] == p["documents"][positive] != -1:
-            found.append(Reason.SAME_DOCUMENT)
-    if row in p["verdicts"][q]:
+        for other in copies if p["same_text"] else [row]:
+            if p["documents"][other] == p["documents"][positive] != -1:
+                found.append(Reason.SAME_DOCUMENT)
+    if {row, *(copies if p["same_text"] else ())} & set(p["verdicts"][q]):
         found.append(Reason.VERDICT)
     return found
 
@@ -129,7 +133,7 @@ def test_no_queries_give_no_exclusions():
 def test_blocks_of_keys_join_as_one_table(monkeypatch):
     monkeypatch.setattr(exclusion, "_KEYS", 3)
     texts = ["a", "b", "a", "c", "b", "a", "d", "A"]
-    assert lists(exclusion.same_text(rows([0], [6, 1]), texts)) == [[0, 2, 5, 7], [1, 4, 6]]
+    assert lists(SameText.of(texts).copies(rows([0], [6, 1]))) == [[0, 2, 5, 7], [1, 4, 6]]
 
 
 # --- near copies by vectors ----------------------------------------------------------------------

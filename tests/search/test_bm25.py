@@ -149,3 +149,21 @@ def test_what_is_asked_of_it_is_checked(corpus):
         ranker.rank(np.array([0]), 64)
     with pytest.raises(InputError, match="row 63"):
         ranker.score(np.array([0]), Ragged.from_rows([[63]], np.int32))
+
+
+def test_a_script_without_spaces_is_searched(corpus):
+    passages = ["東京は日本の首都です", "お茶は緑色です", "ภาษาไทยเขียนติดกัน", *corpus]
+    ranker = Bm25Ranker(["日本の首都", "緑のお茶", "ภาษาไทย", "wing"], passages)
+    _, rows = ranker.rank(np.arange(4), 1)
+    assert rows[:3, 0].tolist() == [0, 1, 2]
+    assert ranker.unmatched == 0
+    assert ranker.remarks == []
+
+
+def test_queries_without_a_known_word_are_counted_and_alone_refused(corpus):
+    ranker = Bm25Ranker(["wing", "unheard words", ""], corpus)
+    assert ranker.remarks == [
+        "2 of 3 queries have no word of the corpus; BM25 scores every passage 0 for them"
+    ]
+    with pytest.raises(InputError, match="none of the 2 queries has a word that any of the 63"):
+        Bm25Ranker(["unheard words", ""], corpus)

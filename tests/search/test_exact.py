@@ -93,6 +93,14 @@ def test_equal_vectors_score_equal_wherever_they_stand():
             assert (found == np.flatnonzero(which == one)[: len(found)]).all()
 
 
+@pytest.mark.parametrize("tile", [None, 8])
+def test_zeros_of_either_sign_are_equal(tile):
+    passages_nd = np.array([[-1.0], [1.0], [-2.0], [0.0], [-0.0]] * 8, np.float32)
+    queries_qd = np.array([[0.0], [-0.0]], np.float32)
+    _, rows = exact.search(queries_qd, passages_nd, 12, mesh=ONE, tile=tile)
+    assert rows.tolist() == [list(range(12))] * 2
+
+
 def test_ceiling_is_strict_in_full_precision():
     passages_nd = np.array([[0.1], [0.2], [0.3]], np.float32)
     query = np.ones((1, 1), np.float32)

@@ -200,7 +200,7 @@ def test_a_bad_line_is_named(tmp_path, content, says):
 
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"none.txt: no such run file"):
+    with pytest.raises(InputError, match=r"none.txt: no such file; it should hold a run"):
         read(tmp_path / "none.txt")
     path = tmp_path / "run"
     path.write_bytes(b"q0\tp1\t1\nq0\t\xff\t2\n")
@@ -209,3 +209,20 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     path.write_text("q0\tp1\t0.5\n")
     with pytest.raises(InputError, match="1 lists for 3 queries"):
         RunRanker.read(path, QUERIES, PASSAGES, Ragged.from_rows([[1]], np.int32))
+
+
+def test_what_a_run_lacks_is_said_with_numbers(tmp_path):
+    path = write(tmp_path, lines("trec"))
+    assert read(path).remarks == [
+        f"{path} lists nothing for 1 of 3 queries; they get no negatives from it",
+        f"{path} does not list 2 of 4 positives; each counts as scored at the last entry of its "
+        "query",
+        f"queries of {path} that are not asked for: 1",
+    ]
+
+
+@pytest.mark.parametrize("score", ["1_0", "１", "0x1", "1" * 5000])
+def test_numbers_of_other_spellings_are_refused(tmp_path, score):
+    path = write(tmp_path, f"q0 Q0 p1 1 {score} t\n")
+    with pytest.raises(InputError, match="in column 5 is not a number"):
+        read(path)

@@ -212,7 +212,11 @@ class Reference:
 
     def distillation(self, temperature):
         loss = self.loss
-        teacher = np.asarray(self.batch["teacher_scores"]) / loss.teacher_temperature
+        follows = loss.student_temperature or (
+            loss.temperature if loss.distillation == "kl" else 1.0
+        )
+        teacher = np.asarray(self.batch["teacher_scores"])
+        teacher = teacher / (loss.teacher_temperature or follows)
         divide = loss.student_temperature or (temperature if loss.distillation == "kl" else 1.0)
         kls, errors = [], []
         for b in range(self.rows):

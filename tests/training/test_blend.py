@@ -42,7 +42,7 @@ def examples(
         return Ragged.from_rows([[score(number, q, p) for p in row] for q, row in pairs], "f4")
 
     def tokenize(texts):
-        made = [int(text) for text in texts]
+        made = [int(text.rpartition(".")[2]) for text in texts]
         return [np.full(length(number, i), 1000 * number + i + 1, np.int32) for i in made]
 
     table = Negatives(
@@ -60,8 +60,8 @@ def examples(
     )
     return Examples.build(
         table,
-        [str(i) for i in range(rows)],
-        [str(i) for i in range(passages)],
+        [f"q{number}.{i}" for i in range(rows)],
+        [f"p{number}.{i}" for i in range(passages)],
         tokenize,
         tokenize,
         batch_size=batch_size,

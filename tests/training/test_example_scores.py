@@ -46,8 +46,8 @@ def build(negatives=None, **options):
     defaults = {"batch_size": 4, "num_negatives": 2, "pad_id": 0, "seed": 1}
     return Examples.build(
         table() if negatives is None else negatives,
-        ["q"] * QUERIES,
-        ["p"] * PASSAGES,
+        [f"q{i}" for i in range(QUERIES)],
+        [f"p{i}" for i in range(PASSAGES)],
         lambda texts: [np.array([7, 8, 9], np.int32)] * len(texts),
         lambda texts: [np.array([7, 8], np.int32)] * len(texts),
         **(defaults | options),

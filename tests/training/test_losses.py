@@ -1,5 +1,7 @@
 """Every option of the loss against loops over pairs in float64, by both ways to compute it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,3 +216,16 @@ def test_a_batch_that_does_not_fit_the_options_is_an_error(mesh, options, drop, 
     batch.pop(drop, None)
     with pytest.raises(InputError, match=message):
         run(mesh, Loss(**options), q, p, batch)
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(mesh):
+    """With cosines on both sides the default divides both alike."""
+    q, p, batch = make_batch(0)
+    own = np.einsum("bd,bgd->bg", q, p.reshape(len(q), -1, q.shape[1]))
+    batch["teacher_scores"] = np.where(np.isfinite(batch["teacher_scores"]), own, -np.inf)
+    loss = Loss(distillation="kl", contrastive_weight=0.0)
+    value, _, grads = run(mesh, loss, q, p, batch)
+    assert abs(value) < 1e-12
+    assert all(np.abs(grad).max() < 1e-9 for grad in grads)
+    flat = dataclasses.replace(loss, teacher_temperature=1.0)
+    assert run(mesh, flat, q, p, batch)[0] > 0.5

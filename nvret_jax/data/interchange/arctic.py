@@ -126,8 +126,8 @@ def _read_relations(
     yield from found.items()
 
 
-def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
-    """Writes the three tables, as a new folder.
+def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
+    """Writes the three tables, as a new folder; returns how many relations.
 
     Raises:
         InputError: two ids share their 64 bits; a passage is both positive and negative for a
@@ -154,7 +154,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
                 {"QUERY_ID": queries[q], "DOCUMENT_ID": documents[d], "RELEVANCE": relevance}
                 for (q, d), relevance in relations.items()
             )
-            files.write_parquet(file, schema, records)
+            return files.write_parquet(file, schema, records)
 
 
 def is_uint64(name: str) -> bool:

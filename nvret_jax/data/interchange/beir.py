@@ -23,7 +23,7 @@ from nvret_jax.data import beir as beir_lib
 from nvret_jax.data.interchange import fields, files
 from nvret_jax.data.interchange.fields import Json, Notes
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, Texts, need_rows, tell_losses
-from nvret_jax.data.lines import is_plain
+from nvret_jax.data.lines import find_file, is_plain, stem
 from nvret_jax.errors import InputError
 
 _OWN = frozenset(
@@ -50,14 +50,16 @@ def read(path: epath.Path, notes: Notes) -> Rows:
     except (ValueError, OSError) as error:
         raise InputError(f"{folder}: cannot be read ({error})") from None
     builder = Builder()
-    for where, record in files.json_lines(folder / "corpus.jsonl", "the passages"):
+    for where, record in files.json_lines(find_file(folder / "corpus.jsonl"), "passages"):
         extra = fields.rest(record, frozenset(("_id", "title", "text")), where)
-        builder.passage(where, record["text"], record["_id"], record.get("title"), extra)
-    for where, record in files.json_lines(folder / "queries.jsonl", "the queries"):
+        name = fields.identifier(record["_id"], "_id", where, notes)
+        builder.passage(where, record["text"], name, record.get("title"), extra)
+    for where, record in files.json_lines(find_file(folder / "queries.jsonl"), "queries"):
         extra = fields.rest(record, frozenset(("_id", "text")), where)
-        builder.query(where, record["text"], record["_id"], extra)
+        name = fields.identifier(record["_id"], "_id", where, notes)
+        builder.query(where, record["text"], name, extra)
     judged = {query: dict(grades) for query, grades in dataset.qrels[split].items()}
-    negatives = folder / "negatives" / f"{split}.jsonl"
+    negatives = find_file(folder / "negatives" / f"{split}.jsonl")
     if negatives.exists():
         _read_negatives(builder, negatives, judged, notes)
     for query, grades in judged.items():
@@ -66,20 +68,18 @@ def read(path: epath.Path, notes: Notes) -> Rows:
 
 
 def _split(path: epath.Path) -> tuple[epath.Path, str | None]:
-    if path.suffix == ".tsv":
+    name, suffix = stem(path)
+    if suffix == ".tsv":
         if path.parent.name != "qrels":
             raise InputError(f"{path}: expected a folder, or its qrels/<split>.tsv")
-        return path.parent.parent, path.stem
+        return path.parent.parent, name
     return path, None
 
 
 def _find_split(folder: epath.Path) -> str:
-    qrels = folder / "qrels"
-    found = sorted(p.stem for p in qrels.iterdir() if p.suffix == ".tsv") if qrels.is_dir() else []
+    found = beir_lib.find_splits(folder)
     if len(found) == 1 or "train" in found:
         return "train" if "train" in found else found[0]
-    if not found:
-        raise InputError(f"{qrels}: no judgments; expected files such as {qrels / 'train.tsv'}")
     raise InputError(f"{folder}: has the splits {', '.join(found)}; name one as qrels/<split>.tsv")
 
 
@@ -131,8 +131,8 @@ def _read_negatives(
         builder.add(row, *rows, *scores, extra | said)
 
 
-def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
-    """Writes a new folder of one split.
+def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
+    """Writes a new folder of one split; returns how many rows.
 
     Raises:
         InputError: an id that the judgments cannot hold; no positive at all; a folder that holds
@@ -162,7 +162,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
         (aside / "qrels" / f"{split or 'train'}.tsv").write_bytes(text.encode())
         (aside / "negatives").mkdir()
         with (aside / "negatives" / f"{split or 'train'}.jsonl").open("wb") as file:
-            files.write_json_lines(file, (_record(rows, row) for row in rows))
+            return files.write_json_lines(file, (_record(rows, row) for row in rows))
 
 
 def _check(table: Texts, what: str, where: str, notes: Notes) -> None:

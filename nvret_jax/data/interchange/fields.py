@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nvret_jax.data import numbers
 from nvret_jax.data.lines import json_kind as kind
 from nvret_jax.errors import InputError
 
@@ -63,11 +64,11 @@ def optional_text(record: Mapping[str, Any], key: str, where: str) -> str | None
 
 def identifier(value: Any, key: str, where: str, notes: Notes) -> str:
     """An id: a string that is not empty, or a whole number, which is read as its digits."""
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
-        notes.add(where, f"'{key}' is a number; ids are text here and it is read as such")
-        return str(value)
+    found = numbers.identifier(value)
+    if found:
+        if not isinstance(value, str):
+            notes.add(where, f"'{key}' is a number; ids are text here and it is read as such")
+        return found
     got = "an empty string" if value == "" else kind(value)
     raise InputError(f"{where}: key '{key}' must be an id (a string or a whole number), got {got}")
 

@@ -3,6 +3,7 @@
 - `whole_file` and `whole_folder` build the target aside and rename it, so that a conversion that
   fails leaves what was there. A file is replaced; a folder that holds anything is refused.
 - JSON lines are read and written one at a time; parquet goes in row groups of `CHUNK` rows.
+- Text files are read from .gz and .zst, too.
 - Whatever a damaged file makes a library raise comes out as `InputError`.
 """
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from nvret_jax.data.interchange.fields import Json, kind
+from nvret_jax.data.lines import bytes_of, json_value, read_text
 from nvret_jax.errors import InputError
 
 CHUNK = 10_000  # rows of a parquet file written or turned into Python at a time
@@ -88,7 +90,7 @@ def lines(path: epath.Path, what: str) -> Iterator[tuple[str, str]]:
     Raises:
         InputError: no such file, or bytes that are not UTF-8.
     """
-    with _opened(path, what) as file:
+    with bytes_of(path, what) as file:
         for number, raw in enumerate(file, 1):
             where = f"{path}:{number}"
             try:
@@ -101,19 +103,6 @@ def lines(path: epath.Path, what: str) -> Iterator[tuple[str, str]]:
                 yield where, line
 
 
-@contextlib.contextmanager
-def _opened(path: epath.Path, what: str) -> Iterator[IO[bytes]]:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a file with {what}")
-    if not path.exists():
-        raise InputError(f"{path}: no such file; it should hold {what}")
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
 def parse_json(data: str, where: str) -> Any:
     """One JSON value, finite numbers and whole characters only.
 
@@ -121,23 +110,15 @@ def parse_json(data: str, where: str) -> Any:
         InputError: it is not that.
     """
     try:
-        value = json.loads(data, parse_constant=_refuse)
+        value = json_value(data, finite=True)
         if "\\ud" in data or "\\uD" in data:  # only an escape can make half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
         raise InputError(f"{where}: half of a surrogate pair (\\u{half:04x}) is no text") from None
-    except RecursionError:
-        raise InputError(f"{where}: not valid JSON (nested too deeply)") from None
     except ValueError as error:
-        raise InputError(f"{where}: not valid JSON ({error})") from None
+        raise InputError(f"{where}: {error}") from None
     return value
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def json_lines(path: epath.Path, what: str) -> Iterator[tuple[str, Json]]:
@@ -159,14 +140,7 @@ def json_lines(path: epath.Path, what: str) -> Iterator[tuple[str, Json]]:
 
 def json_file(path: epath.Path, what: str) -> Json:
     """A file that is one JSON object."""
-    with _opened(path, what) as file:
-        data = file.read()
-    try:
-        decoded = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8") from None
-    value = parse_json(decoded, str(path))
+    value = parse_json(read_text(path, what), str(path))
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object with {what}, got {kind(value)}")
     return value
@@ -201,7 +175,7 @@ class Parquet:
             InputError: no such file, or it is damaged.
         """
         self.path = path
-        with _opened(path, what) as file, self._damage():
+        with bytes_of(path, what) as file, self._damage():
             self._table = pq.read_table(file)
             self._table.validate(full=True)
         self.schema = self._table.schema

@@ -41,12 +41,12 @@ def read(path: epath.Path, notes: Notes) -> Rows:
     return builder.build()
 
 
-def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
-    """Writes a FlagEmbedding file; scores are written for rows that have any."""
+def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
+    """Writes a FlagEmbedding file, scores for rows that have any; returns how many lines."""
     need_rows(rows, str(path))
     tell_losses(rows, {"scores", "extra"}, str(path), notes)
     with files.whole_file(path) as file:
-        files.write_json_lines(file, _records(rows, str(path), notes))
+        return files.write_json_lines(file, _records(rows, str(path), notes))
 
 
 def _records(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:

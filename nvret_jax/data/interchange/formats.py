@@ -34,13 +34,13 @@ class Format(NamedTuple):
         about: a line for the help.
         kind: 'rows' or 'run'; one kind does not turn into the other.
         read: (path, notes) -> Rows or Run.
-        write: (Rows or Run, path, notes).
+        write: (Rows or Run, path, notes) -> records written: lines, or rows of the main table.
     """
 
     about: str
     kind: str
     read: Callable[[epath.Path, Notes], Rows | Run]
-    write: Callable[[Rows | Run, epath.Path, Notes], None]
+    write: Callable[[Rows | Run, epath.Path, Notes], int]
 
 
 _ST = {
@@ -159,7 +159,7 @@ def read(name: str, path: epath.PathLike, say: Say = print) -> Rows | Run:
     return found
 
 
-def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print) -> None:
+def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print) -> int:
     """Writes a file or a new folder, whole or not at all.
 
     Args:
@@ -167,6 +167,9 @@ def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print
         name: a key of `FORMATS`.
         path: the target; a file is replaced, a folder must not hold anything yet.
         say: told, in a line each, what the format has no place for.
+
+    Returns:
+        How many records were written: lines, or rows of the main table.
 
     Raises:
         InputError: the content does not fit the format, or the path cannot be written.
@@ -177,5 +180,6 @@ def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print
         have = {"rows": "training rows", "run": "a run (ids and scores, no texts)"}
         raise InputError(f"format {name!r} holds {have[form.kind]}; the source is {have[kind]}")
     notes = Notes()
-    form.write(content, paths.local(path, "target"), notes)
+    count = form.write(content, paths.local(path, "target"), notes)
     notes.tell(say)
+    return count

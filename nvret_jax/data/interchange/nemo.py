@@ -145,8 +145,8 @@ def _read_document(
     return row, UNKNOWN if score == -1 else score
 
 
-def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
-    """Writes train.json and the corpus folders, as a new folder."""
+def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
+    """Writes train.json and the corpus folders, as a new folder; returns how many rows."""
     need_rows(rows, str(path))
     where = str(path)
     tell_losses(rows, {"ids", "scores", "extra", "passages", "meta:nemo"}, where, notes)
@@ -162,6 +162,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
             _write_corpus(rows, folder / name, metadata, passages)
         with (folder / "train.json").open("wb") as file:
             _write_file(rows, file, corpora, meta.get("file", {}), where, notes)
+    return len(rows)
 
 
 def _corpora(rows: Rows, meta: Json, where: str, notes: Notes) -> dict[str, tuple[Json, list[int]]]:
@@ -279,10 +280,10 @@ def _inline_texts(record: Json, key: str, where: str, notes: Notes) -> list[tupl
     return found
 
 
-def write_inline(rows: Rows, path: epath.Path, notes: Notes) -> None:
-    """Writes JSON lines with the texts inside; a document with a score is an object.
+def write_inline(rows: Rows, path: epath.Path, notes: Notes) -> int:
+    """Writes JSON lines with the texts inside, and returns how many.
 
-    NeMo takes the text of such an object and leaves the rest of it alone.
+    A document with a score is an object; NeMo takes its text and leaves the rest of it alone.
     """
     need_rows(rows, str(path))
     tell_losses(rows, {"extra", "scores", "query ids"}, str(path), notes)
@@ -300,4 +301,4 @@ def write_inline(rows: Rows, path: epath.Path, notes: Notes) -> None:
             yield fields.with_extra(record, row.extra, str(path), notes)
 
     with files.whole_file(path) as file:
-        files.write_json_lines(file, records())
+        return files.write_json_lines(file, records())

@@ -19,6 +19,7 @@ from etils import epath
 
 from nvret_jax.data.interchange import files
 from nvret_jax.data.lines import is_plain
+from nvret_jax.data.numbers import decimal
 from nvret_jax.errors import InputError
 
 Run = dict[str, dict[str, float]]
@@ -100,7 +101,7 @@ def _rank(word: str, where: str, *, least: int) -> int:
 
 def _score(word: str, where: str) -> float:
     try:
-        value = float(word)
+        value = decimal(word.strip())
     except ValueError:
         raise InputError(f"{where}: score {word[:40]!r} is not a number") from None
     if not math.isfinite(value):
@@ -118,7 +119,7 @@ def write_run(
     form: str = "trec",
     *,
     tag: str = "nvret_jax",
-) -> None:
+) -> int:
     """Writes a run, whole or not at all.
 
     Args:
@@ -126,6 +127,9 @@ def write_run(
         path: the file; it is replaced.
         form: 'trec', 'tevatron-run' or 'msmarco', which keeps the order and not the scores.
         tag: TREC's last column, one word.
+
+    Returns:
+        How many hits were written.
 
     Raises:
         InputError: an id or the tag cannot stand in a column; a score is not finite; no hit.
@@ -138,8 +142,11 @@ def write_run(
     if not is_plain(tag):
         raise InputError(f"{where}: tag {tag!r} must be one word")
     with files.whole_file(path) as file:
+        count = 0
         for line in _lines(run, form, tag, where):
             file.write(line.encode())
+            count += 1
+    return count
 
 
 def _lines(

@@ -233,10 +233,10 @@ def _read_lists(
     merger.finish()
 
 
-def writer(form: str, *, scored: bool) -> Callable[[Rows, epath.Path, Notes], None]:
-    """The writer of one form, with scores or without."""
+def writer(form: str, *, scored: bool) -> Callable[[Rows, epath.Path, Notes], int]:
+    """The writer of one form, with scores or without; it returns how many records it wrote."""
 
-    def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
+    def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
         need_rows(rows, str(path))
         if path.suffix != ".parquet":
             _check_suffix(path)
@@ -254,6 +254,7 @@ def writer(form: str, *, scored: bool) -> Callable[[Rows, epath.Path, Notes], No
                 count = files.write_json_lines(file, records)
             if not count:
                 raise InputError(f"{path}: no row has what {form} needs; there is nothing to write")
+        return count
 
     return write
 

@@ -94,13 +94,13 @@ def _passage(
     return row, fields.score(passage.get("score"), "score", where)
 
 
-def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
-    """Writes a file with the texts inside."""
+def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
+    """Writes a file with the texts inside; returns how many lines."""
     need_rows(rows, str(path))
     holds = {"ids", "titles", "scores", "extra", "passage_extra"}
     tell_losses(rows, holds, str(path), notes)
     with files.whole_file(path) as file:
-        files.write_json_lines(file, _records(rows, str(path), notes))
+        return files.write_json_lines(file, _records(rows, str(path), notes))
 
 
 def _records(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:
@@ -171,8 +171,8 @@ def _read_corpus(builder: Builder, path: epath.Path, notes: Notes) -> None:
         builder.passage(where, text, name, title, fields.rest(record, known, where))
 
 
-def write_ids(rows: Rows, path: epath.Path, notes: Notes) -> None:
-    """Writes the form by id, as a new folder."""
+def write_ids(rows: Rows, path: epath.Path, notes: Notes) -> int:
+    """Writes the form by id, as a new folder; returns how many rows."""
     need_rows(rows, str(path))
     holds = {"ids", "titles", "scores", "extra", "passage_extra", "passages"}
     tell_losses(rows, holds, str(path), notes)
@@ -180,7 +180,7 @@ def write_ids(rows: Rows, path: epath.Path, notes: Notes) -> None:
         with (folder / "corpus.jsonl").open("wb") as file:
             files.write_json_lines(file, _corpus(rows, str(path), notes))
         with (folder / "train.jsonl").open("wb") as file:
-            files.write_json_lines(file, _id_records(rows, str(path), notes))
+            return files.write_json_lines(file, _id_records(rows, str(path), notes))
 
 
 def _corpus(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:

@@ -113,8 +113,8 @@ def _extra(record: Json, where: str) -> Json:
     return extra
 
 
-def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
-    """Writes the three tables, as a new folder."""
+def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
+    """Writes the three tables, as a new folder; returns how many rows of train."""
     need_rows(rows, str(path))
     where = str(path)
     tell_losses(rows, {"ids", "scores", "extra", "passages", "queries"}, where, notes)
@@ -133,8 +133,10 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> None:
         if any(rows.extra):
             columns["extra"] = pa.string()
         with (folder / "train.parquet").open("wb") as file:
-            if not files.write_parquet(file, pa.schema(columns), _records(rows, where, notes)):
+            count = files.write_parquet(file, pa.schema(columns), _records(rows, where, notes))
+            if not count:
                 raise InputError(f"{where}: no row has a positive; there is nothing to write")
+    return count
 
 
 def _records(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:

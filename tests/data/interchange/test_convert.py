@@ -1,6 +1,7 @@
 """The command: what it says, what it refuses, and a workdir as a source."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -25,8 +26,23 @@ def test_a_conversion_says_what_is_lost_and_what_was_written(tmp_path):
     assert json.loads(out.read_text()) == {"anchor": "q", "positive": "a", "negative": "b"}
     assert said == [
         f"{out}: this format has no place for query ids (1); passage ids (2)",
-        f"{out}: 1 rows, 1 positives, 1 negatives, as st-triplet",
+        f"{out}: 1 record as st-triplet, from 1 row with 1 positive and 1 negative",
     ]
+
+
+def test_what_was_written_is_counted_not_what_was_read(tmp_path):
+    rows = [{"query": "q", "pos": ["p"], "neg": []}, {"query": "r", "pos": ["p"], "neg": ["n"]}]
+    source, said = jsonl(tmp_path / "a.jsonl", *rows), []
+    for form, left_out in (
+        ("st-triplet", "a row without a negative is left out"),
+        ("st-n-tuple", "n-tuple of 1 negatives: rows with fewer are left out (1)"),
+    ):
+        said.clear()
+        out = tmp_path / f"{form}.jsonl"
+        convert.convert(f"flagembedding:{source}", f"{form}:{out}", say=said.append)
+        assert len(out.read_text().splitlines()) == 1
+        assert any(left_out in line for line in said)
+        assert said[-1] == f"{out}: 1 record as {form}, from 2 rows with 2 positives and 1 negative"
 
 
 def test_runs_turn_into_runs(tmp_path):
@@ -81,7 +97,7 @@ def test_the_module_runs_as_a_command_and_prints_its_error(tmp_path):
     command = [sys.executable, "-m", "nvret_jax.convert", f"flagembedding:{path}"]
     done = subprocess.run([*command, f"tevatron:{tmp_path}/b"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 rows" in done.stdout
+    assert "1 record as tevatron" in done.stdout
     done = subprocess.run([*command, f"st-triplet:{tmp_path}/c"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -145,6 +161,22 @@ def test_the_negatives_of_a_run_are_a_source(workdir, tmp_path):
     (workdir / "negatives" / "train.parquet").rename(workdir / "negatives" / "dev.parquet")
     convert.convert(f"workdir:{workdir}/negatives/dev.parquet", f"beir:{tmp_path}/b")
     assert len(interchange.read("beir", tmp_path / "b")) == 1
+
+
+def test_a_run_of_several_sets_says_how_to_name_one(workdir, tmp_path):
+    part = workdir / "sets" / "more"
+    part.mkdir(parents=True)
+    for name in ("config.json", "negatives"):
+        source = workdir / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, part / name)
+    said = []
+    out = f"flagembedding:{tmp_path}/out.jsonl"
+    convert.convert(f"workdir:{workdir}", out, say=said.append)
+    assert said[0].endswith(f"negatives of data.train; further sets: workdir:{part}")
+    (workdir / "negatives" / "train.parquet").unlink()
+    with pytest.raises(InputError, match=f"name one of the sets of this run: workdir:{part}"):
+        convert.convert(f"workdir:{workdir}", out)
+    convert.convert(f"workdir:{part}", out)
 
 
 def replace(workdir, **columns):

@@ -1,0 +1,110 @@
+"""Equal texts under several ids are one text: which rows share one, and what follows from that.
+
+Two texts are equal if their normal forms are (normalize.py): letter case, width, white space and
+the marks of sentences do not count. The same measure decides which copies of a positive are never
+negatives, so mining, batches and masks agree on what one text is.
+
+A text is called by the first row that has it. Where all texts differ, that is the row itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+
+from nvret_jax.data.dataset import TextTable
+from nvret_jax.data.normalize import keys
+from nvret_jax.data.ragged import Ragged
+
+
+class SameText:
+    """Which rows of a table have equal texts.
+
+    Attributes:
+        keys_n: `normalize.KEY_DTYPE` [N], equal where texts are.
+        first_n: int32 [N], for each row the first row with its text.
+        count: distinct texts.
+    """
+
+    def __init__(self, keys_n: np.ndarray):
+        self.keys_n = keys_n
+        _, first, group = np.unique(keys_n, return_index=True, return_inverse=True)
+        self.first_n = first[group.reshape(-1)].astype(np.int32)
+        self.count = len(first)
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> SameText:
+        """Of N texts, read once."""
+        return cls(keys(texts))
+
+    def __len__(self) -> int:
+        return len(self.first_n)
+
+    @property
+    def any_equal(self) -> bool:
+        """Whether any two rows have the same text."""
+        return self.count < len(self)
+
+    def copies(self, rows: Ragged) -> Ragged:
+        """All rows that have the text of a listed row, the listed ones among them.
+
+        Args:
+            rows: int, lists of rows.
+
+        Returns:
+            int32, as many lists, each ascending and unique.
+        """
+        of_text = self._members.take(self.first_n[rows.values]) if self.any_equal else None
+        values = rows.values if of_text is None else of_text.values
+        counts = 1 if of_text is None else of_text.counts
+        span = np.int64(max(1, len(self)))
+        pairs = np.unique(np.repeat(rows.row_of, counts) * span + values)
+        offsets = np.searchsorted(pairs, np.arange(len(rows) + 1, dtype=np.int64) * span)
+        return Ragged(offsets.astype(np.int64), (pairs % span).astype(np.int32))
+
+    def share(self, lists: Ragged) -> Ragged:
+        """One list for each row of the table → the lists of equal rows joined.
+
+        Returns:
+            The row's own values first and in their order, then those of equal rows in the order
+            of the table, none twice. Rows without an equal are not changed.
+        """
+        if len(lists) != len(self):
+            raise ValueError(f"{len(lists)} lists for {len(self)} rows")
+        if not self.any_equal:
+            return lists
+        sizes = np.bincount(self.first_n, minlength=len(self))
+        out = [lists[row] for row in range(len(self))]
+        for text in np.flatnonzero(sizes > 1).tolist():
+            members = self._members[text].tolist()
+            joined = [value for row in members for value in lists[row].tolist()]
+            for row in members:
+                out[row] = list(dict.fromkeys([*lists[row].tolist(), *joined]))
+        return Ragged.from_rows(out, lists.values.dtype)
+
+    @functools.cached_property
+    def _members(self) -> Ragged:
+        """Under the first row of each text the rows that have it, ascending; else nothing."""
+        counts = np.bincount(self.first_n, minlength=len(self))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Ragged(offsets, np.argsort(self.first_n, kind="stable").astype(np.int32))
+
+
+def share_positives(positives: dict[str, list[str]], queries: TextTable) -> dict[str, list[str]]:
+    """Judged positives by query id → the same with those of equal queries behind a query's own.
+
+    Args:
+        positives: query id -> passage ids, as `Dataset.positives` returns them.
+        queries: the table that has the texts of these queries.
+    """
+    same = SameText.of(queries.texts[queries.row[query]] for query in positives)
+    if not same.any_equal:
+        return positives
+    number: dict[str, int] = {}  # passage id -> a number, and back by the order of the keys
+    lists = Ragged.from_rows(
+        [[number.setdefault(p, len(number)) for p in ids] for ids in positives.values()], np.int64
+    )
+    names, shared = list(number), same.share(lists)
+    return {query: [names[n] for n in shared[i]] for i, query in enumerate(positives)}
