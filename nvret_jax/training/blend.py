@@ -68,8 +68,8 @@ class Blend:
     """The batches of one stage. See `build`.
 
     Attributes:
-        sources: brought to the same keys and ids: one that pools all tokens skips 0 if another skips
-            some.
+        sources: brought to the same keys and ids: one that pools all tokens skips 0 if another
+            skips some.
         offsets: what is added to each source's corpus rows to make ids of them.
         batch_size: queries per global batch.
         num_negatives: hard negatives a row of a mixed batch has room for.
