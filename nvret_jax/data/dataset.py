@@ -240,7 +240,7 @@ READERS: dict[str, Callable[[str, Sequence[str] | None, bool, str], Dataset]] = 
 
 _TAKES = {
     "spec": options.text("a data set, such as beir:DIR"),
-    "splits": options.many(options.text("the name of a split"), least=1, unset=True),
+    "splits": options.many(options.text("the name of a split"), unset=True),
     "allow_empty": options.flag(),
     "missing": options.choice("error", "drop"),
 }
