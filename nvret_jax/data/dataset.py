@@ -276,5 +276,5 @@ def load_dataset(
     if scheme not in READERS:
         known = ", ".join(f"'{name}:'" for name in READERS)
         raise InputError(f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}")
-    place = paths.local(rest, f"dataset '{scheme}:'") if rest else rest
+    place = str(paths.local(rest, f"dataset '{scheme}:'")) if rest else rest
     return READERS[scheme](place, splits, allow_empty, missing)
