@@ -30,7 +30,6 @@ import tokenizers
 from etils import epath
 
 from nvret_jax.data.model_folder import (
-    INT32,
     Fields,
     encodable,
     inside,
@@ -40,6 +39,7 @@ from nvret_jax.data.model_folder import (
 from nvret_jax.errors import InputError
 
 _BLOCK = 1024  # texts encoded at a time
+_HIGHEST = (1 << 24) - 1  # token id; no vocabulary has a tenth of that
 _LONGEST = 10**6  # model_max_length above this is a way of saying "unknown"
 # What a tokenizer was made from, where it was not made by the `tokenizers` library.
 _VOCABULARIES = (
@@ -114,6 +114,12 @@ class Tokenizer:
         if max_length is None and stated is not None and stated < _LONGEST:
             max_length = stated
         self.max_length = max_length
+        # Looked at first: the library writes a vocabulary by counting up to its highest id.
+        highest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+        if highest > _HIGHEST:
+            raise InputError(
+                f"{folder}/tokenizer.json: token id {highest}, expected at most {_HIGHEST:,}"
+            )
         content = json.dumps(json.loads(backend.to_str()), sort_keys=True)
         self.fingerprint = hashlib.sha256(
             f"{content}\n{self._side}\n{self.pad_id}".encode()
@@ -202,13 +208,7 @@ class Tokenizer:
                 raise
             except BaseException as error:
                 raise InputError(self._why(part, start, error)) from None
-            for encoding in found:
-                if max(encoding.ids, default=0) > INT32:
-                    raise InputError(
-                        f"{self._folder}/tokenizer.json: token id {max(encoding.ids)}, expected "
-                        f"at most {INT32:,}"
-                    )
-                yield encoding
+            yield from found
 
     def _why(self, part: list[Any], start: int, error: BaseException) -> str:
         """Why a block of texts cannot be encoded: a text that is none, or the tokenizer."""

@@ -3,6 +3,7 @@
 A case changes one file of a good folder. Values of wrong types go to every setting that is read.
 """
 
+import copy
 import json
 import os
 import signal
@@ -351,7 +352,7 @@ def test_special_tokens_may_be_in_either_file(folder):
 
 TOKENIZERS = {
     "regex bomb": {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(" * 5000}}},
-    "regex": {"normalizer": {"type": "Replace", "pattern": {"Regex": "(?<!a*)"}, "content": ""}},
+    "regex": {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a"}, "content": ""}},
     "unknown model": {"model": {"type": "Oracle", "vocab": {}}},
     "no model": {"model": None},
     "negative id": {"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}},
@@ -463,7 +464,7 @@ def test_values_of_decoders_and_modernbert(tmp_path, name, key, kind):
     for value in WRONG[kind]:
         if key == "sliding_window" and value == "1000000000000":
             continue
-        content = tiny_backbones.config(name)
+        content = copy.deepcopy(tiny_backbones.config(name))
         inner = content.get("text_config", content)
         inner[key] = "@"
         put(folder, "config.json", json.dumps(content).replace('"@"', value))
