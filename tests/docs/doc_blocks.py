@@ -8,8 +8,10 @@ import io
 import pathlib
 import re
 import shlex
+import shutil
 
 import command
+import tiny_models
 import tiny_project
 
 from nvret_jax import convert
@@ -87,3 +89,6 @@ def make_place(folder: pathlib.Path) -> None:
     """A folder like a user's: data in `mine`, a model in `model`."""
     tiny_project.make(folder)
     (folder / "data").rename(folder / "mine")
+    shutil.rmtree(folder / "model")
+    # ':smoke' cuts at up to 64 tokens.
+    tiny_models.write(folder / "model", max_position_embeddings=80)
