@@ -96,13 +96,14 @@ def _run() -> int:
     _allow_files()
     workdir = str(paths.local(_WORKDIR.value, "--workdir"))
     wrong = checks.mistakes(config)
+    # Others hear of a mistake that only this process was given once it has joined them.
+    joinable = checks.has_all_keys(config) and not any(w.startswith("distributed.") for w in wrong)
+    met = _meet(config) if joinable else None
     # Seconds of imports, which a mistyped flag need not wait for.
     from nvret_jax import pipeline
 
-    # Others hear of a mistake that only this process was given once it has joined them.
-    joinable = checks.has_all_keys(config) and not any(w.startswith("distributed.") for w in wrong)
     if joinable:
-        _join(config)
+        _join(config, met)
     if wrong:
         raise InputError(checks.told(pipeline.mistakes(config, workdir)))
     pipeline.run(config, workdir, stages=_STAGES.value, dry_run=_DRY_RUN.value)
@@ -127,7 +128,16 @@ def _allow_files() -> None:
         )
 
 
-def _join(config: ConfigDict) -> None:
+def _meet(config: ConfigDict) -> peers.Peers | None:
+    """Connects the processes of the run where it is known who they are; as early as can be."""
+    distributed = config.distributed
+    if distributed.mode == "off" or not distributed.coordinator:
+        return None
+    peers.joins(distributed.coordinator, mesh.JOIN_SECONDS)
+    return mesh.meet(distributed.coordinator, distributed.num_processes, distributed.process_id)
+
+
+def _join(config: ConfigDict, met: peers.Peers | None) -> None:
     """Finds the other processes of the run, if it has several, and the devices.
 
     A dry run computes nothing: it joins others only where it was told which.
@@ -154,7 +164,7 @@ def _join(config: ConfigDict) -> None:
     keys = [key for key in flat_keys(config) if key not in _OWN]
     given = {key: _value(config, key) for key in keys}
     flags_given = {"--stages": _STAGES.value, "--dry_run": _DRY_RUN.value}
-    mesh.agree(given | flags_given, distributed.coordinator)
+    mesh.agree(given | flags_given, met)
 
 
 def _value(config: ConfigDict, key: str) -> Any:

@@ -123,6 +123,47 @@ JOIN_SECONDS = 300  # that processes may start apart: pulling an image takes min
 _HEARTBEAT_SECONDS = 50  # of silence after which JAX takes a process for lost
 
 
+def meet(coordinator: str, count: int, index: int) -> peers.Peers | None:
+    """Finds the other processes at the port that JAX is going to use, before JAX does.
+
+    JAX notices after minutes that a process was lost which the others still wait for; these
+    connections close at once. A process that has yet to start is waited for (`JOIN_SECONDS`).
+
+    Args:
+        coordinator: host:port of process 0; '' if only the cluster knows.
+        count, index: how many processes there are, and which of them this is.
+
+    Returns:
+        The connections, for `agree`; None where there is nothing to find.
+
+    Raises:
+        InputError: not an address, or the port is in use, or this process is not expected there.
+    """
+    if not coordinator or count < 2 or jax.distributed.is_initialized():
+        return None
+    named = f"distributed.coordinator={coordinator!r}"
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InputError(f"{named}: expected host:port of process 0, as in 10.0.0.1:12321")
+    these = peers.Peers(index, count)
+    peers.start(these)
+    try:
+        missing = these.meet(host.strip("[]"), int(port), JOIN_SECONDS)
+    except OSError as error:
+        raise InputError(
+            f"{named}: process 0 cannot listen at port {port} ({error.strerror or error}); choose "
+            "a port that is free"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{named}: process {index} of {count} is not expected there ({error}); give each "
+            "process its own distributed.process_id, and each run its own port"
+        ) from error
+    if missing:
+        peers.missed(missing, count)
+    return these
+
+
 def start_distributed(
     mode: str = "auto",
     coordinator: str | None = None,
@@ -222,21 +263,23 @@ def check_devices() -> None:
         ) from error
 
 
-def agree(values: Mapping[str, Any], coordinator: str = "") -> None:
+def agree(values: Mapping[str, Any], met: peers.Peers | None = None) -> None:
     """Lets the several processes of a run watch one another, and compares what they were given.
 
     Args:
         values: key -> value; the same on all processes.
-        coordinator: host:port, if one was named.
+        met: what `meet` gave; None: they have to be connected first.
 
     Raises:
         InputError: values of this process are not those of process 0.
     """
     index, mine = process_index(), {key: repr(value) for key, value in values.items()}
-    these = peers.Peers(index, process_count())
-    given = {**these.listen(), "values": mine} if is_main() else {}
+    these = met or peers.Peers(index, process_count())
+    given = {"values": mine} if is_main() else {}
+    if is_main() and met is None:
+        given |= these.listen()
     first = json.loads(from_main(json.dumps(given)))
-    if not is_main() and not these.connect(first, *filter(None, [coordinator.rpartition(":")[0]])):
+    if not is_main() and met is None and not these.connect(first):
         logging.warning(
             "process %d cannot connect to port %d of process 0 under any of %s; that another "
             "process is lost will be noticed late",
@@ -245,7 +288,7 @@ def agree(values: Mapping[str, Any], coordinator: str = "") -> None:
             ", ".join(first["hosts"]),
         )
     peers.start(these)
-    if is_main():
+    if is_main() and met is None:
         these.wait()
     keys = [k for k in {**first["values"], **mine} if mine.get(k) != first["values"].get(k)]
     if keys:

@@ -2,7 +2,10 @@
 
 JAX notices a lost process by heartbeats, after minutes, and then aborts with pages of trace. A
 process that leaves because of an error waits at its exit for the others, which wait for it in a
-collective. So each process keeps a connection to process 0, which says why it ends before it does:
+collective. So each process keeps a connection to process 0, which says why it ends before it does.
+Where the address of process 0 is known, the connections come first, and JAX is started once all
+processes are there (`meet`); a cluster tells its address to JAX alone, so that there they come
+second. What they are for:
 
 - an error (bad input on one host, say): the others print which process failed and why, and end
   with the same status;
@@ -36,6 +39,7 @@ from nvret_jax import stops
 
 _WAIT = 5.0  # seconds for news of another process to arrive
 _CONNECT = 20.0
+_AGAIN = 0.2  # seconds between two tries to reach a process that has yet to start
 _IDLE, _INTERVAL, _PROBES = 15, 5, 3  # of TCP: a peer that is silent for 30 s is gone
 _LOST = 1  # the exit status where a process was lost
 _CONTINUES = "the same command continues from what is finished"
@@ -61,7 +65,35 @@ class Peers:
         self._lock = threading.Lock()
         self._complete = threading.Event()
         self._token = ""
+        self._opened: socket.socket | None = None  # the port that is JAX's later
         self._ending = False  # has said so: that others leave because of it is no news
+
+    def meet(self, host: str, port: int, seconds: float) -> list[int]:
+        """Connects the processes at the port of process 0 that JAX is going to use.
+
+        Process 0 has the port until all are there; then it closes it and lets the others know.
+
+        Returns:
+            The numbers of those that did not come in time; on other processes, [0] if it is
+            process 0. Empty: all are there.
+
+        Raises:
+            OSError: process 0 cannot listen at the port.
+            ValueError: process 0 knows no such process, or has it already.
+        """
+        until = time.monotonic() + seconds
+        if not self.index:
+            self._opened = _server(self.count, port)
+            self._selector.register(self._opened, selectors.EVENT_READ)
+            self._start()
+            self._complete.wait(seconds)
+            return self._missing()
+        while not self._reach(host, port, ""):
+            if time.monotonic() > until:
+                return [0]
+            time.sleep(_AGAIN)
+        self._complete.wait()  # process 0 says so, or ends this process
+        return []
 
     def listen(self) -> dict[str, Any]:
         """On process 0: opens a port. Gives what the others need to connect."""
@@ -72,27 +104,18 @@ class Peers:
         port = server.getsockname()[1]
         return {"hosts": _addresses(), "port": port, "token": self._token}
 
-    def connect(self, there: dict[str, Any], *first: str) -> bool:
-        """On another process: connects to what `listen` gave; `first`: hosts to try first."""
+    def connect(self, there: dict[str, Any]) -> bool:
+        """On another process: connects to what `listen` gave."""
         until = time.monotonic() + _CONNECT
-        for host in (*first, *there["hosts"]):
-            with contextlib.suppress(OSError):
-                timeout = min(3.0, max(0.1, until - time.monotonic()))
-                line = _Line(socket.create_connection((host, there["port"]), timeout), 0)
-                # Another machine may have that address here.
-                line.socket.sendall(_coded(hello=self.index, token=there["token"]))
-                if line.socket.recv(3) != b"ok\n":
-                    continue
-                line.socket.settimeout(None)
-                self._enter(line)
-                self._start()
-                return True
-        return False
+        return any(
+            self._reach(host, there["port"], there["token"], max(0.1, until - time.monotonic()))
+            for host in there["hosts"]
+        )
 
     def wait(self) -> list[int]:
         """On process 0: waits for the others; the numbers of those that did not connect."""
         self._complete.wait(_CONNECT)
-        return sorted(set(range(1, self.count)) - set(self._lines))
+        return self._missing()
 
     def tell(self, status: int, why: str) -> None:
         """Lets the others know that this process ends, and why."""
@@ -106,6 +129,31 @@ class Peers:
     def _start(self) -> None:
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
+    def _missing(self) -> list[int]:
+        return sorted(set(range(1, self.count)) - set(self._lines))
+
+    def _reach(self, host: str, port: int, token: str, within: float = _CONNECT) -> bool:
+        """Connects to process 0; False if it is not there. ValueError: it has no use for this."""
+        try:
+            connection = socket.create_connection((host, port), min(3.0, within))
+        except OSError:
+            return False
+        answer = b""
+        with contextlib.suppress(OSError):
+            # Something else may listen there: another machine may have that address here.
+            connection.settimeout(_CONNECT)
+            connection.sendall(_coded(hello=self.index, of=self.count, token=token))
+            answer = connection.recv(3)
+        if answer != b"ok\n":
+            connection.close()
+            if answer == b"no\n":
+                raise ValueError(f"process 0 has another process {self.index}, or another number")
+            return False
+        connection.settimeout(None)
+        self._enter(_Line(connection, 0))
+        self._start()
+        return True
+
     def _send(self, text: bytes, *, but: int = -1) -> None:
         with self._lock:
             lines = [line for peer, line in self._lines.items() if peer != but]
@@ -118,8 +166,13 @@ class Peers:
         self._selector.register(line.socket, selectors.EVENT_READ, line)
         with self._lock:
             self._lines[line.peer] = line
-            if len(self._lines) == self.count - 1:
-                self._complete.set()
+            complete = not self.index and len(self._lines) == self.count - 1
+        if complete:
+            if self._opened is not None:  # JAX needs the port
+                self._selector.unregister(self._opened)
+                self._opened.close()
+                self._send(_coded(complete=True))
+            self._complete.set()
 
     def _watch(self) -> None:
         while True:
@@ -138,9 +191,13 @@ class Peers:
             message = json.loads(connection.recv(200))
             if message["token"] != self._token:
                 raise ValueError("not of this run")
+            peer = int(message["hello"])
+            if message["of"] != self.count or peer not in self._missing():
+                connection.sendall(b"no\n")
+                raise ValueError("of another start, or started with another number")
             connection.sendall(b"ok\n")
             connection.settimeout(None)
-            self._enter(_Line(connection, int(message["hello"])))
+            self._enter(_Line(connection, peer))
         except (OSError, ValueError, KeyError, TypeError):
             if connection is not None:
                 connection.close()
@@ -157,6 +214,8 @@ class Peers:
                 self._finished.add(message["done"])
                 if line.peer:  # only process 0 hears from others
                     self._send(text + b"\n", but=line.peer)
+            elif "complete" in message:
+                self._complete.set()
             elif "ends" in message:
                 self._end(message)
         if not came:
@@ -219,6 +278,15 @@ def _given_up(reason: str) -> None:
     stops.end(_LOST, f"error: another process is lost ({reason}); {_CONTINUES}")
 
 
+def missed(which: list[int], count: int) -> None:
+    """Ends this process, because these others did not come."""
+    who = f"process {', '.join(map(str, which[:5]))}{', …' if len(which) > 5 else ''} of {count}"
+    line = f"{_joining}: {who} did not come; start all of them"
+    if _peers is not None:
+        _peers.tell(_LOST, line)
+    stops.end(_LOST, f"error: {line}")
+
+
 def joined() -> None:
     """After the processes have found one another, before they are connected."""
     global _joining
@@ -269,14 +337,14 @@ def _coded(**message: Any) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
-def _server(backlog: int) -> socket.socket:
-    """Listens at a free port, for IPv4 and IPv6 where the machine has both."""
+def _server(backlog: int, port: int = 0) -> socket.socket:
+    """Listens at a port (0: a free one), for IPv4 and IPv6 where the machine has both."""
     if socket.has_dualstack_ipv6():
         with contextlib.suppress(OSError):
             return socket.create_server(
-                ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
+                ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
             )
-    return socket.create_server(("", 0), backlog=backlog)
+    return socket.create_server(("", port), backlog=backlog)
 
 
 def _addresses() -> list[str]:

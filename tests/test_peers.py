@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 
@@ -133,6 +134,106 @@ def test_a_stranger_is_not_heard():
         send(process, "pass\n")
         send(process, "0\n")
     assert ends(processes) == [("", 0)] * 2
+
+
+MEETING = """
+import socket, sys, time
+from nvret_jax import mesh, peers, stops
+port, index, count, mesh.JOIN_SECONDS = map(int, sys.argv[1:])
+stops.install()
+enter = peers.Peers._enter
+peers.Peers._enter = lambda self, line: (enter(self, line), print('hello', flush=True))
+peers.joins(f'localhost:{port}', mesh.JOIN_SECONDS)
+try:
+    mesh.meet(f'localhost:{port}', count, index)
+except mesh.InputError as error:
+    print(error, file=sys.stderr, flush=True)
+    peers.ends(2, str(error))
+if not index:
+    socket.create_server(('', port)).close()  # JAX can have it
+print('all', flush=True)
+time.sleep(100)
+"""
+
+
+def meeting(*which, seconds=100):
+    """(port, processes) that look for one another; `which`: (number, of how many) of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return port, [meets(port, *one, seconds) for one in which]
+
+
+def meets(port, index, count, seconds=100):
+    return subprocess.Popen(
+        [sys.executable, "-c", MEETING, *map(str, (port, index, count, seconds))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_killed_while_others_are_waited_for_ends_those_that_came(killed):
+    _, processes = meeting((0, 3), (1, 3))
+    for process in processes:
+        assert process.stdout.readline() == "hello\n"
+    processes[killed].kill()
+    ((errors, status),) = ends([processes[1 - killed]])
+    ends([processes[killed]])
+    assert status == 1
+    assert errors.startswith(f"error: process {killed} of 3 is gone (killed, or its machine")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_process_stopped_while_others_are_waited_for_says_so(asked):
+    _, processes = meeting((0, 3), (1, 3))
+    for process in processes:
+        assert process.stdout.readline() == "hello\n"
+    processes[asked].send_signal(signal.SIGTERM)
+    assert ends(processes)[1 - asked] == (f"process {asked} of 3: stopped by SIGTERM\n", 143)
+
+
+def test_processes_that_met_hear_of_one_another_and_leave_the_port():
+    _, processes = meeting((0, 3), (1, 3), (2, 3))
+    for process in processes:
+        while process.stdout.readline() == "hello\n":
+            pass
+    processes[2].kill()
+    for errors, status in ends(processes)[:2]:
+        assert status == 1
+        assert errors.startswith("error: process 2 of 3 is gone")
+
+
+@pytest.mark.parametrize(("came", "missing"), [([0, 1], 2), ([1], 0)])
+def test_a_process_that_never_comes_is_named(came, missing):
+    port, processes = meeting(*((index, 3) for index in came), seconds=6)
+    line = f"the processes did not find one another at localhost:{port} within 6 s"
+    found = {(errors, status) for errors, status in ends(processes)}
+    line = f"error: {{}}{line}: process {missing} of 3 did not come; start all of them\n"
+    assert found <= {(line.format(who), 1) for who in ("", "process 0 of 3: ")}
+
+
+def test_a_number_that_is_taken_and_another_count_are_refused_and_disturb_nobody():
+    port, (first, second) = meeting((0, 3), (1, 3))
+    assert second.stdout.readline() == "hello\n"
+    late = [meets(port, 1, 3), meets(port, 2, 4), meets(port, 0, 3)]
+    for (errors, status), words in zip(
+        ends(late), ["another process 1", "or another number", "cannot listen at"], strict=True
+    ):
+        assert status == 2
+        assert errors.startswith(f"distributed.coordinator='localhost:{port}': ")
+        assert words in errors
+        assert errors.count("\n") == 1
+    third = meets(port, 2, 3)
+    for process in (first, second, third):
+        while process.stdout.readline() == "hello\n":
+            pass
+        assert process.poll() is None
+    for process in (first, second, third):
+        process.kill()
+    ends([first, second, third])
 
 
 @pytest.mark.parametrize(
