@@ -1,5 +1,6 @@
 """Two real processes, one of which fails: both end soon, each in one line."""
 
+import re
 import socket
 import time
 
@@ -90,5 +91,5 @@ def test_a_loss_that_is_not_finite_ends_both(project, tmp_path):
     common = [f"--config.train.{k}" for k in ("learning_rate=100", "weight_decay=100")]
     (mine, theirs) = ends(started(project, tmp_path / "run", [], [], common=common))
     assert mine[0] == theirs[0] == 2
-    assert "finite" in mine[1]
-    assert "finite" in theirs[1]
+    for _, line in (mine, theirs):  # both find it, or one hears of it
+        assert re.match(r"error: (process . of 2: )?training: .* (nan|inf|finite)", line)
