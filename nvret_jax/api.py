@@ -144,8 +144,7 @@ def mine(
         InputError: lists that do not fit each other, a row that is not a passage, no teacher, or
             options that cannot be; one line, before anything is computed.
     """
-    given = {name: value for name, value in locals().items() if name in _MINE}
-    options.check_arguments("mine", given, _MINE)
+    options.check_arguments("mine", locals(), _MINE)
     queries = arguments.texts(queries, "mine: queries")
     passages = arguments.texts(passages, "mine: passages")
     query_ids = arguments.ids(query_ids, len(queries), "mine: query_ids")

@@ -398,10 +398,10 @@ def check_arguments(at: str, values: Mapping[str, Any], known: Mapping[str, Take
 
     Args:
         at: the function, such as 'mine'.
-        values: name -> value.
+        values: name -> value, such as `locals()` at the beginning; others are passed over.
         known: name -> what it takes; may have more names.
     """
-    found = [mistake(name, value, known[name]) for name, value in values.items()]
+    found = [mistake(name, values[name], known[name]) for name in known if name in values]
     wrong = [line for line in found if line]
     if wrong:
         raise InputError(f"{at}: {'; '.join(wrong)}")

@@ -270,8 +270,7 @@ def load_dataset(
     if isinstance(spec, os.PathLike):
         spec = f"beir:{os.fspath(spec)}"
     splits = (splits,) if isinstance(splits, str) else splits
-    given = {"spec": spec, "splits": splits, "allow_empty": allow_empty, "missing": missing}
-    options.check_arguments("load_dataset", given, _TAKES)
+    options.check_arguments("load_dataset", locals(), _TAKES)
     scheme, _, rest = spec.partition(":")
     if scheme not in READERS:
         known = ", ".join(f"'{name}:'" for name in READERS)

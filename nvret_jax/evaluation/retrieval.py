@@ -279,10 +279,9 @@ def evaluate(
     Raises:
         InputError: unknown split, no relevant judgment, k below 100, embeddings of another shape.
     """
+    options.check_arguments("evaluate", locals(), _EVALUATE)
     from nvret_jax.search.backend import search
 
-    given = {name: value for name, value in locals().items() if name in _EVALUATE}
-    options.check_arguments("evaluate", given, _EVALUATE)
     if not all(hasattr(encoder, name) for name in ("encode", "width", "mesh")):
         raise InputError(
             f"evaluate: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "

@@ -100,9 +100,7 @@ def export(
         InputError: the folder is not empty and `overwrite` is False, or is a file; unknown dtype;
             a weight that float16 cannot hold.
     """
-    given = {"folder": folder, "dtype": dtype, "overwrite": overwrite, "card": card}
-    given["matryoshka"] = matryoshka
-    options.check_arguments("export", given, _TAKES)
+    options.check_arguments("export", locals(), _TAKES)
     if not hasattr(encoder, "save_weights_hf"):
         raise InputError(
             f"export: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "

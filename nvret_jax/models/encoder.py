@@ -219,8 +219,7 @@ class Encoder:
         Raises:
             InputError: no such model, or one we cannot compute; one line saying what to do.
         """
-        given = {name: value for name, value in locals().items() if name in _PRETRAINED}
-        options_lib.check_arguments("Encoder.from_pretrained", given, _PRETRAINED)
+        options_lib.check_arguments("Encoder.from_pretrained", locals(), _PRETRAINED)
         folder = resolve(name_or_path, download=download)
         mesh = mesh_lib.make_mesh() if mesh is None else mesh
         options = Options(
@@ -556,13 +555,7 @@ class Encoder:
         keep: Callable[..., None],
     ) -> None:
         """Calls `keep(first row of block, rows in it, embeddings, block tokens)` for each batch."""
-        given = {
-            "kind": kind,
-            "max_length": max_length,
-            "token_budget": token_budget,
-            "progress": progress,
-        }
-        options_lib.check_arguments("encode", given, _ENCODE)
+        options_lib.check_arguments("encode", locals(), _ENCODE)
         max_length = self._texts.limit(kind, max_length)
         shards = mesh_lib.shards(self.mesh, "batch")
         if token_budget is None:

@@ -171,8 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         "--memory_gib", type=float, default=0, help="of a chip, for the search; 0: what it has free"
     )
     arguments = parser.parse_args(argv)
-    given = {name: value for name, value in vars(arguments).items() if name in _TAKES}
-    check_arguments("plan", given, _TAKES)
+    check_arguments("plan", vars(arguments), _TAKES)
     leave_devices_alone()
     shape, dtype = (arguments.passages, arguments.width), steps.DTYPES[arguments.dtype]
     checks.check_passages(jax.ShapeDtypeStruct(shape, dtype))

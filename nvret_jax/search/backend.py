@@ -64,7 +64,7 @@ def search(
         InputError: an unknown backend; k, widths, ceilings or row numbers that cannot be; NaN or
             infinity in a vector.
     """
-    options.check_arguments("search", {"backend": backend, "progress": progress}, _TAKES)
+    options.check_arguments("search", locals(), _TAKES)
     passages_nd = arguments.vectors(passages_nd, "search: passages")
     queries_qd = arguments.vectors(queries_qd, "search: queries")
     checks.check_all(queries_qd, passages_nd, k)

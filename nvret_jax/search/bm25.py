@@ -82,8 +82,7 @@ class Bm25Ranker:
             InputError: a parameter that cannot be, no passage with a word in it, or no query with
                 a word of any passage.
         """
-        given = {"k1": k1, "b": b, "method": method, "progress": progress}
-        options.check_arguments("bm25", given, _TAKES)
+        options.check_arguments("bm25", locals(), _TAKES)
         query_texts = arguments.texts(query_texts, "bm25: query_texts")
         corpus_texts = arguments.texts(corpus_texts, "bm25: corpus_texts")
         if stopwords is not None and not isinstance(stopwords, str):
