@@ -92,11 +92,16 @@ def test_there_are_many_and_of_every_key():
 def test_a_run_its_dry_run_and_the_checks_say_the_same(pristine, tmp_path):
     config = make(pristine)
     before = {key: checks._value(config, key) for key in config_lib.flat_keys(config)}
-    for number, (key, value) in enumerate(CASES):
+    known = config_keys.keys_of(config)
+    for key, value in CASES:
+        assert said_of(options.mistake(key, value, known[key]), key).startswith(known[key].words)
+    few = CASES[::5]  # all of them take a minute
+    assert len(few) >= 400
+    for number, (key, value) in enumerate(few):
         change(config, key, value)
         line = refused(lambda: checks.validate(config))
-        assert said_of(line, key).startswith(config_keys.keys_of(config)[key].words)
-        if number % 7 == 0:  # all of them take long
+        assert said_of(line, key).startswith(known[key].words)
+        if number % 4 == 0:
             for dry_run in (True, False):
                 again = refused(
                     lambda dry_run=dry_run: pipeline.run(
@@ -252,5 +257,5 @@ def test_a_key_of_another_shape_is_named():
     config = make(pathlib.Path("/nowhere"))
     change(config, "train.steps", config_lib.encoder())
     wrong = checks.mistakes(config)
-    assert "train.steps.model: no such key" in wrong[0]
+    assert any(line.startswith("train.steps.model: no such key") for line in wrong)
     assert "train.steps: missing; start from base()" in wrong
