@@ -194,7 +194,10 @@ def test_a_mistake_in_a_later_block_is_still_reported(encoder, monkeypatch):
     [
         (lambda e: e.encode("one"), "a sequence of texts, got one str"),
         (lambda e: e.encode(["a", None]), "text 1 is None .NoneType.; expected str"),
-        (lambda e: e.encode(["a", "b \ud83d c"]), r"text 1 has half of a surrogate pair \(\\ud83d"),
+        (
+            lambda e: e.encode(["a", "b \ud83d c"]),
+            "text 1 has half of a surrogate pair at character 2",
+        ),
         (lambda e: e.encode(["a"], kind="document"), "kind='document'"),
         (lambda e: e.encode(["a"], max_length=41), "max_length=41: expected 3 to 40"),
         (lambda e: e.encode(["a"], token_budget=0), "token_budget=0"),

@@ -7,7 +7,7 @@ import pytest
 import tiny_cross_encoders
 import tiny_models
 
-import nvret_jax as nv
+import nvret_jax.api as nv
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder
 

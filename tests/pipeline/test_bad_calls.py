@@ -299,7 +299,6 @@ def test_search_takes_lists_and_tensors():
         (lambda e: nv.load_dataset("beir:a\0b"), "it has '\\x00' in it"),
         (lambda e: nv.load_dataset(pathlib.Path("/nowhere")), "/nowhere"),
         (lambda e: nv.load_dataset("pydocs:", splits=[1]), "splits=[1]"),
-        (lambda e: nv.load_dataset("pydocs:", splits=()), "splits=()"),
         (lambda e: nv.load_dataset("pydocs:", allow_empty=None), "allow_empty=None"),
         (lambda e: nv.Bm25Ranker("abc", PASSAGES), "query_texts: expected a sequence"),
         (lambda e: nv.Bm25Ranker(QUERIES, "abc"), "corpus_texts: expected a sequence"),

@@ -9,6 +9,7 @@ import re
 import shutil
 
 import command
+import optax
 import pyarrow.parquet
 import pytest
 import tiny_project
@@ -17,6 +18,7 @@ from breakage import cut, remove, write
 from nvret_jax import api, artifacts
 from nvret_jax import workdir as workdir_lib
 from nvret_jax.search import candidates
+from nvret_jax.training import loop
 
 STAGES = "--config.stages=('embed','search','mine','train','report')"
 
@@ -135,7 +137,9 @@ def test_a_trained_workdir_that_lost_something(pristine, used):
     command.assert_only_whole_artefacts(used)
 
 
-def test_training_that_diverges_says_at_which_step(pristine, finished, used):
+def test_training_that_diverges_says_at_which_step(pristine, finished, used, monkeypatch):
+    # A rate that the checks of a config would refuse.
+    monkeypatch.setattr(loop, "make_optimizer", lambda config, steps: optax.adam(1e30))
     # One test, so that the step is compiled once.
     for seen, log, score, save in (
         (r"(loss|grad_norm) is (nan|inf) at step 2", 1, 0, 0),
@@ -145,7 +149,7 @@ def test_training_that_diverges_says_at_which_step(pristine, finished, used):
         every = {"log_every": log, "eval_every": score, "checkpoint_every": save}
         flags = [f"--config.train.{key}={value}" for key, value in every.items()]
         argv = in_workdir(
-            pristine, used, *flags, "--config.train.steps=4", "--config.train.learning_rate=1e30"
+            pristine, used, *flags, "--config.train.steps=4", "--config.train.learning_rate=1"
         )
         error = command.inside(*argv).error
         assert re.search(f"training: {seen}; lower train.learning_rate", error), error

@@ -81,7 +81,7 @@ def test_a_trained_adapter_is_part_of_what_a_teacher_gives(project):
         (("student.lora_rank=2", "student.lora_targets=('x',)"), "lora targets 'x' match nothing"),
         (("teacher.lora_rank=2",), "teacher.lora_rank=2: only the student is trained"),
         (("student.bidirectional=maybe",), "student.bidirectional='maybe'"),
-        (("student.prompt_in_pooling=some",), "choose one of all, none, last"),
+        (("student.prompt_in_pooling=some",), "expected one of all, none, last"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_made(project, changes, words):

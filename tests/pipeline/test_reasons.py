@@ -50,6 +50,8 @@ OTHER = {
     "test_split": "dev",
     "dev_split": "test",
     ".split": "test",
+    "data.missing": "drop",
+    ".teacher_temperature": 0.3,
     ".max_queries": 3,
     ".max_passages": 60,
     ".min_relevance": 2,

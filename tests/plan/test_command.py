@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from nvret_jax import config as config_lib
+from nvret_jax import main
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.plan import chips, command
 
@@ -79,6 +80,6 @@ def test_a_plan_that_does_not_fit_ends_with_status_2_and_a_line(a_chip, capsys):
 
 def test_the_package_is_a_command(capsys):
     assert importlib.util.find_spec("nvret_jax.plan.__main__")
-    status = command.main(["--topology=v5e:2x2", "--passages=10", "--width=4", "--k=50"])
-    assert status == 2
+    argv = ["--topology=v5e:2x2", "--passages=10", "--width=4", "--k=50"]
+    assert main.guarded(command.main, argv) == 2
     assert "k=50" in capsys.readouterr().err

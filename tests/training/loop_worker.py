@@ -8,7 +8,6 @@ trains a few heavy steps and prints as JSON what the loop did around each dispat
 import json
 import logging
 import sys
-import time
 
 import jax
 import numpy as np
@@ -37,6 +36,17 @@ class Batches:
             }
 
 
+class Fetched:
+    """A number of a step that notes when the host asks for its value, which waits for the step."""
+
+    def __init__(self, value, step, seen):
+        self._value, self._step, self._seen = value, step, seen
+
+    def __array__(self, dtype=None, copy=None):
+        self._seen.append(["fetched", self._step])
+        return np.asarray(self._value, dtype)
+
+
 class Compiled(logging.Handler):
     """Names of the programs that JAX compiles."""
 
@@ -54,25 +64,22 @@ def main(model: str, root: str) -> None:
     jax.config.update("jax_log_compiles", True)
     heard = Compiled()
     logging.getLogger("jax").addHandler(heard)
-    seen = {"still running": [], "dispatch": [], "step": []}
+    seen = {"events": []}
     marks = []
     make_step = loop.make_step
 
     def watched(*args, **kwargs):
         step_fn = make_step(*args, **kwargs)
-        before = []
+        events = seen["events"]
 
         def run(*args):
             if not marks:
                 marks.append(len(heard.names))
-            begun = time.perf_counter()
-            out = step_fn(*args)
-            seen["dispatch"].append(time.perf_counter() - begun)
-            if before:
-                seen["still running"].append(not before.pop().is_ready())
-            before.append(out[2]["loss"])
+            *state, metrics = step_fn(*args)
+            step = sum(what == "dispatched" for what, _ in events) + 1
+            events.append(["dispatched", step])
             marks[1:] = [len(heard.names)]
-            return out
+            return *state, {k: Fetched(v, step, events) for k, v in metrics.items()}
 
         return run
 
