@@ -130,6 +130,7 @@ SKIPPED = {  # files that this project has none of, or which rule out what else 
 
 
 UNSEEN = {  # the same value by another name, or one that another value makes void
+    "data.missing",  # what is read decides, and this data lacks nothing
     "train.sets",
     "train_stages.first.epochs",
     "train_stages.first.max_steps",
