@@ -133,8 +133,13 @@ def _meet(config: ConfigDict) -> peers.Peers | None:
     distributed = config.distributed
     if distributed.mode == "off" or not distributed.coordinator:
         return None
-    peers.joins(distributed.coordinator, mesh.JOIN_SECONDS)
-    return mesh.meet(distributed.coordinator, distributed.num_processes, distributed.process_id)
+    peers.joins(distributed.coordinator, distributed.join_seconds)
+    return mesh.meet(
+        distributed.coordinator,
+        distributed.num_processes,
+        distributed.process_id,
+        distributed.join_seconds,
+    )
 
 
 def _join(config: ConfigDict, met: peers.Peers | None) -> None:
@@ -148,12 +153,14 @@ def _join(config: ConfigDict, met: peers.Peers | None) -> None:
         mesh.check_devices()
         return
     restore = streams.only_python(peers.hears)
-    peers.joins(distributed.coordinator, mesh.JOIN_SECONDS)
+    seconds = distributed.join_seconds if distributed.coordinator else mesh.CLUSTER_SECONDS
+    peers.joins(distributed.coordinator, seconds)
     mesh.start_distributed(
         distributed.mode,
         distributed.coordinator or None,
         distributed.num_processes or None,
         distributed.process_id if distributed.coordinator else None,
+        seconds,
     )
     peers.joined()
     mesh.check_devices()

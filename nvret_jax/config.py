@@ -162,6 +162,8 @@ def base() -> ConfigDict:
                 "coordinator": "",
                 "num_processes": 0,
                 "process_id": 0,
+                # With a coordinator: how long a process waits for the others to start.
+                "join_seconds": 50,
             },
             "embed": {
                 # Rows a chunk of the stored embeddings holds: what a kill can cost.

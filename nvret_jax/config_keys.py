@@ -186,6 +186,7 @@ BASE: dict[str, Takes] = {
     "distributed.coordinator": text("host:port", empty=True, longest=300),
     "distributed.num_processes": whole(0, 1 << 20),
     "distributed.process_id": whole(0, 1 << 20),
+    "distributed.join_seconds": whole(1, 86400, "seconds"),
     "embed.chunk_rows": whole(1, 1 << 24),
     "embed.token_budget": whole(0, MOST_TOKENS, "tokens, 0 for what suits the device"),
     "search.backend": choice(*choices.BACKENDS),

@@ -119,19 +119,20 @@ def make_mesh(
         ) from error
 
 
-JOIN_SECONDS = 300  # that processes may start apart: pulling an image takes minutes
+CLUSTER_SECONDS = 300  # that processes of a cluster may start apart; it ends what lost a process
 _HEARTBEAT_SECONDS = 50  # of silence after which JAX takes a process for lost
 
 
-def meet(coordinator: str, count: int, index: int) -> peers.Peers | None:
+def meet(coordinator: str, count: int, index: int, seconds: int) -> peers.Peers | None:
     """Finds the other processes at the port that JAX is going to use, before JAX does.
 
     JAX notices after minutes that a process was lost which the others still wait for; these
-    connections close at once. A process that has yet to start is waited for (`JOIN_SECONDS`).
+    connections close at once.
 
     Args:
         coordinator: host:port of process 0; '' if only the cluster knows.
         count, index: how many processes there are, and which of them this is.
+        seconds: how long to wait for those that have yet to start.
 
     Returns:
         The connections, for `agree`; None where there is nothing to find.
@@ -148,7 +149,7 @@ def meet(coordinator: str, count: int, index: int) -> peers.Peers | None:
     these = peers.Peers(index, count)
     peers.start(these)
     try:
-        missing = these.meet(host.strip("[]"), int(port), JOIN_SECONDS)
+        missing = these.meet(host.strip("[]"), int(port), seconds)
     except OSError as error:
         raise InputError(
             f"{named}: process 0 cannot listen at port {port} ({error.strerror or error}); choose "
@@ -169,6 +170,7 @@ def start_distributed(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    join_seconds: int = CLUSTER_SECONDS,
 ) -> None:
     """Joins this process to the others of the run; must come before the first use of a device.
 
@@ -181,6 +183,7 @@ def start_distributed(
             warning.
         coordinator: host:port of process 0, for clusters JAX cannot detect.
         num_processes, process_id: with `coordinator`.
+        join_seconds: how long to wait for processes that have yet to start.
 
     Raises:
         InputError: mode 'on' and no cluster was found, or the others cannot be joined.
@@ -190,7 +193,7 @@ def start_distributed(
     # JAX's preemption service swallows SIGTERM for programs that poll it; ours have `stops`.
     jax.config.update("jax_enable_preemption_service", False)
     options = {
-        "initialization_timeout": JOIN_SECONDS,
+        "initialization_timeout": join_seconds,
         "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
         "local_device_ids": slurm.local_devices(os.environ),
     }

@@ -281,7 +281,7 @@ def _given_up(reason: str) -> None:
 def missed(which: list[int], count: int) -> None:
     """Ends this process, because these others did not come."""
     who = f"process {', '.join(map(str, which[:5]))}{', …' if len(which) > 5 else ''} of {count}"
-    line = f"{_joining}: {who} did not come; start all of them"
+    line = f"{_joining}: {who} did not come; start all of them, or raise distributed.join_seconds"
     if _peers is not None:
         _peers.tell(_LOST, line)
     stops.end(_LOST, f"error: {line}")

@@ -139,13 +139,13 @@ def test_a_stranger_is_not_heard():
 MEETING = """
 import socket, sys, time
 from nvret_jax import mesh, peers, stops
-port, index, count, mesh.JOIN_SECONDS = map(int, sys.argv[1:])
+port, index, count, seconds = map(int, sys.argv[1:])
 stops.install()
 enter = peers.Peers._enter
 peers.Peers._enter = lambda self, line: (enter(self, line), print('hello', flush=True))
-peers.joins(f'localhost:{port}', mesh.JOIN_SECONDS)
+peers.joins(f'localhost:{port}', seconds)
 try:
-    mesh.meet(f'localhost:{port}', count, index)
+    mesh.meet(f'localhost:{port}', count, index, seconds)
 except mesh.InputError as error:
     print(error, file=sys.stderr, flush=True)
     peers.ends(2, str(error))
@@ -211,8 +211,9 @@ def test_a_process_that_never_comes_is_named(came, missing):
     port, processes = meeting(*((index, 3) for index in came), seconds=6)
     line = f"the processes did not find one another at localhost:{port} within 6 s"
     found = {(errors, status) for errors, status in ends(processes)}
-    line = f"error: {{}}{line}: process {missing} of 3 did not come; start all of them\n"
-    assert found <= {(line.format(who), 1) for who in ("", "process 0 of 3: ")}
+    line += f": process {missing} of 3 did not come; start all of them, or raise "
+    line += "distributed.join_seconds\n"
+    assert found <= {(f"error: {who}{line}", 1) for who in ("", "process 0 of 3: ")}
 
 
 def test_a_number_that_is_taken_and_another_count_are_refused_and_disturb_nobody():

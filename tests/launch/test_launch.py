@@ -361,6 +361,7 @@ def test_jobset_pod(tmp_path):
         f"--config.distributed.coordinator=nvret-{name}-0-0.nvret:12321",
         "--config.distributed.num_processes=2",
         "--config.distributed.process_id=1",
+        "--config.distributed.join_seconds=900",
     ]
 
 

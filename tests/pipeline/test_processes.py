@@ -15,7 +15,7 @@ def project(tmp_path_factory):
     return folder
 
 
-def started(project, workdir, *own, common=(), homes=(None, None)):
+def started(project, workdir, *own, common=(), homes=(None, None), only=None):
     """Two processes; `own`: flags of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -33,6 +33,7 @@ def started(project, workdir, *own, common=(), homes=(None, None)):
             **({} if homes[number] is None else {"home": str(homes[number])}),
         )
         for number, flags in enumerate(own)
+        if only in (None, number)
     ]
 
 
@@ -55,6 +56,16 @@ def test_other_values_on_one_process_are_named_by_key(project, tmp_path):
     assert theirs[1].startswith("error: values differ from those of process 0: seed=3 but 0 on")
     assert mine[1] == f"error: process 1 of 2: {theirs[1].removeprefix('error: ')}"
     assert not (tmp_path / "run" / "embeddings").exists()
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_a_process_whose_partner_never_starts_ends_in_one_line(project, tmp_path, there):
+    own = ["--config.distributed.join_seconds=3"]
+    both = started(project, tmp_path / "run", own, own, only=there)
+    ((status, line),) = ends(both)
+    assert status == 1
+    assert line.startswith("error: the processes did not find one another at localhost:")
+    assert f"within 3 s: process {1 - there} of 2 did not come" in line
 
 
 @pytest.mark.slow
