@@ -71,6 +71,8 @@ class Running:
     """Processes of one run, with their output as it comes."""
 
     def __init__(self, project: pathlib.Path, workdir: pathlib.Path, processes: int):
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # what it starts hears it
         more: list[list[str]] = [[]]
         if processes > 1:
             with socket.socket() as free:

@@ -84,6 +84,38 @@ def test_data_that_one_process_lacks_ends_both(project, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_workdir_that_one_process_cannot_write_ends_both(project, tmp_path, failing):
+    """'~' is a file for one of them, as on a host without the shared file system."""
+    homes = [tmp_path / "there", tmp_path / "there"]
+    homes[0].mkdir()
+    homes[failing] = tmp_path / "file"
+    homes[failing].write_text("")
+    found = ends(started(project, "~/run", [], [], homes=homes))
+    lines = [line for _, line in found]
+    assert [status for status, _ in found] == [2, 2]
+    # Where process 1 is the one, either may be first to see that it lacks what process 0 made.
+    said = [
+        line.removeprefix("error: ").removeprefix(f"process {failing} of 2: ") for line in lines
+    ]
+    assert said[0] == said[1]
+    assert f"{homes[failing]}/run" in said[0]
+
+
+@pytest.mark.slow
+def test_an_artefact_that_the_main_process_cannot_begin_ends_both(project, tmp_path):
+    processes = started(project, tmp_path / "run", [], [])
+    for line in processes[0].stdout:
+        if line.startswith("embed     making"):
+            (tmp_path / "run" / "negatives").write_text("")  # where a folder is to be made
+            break
+    mine, theirs = ends(processes)
+    assert mine[0] == theirs[0] == 2
+    assert "negatives" in mine[1]
+    assert theirs[1] == f"error: process 0 of 2: {mine[1].removeprefix('error: ')}"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other(project, tmp_path, killed):
     processes = started(project, tmp_path / "run", [], [])
