@@ -25,7 +25,23 @@ def needs_version_5(spec: Any) -> str | None:
         return "version 4 has no setting for its layers"
     if not getattr(spec.backbone, "causal", True):
         return "version 4 reads its attention as causal"
+    if model_type == "modernbert" and _expands_past_window(spec):
+        return "version 4 has other vectors for mask tokens that see no token of the query"
     return None
+
+
+def _expands_past_window(spec: Any) -> bool:
+    """Whether a local layer can have a mask token with nothing of the query in its window.
+
+    Where mask tokens are not seen, such a token sees nothing at all: version 4 then spreads its
+    attention over all tokens, version 5 and this package give zeros. The shortest query is its
+    first and its last special token.
+    """
+    late, shape = spec.late, spec.backbone
+    if late is None or late.expand_to is None or late.expand_attend:
+        return False
+    last = min(late.expand_to, spec.max_length) - 1
+    return any(shape.layer_is_local) and last - 1 > shape.window
 
 
 def describe(spec: Any) -> dict[str, str]:
@@ -60,15 +76,18 @@ def _version_5(spec: Any) -> str:
 
 def _sentence_transformers(spec: Any) -> str:
     if spec.late is not None:
-        return f"from 6.0, as `MultiVectorEncoder`{_version_5(spec)}"
+        return (
+            f"from 6.0, as `MultiVectorEncoder`{_version_5(spec)}; older versions refuse it, or "
+            "warn and make one vector of all tokens"
+        )
     if _residual(spec):
         return f"from 6.0{_version_5(spec)}: older versions know no residual Dense module"
     if needs_version_5(spec):
-        return f"from 5.3{_version_5(spec)}{_truncated(spec)}"
+        return f"from 5.3{_version_5(spec)}{_truncated(spec)}{_stripped(spec)}"
     first = "from 2.7"
     if spec.dense:
         first = "from 3.4: older versions read no Dense module from safetensors"
-    return first + _truncated(spec)
+    return first + _truncated(spec) + _stripped(spec)
 
 
 def _truncated(spec: Any) -> str:
@@ -76,6 +95,14 @@ def _truncated(spec: Any) -> str:
     if spec.truncate_dim is None:
         return ""
     return f"; before 6.0 with `truncate_dim={spec.truncate_dim}`"
+
+
+def _stripped(spec: Any) -> str:
+    """What becomes of a prompt's end where prompts are measured to leave them out."""
+    prompts = [prompt for prompt in (spec.query_prompt, spec.passage_prompt) if prompt]
+    if spec.prompt_in_pooling == "all" or all(prompt == prompt.rstrip() for prompt in prompts):
+        return ""
+    return "; before 6.0 it can pool the whitespace at the end of the prompt"
 
 
 def _transformers(spec: Any) -> str:

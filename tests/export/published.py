@@ -29,7 +29,8 @@ TEXTS = [
 ]
 PROMPTS = {"query": "Instruct: find the passage\nQuery: ", "document": "passage: "}
 # Of a model that does not pool them: their last token takes nothing of the text.
-UNPOOLED = {"query": "Instruct: find the passage\nQuery:\n", "document": "passage:\n"}
+UNPOOLED = {"query": "Instruct: find the passage\nQuery:", "document": "passage:"}
+LINES = {kind: f"{prompt}\n" for kind, prompt in UNPOOLED.items()}
 _SIZE = 320
 _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -232,7 +233,13 @@ del _QWEN3["rope_theta"]
 _LLAMA = _decoder("llama", rope_parameters=_LLAMA3 | {"rope_theta": 500000.0})
 del _LLAMA["rope_theta"]
 LATE = tiny_backbones.LATE | {"skiplist_words": [".", ","]}
-_LATE_DENSE = [(32, 48, "Identity", True), (48, 8, "Identity", False)]
+_LATE = {
+    "pooling": None,
+    "normalize": False,
+    "prompts": {},
+    "dense": [(32, 48, "Identity", True), (48, 8, "Identity", False)],
+    "shared": LATE,
+}
 
 # Kind -> (what `write` is given, what the encoder is read with, what `export` is given).
 KINDS = {
@@ -276,6 +283,15 @@ KINDS = {
         {},
         {},
     ),
+    "Mistral, prompts not pooled, of lines": (
+        {
+            "config": _decoder("mistral", sliding_window=None),
+            "pool_prompt": False,
+            "prompts": LINES,
+        },
+        {},
+        {},
+    ),
     "Llama, bidirectional": (
         {"config": _decoder("llama_bidirec", rope_scaling=_LLAMA3, rope_theta=5e5)},
         {},
@@ -307,18 +323,9 @@ KINDS = {
         {"lora": LoraConfig(rank=2, alpha=4.0)},
         {},
     ),
-    "late interaction": (
-        {
-            "config": _MODERNBERT,
-            "pooling": None,
-            "normalize": False,
-            "prompts": {},
-            "dense": _LATE_DENSE,
-            "shared": LATE,
-        },
-        {},
-        {},
-    ),
+    "late interaction": ({"config": _MODERNBERT | {"local_attention": 32}} | _LATE, {}, {}),
+    # Mask tokens behind a short query have nothing of it in their window.
+    "late interaction, past the window": ({"config": _MODERNBERT} | _LATE, {}, {}),
     "late interaction, from BERT": (
         {"config": _BERT, "prompts": {}},
         {"pooling": "tokens"},

@@ -1,8 +1,8 @@
 """Every kind of export, read by the versions of sentence-transformers, transformers and PyLate
 that people have: `make readers` installs them and prints the table.
 
-Each reader reads all exports in one process of its own. What it cannot read is what the model card
-says it cannot: the sentence there is the expectation here.
+Each reader reads all exports in one process of its own. What it cannot read, or reads with other
+vectors, is what the model card says: the sentence there is the expectation here.
 """
 
 import concurrent.futures
@@ -74,7 +74,7 @@ def matrix(tmp_path_factory):
 
 def _difference(given, at, ours):
     """max |difference| of a way of reading, or None where it failed or was not tried."""
-    if f"{at}|query" not in given or f"{at}|error" in given:
+    if f"{at}|query" not in given or f"{at}|error" in given or f"{at}|warning" in given:
         return None
     return max(
         float(np.abs(np.asarray(given[f"{at}|{kind}"], np.float32) - ours[kind]).max())
@@ -98,7 +98,9 @@ def _write_table(given, ours):
                 for way in _ways(found, name)
             }
             values = [value for value in of.values() if value is not None]
-            cells.append(f"{max(values):.1e}" if values else "refused" if of else "")
+            warned = any(f"{name}|{way}|warning" in found for way in of)
+            refused = "warns" if warned else "refuses"
+            cells.append(f"{max(values):.1e}" if values else refused if of else "")
         lines.append([name, *cells])
     lines.insert(1, ["---"] * len(lines[0]))
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -109,6 +111,11 @@ def _write_table(given, ours):
 def _version(text, program):
     found = re.search(rf"(?<![\w-]){program} (\d+)\.(\d+)", text)
     return tuple(map(int, found.groups()))
+
+
+def _pools_the_end(sentence, versions, program):
+    """Whether the card says that these versions pool a part of the prompt."""
+    return "can pool the whitespace" in sentence and _version(versions, program) < (6, 0)
 
 
 def _reads(sentence, versions, program):
@@ -137,7 +144,7 @@ def test_each_export_is_read_or_refused_as_its_card_says(matrix, reader, name):
         program = "sentence-transformers" if way == "tokens" else way
         if way == "tokens" and "PyLate" in reader:
             program = "PyLate"
-        error = given.get(f"{name}|{way}|error")
+        error = given.get(f"{name}|{way}|error", given.get(f"{name}|{way}|warning"))
         if not _reads(card[program], versions, program):
             assert error is not None, f"{way}: read, though the card says {card[program]!r}"
             continue
@@ -145,4 +152,7 @@ def test_each_export_is_read_or_refused_as_its_card_says(matrix, reader, name):
         bound = BOUND["float16" if "float16" in name else "float32"]
         difference = _difference(given, f"{name}|{way}", vectors)
         print(f"{reader}, {way}, {name}: {difference:.2e}")
-        assert difference <= bound, way
+        if _pools_the_end(card[program], versions, program):
+            assert difference > bound, f"{way}: equal, though the card says {card[program]!r}"
+        else:
+            assert difference <= bound, way

@@ -3,13 +3,15 @@
     PYTHONPATH=… python read.py jobs.json out.npz
 
 jobs.json lists exports and texts; out.npz gets what each way of reading gave, as
-"<job>|<way>|<query or document>", and as "<job>|<way>|error" the error of one that failed. The
-ways are those that the installed programs offer: `SentenceTransformer`, `MultiVectorEncoder` or
-PyLate's `ColBERT` for token vectors, and transformers with the pooling done here.
+"<job>|<way>|<query or document>", as "<job>|<way>|error" the error of one that failed, and as
+"<job>|<way>|warning" the words of one that makes another model of the folder. The ways are those
+that the installed programs offer: `SentenceTransformer`, `MultiVectorEncoder` or PyLate's `ColBERT`
+for token vectors, and transformers with the pooling done here.
 """
 
 import importlib.util
 import json
+import logging
 import pathlib
 import sys
 
@@ -21,6 +23,16 @@ import transformers
 torch.set_num_threads(1)
 KINDS = ("query", "document")
 PYLATE = importlib.util.find_spec("pylate") is not None
+
+
+class Warned(logging.Handler):
+    """Keeps what a reader says of a folder whose modules it does not look at."""
+
+    found = None
+
+    def emit(self, record):
+        if "Creating a new one" in record.getMessage():
+            self.found = record.getMessage()
 
 
 def by_sentence_transformers(job, texts):
@@ -112,14 +124,19 @@ def main(jobs_path, out_path):
         import pylate
 
         out["versions"] = np.array(f"PyLate {pylate.__version__}, {out['versions']}")
+    warned = Warned()
+    logging.getLogger("sentence_transformers").addHandler(warned)
     for job in work["jobs"]:
         for way, read in ways(job).items():
             at = f"{job['name']}|{way}"
+            warned.found = None
             try:
                 for kind, vectors in read(job, work["texts"]):
                     out[f"{at}|{kind}"] = vectors
             except Exception as error:  # what a reader cannot read is part of what is asked
                 out[f"{at}|error"] = np.array(f"{type(error).__name__}: {error}")
+            if warned.found:
+                out[f"{at}|warning"] = np.array(warned.found)
     np.savez(out_path, **out)
 
 
