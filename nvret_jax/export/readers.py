@@ -83,11 +83,11 @@ def _sentence_transformers(spec: Any) -> str:
     if _residual(spec):
         return f"from 6.0{_version_5(spec)}: older versions know no residual Dense module"
     if needs_version_5(spec):
-        return f"from 5.3{_version_5(spec)}{_truncated(spec)}{_stripped(spec)}"
+        return f"from 5.3{_version_5(spec)}{_truncated(spec)}{_prompt_end(spec)}"
     first = "from 2.7"
     if spec.dense:
         first = "from 3.4: older versions read no Dense module from safetensors"
-    return first + _truncated(spec) + _stripped(spec)
+    return first + _truncated(spec) + _prompt_end(spec)
 
 
 def _truncated(spec: Any) -> str:
@@ -97,12 +97,22 @@ def _truncated(spec: Any) -> str:
     return f"; before 6.0 with `truncate_dim={spec.truncate_dim}`"
 
 
-def _stripped(spec: Any) -> str:
-    """What becomes of a prompt's end where prompts are measured to leave them out."""
+def _prompt_end(spec: Any) -> str:
+    """From when on readers leave out all of a prompt that is not pooled, where not all do.
+
+    Old ones take its last token for an end token, which decoders may not have; later ones measure
+    it without the whitespace at its end.
+    """
     prompts = [prompt for prompt in (spec.query_prompt, spec.passage_prompt) if prompt]
-    if spec.prompt_in_pooling == "all" or all(prompt == prompt.rstrip() for prompt in prompts):
+    if spec.prompt_in_pooling == "all" or not prompts:
         return ""
-    return "; before 6.0 it can pool the whitespace at the end of the prompt"
+    if any(prompt != prompt.rstrip() for prompt in prompts):
+        first = "6.0"
+    elif written_type(spec) not in (*BERT_TYPES, "modernbert"):
+        first = "5.3"
+    else:
+        return ""
+    return f"; before {first} it can pool the end of the prompt"
 
 
 def _transformers(spec: Any) -> str:

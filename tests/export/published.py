@@ -283,6 +283,15 @@ KINDS = {
         {},
         {},
     ),
+    "Mistral, prompts not pooled": (
+        {
+            "config": _decoder("mistral", sliding_window=None),
+            "pool_prompt": False,
+            "prompts": UNPOOLED,
+        },
+        {},
+        {},
+    ),
     "Mistral, prompts not pooled, of lines": (
         {
             "config": _decoder("mistral", sliding_window=None),

@@ -146,7 +146,7 @@ CASES = {
     "llama": ("from 2.7", "4.57 and 5", NO),  # its biases
     "qwen3-embedding": ("from 2.7", "4.57 and 5", "yes"),
     "modernbert": ("from 2.7", "4.57 and 5", "yes"),
-    "lateon-code": ("from 6.0", "4.57 and 5", NO),
+    "lateon-code": ("from 6.0, as `MultiVectorEncoder` with transformers 5", "from 5.0", NO),
 }
 
 

@@ -115,7 +115,8 @@ def _version(text, program):
 
 def _pools_the_end(sentence, versions, program):
     """Whether the card says that these versions pool a part of the prompt."""
-    return "can pool the whitespace" in sentence and _version(versions, program) < (6, 0)
+    first = re.search(r"before (\d+)\.(\d+) it can pool the end of the prompt", sentence)
+    return first is not None and _version(versions, program) < tuple(map(int, first.groups()))
 
 
 def _reads(sentence, versions, program):
