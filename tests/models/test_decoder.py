@@ -56,6 +56,7 @@ def test_padding_and_other_texts_do_not_leak(encoders, name):
     checks.check_no_leak(encoders(name))
 
 
+@pytest.mark.slow
 def test_remat_and_dropout(encoders):
     checks.check_training(encoders("qwen3-embedding"))
 

@@ -148,6 +148,7 @@ def test_a_narrow_step_is_twice_as_large_on_a_cpu_only():
     assert encoder_lib._token_budget("gpu", "bfloat16") == 65536
 
 
+@pytest.mark.slow
 def test_bfloat16_ranks_real_passages_nearly_as_float32_does():
     """The error that `dtype='bfloat16'` is documented to have, on passages of SQuAD."""
     data = os.environ.get("NVRET_DATA")

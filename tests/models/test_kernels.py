@@ -151,7 +151,14 @@ def folder_of(root, name):
     return str(module.write(root / name, name))
 
 
-@pytest.mark.parametrize("name", ["bert", "qwen3-embedding", "modernbert-biases"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        pytest.param("qwen3-embedding", marks=pytest.mark.slow),
+        pytest.param("modernbert-biases", marks=pytest.mark.slow),
+    ],
+)
 def test_models_embed_and_train_the_same_with_splash(interpreted, name, tmp_path):
     folder = folder_of(tmp_path, name)
     plain = Encoder.from_pretrained(folder)

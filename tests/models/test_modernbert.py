@@ -45,6 +45,7 @@ def test_padding_and_other_texts_do_not_leak(encoders):
     checks.check_no_leak(encoders("modernbert"))
 
 
+@pytest.mark.slow
 def test_remat_and_dropout(encoders):
     checks.check_training(encoders("modernbert-biases"))
 

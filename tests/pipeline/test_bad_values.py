@@ -170,7 +170,7 @@ def test_the_command_line_says_the_same(pristine, tmp_path):
     assert on_the_command_line(pristine, tmp_path, CASES[::61]) >= 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_line_says_the_same_of_all(pristine, tmp_path):
     tried = on_the_command_line(pristine, tmp_path, CASES)
     print(f"{tried} commands")

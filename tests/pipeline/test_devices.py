@@ -42,7 +42,13 @@ def two_processes(folder, workdir):
 
 
 @pytest.mark.parametrize(
-    "layout", ["2 devices", "8 devices", "8 devices, fsdp 2, tensor 2", "2 processes"]
+    "layout",
+    [
+        pytest.param("2 devices", marks=pytest.mark.slow),
+        pytest.param("8 devices", marks=pytest.mark.slow),
+        "8 devices, fsdp 2, tensor 2",
+        "2 processes",
+    ],
 )
 def test_negatives_and_losses_do_not_depend_on_the_mesh(project, layout):
     workdir = project / layout.replace(" ", "-").replace(",", "")

@@ -19,7 +19,7 @@ def project(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("one", kills.rounds(9, seed=3), ids=lambda one: f"{one.sent}-{one.event}")
 def test_a_stop_costs_no_artefact(project, tmp_path, one):
     outcome = kills.stop(project, tmp_path / "run", one)

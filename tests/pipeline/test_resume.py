@@ -141,6 +141,7 @@ def seconds(output, stage):
     return float(line.split()[-2])
 
 
+@pytest.mark.slow
 def test_killed_in_three_stages(finished):
     folder, undisturbed, output = finished
     workdir = folder / "killed-thrice"

@@ -77,6 +77,7 @@ def planned(config, **changes):
     return steps.train_step(sketch, train, mesh), sketch
 
 
+@pytest.mark.slow
 def test_a_stage_of_epochs_may_warm_up_for_a_number_of_steps(small):
     step, _ = planned(small, steps=0, epochs=3.0, warmup=1000)
     assert step.flops == planned(small)[0].flops

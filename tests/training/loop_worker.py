@@ -2,7 +2,7 @@
 
     python loop_worker.py MODEL ROOT
 
-trains a few heavy steps and prints as JSON what the loop did around each dispatch.
+trains a few steps and prints as JSON what the loop did around each dispatch.
 """
 
 import json
@@ -15,11 +15,11 @@ import stage_worker
 
 from nvret_jax.training import loop
 
-STEPS, ROWS, TOKENS = 6, 256, 32
+STEPS, ROWS, TOKENS = 6, 32, 16
 
 
 class Batches:
-    """Random tokens, enough of them to keep the devices at work for a while."""
+    """Random tokens."""
 
     seed, steps = 0, STEPS
 

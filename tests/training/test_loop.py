@@ -14,7 +14,7 @@ WORKER = pathlib.Path(__file__).parent / "loop_worker.py"
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """What a loop of heavy steps on 8 devices did."""
+    """What a loop on 8 devices did."""
     folder = tmp_path_factory.mktemp("loop")
     tiny_project.make_model(folder / "model")
     paths = [str(WORKER.parents[2]), str(WORKER.parent), os.environ.get("PYTHONPATH", "")]
