@@ -26,7 +26,7 @@ parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "parity or slow" \
 	  --ignore=tests/export/test_readers.py
 
-# What takes many minutes each: signals at random moments in every stage, every bad value of every key.
+# What takes many minutes: signals at random moments in every stage, random damage, every bad value.
 long: $(VENV)/.tested
 	$(BIN)/python -m pytest -m long
 

@@ -253,8 +253,13 @@ EVERYTHING = (
 SILENT = ("tensorboard", "checkpoints", "fingerprints")  # clocks, and what they are hashed into
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2)),
+        *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 8)),
+    ],
+)
 def test_random_damage_is_never_used(pristine, tmp_path_factory, tmp_path, seed):
     """Five at a time: noticed and mended, or without any effect."""
 
