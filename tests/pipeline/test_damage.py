@@ -293,6 +293,8 @@ def test_random_damage_is_never_used(pristine, tmp_path_factory, tmp_path, seed)
         name = path.relative_to(whole)
         if name.parts[0] in SILENT or re.search(r"/c/\d+/0$", str(name)):
             continue
+        if name.parts[0] == "embeddings" and name.parts[1].startswith("student"):
+            continue  # read only where evaluation/, which is compared, is not whole
         if name.name == "metrics.jsonl":  # speeds are of the clock
             assert tiny_project.metrics(used) == tiny_project.metrics(whole), result.stdout
         elif name.name != "config.json.sum":
