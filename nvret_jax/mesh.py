@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,7 +95,10 @@ def make_mesh(
     Raises:
         InputError: the sizes do not multiply to the number of devices, or TPUs are not linked so.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    if devices is None:
+        spare_threads()
+        devices = jax.devices()
+    devices = list(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for name, size in sizes.items():
         if size != -1 and size < 1:
@@ -248,12 +252,33 @@ def _initialize(options: Mapping[str, Any]) -> Exception | None:
     return None
 
 
+_COLLECTIVES_AT_ONCE = 8  # of one CPU device; a training step has been seen to have 2
+
+
+def spare_threads() -> None:
+    """Gives several CPU devices threads enough to wait for one another.
+
+    A collective blocks a thread of XLA's pool until the last device has come to it. Where the pool
+    is as small as the devices are many, two collectives that may run in any order can hold all of
+    its threads for good; XLA ends the process after 40 seconds. The pool has NPROC threads, which
+    is set here unless the user has set it. Without effect once JAX has started its devices.
+    """
+    forced = re.findall(
+        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    devices = max(1, jax.config.jax_num_cpu_devices, *map(int, forced))
+    if devices > 1 or jax.distributed.is_initialized():
+        threads = max(os.cpu_count() or 1, _COLLECTIVES_AT_ONCE * devices)
+        os.environ.setdefault("NPROC", str(threads))
+
+
 def check_devices() -> None:
     """Starts the devices.
 
     Raises:
         InputError: JAX cannot use what JAX_PLATFORMS names.
     """
+    spare_threads()
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:

@@ -8,14 +8,16 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tests compile far more than they compute: the quick code generator takes a third of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # What one test has compiled is there for all others, in this process or another.
 cache = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-for folder in ("models", "pipeline", "search", "plan", "docs"):
+for folder in (".", "models", "pipeline", "search", "plan", "docs"):
     sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
+from virtual_devices import QUICK_COMPILE  # noqa: E402
+
+# Tests compile far more than they compute.
+os.environ.setdefault("XLA_FLAGS", QUICK_COMPILE)
 
 
 @pytest.fixture(scope="module")

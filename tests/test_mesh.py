@@ -1,9 +1,13 @@
 """The mesh and the table of axes."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import jax
 import pytest
+import virtual_devices
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -132,3 +136,23 @@ def test_distributed_on_without_a_cluster_is_an_error(monkeypatch):
     mesh_lib.start_distributed("off")
     with pytest.raises(InputError, match="found no cluster"):
         mesh_lib.start_distributed("on")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+@pytest.mark.parametrize(("given", "threads"), [({}, 64), ({"NPROC": "9"}, 9)])
+def test_eight_cpu_devices_have_threads_to_wait_for_one_another(given, threads):
+    """With 8 threads, a ring loss's two collectives block each other for good."""
+    program = (
+        "import os, pathlib\n"
+        "from nvret_jax import mesh\n"
+        "assert mesh.make_mesh().size == 8\n"
+        "tasks = pathlib.Path('/proc/self/task').iterdir()\n"
+        "print(sum('XLAEigen' in (task / 'comm').read_text() for task in tasks))"
+    )
+    environment = virtual_devices.environment(8)
+    del environment["NPROC"]
+    shown = subprocess.run(
+        [sys.executable, "-c", program], env=environment | given, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert int(shown.stdout) == (threads if given else max(threads, os.cpu_count()))

@@ -1,13 +1,13 @@
 """The backbones beyond BERT on a mesh of eight devices, in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tiny_backbones
+import virtual_devices
 
 MESHES = {"2x2x2": [2, 2, 2], "1x4x2": [1, 4, 2]}
 SCRIPT = """
@@ -72,7 +72,7 @@ np.savez(out, **results)
 def run(root, names, meshes):
     for name in names:
         tiny_backbones.write(root / name, name)
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    environment = virtual_devices.environment(8)
     out = str(root / "out.npz")
     lists = [names, tiny_backbones.TEXTS, [MESHES[mesh] for mesh in meshes]]
     arguments = [str(root), out, *map(json.dumps, lists)]

@@ -1,7 +1,6 @@
 """Cross-encoders: against transformers, live and golden, and for what must not change a score."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_cross_encoders
 import tiny_models
+import virtual_devices
 
 from nvret_jax.errors import InputError
 from nvret_jax.models.cross_encoder import CrossEncoder
@@ -156,10 +156,7 @@ def test_scores_are_the_same_on_every_mesh(tmp_path):
     for name in ("bert", "roberta"):
         tiny_cross_encoders.write(tmp_path / name, name)
     (tmp_path / "pairs.json").write_text(json.dumps(PAIRS))
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
+    environment = virtual_devices.environment(8)
     subprocess.run([sys.executable, "-c", DEVICES, str(tmp_path)], env=environment, check=True)
     for key, got in np.load(tmp_path / "out.npz").items():
         want = load(tmp_path / key.split()[0]).score(PAIRS)

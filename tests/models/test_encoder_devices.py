@@ -1,7 +1,6 @@
 """Encoding on meshes of several devices and processes; each in processes of its own."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tiny_models
+import virtual_devices
 
 SCRIPT = """
 import json, sys
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 
 def start(folder, out, meshes, devices, coordinator="", count=1, process=0):
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    environment = virtual_devices.environment(devices)
     environment.pop("XLA_FLAGS", None)
     arguments = [str(folder), str(out), json.dumps(meshes), coordinator, str(count), str(process)]
     return subprocess.Popen(

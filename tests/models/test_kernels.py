@@ -1,6 +1,5 @@
 """Attention kernels against 'xla': splash interpreted, cuDNN on a GPU or by its arguments."""
 
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_backbones
 import tiny_models
+import virtual_devices
 from tiny_backbones import TEXTS
 
 from nvret_jax.errors import InputError
@@ -317,7 +317,7 @@ np.savez(out, **results)
 def test_kernels_on_eight_devices_give_what_xla_gives_on_one(tmp_path):
     names = ["bert", "nv-retriever", "modernbert"]
     folders = [folder_of(tmp_path, name) for name in names]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    environment = virtual_devices.environment(8)
     out = str(tmp_path / "out.npz")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, out, *folders],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import virtual_devices
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.models.products import product
@@ -51,7 +52,7 @@ def test_equals_numpy_in_float64_with_both_gradients(einsum):
 
 
 def test_on_eight_devices():
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    environment = virtual_devices.environment(8)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     run = subprocess.run(
         [*command, "-k", "split_like"], env=environment, capture_output=True, text=True, timeout=300

@@ -7,13 +7,13 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import pathlib
 import subprocess
 import sys
 from unittest import mock
 
 import tiny_project
+import virtual_devices
 from absl.testing import flagsaver
 
 from nvret_jax import command, main, pipeline
@@ -88,12 +88,7 @@ def alone(*argv: str, devices: int = 1, file_size: int | None = None) -> Result:
     done = subprocess.run(
         [*start, *argv],
         cwd=tiny_project.ROOT,
-        env={
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_PLATFORMS": "cpu",
-            "HF_HUB_OFFLINE": "1",
-        },
+        env=virtual_devices.environment(devices, HF_HUB_OFFLINE="1"),
         capture_output=True,
         text=True,
         timeout=300,

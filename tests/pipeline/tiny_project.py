@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,12 +11,11 @@ import numpy as np
 import safetensors.numpy
 
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "models"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "models")]
 import tiny_models  # noqa: E402
+import virtual_devices  # noqa: E402
 
 PASSAGES, QUERIES = 96, 40
-# A run of this size compiles for longer than it computes.
-QUICK_COMPILE = "--xla_backend_optimization_level=0"
 
 
 def make(folder: pathlib.Path) -> None:
@@ -109,13 +107,9 @@ def start(
     **popen,
 ) -> subprocess.Popen:
     """Starts the command; its output is line by line on stdout, errors with it."""
-    env = {
-        **os.environ,
-        **({} if home is None else {"HOME": home}),
-        "XLA_FLAGS": f"{QUICK_COMPILE} --xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONUNBUFFERED": "1",
-    }
+    env = virtual_devices.environment(devices, PYTHONUNBUFFERED="1")
+    if home is not None:
+        env["HOME"] = home
     command = [
         sys.executable,
         "-m",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import plan_worker
 import pytest
 import tiny_backbones
 import tiny_models
+import virtual_devices
 
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
@@ -23,7 +23,7 @@ from nvret_jax.training.step import make_step
 
 
 def worker(folder: Path, *sizes: int) -> dict:
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8")
+    environment = virtual_devices.environment(8)
     done = subprocess.run(
         [sys.executable, plan_worker.__file__, str(folder), *map(str, sizes)],
         env=environment,
@@ -130,7 +130,7 @@ def test_a_model_that_is_not_here_is_known_or_refused(small):
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", _UNEVEN],
-        env=dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8"),
+        env=virtual_devices.environment(8),
         capture_output=True,
         text=True,
         check=False,

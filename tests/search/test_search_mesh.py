@@ -1,6 +1,5 @@
 """The same rows, in the same order, on 1, 2 and 8 devices and on 2 processes of 2 devices."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -10,16 +9,14 @@ from pathlib import Path
 import mesh_worker
 import numpy as np
 import pytest
+import virtual_devices
 from search_reference import assert_same, brute_force
 
 WORKER = Path(mesh_worker.__file__)
 
 
 def _start(devices: int, *arguments) -> subprocess.Popen:
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
-    environment["XLA_FLAGS"] = (
-        "--xla_backend_optimization_level=0"  # compiles in a third of the time
-    )
+    environment = virtual_devices.environment(devices)
     return subprocess.Popen(
         [sys.executable, str(WORKER), *map(str, arguments)],
         env=environment,

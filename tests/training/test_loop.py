@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import tiny_project
+import virtual_devices
 
 WORKER = pathlib.Path(__file__).parent / "loop_worker.py"
 
@@ -18,11 +19,7 @@ def watched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loop")
     tiny_project.make_model(folder / "model")
     paths = [str(WORKER.parents[2]), str(WORKER.parent), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
+    environment = virtual_devices.environment(8, PYTHONPATH=os.pathsep.join(paths))
     command = [sys.executable, str(WORKER), str(folder / "model"), str(folder / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,7 +1,6 @@
 """A two-stage run that is killed or asked to end, again and again, ends like an undisturbed one."""
 
 import json
-import os
 import random
 import shutil
 import socket
@@ -11,13 +10,14 @@ import sys
 import numpy as np
 import pytest
 import stage_worker
+import virtual_devices
 
 pytestmark = pytest.mark.usefixtures("programs")
 TOTAL = 2 * stage_worker.STEPS
 
 
 def start(devices=1, **options):
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
+    environment = virtual_devices.environment(devices)
     return subprocess.Popen(
         [sys.executable, stage_worker.__file__, json.dumps(options, default=str)],
         env=environment,

@@ -1,6 +1,5 @@
 """Gather and ring on 1, 2 and 8 devices and on 2 processes of 2: one loss, one gradient."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import loss_worker
 import numpy as np
 import pytest
+import virtual_devices
 
 WORKER = Path(loss_worker.__file__)
 TEMPORARY_MIB = 20
@@ -18,7 +18,7 @@ TOLERANCE = {"loss": 1e-6, "q": 1e-6, "p": 1e-6, "scale": 4e-6}
 
 
 def start(devices: int, *arguments) -> subprocess.Popen:
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
+    environment = virtual_devices.environment(devices)
     return subprocess.Popen(
         [sys.executable, str(WORKER), *map(str, arguments)],
         env=environment,

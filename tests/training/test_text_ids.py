@@ -1,6 +1,5 @@
 """Ids of texts in batches: copies are masked wherever they stand, on any mesh."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import virtual_devices
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.ragged import Ragged
@@ -59,7 +59,7 @@ def test_the_copy_of_a_positive_is_no_negative_in_the_batch(method):
 
 
 def test_masks_and_mining_of_repeated_texts_on_one_and_eight_devices():
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8")
+    environment = virtual_devices.environment(8)
     ran = subprocess.run(
         [sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, timeout=600
     )
