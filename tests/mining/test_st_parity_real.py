@@ -1,9 +1,10 @@
 """Equal rows from sentence-transformers' `mine_hard_negatives` on real texts with MiniLM.
 
 Both sides embed for themselves, or take the same vectors. Two float32 products of the same vectors
-differ in their last bits. So a row may differ, but only where the scores leave it open: two of
-those that decide it are closer than NEAR, or one is that close to a threshold. Everywhere else rows
-are equal, and every score is within NEAR of theirs.
+differ in their last bits, and vectors of two float32 encoders differ by as much again. So a row may
+differ, but only where the scores leave it open: two of those that decide it are closer than NEAR,
+or one is that close to a threshold. Everywhere else rows are equal, and every score is within NEAR
+of theirs.
 """
 
 import os
@@ -26,7 +27,7 @@ from nvret_jax.search.backend import make_index
 from nvret_jax.search.ranker import DenseRanker
 
 pytestmark = pytest.mark.parity
-NEAR = 1e-6
+NEAR = {"their vectors": 1e-6, "our vectors": 2e-6}  # of scores, by who embedded
 
 SETTINGS = {
     "defaults": {},
@@ -96,7 +97,7 @@ class Case:
         }
 
 
-def open_questions(case, ranker, settings):
+def open_questions(case, ranker, settings, near):
     """Queries (bool [Q]) whose rows the scores leave open."""
     given, options = case.given, st.options_of(settings, case.given.max_positives)
     candidates = st.stored(given, ranker, options.window + 1)
@@ -108,22 +109,24 @@ def open_questions(case, ranker, settings):
         scores = candidates.scores[q].astype(np.float64)
         free = ~np.isin(candidates.passage_rows[q], candidates.positive_rows[q])
         limits = [limit for limit in (ceilings[q], rule.min_score) if np.isfinite(limit)]
-        at_limit = [(np.abs(scores[free] - limit) <= NEAR).any() for limit in limits]
+        at_limit = [(np.abs(scores[free] - limit) <= near).any() for limit in limits]
         # Near ties decide among the survivors that are taken and the next one.
         passed = free & (scores < ceilings[q]) & (scores >= rule.min_score)
         taken = scores[passed][: wanted + 1]
-        tied = (np.abs(np.diff(taken)) <= NEAR).any()
+        tied = (np.abs(np.diff(taken)) <= near).any()
         # The edge of the window matters where it is what ends the list.
-        edge = len(taken) <= wanted and (np.abs(np.diff(scores[-2:])) <= NEAR).any()
+        edge = len(taken) <= wanted and (np.abs(np.diff(scores[-2:])) <= near).any()
         out[q] = any(at_limit) or tied or edge
     return out
 
 
-def check(case, ranker, settings, use_faiss, capsys):
+def check(case, vectors, settings, use_faiss, capsys):
     """Compares one setting, and says how many queries differ and how many might."""
+    case, rankers = case
+    ranker, near = rankers[vectors], NEAR[vectors]
     expected = case.theirs(use_faiss=use_faiss, **settings)
     negatives = st.ours(case.given, ranker, settings)
-    is_open = open_questions(case, ranker, settings)
+    is_open = open_questions(case, ranker, settings, near)
     query_texts, passages = case.given.queries.texts, case.given.corpus.texts
     assert is_open.mean() < 0.02  # so that the exception stays one
     differing, negative_count = 0, 0
@@ -136,15 +139,15 @@ def check(case, ranker, settings, use_faiss, capsys):
                 assert is_open[q], (query, texts, got)
                 differing += place == 0
             if len(texts) == len(got):
-                np.testing.assert_allclose(got_scores, scores, rtol=0, atol=NEAR)
+                np.testing.assert_allclose(got_scores, scores, rtol=0, atol=near)
             if positive is not None:
-                assert abs(negatives.positive_scores[q][place] - positive) <= NEAR
+                assert abs(negatives.positive_scores[q][place] - positive) <= near
         negative_count += len(got)
     assert not expected
     with capsys.disabled():
         print(
             f"\n{len(query_texts)} queries, {len(passages)} passages, {negative_count} negatives: "
-            f"{differing} queries differ, {int(is_open.sum())} are open within {NEAR}",
+            f"{differing} queries differ, {int(is_open.sum())} are open within {near}",
             end=" ",
         )
 
@@ -164,8 +167,7 @@ def scifact(tmp_path_factory):
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("vectors", ["their vectors", "our vectors"])
 def test_rows_of_xquad_are_equal(xquad, setting, vectors, capsys):
-    case, rankers = xquad
-    check(case, rankers[vectors], SETTINGS[setting], False, capsys)
+    check(xquad, vectors, SETTINGS[setting], False, capsys)
 
 
 @pytest.mark.slow
@@ -173,5 +175,4 @@ def test_rows_of_xquad_are_equal(xquad, setting, vectors, capsys):
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("vectors", ["their vectors", "our vectors"])
 def test_rows_of_scifact_are_equal(scifact, setting, vectors, use_faiss, capsys):
-    case, rankers = scifact
-    check(case, rankers[vectors], SETTINGS[setting], use_faiss, capsys)
+    check(scifact, vectors, SETTINGS[setting], use_faiss, capsys)
