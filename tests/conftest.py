@@ -2,10 +2,14 @@
 
 import os
 import pathlib
+import signal
 import sys
 
 import pytest
 
+# A shell that starts tests in the background has them ignore Ctrl-C, which processes inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What one test has compiled is there for all others, in this process or another.
