@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-QUICK_COMPILE = "--xla_backend_optimization_level=0"  # compiles in a third of the time
+# Compiles in a third of the time.
+QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:

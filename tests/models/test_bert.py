@@ -98,6 +98,7 @@ def test_remat_changes_no_number(mesh):
             assert np.isfinite(a).all()
 
 
+@pytest.mark.slow
 def test_the_more_is_computed_again_the_less_memory_a_step_takes(mesh):
     config = dataclasses.replace(CONFIG, max_position_embeddings=128, num_hidden_layers=6)
     tokens, lengths = jnp.zeros((4, 128), jnp.int32), jnp.full((4,), 100, jnp.int32)

@@ -32,6 +32,7 @@ def run(project, workdir, *changes):
     )
 
 
+@pytest.mark.slow
 def test_adapters_of_a_decoder_are_trained_evaluated_and_exported(project):
     lora = ("lora_rank=2", "lora_dropout=0.1", "lora_targets=('q_proj','down_proj')")
     student = (*lora, "bidirectional=True", "pooling=mean", "prompt_in_pooling=none")

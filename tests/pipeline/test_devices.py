@@ -47,7 +47,7 @@ def two_processes(folder, workdir):
         pytest.param("2 devices", marks=pytest.mark.slow),
         pytest.param("8 devices", marks=pytest.mark.slow),
         "8 devices, fsdp 2, tensor 2",
-        "2 processes",
+        pytest.param("2 processes", marks=pytest.mark.slow),
     ],
 )
 def test_negatives_and_losses_do_not_depend_on_the_mesh(project, layout):

@@ -87,6 +87,7 @@ def test_more_epochs_go_on(pristine, tmp_path, capsys):
     assert "resumed at step 3 of 6" in out
 
 
+@pytest.mark.slow
 def test_a_further_stage_goes_on_whatever_the_schedule(pristine, tmp_path, capsys):
     first = recipe(pristine)
     first.train.schedule = "linear"

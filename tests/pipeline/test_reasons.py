@@ -290,6 +290,7 @@ def tried(base, project, folder):
     return named, wrong
 
 
+@pytest.mark.slow
 def test_every_value_that_matters_is_named(project, tmp_path):
     named, wrong = set(), []
     for base in BASES:

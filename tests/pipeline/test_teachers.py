@@ -185,7 +185,7 @@ def test_a_verdict_can_drop_its_query(project, tmp_path):
     assert counts["verdicts"]["queries_dropped"] == 1
 
 
-@pytest.mark.parametrize("order", ["teacher", "rescored"])
+@pytest.mark.parametrize("order", [pytest.param("teacher", marks=pytest.mark.slow), "rescored"])
 def test_a_cross_encoder_decides_on_its_own_scale(order, project, tmp_path):
     model = tiny_cross_encoders.write(tmp_path / "pairs")
     flags = (

@@ -40,7 +40,10 @@ def tiny_decoder(folder: Path) -> Path:
     return tiny_backbones.write(folder, "llama-nemotron-embed")
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [("bert", (2, 2, 2)), ("decoder", (1, 4, 2))])
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [("bert", (2, 2, 2)), pytest.param("decoder", (1, 4, 2), marks=pytest.mark.slow)],
+)
 def test_the_plan_holds_what_the_real_training_state_holds(tmp_path, kind, sizes):
     """All weights of a BERT, and adapters of a decoder; the program runs on the real state."""
     folder = tmp_path / kind
@@ -83,6 +86,7 @@ def test_a_stage_of_epochs_may_warm_up_for_a_number_of_steps(small):
     assert step.flops == planned(small)[0].flops
 
 
+@pytest.mark.slow
 def test_chunks_are_computed_again_and_counted_so(small):
     """Three times the forward pass without chunks, four times with them: and the loss beside it."""
     whole, sketch = planned(small, chunk_tokens=-1)

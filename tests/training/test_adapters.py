@@ -165,6 +165,7 @@ def test_a_checkpoint_holds_the_adapters_and_nothing_of_the_base(folder, tmp_pat
     assert sum(size != () for size in sizes) == 2 * adapters
 
 
+@pytest.mark.slow
 def test_dropout_of_adapters_alone_gives_the_steps_keys(folder, tmp_path):
     """B begins as zero, so that the first loss is the same with any dropout; the second is not."""
     found = []

@@ -26,6 +26,7 @@ def watched(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_step_is_dispatched_before_the_step_before_it_is_done(watched):
     assert watched["devices"] == 8
     events = list(dict.fromkeys(map(tuple, watched["events"])))  # a step has several metrics

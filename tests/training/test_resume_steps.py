@@ -79,6 +79,7 @@ def cut(undisturbed, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_both_stages_ends_like_an_undisturbed_one(undisturbed, cut, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(cut, root)

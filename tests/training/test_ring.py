@@ -77,6 +77,7 @@ def test_loss_and_gradient_do_not_depend_on_mesh_and_method(losses, method, way)
             assert_close(losses[way][f"{case}/{method}/{part}"], expected, tolerance)
 
 
+@pytest.mark.slow
 def test_the_ring_needs_a_sixth_of_the_memory(tmp_path):
     """4,096 queries of 5 passages, width 256, on 8 devices."""
     finish(start(8, tmp_path / "memory.npz", "memory", 8))

@@ -58,6 +58,7 @@ def test_the_copy_of_a_positive_is_no_negative_in_the_batch(method):
     assert metrics["masked"] == 0.5
 
 
+@pytest.mark.slow
 def test_masks_and_mining_of_repeated_texts_on_one_and_eight_devices():
     environment = virtual_devices.environment(8)
     ran = subprocess.run(
