@@ -13,6 +13,7 @@ the only place where those become mesh axes.
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -113,14 +114,49 @@ def make_mesh(
     if math.prod(sizes.values()) != len(devices):
         raise InputError(f"mesh: {asked} does not cover {len(devices)} devices")
     try:
-        return jax.make_mesh(
-            tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
-        )
+        return Mesh(_grid(devices, sizes), AXES, axis_types=(AxisType.Explicit,) * 3)
     except NotImplementedError as error:  # axes that the links between TPUs cannot form
         raise InputError(
             f"mesh: {asked} cannot be laid over these {len(devices)} {devices[0].device_kind} "
             "devices; let each axis be a product of sides of their topology (of 4x4x4: 4, 16 or 64)"
         ) from error
+
+
+def _grid(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> np.ndarray:
+    """The devices in the mesh's shape: neighbours along an axis have the fastest links there are.
+
+    Where the devices are several slices (of TPUs, or hosts of GPUs), data crosses the network
+    between them first, then fsdp, and tensor last.
+    """
+    # As jax.make_mesh does, which takes a single slice only.
+    split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) == 1:
+        shape = tuple(sizes.values())
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+    if len(set(slices.values())) > 1:
+        raise InputError(
+            f"mesh: the {len(slices)} slices have {min(slices.values())} to "
+            f"{max(slices.values())} devices; use slices of one size"
+        )
+    outer, rest = {}, len(slices)
+    for name, size in sizes.items():
+        outer[name] = math.gcd(size, rest)
+        rest //= outer[name]
+    if outer["tensor"] > 1:
+        logging.warning(
+            "mesh.tensor=%d crosses the network between %d slices of %d devices, many times per "
+            "step; let tensor divide the devices of a slice",
+            sizes["tensor"],
+            len(slices),
+            len(devices) // len(slices),
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        [size // outer[name] for name, size in sizes.items()],
+        list(outer.values()),
+        devices,
+        allow_split_physical_axes=split,
+    )
 
 
 CLUSTER_SECONDS = 300  # that processes of a cluster may start apart; it ends what lost a process

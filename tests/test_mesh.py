@@ -1,11 +1,13 @@
 """The mesh and the table of axes."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 import warnings
 
 import jax
+import numpy as np
 import pytest
 import virtual_devices
 from jax.sharding import AxisType
@@ -40,7 +42,7 @@ def test_axes_that_links_cannot_form_are_refused_in_one_line(monkeypatch):
     def refuse(*args, **kwargs):
         raise NotImplementedError("Failed to find assignment for logical_axis_index 1\nof size 2")
 
-    monkeypatch.setattr(jax, "make_mesh", refuse)
+    monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", refuse)
     with pytest.raises(InputError, match="data 1 × fsdp 1 × tensor 1 cannot be laid over") as told:
         mesh_lib.make_mesh(data=1, devices=jax.devices()[:1])
     assert "\n" not in str(told.value)
@@ -136,6 +138,48 @@ def test_distributed_on_without_a_cluster_is_an_error(monkeypatch):
     mesh_lib.start_distributed("off")
     with pytest.raises(InputError, match="found no cluster"):
         mesh_lib.start_distributed("on")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """One of a cluster's GPUs as JAX describes it; a host of them is a slice."""
+
+    id: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "within"),
+    [
+        ((8, 1, 1), (2, 1, 1)),
+        ((4, 2, 1), (1, 2, 1)),
+        ((2, 4, 1), (1, 2, 1)),  # two hosts along data, and two along fsdp
+        ((1, 8, 1), (1, 2, 1)),
+        ((4, 1, 2), (1, 1, 2)),
+    ],
+)
+def test_data_crosses_the_network_between_slices_first(sizes, within):
+    mesh = mesh_lib.make_mesh(*sizes, devices=[Gpu(i, i // 2) for i in range(8)])
+    assert mesh.devices.shape == sizes
+    assert sorted(gpu.id for gpu in mesh.devices.flat) == list(range(8))
+    slices = np.vectorize(lambda gpu: gpu.slice_index)(mesh.devices)
+    a, b, c = within
+    blocks = slices.reshape(sizes[0] // a, a, sizes[1] // b, b, sizes[2] // c, c)
+    blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(4, 2)
+    assert (blocks[:, :1] == blocks).all()  # each slice is one block of that shape
+
+
+def test_tensor_between_slices_is_possible_and_warned_of(caplog):
+    mesh = mesh_lib.make_mesh(1, 1, 8, devices=[Gpu(i, i // 2) for i in range(8)])
+    assert mesh.devices.shape == (1, 1, 8)
+    assert "mesh.tensor=8 crosses the network between 4 slices of 2 devices" in caplog.text
+
+
+def test_slices_of_several_sizes_are_refused():
+    with pytest.raises(InputError, match="3 slices have 2 to 4 devices"):
+        mesh_lib.make_mesh(devices=[Gpu(i, min(i // 2, 2)) for i in range(8)])
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
