@@ -94,6 +94,7 @@ def run(root, names, meshes):
 
 
 # One that has everything: a decoder with shared key heads, latent attention, adapters.
+@pytest.mark.slow
 def test_embeddings_gradients_and_merged_weights_are_the_same_on_a_mesh(tmp_path):
     run(tmp_path, ["nv-embed"], ["2x2x2"])
 

@@ -18,7 +18,7 @@ from nvret_jax.stages import train as train_stage
 from nvret_jax.workdir import Workdir
 
 
-@pytest.fixture(scope="module", params=["seen", "unseen"])
+@pytest.fixture(scope="module", params=[pytest.param("seen", marks=pytest.mark.slow), "unseen"])
 def late(pristine, tmp_path_factory, request):
     """(config, workdir) of a finished run whose student is a tiny LateOn-Code.
 

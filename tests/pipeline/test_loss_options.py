@@ -41,8 +41,12 @@ def trained(project, *options):
             ("distillation=kl", "teacher_temperature=0.05", "dims=(32,16)"),
             {"contrastive", "distillation", "loss_16"},
         ),
-        (("score_mask=percent", "mask_by=guide", "num_positives=2"), {"masked_by_score"}),
-        (("temperature_learning_rate=0.01",), {"temperature"}),
+        pytest.param(
+            ("score_mask=percent", "mask_by=guide", "num_positives=2"),
+            {"masked_by_score"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("temperature_learning_rate=0.01",), {"temperature"}, marks=pytest.mark.slow),
     ],
 )
 def test_options_reach_the_step(options, keys, project):

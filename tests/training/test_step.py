@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from test_ring import WAYS, answers, assert_close
+from test_ring import WAYS, Answers, assert_close
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.training.encode import Texts, chunk_rows, encode_batch
@@ -17,7 +17,7 @@ from nvret_jax.training.step import init_optimizer, make_step
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    return answers(tmp_path_factory.mktemp("steps"), "steps")
+    return Answers(tmp_path_factory, "steps")
 
 
 SAME = {"whole": ("ring, chunks", "groups"), "tokens": ("tokens, ring, chunks",)}
