@@ -48,7 +48,7 @@ UNSPACED = (
 _WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 
 
-class _Table(dict):
+class Table(dict):
     """A table for str.translate whose entries are decided when a character first occurs."""
 
     def __init__(self, decide: Callable[[str], str | None]):
@@ -112,7 +112,7 @@ def keys(texts: Iterable[str], form: Callable[[str], str] = normalize) -> np.nda
 
 
 @functools.cache
-def _before() -> _Table:
+def _before() -> Table:
     """What must be decided before NFKC makes it unrecognisable."""
 
     def decide(char: str) -> str | None:
@@ -127,11 +127,11 @@ def _before() -> _Table:
             return " " + char  # 1½ is not 11/2
         return char
 
-    return _Table(decide)
+    return Table(decide)
 
 
 @functools.cache
-def _after() -> _Table:
+def _after() -> Table:
     """Dashes to one dash, marks of sentences and control characters to a space."""
 
     def decide(char: str) -> str:
@@ -146,4 +146,4 @@ def _after() -> _Table:
             return " "
         return " " if category == "Cc" or char in "`\u02bc" else char
 
-    return _Table(decide)
+    return Table(decide)

@@ -7,9 +7,9 @@ sentence of a script without spaces for one word.
 
 Choices:
 
-- Words are those of `data.words`: runs of two or more word characters, lower-cased, and pairs of
-  neighbouring characters in scripts without spaces. No stemming, and no stop words are taken out
-  (BM25 gives them next to no weight; `stopwords='en'` takes them out).
+- Words are those of `data.words`: runs of two or more word characters with their marks,
+  lower-cased, and pairs of neighbouring characters in scripts without spaces. No stemming, and no
+  stop words are taken out (BM25 gives them next to no weight; `stopwords='en'` takes them out).
 - A word that a query has twice counts twice. Words that no passage has count nothing.
 - The default is Lucene's formula, idf(t) · tf / (tf + k1 (1 - b + b · length / mean length)) with
   idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)): the textbook's factor (k1 + 1), which changes no
@@ -35,7 +35,7 @@ from nvret_jax.data.words import words
 from nvret_jax.errors import InputError
 from nvret_jax.search import checks, topk
 
-WORDS_VERSION = 2  # of `data.words`; for fingerprints
+WORDS_VERSION = 3  # of `data.words`; for fingerprints
 METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")  # none of them scores below 0
 _TAKES = {
     "k1": options.number(0, 1e6),
