@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -50,21 +51,25 @@ def _make_report(run: Run, artifact: Artifact) -> None:
 
 def gather(run: Run) -> report.ReportData:
     """Everything the page shows, from the artefacts of earlier stages."""
-    stages, sets = run.config.stages, list(run.sets.values())
+    stages, sets = run.config.stages, _titled(run)
     shares = _shares(run.config.report.examples, len(sets))
     what = "a text retriever" if run.trains or run.evaluates else "mining"
-    audits = [read_csv(run.need(part.audit()).path) for part in sets if "audit" in stages]
+    audited = sets if "audit" in stages else {}
     return report.ReportData(
         title=f"{run.config.name}: {what}",
         lead=_lead(run),
         scores=[read_scores(run)] if run.evaluates else [],
         mined=[
             _mined(part, title, share)
-            for (title, part), share in zip(_titled(run).items(), shares, strict=True)
+            for (title, part), share in zip(sets.items(), shares, strict=True)
             if "mine" in stages
         ],
         training=_training(run) if run.trains else None,
-        audit=[row for rows in audits for row in rows],
+        audit=[
+            dataclasses.replace(row, dataset=title)
+            for title, part in audited.items()
+            for row in read_csv(run.need(part.audit()).path)
+        ],
         cuts=[_cut(found) for found in truncation.of_run(run)],
         config=run.recipe(),
         environment={
@@ -76,13 +81,17 @@ def gather(run: Run) -> report.ReportData:
 
 
 def _titled(run: Run) -> dict[str, Run]:
-    """The run of each training set by a title for people: the set's name and its data's."""
-    return {
-        part.train_data.name
-        if name in (MAIN_SET, part.train_data.name)
-        else f"{name} ({part.train_data.name})": part
-        for name, part in run.sets.items()
-    }
+    """The run of each training set by a title for people: the set's name and its data's.
+
+    One name stands for both where they are the same, or where the set is the main one; no two
+    titles are equal.
+    """
+    titled: dict[str, Run] = {}
+    for name, part in run.sets.items():
+        data = part.train_data.name
+        title = data if name in (MAIN_SET, data) and data not in titled else f"{name} ({data})"
+        titled[title] = part
+    return titled
 
 
 def _shares(examples: int, sets: int) -> list[int]:

@@ -8,12 +8,14 @@ import pytest
 import recipe_project
 import tiny_project
 
+from nvret_jax import config as config_lib
 from nvret_jax import pipeline, sets
 from nvret_jax.api import Encoder
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.run import Run
 from nvret_jax.search.store import EmbeddingStore
+from nvret_jax.stages import report as report_stage
 from nvret_jax.stages import train as train_stage
 from nvret_jax.workdir import Workdir
 
@@ -60,6 +62,15 @@ def test_the_report_speaks_of_every_set_and_stage(staged):
     assert "the rule naive kept." in page
     assert "rule naive: 12 hard negatives for 6 queries" in page
     assert re.search(r"rule perc_pos[^:]*: \d+ hard negatives for 24 queries", page)
+
+
+def test_sets_that_share_a_name_with_data_are_told_apart(pristine, tmp_path):
+    config = recipe_project.two_stages(pristine)
+    for name in ("data", "third"):  # the folder of all of them is called data, too
+        config_lib.add_set(config, name, config.data.train)
+    config.train_stages.second.sets = ("train", "other", "data", "third")
+    titled = report_stage._titled(run_of(config, tmp_path / "w"))
+    assert list(titled) == ["data", "data (data)", "other (data)", "third (data)"]
 
 
 def test_a_sets_prompt_stands_before_its_queries_alone(staged):
