@@ -38,7 +38,8 @@ def inside(folder: epath.PathLike, name: Any, said_by: epath.PathLike | None = N
         said_by: the file that names it, for messages; None: a name of this package's own.
 
     Raises:
-        InputError: it is no relative path, or leads out of the folder, by itself or as a link.
+        InputError: it is no relative path, leads out of the folder, by itself or as a link, or is
+            neither a file nor a folder.
     """
     start = f"{said_by}: " if said_by is not None else ""
     if not isinstance(name, str):
@@ -63,6 +64,9 @@ def inside(folder: epath.PathLike, name: Any, said_by: epath.PathLike | None = N
             f"{text}: a link to {target}, which lies outside the model's folder and is not read; "
             "copy the file into the folder"
         )
+    # Opening a pipe waits for whoever writes to it.
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+        raise InputError(f"{text}: neither a file nor a folder")
     return path
 
 

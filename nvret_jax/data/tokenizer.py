@@ -22,7 +22,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,10 @@ class Tokenizer:
         self._side = fields.text("truncation_side", "right", choices=("right", "left"))
         self._specials = backend.num_special_tokens_to_add(False)
         stated = fields.limit("model_max_length")
+        # What is not used here is written into exports, for readers that fail on other types.
+        fields.text("padding_side", "right", choices=("right", "left"))
+        fields.object("added_tokens_decoder", {})
+        fields.flag("clean_up_tokenization_spaces")
         fields.check(f"{folder}/tokenizer_config.json")
         if max_length is None and stated is not None and stated < _LONGEST:
             max_length = stated
@@ -289,12 +293,26 @@ def _read_config(folder: epath.Path) -> dict[str, Any]:
         token = config.get(name)
         if token is None and found.get(name) is not None:
             token = config[name] = found[name]
-        content = token.get("content") if isinstance(token, dict) else token
-        if token is not None and not (isinstance(content, str) and encodable(content)):
+        if token is not None and _content(token) is None:
             raise InputError(
                 f"{folder}/tokenizer_config.json: {name}={shown(token)}, expected a string"
             )
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = config.get(name) or ()
+        listed = tokens.values() if isinstance(tokens, dict) else tokens
+        if isinstance(tokens, str) or not (
+            isinstance(listed, Iterable) and all(_content(token) for token in listed)
+        ):
+            raise InputError(
+                f"{folder}/tokenizer_config.json: {name}={shown(tokens)}, expected a list of tokens"
+            )
     return config
+
+
+def _content(token: Any) -> str | None:
+    """The text of a special token as a config lists it; None where it is none."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) and encodable(content) else None
 
 
 def _convert(folder: epath.Path) -> tokenizers.Tokenizer:

@@ -524,6 +524,7 @@ def read_spec(
             max_length = min(max(late.query_length, late.passage_length), shape.max_tokens)
         else:
             max_length = _limit(backbone, settings, family, shape)
+        check_max_length(max_length, shape.max_tokens, f"{backbone}: ")
     check_max_length(max_length, shape.max_tokens)
     append_eos = _append_eos(backbone, architecture)
     spec = EncoderSpec(
@@ -601,11 +602,11 @@ def _mode(
     return found or said or family.pooling or "mean"
 
 
-def check_max_length(max_length: int, positions: int) -> None:
-    """Raises InputError where a text cannot be cut to `max_length` tokens for this model."""
+def check_max_length(max_length: int, positions: int, said_by: str = "") -> None:
+    """Raises InputError, which begins with `said_by`, where texts cannot be cut to `max_length`."""
     whole = isinstance(max_length, numbers.Integral) and not isinstance(max_length, bool)
     if not whole or not SHORTEST <= max_length <= positions:
         raise InputError(
-            f"max_length={shown(max_length)}: expected {SHORTEST} to {positions}, the positions "
-            "this model has"
+            f"{said_by}max_length={shown(max_length)}: expected {SHORTEST} to {positions}, the "
+            "positions this model has"
         )

@@ -28,6 +28,7 @@ WRONG = {  # kind -> values that are not of it, as JSON
     "flag": ["[1]", '"false"', "0", "1", "NaN", "{}"],
     "text": ["[1]", "4", "true", "NaN", '{"a": 1}', '"\\ud800"'],
     "object": ["[1]", '"a"', "4", "true"],
+    "tokens": ["[1]", '"a"', "4", "true", '{"a": 1}', "[[]]", '{"a": {"b": "c"}}', '["\\ud800"]'],
 }
 SETTINGS = [
     ("config.json", "model_type", "text"),
@@ -63,6 +64,11 @@ SETTINGS = [
     ("tokenizer_config.json", "add_eos_token", "flag"),
     ("tokenizer_config.json", "truncation_side", "text"),
     ("tokenizer_config.json", "pad_token", "text"),
+    ("tokenizer_config.json", "padding_side", "text"),
+    ("tokenizer_config.json", "added_tokens_decoder", "object"),
+    ("tokenizer_config.json", "clean_up_tokenization_spaces", "flag"),
+    ("tokenizer_config.json", "additional_special_tokens", "tokens"),
+    ("tokenizer_config.json", "extra_special_tokens", "tokens"),
 ]
 # What is no wrong type where it stands.
 FINE = {("max_seq_length", "1000000000000"), ("max_seq_length", "1" * 400)}
@@ -183,6 +189,21 @@ def test_a_file_that_is_not_utf8_or_a_folder_is_one_line(folder, name):
 def module(path, kind="Pooling"):
     listed = [("", "Transformer"), (path, kind)]
     return json.dumps([{"path": p, "type": f"sentence_transformers.models.{t}"} for p, t in listed])
+
+
+@pytest.mark.parametrize("name", [*NAMES, "model.safetensors", "vocab.txt"])
+def test_a_pipe_is_not_waited_for(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    refused(lambda: load(folder), name, "neither a file nor a folder")
+
+
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "tokenizer_config.json"])
+def test_a_length_that_leaves_no_room_names_the_folder(folder, name):
+    (folder / "sentence_bert_config.json").unlink()
+    key = {"s": "max_seq_length", "t": "model_max_length"}[name[0]]
+    with_key(folder, name, key, "2")
+    refused(lambda: load(folder), f"{folder}: max_length=2: expected 3 to 40")
 
 
 OUTSIDE = ["../other", "/etc", "a/../../other", "C:\\x", "..\\other", "\\\\host\\x", "a\0b"]
