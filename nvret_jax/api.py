@@ -156,7 +156,7 @@ def mine(
         name for name in rule.split("+") if VALUES[name] and values.get(VALUES[name]) == "auto"
     ]
     for name in calibrated:
-        check_enough(name, len(queries))
+        check_enough(name, len(queries), "mine: ")
     percent, margin = (
         getattr(Rule, name) if value == "auto" else value for name, value in values.items()
     )
@@ -252,6 +252,8 @@ def _rankers(
 ) -> list[Ranker]:
     """What ranks, for whatever was given as teacher and embeddings."""
     several = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    if not several:
+        raise InputError(f"mine: teacher={teacher!r}: expected one or more")
     if teacher is None and (query_embeddings is None or passage_embeddings is None):
         raise InputError("mine: give a teacher, or query_embeddings and passage_embeddings")
     if len(several) > 1 and (query_embeddings is not None or passage_embeddings is not None):

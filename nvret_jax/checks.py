@@ -117,10 +117,12 @@ def mistakes(config: ConfigDict) -> list[str]:
 def with_defaults(config: ConfigDict) -> ConfigDict | None:
     """A copy in which each value that is wrong by itself is the default.
 
-    None where such a value says what is read: nothing found in other data or another model would
-    help. Mistakes between keys stay.
+    None where such a value, or a path, says what is read: nothing found in other data or another
+    model would help. Mistakes between keys stay.
     """
     wrong = wrong_values(config)
+    if check_paths(config):
+        return None
     if not wrong:
         return config
     copy, expected = config.copy_and_resolve_references(), base()

@@ -93,6 +93,8 @@ def _run() -> int:
         return command.run(config, _PLAN.value, passages=_PLAN_PASSAGES.value)
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
+    if _WORKDIR.value.startswith("--"):  # of `--workdir $UNSET --dry_run`
+        raise InputError(f"--workdir={_WORKDIR.value}: a flag in the place of a folder; name one")
     _allow_files()
     workdir = str(paths.local(_WORKDIR.value, "--workdir"))
     wrong = checks.mistakes(config)

@@ -20,6 +20,7 @@ from nvret_jax.mining.exclusion import Settings
 from nvret_jax.mining.options import COMPAT_TAKES, Options
 from nvret_jax.mining.rules import MOST_RANKS, Rule
 from nvret_jax.options import (
+    MESH_AXIS,
     Either,
     Takes,
     choice,
@@ -150,7 +151,6 @@ STAGE: dict[str, Takes] = {
     "dev_passages": _ROWS,
     "dev_queries": _ROWS,
 }
-_AXIS = whole(1, 1 << 20, also={-1: "the devices that are left"})
 
 
 def _below(block: str, table: Mapping[str, Takes]) -> dict[str, Takes]:
@@ -179,9 +179,9 @@ BASE: dict[str, Takes] = {
     "rescorer.order": choice(*choices.RESCORER_ORDERS),
     "rescorer.length": whole(5, 1 << 20, "tokens", also={0: "the model's own"}),
     "rescorer.dtype": choice(*choices.DTYPES),
-    "mesh.data": _AXIS,
-    "mesh.fsdp": _AXIS,
-    "mesh.tensor": _AXIS,
+    "mesh.data": MESH_AXIS,
+    "mesh.fsdp": MESH_AXIS,
+    "mesh.tensor": MESH_AXIS,
     "distributed.mode": choice(*choices.DISTRIBUTED),
     "distributed.coordinator": text("host:port", empty=True, longest=300),
     "distributed.num_processes": whole(0, 1 << 20),

@@ -29,7 +29,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from nvret_jax import peers, slurm
+from nvret_jax import options, peers, slurm
 from nvret_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
@@ -102,8 +102,8 @@ def make_mesh(
     devices = list(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for name, size in sizes.items():
-        if size != -1 and size < 1:
-            raise InputError(f"mesh.{name}={size}: give a positive size, or -1 for what is left")
+        if wrong := options.mistake(f"mesh.{name}", size, options.MESH_AXIS):
+            raise InputError(wrong)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise InputError(f"mesh: {' and '.join(free)} are both -1; at most one can take the rest")

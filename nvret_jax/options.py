@@ -24,6 +24,7 @@ from nvret_jax.errors import InputError
 INT32 = 2**31 - 1
 _SHOWN = 100  # characters of a value that a message repeats
 _MOST = 1000  # items of a tuple
+_LEAST = 2.0**-126  # what is smaller is 0 to an accelerator that computes in float32
 
 
 class Takes:
@@ -76,7 +77,13 @@ class Number(Takes):
         if not is_whole and (not math.isfinite(value) or (self.integral and value != int(value))):
             return False
         lowest = value > self.low if self.above else value >= self.low
+        if self.above and self.low == 0:
+            lowest = value >= _LEAST
         return bool(lowest and (value < self.high if self.below else value <= self.high))
+
+    def hint(self, value: Any) -> str:
+        plain = isinstance(value, float) and self.above and self.low == 0
+        return "; float32 makes this 0" if plain and 0 < value < _LEAST else ""
 
     @property
     def words(self) -> str:
@@ -123,6 +130,10 @@ def whole(
 ) -> Number:
     """Whole numbers from `low` to `high`; arguments as of `number`."""
     return Number(low, high, what, True, False, False, tuple((also or {}).items()), unset)
+
+
+# The size of an axis of the mesh. It is here and not in mesh.py, which loads JAX.
+MESH_AXIS = whole(1, 1 << 20, also={-1: "the devices that are left"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,9 +227,9 @@ def _without(argv: list[str], arguments: list[str]) -> list[str]:
 
 
 def _is_plain(kind: type, value: str) -> bool:
-    """Whether the numbers in a value are spelled as people spell them: no '1_0', no '１０'."""
+    """Whether the numbers in a value are spelled as people spell them: no '1_0', '0x10', '１０'."""
     if kind in (int, float):
-        return value.isascii() and "_" not in value
+        return value.isascii() and _is_decimal(value)
     if kind in (tuple, object):
         try:
             tree = ast.parse(value.strip(), mode="eval")
@@ -238,10 +238,14 @@ def _is_plain(kind: type, value: str) -> bool:
         return not any(
             isinstance(node, ast.Constant)
             and isinstance(node.value, int | float | complex)
-            and "_" in (ast.get_source_segment(value.strip(), node) or "")
+            and not _is_decimal(ast.get_source_segment(value.strip(), node) or "")
             for node in ast.walk(tree)
         )
     return True
+
+
+def _is_decimal(number: str) -> bool:
+    return "_" not in number and not re.match(r"\s*[+-]?0[box]", number, re.IGNORECASE)
 
 
 def _literal(value: str) -> Any:

@@ -16,7 +16,8 @@ from etils import epath
 
 from nvret_jax.errors import InputError
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# Behind words of this package, too, such as "pydocs:gs://". Elsewhere "//" is one slash.
+_SCHEME = re.compile(r"(?:[A-Za-z0-9+.-]*:)*?([A-Za-z][A-Za-z0-9+.-]*://)")
 
 
 def local(path: os.PathLike | str, key: str) -> epath.Path:
@@ -39,7 +40,7 @@ def local(path: os.PathLike | str, key: str) -> epath.Path:
     shown = shown.encode("utf-8", "backslashreplace").decode()
     if match := _SCHEME.match(text):
         raise InputError(
-            f"{key}: {shown}: expected a path on this machine, got a {match[0]} address; copy the "
+            f"{key}: {shown}: expected a path on this machine, got a {match[1]} address; copy the "
             "files here, or mount the store, and give that path"
         )
     try:
@@ -48,7 +49,7 @@ def local(path: os.PathLike | str, key: str) -> epath.Path:
         known = False
     if not known:
         raise InputError(f"{key}: {shown!r}: a path has no NUL and no half of a surrogate pair")
-    return epath.Path(os.path.expanduser(text))
+    return epath.Path(os.path.expanduser(re.sub("://+", ":/", text)))
 
 
 def cache(name: str) -> epath.Path | None:

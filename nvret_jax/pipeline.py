@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Sequence
 
 import jax
 from ml_collections import ConfigDict
 
-from nvret_jax import checks, claim, closing, preflight, rounds, stops, truncation
+from nvret_jax import checks, claim, closing, options, paths, preflight, rounds, stops, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.choices import STAGES as STAGE_NAMES
@@ -31,11 +32,19 @@ from nvret_jax.workdir import Workdir
 _MENDINGS = 10  # of one stage; a disk that damages more than that is no place for a run
 
 
+_TAKES = {
+    "config": options.Anything("a config, such as config.base()", (ConfigDict,)),
+    "workdir": options.Anything("a folder", (str, os.PathLike)),
+    "stages": options.many(options.text("the name of a stage")),
+    "dry_run": options.flag(),
+}
+
+
 def run(
     config: ConfigDict,
-    workdir: str,
+    workdir: str | os.PathLike,
     *,
-    stages: Sequence[str] = (),
+    stages: str | Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
     """Runs a config in a workdir.
@@ -43,12 +52,15 @@ def run(
     Args:
         config: from a file in `configs/` or `config.base()`.
         workdir: its folder; made if missing, continued if it holds an earlier run of the config.
-        stages: only these; empty: all the config names.
+        stages: only these, or this one; empty: all the config names.
         dry_run: print what would be done and why, and do nothing.
 
     Raises:
         InputError: anything wrong with what was given; one line.
     """
+    stages = (stages,) if isinstance(stages, str) else stages
+    options.check_arguments("pipeline.run", locals(), _TAKES)
+    workdir = str(paths.local(workdir, "--workdir"))
     checks.validate(config)
     plan = [name for name in STAGE_NAMES if name in config.stages]
     unknown = [name for name in stages if name not in plan]

@@ -205,9 +205,9 @@ def _check_dev(state: Run) -> None:
 
 
 def _check_judgments(state: Run) -> None:
-    wanted = state.config.evaluation.min_relevance
+    wanted, data = state.config.evaluation.min_relevance, state.test_data
     try:
-        retrieval.scored_queries(state.test_data, state.config.data.test_split, wanted)
+        retrieval.scored_queries(data, state.config.data.test_split, wanted)
     except InputError as error:
         raise InputError(f"evaluation.min_relevance={wanted}: {error}") from None
 
@@ -241,8 +241,10 @@ def _check_exclusions(part: Run) -> None:
 
 def _check_calibration(part: Run) -> None:
     count, limit = len(part.positives()), part.config.mining.calibration.queries
+    used = min(count, limit or count)
+    bound = "mining.calibration.queries" if used < count else ""
     for rule in part.calibrated:
-        check_enough(rule, min(count, limit or count))
+        check_enough(rule, used, bound=bound)
 
 
 def _check_verdicts(part: Run) -> None:

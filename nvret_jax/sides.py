@@ -101,6 +101,13 @@ class Side:
     @functools.cached_property
     def spec(self) -> EncoderSpec:
         """What the encoder is read and exported with: its length is the longer side's."""
+        positions = self._own[0].backbone.max_tokens
+        for kind in ("query", "passage"):
+            if (length := self.length(kind)) > positions:
+                raise InputError(
+                    f"{self._run.label}{self.key_prefix}{kind}_length={length}: the model takes at "
+                    f"most {positions} tokens; use that or less, or 0 for its own length"
+                )
         longest = max(self.length("query"), self.length("passage"))
         return read_spec(self.folder, max_length=longest, **self._overrides())[0]
 

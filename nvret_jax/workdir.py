@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -82,6 +83,8 @@ class Workdir:
     def _take(self, config: Mapping[str, Any], write: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; --workdir names a folder")
+        if not write:  # also before a run
+            self._check_makeable()
         found = sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
         # A folder in which nothing was made yet (a mistyped path, say) is still free.
         made = [n for n in found if not n.startswith(_NOT_MADE) and not n.endswith(".partial")]
@@ -97,6 +100,21 @@ class Workdir:
             say(f"{self.path / CONFIG} {damaged}; it is written anew with the next artefact")
         if write and (not made or damaged):
             self.store_config()
+
+    def _check_makeable(self) -> None:
+        """Raises InputError where the folder is not there and cannot be made."""
+        place = epath.Path(os.path.abspath(self.path))
+        number = 0
+        if not place.exists():
+            while not place.exists() and place != place.parent:
+                place = place.parent
+            if not place.is_dir():
+                number = errno.ENOTDIR
+            elif not os.access(place, os.W_OK | os.X_OK):
+                number = errno.EACCES
+        if number:
+            error = OSError(number, os.strerror(number), str(place))
+            raise InputError(f"--workdir {self.path} cannot be written: {error}")
 
     def _identity(self, made: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
         """(whose the workdir is, None where that is not known; what is wrong with config.json)."""

@@ -28,6 +28,7 @@ NO_NUMBERS = [NAN, INF, -INF, np.nan, "1", True, None, (1,), [], {}, 1j, b"1", o
         (choice("", "a", "b"), ["", "a"], ["c", "A", None, 1, ("a",), True]),
         (flag(), [True, False, np.True_], [0, 1, "true", None, 1.0]),
         (flag(unset=True), [None, True], ["", 0]),
+        (options.number(0, 1, above=True), [1e-30, 1], [0, -0.0, 5e-324, 1e-39, 2]),
         (options.Combined(("a", "b")), ["a", "a+b"], ["a+a", "", "+", "a+c", None, 3]),
         (
             text(),

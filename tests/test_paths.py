@@ -33,6 +33,7 @@ def test_what_no_path_can_hold_is_refused_in_one_printable_line(text):
 def test_names_that_only_look_odd_are_paths(tmp_path):
     for name in ("a:b", "2024-01-01T10:00:00", "C:", "ä ö?#", "x://"[:2]):
         assert paths.local(tmp_path / name, "k") == tmp_path / name
+    assert paths.local("./a://b", "k") == pathlib.Path("a:/b")
     raw = os.fsdecode(b"/tmp/\xff")  # a file may have it, and no encoding
     assert str(paths.local(raw, "k")) == raw
 
@@ -60,6 +61,8 @@ def test_a_tilde_is_the_home(monkeypatch):
         ("mining.exclude.document_map", "gs://b/m.tsv"),
         ("train.start", "gs://b/c"),
         ("result.merge_with", ("models/a", "gs://b/m")),
+        ("data.train", "pydocs:gs://b/d"),
+        ("teacher.model", "bm25:gs://b/d"),
     ],
 )
 def test_every_path_of_a_config_is_looked_at(key, value):

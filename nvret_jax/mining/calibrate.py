@@ -200,13 +200,20 @@ def calibrate(
     return Choice(best["value"], record)
 
 
-def check_enough(rule_name: str, queries: int) -> None:
-    """Raises InputError where there are too few queries to calibrate a rule on."""
+def check_enough(rule_name: str, queries: int, at: str = "mining.", bound: str = "") -> None:
+    """Raises InputError where there are too few queries to calibrate a rule on.
+
+    Args:
+        rule_name: one of `rules.VALUES`.
+        queries: how many there are to calibrate on.
+        at: what stands before the name of the rule's value.
+        bound: the key that says how many are used, where one does.
+    """
     if queries < ENOUGH:
         raise InputError(
-            f"mining.{VALUES[rule_name]}='auto': needs at least {ENOUGH} training queries to "
-            f"calibrate on, and there are {queries}; give a number, or raise "
-            "mining.calibration.queries"
+            f"{at}{VALUES[rule_name]}='auto': needs at least {ENOUGH} training queries to "
+            f"calibrate on, and there are {queries}; give a number"
+            + (f", or raise {bound}" if bound else "")
         )
 
 

@@ -14,6 +14,8 @@ import tiny_models
 import tiny_project
 
 from nvret_jax import api as nv
+from nvret_jax import pipeline
+from nvret_jax.config import base
 
 QUERIES = ["the wing", "a body"]
 PASSAGES = [f"text {i}" for i in range(12)]
@@ -174,7 +176,8 @@ REFUSED_BY_MINE = [
     ({"num_negatives": "4"}, "num_negatives='4'"),
     ({"num_negatives": True}, "num_negatives=True"),
     ({"rule": "perc_pos", "percent": 95}, "percent=95: expected 'auto'"),
-    ({"rule": "perc_pos", "percent": "auto"}, "needs at least 100 training queries"),
+    ({"rule": "perc_pos", "percent": "auto"}, "mine: percent='auto': needs at least 100 training"),
+    ({"teacher": []}, "mine: teacher=[]: expected one or more"),
     ({"percent": -1}, "percent=-1"),
     ({"percent": NAN}, "percent=nan"),
     ({"margin": NAN}, "margin=nan"),
@@ -309,6 +312,22 @@ def test_search_takes_lists_and_tensors():
         (lambda e: nv.Bm25Ranker(QUERIES, PASSAGES, method="okapi"), "method='okapi'"),
         (lambda e: nv.Bm25Ranker(QUERIES, PASSAGES, stopwords=3), "stopwords"),
         (lambda e: mine(teacher=e, passage_embeddings=None, margin=3), "margin=3"),
+        (
+            lambda e: pipeline.run(base(), "gs://b/w"),
+            "--workdir: gs://b/w: expected a path",
+        ),
+        (lambda e: pipeline.run(base(), None), "workdir=None: cannot be unset; expected a folder"),
+        (lambda e: pipeline.run(base(), 3), "workdir=3: expected a folder"),
+        (lambda e: pipeline.run(base(), "a\0b"), "--workdir: 'a\\x00b': a path has no NUL"),
+        (lambda e: pipeline.run({}, "w"), "config={}: expected a config"),
+        (lambda e: pipeline.run(base(), "w", stages=3), "stages=3: expected"),
+        (lambda e: pipeline.run(base(), "w", stages="mined"), "--stages=mined: this config has"),
+        (
+            lambda e: nv.make_mesh(data="1"),
+            "mesh.data='1': expected -1 (the devices",
+        ),
+        (lambda e: nv.make_mesh(fsdp=1.0), "mesh.fsdp=1.0: expected"),
+        (lambda e: nv.make_mesh(tensor=True), "mesh.tensor=True: expected"),
     ],
 )
 def test_the_others_refuse(call, words, encoder):

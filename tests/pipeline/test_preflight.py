@@ -33,6 +33,12 @@ REFUSED = {
         "--config.mining.percent=auto",
         "mining.percent='auto': needs at least 100 training queries to calibrate on, and there are",
     ),
+    "a length beyond the model's": (
+        "--config.teacher.passage_length=41",
+        "error: teacher.passage_length=41: the model takes at most 40 tokens",
+    ),
+    "a folder below a file": ("--workdir=/dev/null/w", "--workdir /dev/null/w cannot be written"),
+    "a flag for a folder": ("--workdir=--stages", "--workdir=--stages: a flag in the place"),
     "export without evaluation": (
         "--stages=embed,search,mine,train,export",
         "evaluation/data.json is needed but not there yet; run --stages=evaluate first",
@@ -82,6 +88,16 @@ def test_a_dry_run_says_what_the_run_says(name, pristine, tmp_path):
     run = command.inside(*flags(pristine, tmp_path, more))
     assert run.error == dry.error
     assert not list((tmp_path / "w").glob("*/*"))
+
+
+def test_a_path_that_is_wrong_is_named_once(pristine, tmp_path):
+    for more, line in (
+        ("--config.data.train=beir:/nowhere", "error: /nowhere: no such folder; expected"),
+        ("--config.data.train=beir:gs://b/d", "error: config: data.train: gs://b/d: expected"),
+    ):
+        error = command.inside(*flags(pristine, tmp_path, more)).error
+        assert error.startswith(line)
+        assert error.count(more.rpartition(":")[2]) == 1
 
 
 def test_an_audit_of_one_positive_each_is_refused_at_once(pristine, tmp_path):
@@ -134,7 +150,15 @@ def test_values_are_unset_on_the_command_line(pristine, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", ["train.steps=1_0", "train.steps=١٢", "train.epochs=1_0.5", "audit.shifts=(1_0,)"]
+    "given",
+    [
+        "train.steps=1_0",
+        "train.steps=0x10",
+        "audit.shifts=(0b1,)",
+        "train.steps=١٢",
+        "train.epochs=1_0.5",
+        "audit.shifts=(1_0,)",
+    ],
 )
 def test_numbers_are_plain_decimal_numbers(given, pristine, tmp_path):
     result = command.inside(*flags(pristine, tmp_path, f"--config.{given}"), "--dry_run")
