@@ -363,6 +363,11 @@ def base() -> ConfigDict:
                 # Chunks are encoded again for their gradient, which bounds memory whatever the
                 # batch. False: what student.remat keeps is kept of the whole batch.
                 "recompute": True,
+                # When weights that are trained and cut along mesh.fsdp are gathered, and their
+                # gradients reduced: once per 'step', which moves least over the network, or by the
+                # 'layer', in each chunk anew, which takes least memory. 'auto': once per step where
+                # the whole weights and gradients take at most a third of a device's memory.
+                "gather": "auto",
                 # Steps between checkpoints, dev evaluations and logged lines; 0: only at the end.
                 "checkpoint_every": 100,
                 "eval_every": 50,

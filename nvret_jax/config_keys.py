@@ -143,6 +143,7 @@ STAGE: dict[str, Takes] = {
         1, MOST_TOKENS, "tokens", also={-1: "the whole batch", 0: "what suits the device"}
     ),
     "recompute": flag(),
+    "gather": choice(*choices.GATHER),
     "checkpoint_every": _EVERY,
     "eval_every": _EVERY,
     "log_every": _EVERY,

@@ -50,6 +50,9 @@ GATHERED = ("embed",)
 def spec(*logical: str | None, compute: bool = False) -> P:
     """The PartitionSpec of an array whose dimensions carry these logical axes.
 
+    Within a `jax.shard_map`, where an array is one device's part along some mesh axes, these are
+    left out: so a model runs on whole arrays and on parts of them alike.
+
     Args:
         *logical: one name (or None: never split) per dimension.
         compute: the layout a weight is used in, where the `GATHERED` axes are whole.
@@ -57,9 +60,10 @@ def spec(*logical: str | None, compute: bool = False) -> P:
     Raises:
         InputError: two dimensions would land on the same mesh axis.
     """
-    parts, seen = [], {}
+    parts, seen, manual = [], {}, manual_axes()
     for name in logical:
         axes = () if name is None or (compute and name in GATHERED) else RULES.get(name, ())
+        axes = tuple(axis for axis in axes if axis not in manual)
         for axis in axes:
             if axis in seen:
                 raise InputError(
@@ -69,6 +73,23 @@ def spec(*logical: str | None, compute: bool = False) -> P:
             seen[axis] = name
         parts.append(axes[0] if len(axes) == 1 else (axes or None))
     return P(*parts)
+
+
+def manual_axes() -> frozenset[str]:
+    """Mesh axes along which the code being traced sees one device's part: inside `shard_map`."""
+    return frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def cut_here(logical: str) -> tuple[str, ...]:
+    """Mesh axes that cut a dimension of the parts that the code being traced sees."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(a for a in RULES[logical] if a in mesh.manual_axes and mesh.shape[a] > 1)
+
+
+def memory_bytes(mesh: Mesh) -> int:
+    """Memory of a device of the mesh, in bytes; 0 where the runtime does not say, as on a CPU."""
+    stats = mesh.local_devices[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0))
 
 
 def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:

@@ -33,6 +33,7 @@ _CONDUCT = (
     "keep_best",
     "chunk_tokens",
     "recompute",
+    "gather",
     "dev_passages",
     "dev_queries",
 )

@@ -7,7 +7,7 @@ The choices:
 - **Logical axes are declared once**, in `AXES` beside each module. At rest a weight lies as
   `mesh.spec(*axes)` says; in use it is brought to `mesh.spec(*axes, compute=True)`: fsdp is
   gathered layer by layer inside the scan, the tensor axis keeps splitting heads and feed-forward.
-- The token table alone is never gathered; see `Embeddings`.
+- The token table alone is never gathered; see `blocks.lookup`.
 - Vectors of model width (biases, LayerNorm) are never split: a gather each would cost more than
   the few KB they take.
 - LayerNorm, softmax and residual sums are float32 whatever the compute dtype is. With
@@ -35,14 +35,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.model_folder import Fields
 from nvret_jax.errors import InputError
 from nvret_jax.models import lora
 from nvret_jax.models.attention import attention
-from nvret_jax.models.blocks import check_tokens, declared_axes, scan_layers
+from nvret_jax.models.blocks import check_tokens, declared_axes, lookup, scan_layers
 from nvret_jax.models.kernels import check_heads
 from nvret_jax.models.layer import ACTIVATIONS, SIZES, Options, Weights, dropout, layer_norm
 
@@ -159,16 +158,7 @@ class Embeddings(Weights):
     def __call__(self, tokens_bt: jax.Array, config: BertConfig) -> jax.Array:
         """int32 [B, T] -> float32 [B, T, D]."""
         first = config.position_offset
-        # The table stays cut along D over fsdp: tokens go to all of fsdp, each device looks up
-        # its slice of D, and one all-to-all turns slices of D back into slices of the batch. That
-        # moves B·T·D numbers where gathering the table would move V·D (256 M for XLM-R large).
-        embed = mesh_lib.RULES["embed"]
-        batch = tuple(axis for axis in mesh_lib.RULES["batch"] if axis not in embed)
-        tokens_bt = jax.reshard(tokens_bt, P(batch, None))
-        hidden_btd = (
-            self.word[...].at[tokens_bt].get(out_sharding=P(batch, None, embed), mode="clip")
-        )
-        hidden_btd = jax.reshard(hidden_btd.astype(jnp.float32), mesh_lib.spec("batch", None, None))
+        hidden_btd = lookup(self.word[...], tokens_bt)
         position_td = self._use("position", jnp.float32)[first : first + tokens_bt.shape[1]]
         token_type_d = self._use("token_type", jnp.float32)[0]
         hidden_btd = hidden_btd + (position_td + token_type_d)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,12 +15,23 @@ from nvret_jax.errors import InputError
 from nvret_jax.models import lora
 from nvret_jax.models.layer import PRODUCT
 
+TABLE = "word"  # what every backbone calls its token table
+
 
 def lookup(table: jax.Array, tokens_bt: jax.Array) -> jax.Array:
     """Rows of a token table [V, D] cut along D over fsdp: int32 [B, T] -> float32 [B, T, D].
 
-    The table is never gathered; why, and what moves instead, is told in `bert.Embeddings`.
+    The table is never gathered: tokens go to all of fsdp, each device looks up its slice of D, and
+    one all-to-all turns slices of D back into slices of the batch. That moves B·T·D numbers where
+    gathering the table would move V·D (256 M for XLM-R large). The same holds for its gradient.
     """
+    if cut := mesh_lib.cut_here("embed"):
+        tokens_bt = jax.lax.all_gather(tokens_bt, cut, axis=0, tiled=True)
+        rows_btd = table.at[tokens_bt].get(mode="clip")
+        rows_btd = jax.lax.all_to_all(rows_btd, cut, split_axis=0, concat_axis=2, tiled=True)
+        return rows_btd.astype(jnp.float32)
+    if mesh_lib.manual_axes():
+        return table.at[tokens_bt].get(mode="clip").astype(jnp.float32)
     embed = mesh_lib.RULES["embed"]
     batch = tuple(axis for axis in mesh_lib.RULES["batch"] if axis not in embed)
     tokens_bt = jax.reshard(tokens_bt, P(batch, None))
@@ -69,9 +81,26 @@ def scan_layers(
         more = () if x is None else (x,)
         return block(hidden_btd, layer, own_b, *more), None
 
+    # In a scan nothing can merge what is computed again with what was computed before. The barriers
+    # that would prevent it make a TPU copy all that a layer keeps: twice the traffic to memory.
+    again = functools.partial(jax.checkpoint, prevent_cse=False)
     if remat == "full":
-        step = jax.checkpoint(step)
+        step = again(step)
     elif remat == "dots":
-        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
-        step = jax.checkpoint(step, policy=policy)
+        step = again(step, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
+    elif _gathers(layers):
+        # What a layer keeps must not be its gathered weights: of all layers they are the model.
+        step = again(step, policy=_not_gathered)
     return jax.lax.scan(step, hidden_btd, (layers, jnp.arange(count), xs))[0]
+
+
+def _gathers(layers: Any) -> bool:
+    """Whether weights of these layers are gathered over the mesh as each is used."""
+    names = {path[-1] for path, _ in nnx.to_flat_state(nnx.state(layers))} - set(layers.whole)
+    cut = [name for name in mesh_lib.GATHERED if mesh_lib.cut_here(name)]
+    return any(set(cut) & set(lora.axes(layers.AXES, name)) for name in names)
+
+
+def _not_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
+    """A policy of `jax.checkpoint`: keep everything but what was gathered over the mesh."""
+    return primitive.name != "all_gather"

@@ -45,6 +45,7 @@ from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.models import weights
 from nvret_jax.models.bert import OFFSET_POSITIONS, Bert, BertConfig, Embeddings, check_mesh
+from nvret_jax.models.blocks import lookup
 from nvret_jax.models.encoder import TOKENS_PER_DEVICE
 from nvret_jax.models.kernels import check_platform
 from nvret_jax.models.layer import Options, Weights, layer_norm
@@ -105,14 +106,8 @@ class PairEmbeddings(Embeddings):
     def __call__(self, packed_bt: jax.Array, config: BertConfig) -> jax.Array:
         """int32 [B, T] -> float32 [B, T, D]."""
         tokens_bt, types_bt = packed_bt % _TYPE, packed_bt // _TYPE
-        embed = mesh_lib.RULES["embed"]  # how the token table is cut, see `Embeddings`
-        batch = tuple(axis for axis in mesh_lib.RULES["batch"] if axis not in embed)
         out = mesh_lib.spec("batch", None, None)
-        tokens_bt = jax.reshard(tokens_bt, P(batch, None))
-        hidden_btd = (
-            self.word[...].at[tokens_bt].get(out_sharding=P(batch, None, embed), mode="clip")
-        )
-        hidden_btd = jax.reshard(hidden_btd.astype(jnp.float32), out)
+        hidden_btd = lookup(self.word[...], tokens_bt)
         types_btd = (
             self._use("token_type", jnp.float32)
             .at[jax.reshard(types_bt, mesh_lib.spec("batch", None))]

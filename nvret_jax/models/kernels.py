@@ -130,6 +130,9 @@ def fused(
     specs = (q_spec, k_spec, k_spec, mesh_lib.spec("batch"))
     # Kernels do not say how what they make varies over the mesh, so that is not checked. Each
     # operand with a gradient is cut along every axis: no sum over devices is left to be forgotten.
-    run = jax.shard_map(run, in_specs=specs, out_specs=q_spec, check_vma=False)
+    rest = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not rest:
+        return run(q_btngk, k_bsnk, v_bsnk, lengths_b)
+    run = jax.shard_map(run, in_specs=specs, out_specs=q_spec, axis_names=rest, check_vma=False)
     operands = (q_btngk, k_bsnk, v_bsnk, lengths_b)
     return run(*(jax.reshard(x, spec) for x, spec in zip(operands, specs, strict=True)))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.choices import REMAT
@@ -111,12 +112,55 @@ def layer_norm(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) 
     return centred * jax.lax.rsqrt(variance + eps) * scale_d + bias_d
 
 
+def in_use(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A weight in the layout it is computed with: the `mesh.GATHERED` axes whole.
+
+    Args:
+        value: the weight as it lies at rest, or within `shard_map` this device's part of it.
+        axes: its logical axes.
+    """
+    for dim, name in enumerate(axes):
+        if name in mesh_lib.GATHERED and (cut := mesh_lib.cut_here(name)):
+            value = gathered(value, dim, cut)
+    spec = mesh_lib.spec(*axes, compute=True)
+    # A weight that nothing is done to stays an input of the scan over layers, which keeps no copy
+    # of it for the backward pass. Even a reshard to the same layout would be something.
+    lies = jax.typeof(value).sharding
+    if lies.mesh.empty or _padded(lies.spec, value.ndim) == _padded(spec, value.ndim):
+        return value
+    return jax.reshard(value, spec)
+
+
+def _padded(spec: P, ndim: int) -> tuple[Any, ...]:
+    entries = ((e,) if isinstance(e, str) else tuple(e or ()) for e in spec)
+    return (*entries, *((),) * (ndim - len(spec)))
+
+
+def gathered(value: jax.Array, dim: int, axes: tuple[str, ...]) -> jax.Array:
+    """All parts of an array along mesh axes that are manual here, joined along a dimension."""
+    mesh = jax.sharding.get_abstract_mesh()
+    run = functools.partial(jax.lax.all_gather, axis_name=axes, axis=dim, tiled=True)
+    # Its transpose is a sum over devices, which JAX 0.10 and 0.12 cannot compile for an array that
+    # is split over an axis that is not manual. So for this all are.
+    rest = set(mesh.axis_names) - set(mesh.manual_axes)
+    if rest:
+        spec = jax.typeof(value).sharding.spec
+        run = jax.shard_map(run, in_specs=spec, out_specs=spec, axis_names=rest, check_vma=False)
+    return run(value)
+
+
 class Weights(nnx.Module):
-    """A module that knows the logical axes of each of its weights."""
+    """A module that knows the logical axes of each of its weights.
+
+    Attributes:
+        whole: names of weights that are not cut along the `mesh.GATHERED` axes, whatever `AXES`
+            says: they were gathered before.
+    """
 
     AXES: ClassVar[dict[str, tuple[str | None, ...]]] = {}
+    whole: tuple[str, ...] = ()
 
     def _use(self, name: str, dtype: Any) -> jax.Array:
         """The weight in the dtype and layout it is computed with."""
         value = getattr(self, name)[...].astype(dtype)
-        return jax.reshard(value, mesh_lib.spec(*self.AXES[name], compute=True))
+        return value if name in self.whole else in_use(value, self.AXES[name])

@@ -37,7 +37,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.model_folder import Fields, inside, read_object, shown
 from nvret_jax.errors import InputError
 from nvret_jax.models import products, weights
-from nvret_jax.models.layer import PRODUCT, Options, dropout
+from nvret_jax.models.layer import PRODUCT, Options, dropout, in_use
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -143,7 +143,7 @@ def product(
 
 def _use(layer: Any, name: str, dtype: Any) -> jax.Array:
     value = getattr(layer, name)[...].astype(dtype)
-    return jax.reshard(value, mesh_lib.spec(*axes(layer.AXES, name), compute=True))
+    return value if name in layer.whole else in_use(value, axes(layer.AXES, name))
 
 
 def axes(declared: Mapping[str, tuple[str | None, ...]], name: str) -> tuple[str | None, ...]:

@@ -33,6 +33,8 @@ class Chip:
         per_host: chips of one host.
         network: bytes/s to other chips of the slice or host, all links together.
         float32: float32 FLOP/s, never TF32; 0: `flops` over `FLOAT32_PRODUCTS`.
+        lanes: of a TPU, operations on single elements that its vector units do in a cycle.
+        clock: of a TPU, cycles/s.
         target: of a GPU, what its compiler must know of it.
     """
 
@@ -43,6 +45,8 @@ class Chip:
     network: float
     float32: float = 0.0
     target: str = ""
+    lanes: int = 0
+    clock: float = 0.0
 
     @property
     def platform(self) -> str:
@@ -51,6 +55,11 @@ class Chip:
     @property
     def flops32(self) -> float:
         return self.float32 or self.flops / FLOAT32_PRODUCTS
+
+    @property
+    def vector(self) -> float:
+        """Operations on single elements per second: a TPU's lanes, a GPU's CUDA cores."""
+        return self.lanes * self.clock or self.flops32 / 2  # whose FLOP/s count two per cycle
 
 
 def _target(name: str, major: int, cores: int, memory: float, bandwidth: float, l2: int, **more):
@@ -74,14 +83,19 @@ def _target(name: str, major: int, cores: int, memory: float, bandwidth: float, 
 _HOPPER = {"shared": 233472, "optin": 232448, "clock": 1.98, "fpus": 128, "cuda": 13}
 _AMPERE = {"shared": 167936, "optin": 166912, "clock": 1.41, "fpus": 64, "cuda": 13}
 
+# A core's vector unit: 8 × 128 lanes, each of which starts four operations per cycle. The clock is
+# that at which a chip's matrix units make its FLOP/s: four of 128 × 128 per core, of 256 × 256 on
+# v6e, two operations per place and cycle.
+_LANES = 4 * 8 * 128
+
 # TPUs: Google Cloud's pages of each version, cloud.google.com/tpu/docs/{v5e,v5p,v6e}: "Peak compute
 # per chip (bf16)", "HBM capacity", "HBM bandwidth" and "Inter-chip interconnect bandwidth" (1,600,
 # 4,800 and 3,584 Gbps). GPUs: NVIDIA's data sheets of the SXM cards, dense bfloat16, NVLink (900
 # and 600 GB/s). GB are read as 10^9, the smaller reading.
 CHIPS = {
-    "v5e": Chip(16e9, 197e12, 819e9, 8, 200e9),
-    "v5p": Chip(95e9, 459e12, 2765e9, 4, 600e9),
-    "v6e": Chip(32e9, 918e12, 1638e9, 8, 448e9),
+    "v5e": Chip(16e9, 197e12, 819e9, 8, 200e9, lanes=_LANES, clock=1.5e9),
+    "v5p": Chip(95e9, 459e12, 2765e9, 4, 600e9, lanes=2 * _LANES, clock=1.75e9),
+    "v6e": Chip(32e9, 918e12, 1638e9, 8, 448e9, lanes=_LANES, clock=1.75e9),
     "a100": Chip(
         80e9, 312e12, 2039e9, 8, 600e9, 19.5e12,
         _target("NVIDIA A100-SXM4-80GB", 8, 108, 80e9, 2039e9, 41943040, **_AMPERE),

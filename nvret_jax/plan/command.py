@@ -87,7 +87,14 @@ def planned(config: ConfigDict, mesh: Mesh, chip: Chip, passages: int) -> Iterat
         guide = next((t.spec.width for t in teachers.values()), 0)
         for name, train in stages_of(config).items():
             title = f"train {name}" if config.train.stages else "train"
-            yield steps.train_step(student, train, mesh, title=title, guide_width=guide)
+            yield steps.train_step(
+                student,
+                train,
+                mesh,
+                title=title,
+                guide_width=guide,
+                memory_bytes=int(chip.hbm),
+            )
     embedders = dict(teachers) if "embed" in stages else {}
     if "evaluate" in stages or "train" in stages:
         embedders["student"] = student

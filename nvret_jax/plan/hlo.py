@@ -2,14 +2,16 @@
 
 XLA's own `cost_analysis` counts the body of a loop once. Here the program is walked from its entry:
 a `while` multiplies by its trip count, which its backend config states or its condition compares
-with. Two things are added up on the way, for one chip:
+with. Three things are added up on the way, for one chip:
 
 - collectives: kind, how often, bytes that have to leave or enter the chip;
 - bytes between chip and memory: what each operation that is no part of a fusion reads and writes.
   What the program keeps in on-chip memory (layouts with `S(1)`) is left out; of an operand that is
-  only sliced the slice is counted, of an update in place the update.
+  only sliced the slice is counted, of an update in place the update;
+- what sorting takes of the vector unit: a TPU sorts by a bitonic network, whose passes compare
+  all elements. On a GPU, where other ways are faster, it is a rough estimate.
 
-The second is a bound from above on some chips: caches of a GPU are not in the text.
+The bytes are a bound from above on some chips: caches of a GPU are not in the text.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import functools
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_TOP_K = re.compile(r'custom_call_target="[^"]*TopK"')
 # Operations that move nothing themselves.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while",
@@ -163,20 +167,32 @@ class Program:
     def collectives(self, chips: int) -> list[Collective]:
         """What a chip exchanges with others in one run, by kind.
 
+        A TPU's program starts a collective in one fusion, goes on with it in others, even in those
+        of a loop, and ends it in a last one. It appears in all of them, and counts as often as the
+        one that runs least.
+
         Args:
             chips: all of the program, where a collective names no groups.
         """
-        found: dict[str, Collective] = {}
-        for name, times, certain, _ in self.walk():
+        runs: dict[Any, tuple[int, float, str, bool]] = {}
+        for name, times, certain, fused in self.walk():
             for op in self.computations.get(name, {}).values():
                 kind = op.kind.removesuffix("-start")
                 if kind not in KINDS:
                     continue
-                moved = times * self._exchanged(op, kind, name, chips)
-                old = found.get(kind, Collective(kind, 0, 0.0))
-                found[kind] = Collective(
-                    kind, old.count + times, old.bytes + moved, old.per_iteration or not certain
-                )
+                key: Any = (name, op.name, len(runs))
+                if fused and (channel := re.search(r"channel_id=(\d+)", op.attributes)):
+                    # A channel may serve several collectives; these differ in their source.
+                    source = re.search(r"metadata=\{[^}]*\}", op.attributes)
+                    key = (kind, channel[1], source[0] if source else "")
+                run = (times, times * self._exchanged(op, kind, name, chips), kind, certain)
+                runs[key] = min(run, runs.get(key, run))
+        found: dict[str, Collective] = {}
+        for times, moved, kind, certain in runs.values():
+            old = found.get(kind, Collective(kind, 0, 0.0))
+            found[kind] = Collective(
+                kind, old.count + times, old.bytes + moved, old.per_iteration or not certain
+            )
         return sorted(found.values(), key=lambda c: -c.bytes)
 
     def _exchanged(self, op: Op, kind: str, computation: str, chips: int) -> float:
@@ -198,6 +214,14 @@ class Program:
                 total += times * self._moved_by(name)
                 sure = sure and certain
         return total, sure
+
+    def sorting(self) -> float:
+        """Operations on single elements that all sorts and selections take in one run."""
+        total = 0.0
+        for name, times, _, _ in self.walk():
+            ops = self.computations.get(name, {})
+            total += times * sum(_sorting(op, ops) for op in ops.values())
+        return total
 
     def _moved_by(self, computation: str) -> int:
         ops = self.computations.get(computation, {})
@@ -242,11 +266,17 @@ class Program:
 
     def _read(self, fusion: Op, place: int) -> float:
         """Bytes that are read of a fusion's operand, if less than all of it; else infinity."""
+        total, passed_on = self._used(fusion, place)
+        return math.inf if passed_on else total
+
+    def _used(self, fusion: Op, place: int) -> tuple[float, bool]:
+        """The same, and whether the fusion's result is the operand itself, in another shape."""
         inner = self._inside(fusion)
         parameters = (o for o in inner.values() if o.kind == "parameter" and o.text == str(place))
-        waiting, total = [o.name for o in parameters], 0.0
+        waiting, total, passed_on = [o.name for o in parameters], 0.0, False
         while waiting:
             name = waiting.pop()
+            passed_on = passed_on or inner[name].root
             for op in inner.values():
                 if name not in op.operands:
                     continue
@@ -256,10 +286,12 @@ class Program:
                 elif op.kind in ("dynamic-slice", "slice", "gather") and first:
                     total += bytes_of(op.shape)
                 elif op.kind == "fusion":  # one within another
-                    total += self._read(op, op.operands.index(name))
+                    read, goes_on = self._used(op, op.operands.index(name))
+                    total += read
+                    waiting += [op.name] * goes_on
                 elif not (op.kind == "dynamic-update-slice" and first):  # which is in place
-                    return math.inf
-        return total
+                    return math.inf, False
+        return total, passed_on
 
     def _written(self, op: Op, root: Op, inner: dict[str, Op]) -> int:
         full = bytes_of(op.shape, hbm_only=True)
@@ -271,6 +303,34 @@ class Program:
                 update = bytes_of(inner[o.operands[1]].shape) if o.operands[1] in inner else 0
                 full -= max(0, bytes_of(o.shape) - update)
         return max(0, full)
+
+
+def _sorting(op: Op, ops: dict[str, Op]) -> float:
+    """A comparison for every element and pass, and a move and a choice for each array."""
+    if op.kind == "sort":
+        shapes = _ARRAY.findall(op.shape)
+        dims = _dims(shapes[0])
+        along = re.search(r"dimensions=\{(\d+)\}", op.attributes)
+        passes = _passes(dims[int(along[1])] if along else dims[-1])
+        return math.prod(dims) * passes * (1 + 2 * len(shapes))
+    if op.kind == "topk" or (op.kind == "custom-call" and _TOP_K.search(op.attributes)):
+        given = _ARRAY.findall(ops[op.operands[0]].shape) if op.operands[0] in ops else []
+        if given:
+            # Stretches of k are sorted, and then two at a time are merged into one of k.
+            k = _dims(_ARRAY.findall(op.shape)[0])[-1]
+            passes = _passes(k) + math.ceil(math.log2(max(2, k))) + 1
+            return math.prod(_dims(given[0])) * passes * (1 + 2 * 2)
+    return 0.0
+
+
+def _passes(count: int) -> int:
+    """Of a bitonic sort."""
+    doublings = math.ceil(math.log2(max(1, count)))
+    return doublings * (doublings + 1) // 2
+
+
+def _dims(array: tuple[str, str, str]) -> list[int]:
+    return [int(d) for d in array[1].split(",") if d] or [1]
 
 
 def _called(op: Op, key: str) -> str:

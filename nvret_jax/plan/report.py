@@ -66,6 +66,9 @@ def _work(step: Step, chip: Chip) -> list[str]:
         lines.append(_ROW.format("FLOPs of the model", needed))
     bytes_moved = f"{calls * step.hbm_bytes:10.4g} per chip"
     lines.append(_ROW.format("HBM bytes", bytes_moved + xla(moved)))
+    if step.sorting:
+        sorting = f"{calls * step.sorting:10.4g} operations on elements per chip"
+        lines.append(_ROW.format("sorting", sorting))
     if step.network is None:
         lines.append(_ROW.format("collectives", "   unknown: JAX cannot read the program back"))
     for found in step.network or ():

@@ -6,10 +6,13 @@ Each is the very function that a run calls, on shapes instead of arrays. A funct
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -70,6 +73,7 @@ class Step:
         flops: done in one call on one chip, recomputation included.
         needed: operations of the model in one call on one chip, without recomputation; 0: no model.
         hbm_bytes: moved between memory and the chip in one call.
+        sorting: operations on single elements that sorts take in one call.
         network: what a chip exchanges with others in one call; None: the program cannot be read.
         held: bytes that lie on the chip beside this program's arguments, by name.
         parts: what the arguments are, by name.
@@ -94,6 +98,7 @@ class Step:
     parts: dict[str, int]
     looped: bool
     items: tuple[int, str]
+    sorting: float = 0.0
     at_once: int = 0
     chosen: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
@@ -110,6 +115,7 @@ class Step:
             "FLOPs": self.calls
             * (self.flops.fast / chip.flops + self.flops.float32 / chip.flops32),
             "HBM": self.calls * self.hbm_bytes / chip.bandwidth,
+            "sorting": self.calls * self.sorting / chip.vector,
             "network": self.calls * exchanged / chip.network,
         }
 
@@ -138,9 +144,24 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory:
 def read_back(compiled: jax.stages.Compiled) -> Program | None:
     """The program as text; None where a compiler newer than JAX writes what JAX cannot read."""
     try:
-        return Program(compiled.as_text())
+        with _silence():
+            return Program(compiled.as_text())
     except jax.errors.JaxRuntimeError:
         return None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what XLA itself writes, a stack trace among it, from the standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def refused(error: Exception, arguments: int) -> Memory | None:
@@ -199,6 +220,7 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
         memory=memory_of(compiled),
         flops=done,
         hbm_bytes=moved,
+        sorting=0.0 if program is None else program.sorting(),
         network=None if program is None else tuple(program.collectives(chips)),
         looped=program is None or program.loops,
         notes=notes,
@@ -216,6 +238,7 @@ def train_step(
     *,
     title: str = "train",
     guide_width: int = 0,
+    memory_bytes: int = 0,
 ) -> Step:
     """One training step at the longest batch: `training.step.make_step`, as the loop calls it.
 
@@ -225,13 +248,16 @@ def train_step(
         mesh: of the topology.
         title: what to call it, where there are several stages.
         guide_width: of the vectors that a guide's score mask compares.
+        memory_bytes: of a chip; 0: no limit, for `train.gather='auto'`.
 
     Raises:
         InputError: the batch does not divide over the mesh; options of the loss that cannot be.
     """
     check_batch(config, mesh_lib.shards(mesh, "batch"))
     loss = loss_of(config, model.spec.width)
-    arguments, step_fn = train_arguments(model, config, loss, mesh, guide_width=guide_width)
+    arguments, step_fn = train_arguments(
+        model, config, loss, mesh, guide_width=guide_width, memory_bytes=memory_bytes
+    )
     trainable, optimizer_state, frozen, batch, _ = arguments
     group = batch["passage_tokens"].shape[0] // config.batch_size
     lengths = {kind: batch[f"{kind}_tokens"].shape[1] for kind in ("query", "passage")}
@@ -302,7 +328,13 @@ def _chunk_tokens(config: ConfigDict, mesh: Mesh) -> int:
 
 
 def train_arguments(
-    model: Sketch, config: ConfigDict, loss: Loss, mesh: Mesh, *, guide_width: int = 0
+    model: Sketch,
+    config: ConfigDict,
+    loss: Loss,
+    mesh: Mesh,
+    *,
+    guide_width: int = 0,
+    memory_bytes: int = 0,
 ) -> tuple[tuple, Callable[..., Any]]:
     """(shapes of what a training step takes, the step).
 
@@ -324,6 +356,8 @@ def train_arguments(
             loss=loss,
             chunk_tokens=_chunk_tokens(config, mesh),
             recompute=config.recompute,
+            gather=config.gather,
+            memory_bytes=memory_bytes,
             dropout=config.dropout > 0 or adapters_drop,
             seed=0,
         )
@@ -422,8 +456,8 @@ def search_step(
 ) -> Step:
     """The step of an exact search with a ceiling per query: `search.steps.fold`.
 
-    Its bytes are counted by hand, from what the step is known to read and write: XLA's count takes
-    every operand of every operation, also those that stay in on-chip memory.
+    Its bytes are read from the program: XLA's own count takes every operand of every operation,
+    also those that stay in on-chip memory.
 
     Args:
         mesh: of the topology's devices.
@@ -468,10 +502,16 @@ def search_step(
         }
     else:
         held = {"the other passages": plan.passages_bytes - tile_bytes}
-    # The scores are written with their group maxima, copied once (read and written) for gathering,
-    # and k groups of each query are read.
-    group = search_steps.group_size(tile, k, platform)
-    scores = 4 * block * (3 * tile + k * group)
+    if program := read_back(compiled):
+        moved, _ = program.hbm_bytes()
+    else:
+        # The scores are written with their group maxima, copied once (read and written) for
+        # gathering, and k groups of each query are read.
+        scores = 4 * block * (3 * tile + k * search_steps.group_size(tile, k, platform))
+        moved = float(tile_bytes + block * width * multiply.itemsize + scores)
+        notes += (
+            "  HBM bytes are counted by hand and sorts left out: JAX cannot read the program",
+        )
     products = 2.0 * block * tile * width
     is_fast = multiply == search_steps.BFLOAT16
     return Step(
@@ -482,7 +522,8 @@ def search_step(
         calls=plan.tiles * plan.query_blocks * plan.passes,
         flops=Flops(products, 0.0) if is_fast else Flops(0.0, products),
         needed=0.0,
-        hbm_bytes=float(tile_bytes + block * width * multiply.itemsize + scores),
+        hbm_bytes=moved,
+        sorting=0.0 if program is None else program.sorting(),
         network=(),  # each chip keeps lists of its own; they are merged once, at the end
         held=held,
         parts={"a tile of passages": tile_bytes},

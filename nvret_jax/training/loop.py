@@ -354,6 +354,8 @@ class _StageRun:
             loss=loss,
             chunk_tokens=config.chunk_tokens,
             recompute=config.recompute,
+            gather=config.gather,
+            memory_bytes=mesh_lib.memory_bytes(self.encoder.mesh),
             dropout=config.dropout > 0 or (lora is not None and lora.dropout > 0),
             seed=self.batches.seed,
         )

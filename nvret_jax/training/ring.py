@@ -135,8 +135,7 @@ class _Ring:
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes the columns go round."""
-        (axes,) = mesh_lib.spec("batch")
-        return (axes,) if isinstance(axes, str) else tuple(axes)
+        return mesh_lib.RULES["batch"]
 
     @property
     def parts(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,12 +17,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.encode import Texts, encode_batch
+from nvret_jax.training.encode import Texts, encode_sides, fsdp_way, whole_weights
 from nvret_jax.training.losses import Loss, batch_loss
 from nvret_jax.training.multivector import token_mask
 from nvret_jax.training.preemption import FLAGS
 
 Metrics = dict[str, jax.Array]
+SIDES = ("query", "passage")
 
 
 def example_keys(seed_key: jax.Array, step: jax.Array, count: int, side: int) -> jax.Array:
@@ -50,6 +51,15 @@ def init_optimizer(optimizer: optax.GradientTransformation, loss: Loss, trainabl
     }
 
 
+def _merged(graph: Any, weights: Any, frozen: Any, whole: Sequence[tuple[str, ...]]) -> Any:
+    """The model, whose modules know which of their weights are not cut along fsdp."""
+    model = nnx.merge(graph, weights, frozen)
+    for *path, name in whole:
+        module = functools.reduce(getattr, path, model)
+        module.whole = (*module.whole, name)
+    return model
+
+
 def _temperature_optimizer(loss: Loss) -> optax.GradientTransformation:
     """No schedule, no decay, no part in the clipping: the gradient is of another size."""
     return optax.adam(loss.temperature_learning_rate)
@@ -67,6 +77,8 @@ def make_step(
     temperature: float = 0.05,
     in_batch: bool = True,
     recompute: bool = True,
+    gather: str = "auto",
+    memory_bytes: int = 0,
 ) -> Callable[[Any, Any, Any, dict[str, jax.Array], jax.Array], tuple[Any, Any, Metrics]]:
     """Builds the compiled step.
 
@@ -80,6 +92,8 @@ def make_step(
         seed: of the dropout.
         temperature, in_batch: only where `loss` is None.
         recompute: whether chunks are encoded again for their gradient.
+        gather: when what is cut along fsdp is gathered and reduced, of `choices.GATHER`.
+        memory_bytes: of a device, for 'auto'; 0: unknown.
 
     Returns:
         (trainable, optimizer_state, frozen, batch, step) -> (trainable, optimizer_state, metrics).
@@ -89,36 +103,52 @@ def make_step(
     """
     loss = Loss(temperature=temperature, in_batch=in_batch) if loss is None else loss
 
-    def encode(weights, frozen, texts: Texts) -> jax.Array:
-        keys = None if texts.keys is None else jax.random.wrap_key_data(texts.keys)
-        more = {} if texts.skip is None else {"skip": texts.skip}
-        model = nnx.merge(graph, weights, frozen)
-        return model(texts.tokens, texts.lengths, dropout_keys_b=keys, **more)
+    def embed(weights, frozen, batch, keys):
+        """Both sides; `keys`: a dropout key for each text, by side."""
+        backbone = getattr(nnx.merge(graph, weights, frozen), "backbone", None)
+        dtype = None if backbone is None else backbone.options.dtype
+        fsdp = fsdp_way(gather, weights, dtype, memory_bytes)
+        whole = whole_weights(weights, fsdp)
+
+        def encode(weights, frozen, texts: Texts) -> jax.Array:
+            keys = None if texts.keys is None else jax.random.wrap_key_data(texts.keys)
+            more = {} if texts.skip is None else {"skip": texts.skip}
+            model = _merged(graph, weights, frozen, whole)
+            return model(texts.tokens, texts.lengths, dropout_keys_b=keys, **more)
+
+        texts = [
+            Texts(
+                batch[f"{side}_tokens"],
+                batch[f"{side}_lengths"],
+                keys.get(side),
+                batch.get(f"{side}_skip"),
+            )
+            for side in SIDES
+        ]
+        with jax.named_scope("encode"):
+            return encode_sides(
+                encode,
+                weights,
+                frozen,
+                texts,
+                groups=[batch.pop(f"{side}_groups", None) for side in SIDES],
+                chunk_tokens=chunk_tokens,
+                mesh=mesh,
+                recompute=recompute,
+                dtype=dtype,
+                fsdp=fsdp,
+            )
 
     def loss_of(learned, frozen, batch, step):
-        key = jax.random.key(seed)
-        batch = dict(batch)
-
-        def embed(side: str, index: int) -> jax.Array:
+        batch, keys = dict(batch), {}
+        for index, side in enumerate(SIDES):
             tokens, lengths = batch[f"{side}_tokens"], batch[f"{side}_lengths"]
-            keys = None
             if dropout:
-                keys = jax.random.key_data(example_keys(key, step, tokens.shape[0], index))
+                own = example_keys(jax.random.key(seed), step, tokens.shape[0], index)
+                keys[side] = jax.random.key_data(own)
             if loss.scores == "maxsim":
                 batch.setdefault(f"{side}_real", token_mask(lengths, tokens.shape[1]))
-            with jax.named_scope(f"encode_{side}"):
-                return encode_batch(
-                    encode,
-                    learned["weights"],
-                    frozen,
-                    Texts(tokens, lengths, keys, batch.get(f"{side}_skip")),
-                    groups=batch.pop(f"{side}_groups", None),
-                    chunk_tokens=chunk_tokens,
-                    mesh=mesh,
-                    recompute=recompute,
-                )
-
-        queries, passages = embed("query", 0), embed("passage", 1)
+        queries, passages = embed(learned["weights"], frozen, batch, keys)
         with jax.named_scope("loss"):
             return batch_loss(
                 loss,

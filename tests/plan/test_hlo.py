@@ -76,6 +76,33 @@ def test_collectives_count_as_often_as_their_loop_runs():
     assert not any(c.per_iteration for c in found.values())
 
 
+def test_a_collective_that_runs_beside_other_fusions_counts_once():
+    """It starts before the loop, goes on in it and ends behind it, on one channel."""
+    fused = """\
+%overlap (o.0: f32[8,64]) -> f32[8,64] {
+  %o.0 = f32[8,64]{1,0:T(8,128)} parameter(0)
+  ROOT %going = f32[32,64]{1,0:T(8,128)} all-gather(%o.0), channel_id=7, replica_groups=[4,4]<=[16], dimensions={0}, metadata={op_name="loss"}
+}
+
+"""  # noqa: E501
+    again = "{}%{} = f32[8,64]{{1,0:T(8,128)}} fusion({}), kind=kCustom, calls=%overlap\n"
+    text = TEXT.replace("%body (", fused + "%body (")
+    text = text.replace("  %one = ", again.format("  ", "more", "%h") + "  %one = ")
+    text = text.replace("  %start.1 = ", again.format("  ", "begun", "%a") + "  %start.1 = ")
+    before = {c.kind: c for c in Program(TEXT).collectives(16)}["all-gather"]
+    after = {c.kind: c for c in Program(text).collectives(16)}["all-gather"]
+    assert after.count == before.count + 1
+    assert after.bytes == before.bytes + 3 * 8 * 64 * 4
+    # Another place in the source is another collective, whatever its channel.
+    other = fused.replace("loss", "update").replace("%overlap", "%other")
+    text = text.replace("%body (", other + "%body (").replace(
+        again.format("  ", "begun", "%a"),
+        again.format("  ", "begun", "%a")
+        + again.format("  ", "second", "%a").replace("%overlap", "%other"),
+    )
+    assert {c.kind: c for c in Program(text).collectives(16)}["all-gather"].count == 14
+
+
 def test_bytes_are_those_that_pass_between_chip_and_memory():
     part, state = 64 * 32 * 2, 8 * 64 * 4
     body = 4 + 2 * part  # an index, and the slice, not the stack: read, and written
@@ -95,6 +122,27 @@ def test_a_slice_in_a_fusion_within_a_fusion_is_no_more_than_a_slice():
     )
     assert text != TEXT
     assert Program(text).hbm_bytes() == Program(TEXT).hbm_bytes()
+
+
+def test_an_operand_that_a_fusion_within_passes_on_is_read_as_what_uses_it_says():
+    """A product's operand comes through a fusion that only gives it another shape."""
+    product = """\
+%shaped (q.0: bf16[12,64,32]) -> bf16[768,32] {
+  %q.0 = bf16[12,64,32]{2,1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %long = bf16[768,32]{1,0:T(8,128)(2,1)} bitcast(%q.0)
+}
+
+%times (r.0: bf16[12,64,32]) -> f32[8,64] {
+  %r.0 = bf16[12,64,32]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %rows = bf16[768,32]{1,0:T(8,128)(2,1)} fusion(%r.0), kind=kLoop, calls=%shaped
+  ROOT %made = f32[8,64]{1,0:T(8,128)} convolution(%rows, %rows), dim_labels=bf_io->bf
+}
+
+"""
+    line = "  %made.1 = f32[8,64]{1,0:T(8,128)} fusion(%b), kind=kOutput, calls=%times\n"
+    text = TEXT.replace("ENTRY", product + "ENTRY").replace("  %start.1 =", line + "  %start.1 =")
+    more = Program(text).hbm_bytes()[0] - Program(TEXT).hbm_bytes()[0]
+    assert more == 12 * 64 * 32 * 2 + 8 * 64 * 4
 
 
 def test_a_loop_of_unknown_length_is_counted_once_and_said_so():
@@ -149,3 +197,14 @@ def test_a_scan_of_this_machine_has_its_length():
     loops = [op for ops in program.computations.values() for op in ops.values()]
     assert [program.trips(op) for op in loops if op.kind == "while"] == [7]
     assert program.hbm_bytes()[0] > 7 * 3 * 64 * 64 * 4
+
+
+def test_sorts_and_selections_count_by_their_passes_as_often_as_they_run():
+    """1,000 pairs along the first dimension take 10 · 11 / 2 passes, the 50 best of 64 21 + 7."""
+    lines = """\
+  %pairs = (f32[1000,8]{0,1}, s32[1000,8]{0,1}) sort(%h, %h), dimensions={0}, to_apply=%add
+  %best = (f32[8,50]{1,0}, s32[8,50]{1,0}) custom-call(%h), custom_call_target="TopK"
+"""
+    program = Program(TEXT.replace("  %one =", lines + "  %one ="))
+    assert program.sorting() == 12 * (1000 * 8 * 55 * 5 + 8 * 64 * (21 + 7) * 5)
+    assert Program(TEXT).sorting() == 0

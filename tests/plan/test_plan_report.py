@@ -46,6 +46,16 @@ def test_times_are_work_over_what_the_chip_can_do():
     assert STEP.peak == 60e9
 
 
+def test_sorting_takes_the_vector_unit_and_may_bind():
+    step = dataclasses.replace(STEP, sorting=6 * 8192 * 1.75e9)
+    assert step.seconds(V5P)["sorting"] == pytest.approx(2 * 6)
+    text = report.report(step, V5P)
+    assert "12.000 s: sorting binds; FLOPs would take 10.000 s (83%)" in text
+    assert re.search(r"sorting +1\.72e\+14 operations on elements per chip\n", text)
+    for chip in CHIPS.values():  # about what a chip's float32 FLOP/s are
+        assert chip.flops / 150 < chip.vector < chip.flops / 20
+
+
 def test_the_report_names_what_binds_what_is_left_and_whether_it_fits():
     text = report.report(STEP, V5P)
     lines = text.splitlines()

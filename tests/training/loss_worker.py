@@ -77,7 +77,7 @@ class Words(nnx.Module):
         self.pooled, self.normalize = pooled, True
 
     def __call__(self, tokens_bt, lengths_b, dropout_keys_b=None):
-        spec = mesh_lib.spec("batch", None, None)
+        spec = None if mesh_lib.manual_axes() else mesh_lib.spec("batch", None, None)
         word_btd = self.vectors[...].at[tokens_bt].get(out_sharding=spec)
         if dropout_keys_b is not None:
             word_btd *= jax.vmap(lambda key: jax.random.uniform(key))(dropout_keys_b)[:, None, None]

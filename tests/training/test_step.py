@@ -7,10 +7,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from test_ring import WAYS, Answers, assert_close
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.encode import Texts, chunk_rows, encode_batch
+from nvret_jax.training.encode import Texts, chunk_rows, encode_sides, fsdp_way
 from nvret_jax.training.losses import Loss
 from nvret_jax.training.step import init_optimizer, make_step
 
@@ -42,6 +44,13 @@ def test_chunks_that_do_not_divide_the_rows_are_as_equal_as_can_be(tokens, width
     assert size * width <= tokens
 
 
+def _encoded(encode, texts, chunk_tokens, mesh, fixed=()):
+    options = {"chunk_tokens": chunk_tokens, "mesh": mesh}
+    return jax.jit(lambda fixed, texts: encode_sides(encode, {}, fixed, [texts], **options))(
+        fixed, texts
+    )
+
+
 def test_a_chunk_is_encoded_as_it_would_be_alone():
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     rng = np.random.default_rng(0)
@@ -50,12 +59,13 @@ def test_a_chunk_is_encoded_as_it_would_be_alone():
         tokens = jnp.asarray(rng.integers(0, 9, (7, 3)), jnp.int32)
         lengths = jnp.asarray(rng.integers(1, 4, 7), jnp.int32)
 
+        graph, state = nnx.split(model)
+
         def encode(learned, fixed, texts):
-            return model(texts.tokens, texts.lengths)
+            return nnx.merge(graph, fixed)(texts.tokens, texts.lengths)
 
         texts = Texts(tokens, lengths)
-        whole = encode_batch(encode, {}, {}, texts, chunk_tokens=-1, mesh=mesh)
-        chunks = encode_batch(encode, {}, {}, texts, chunk_tokens=12, mesh=mesh)
+        (whole,), (chunks,) = (_encoded(encode, texts, n, mesh, fixed=state) for n in (-1, 12))
     np.testing.assert_allclose(np.asarray(whole), np.asarray(chunks), rtol=1e-6)
 
 
@@ -70,7 +80,7 @@ def test_what_is_not_pooled_reaches_the_model_chunk_by_chunk():
     with jax.set_mesh(mesh):
         for chunk_tokens in (-1, 3):
             texts = Texts(tokens, lengths, None, skip)
-            out = encode_batch(encode, {}, {}, texts, chunk_tokens=chunk_tokens, mesh=mesh)
+            (out,) = _encoded(encode, texts, chunk_tokens, mesh)
             np.testing.assert_array_equal(out, np.stack([tokens[:, 0], lengths, skip], 1))
 
 
@@ -97,3 +107,35 @@ def test_a_learned_temperature_stops_at_its_floor():
     assert float(first["temperature"]) == pytest.approx(0.05)
     assert float(second["temperature"]) == pytest.approx(0.04)
     assert float(second["loss"]) < float(first["loss"])
+
+
+@pytest.mark.parametrize(
+    ("gather", "memory_bytes", "way"),
+    [
+        ("auto", 18_432, "step"),
+        ("auto", 18_431, "layer"),
+        ("auto", 0, "step"),  # unknown
+        ("step", 1, "step"),
+        ("layer", 0, "layer"),
+    ],
+)
+def test_weights_are_gathered_once_where_a_third_of_a_device_holds_them(gather, memory_bytes, way):
+    """A kernel in bfloat16 and the sum of its gradients in float32, halved by the tensor axis."""
+    axes = ("data", "fsdp", "tensor")
+    mesh = AbstractMesh((1, 4, 2), axes, axis_types=(AxisType.Explicit,) * 3)
+
+    def struct(*spec):
+        where = NamedSharding(mesh, P(*spec))
+        return jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=where)
+
+    learned = {
+        "layers": {"up_kernel": struct("fsdp", "tensor"), "norm": struct(None, None)},
+        "embeddings": {"word": struct(None, "fsdp")},  # never gathered
+    }
+    found = []
+    with jax.sharding.use_abstract_mesh(mesh):
+        jax.eval_shape(
+            lambda learned: found.append(fsdp_way(gather, learned, "bfloat16", memory_bytes)),
+            learned,
+        )
+    assert found == [way]

@@ -11,7 +11,7 @@ from test_examples import build
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.training import widths
-from nvret_jax.training.encode import Texts, chunk_rows, encode_batch
+from nvret_jax.training.encode import Texts, chunk_rows, encode_sides
 from nvret_jax.training.widths import Grouped, Groups, group, plans, profile
 
 
@@ -229,9 +229,9 @@ def test_groups_change_neither_vectors_nor_gradients(devices, drop, recompute):
 
         def run(vectors, groups, chunk_tokens):
             texts = Texts(tokens, lengths, key_data)
-            options = {"groups": groups, "chunk_tokens": chunk_tokens, "mesh": mesh}
+            options = {"groups": [groups], "chunk_tokens": chunk_tokens, "mesh": mesh}
             options["recompute"] = recompute
-            emb = encode_batch(encode, vectors, {}, texts, **options)
+            (emb,) = encode_sides(encode, vectors, {}, [texts], **options)
             return (emb * jax.device_put(weight, split)).sum(), emb
 
         grad = jax.jit(jax.value_and_grad(run, has_aux=True), static_argnums=(1, 2))
