@@ -67,8 +67,8 @@ CASES = {
 
 
 FEW = {
-    "bert": [(DATA, "chunks"), (DATA, "groups"), (FSDP, "chunks"), (TENSOR, "kept")],
-    "decoder lora": [(FSDP, "chunks")],
+    "bert": [(DATA, "groups"), (FSDP, "chunks")],
+    "decoder lora": [(TENSOR, "chunks")],
 }
 
 

@@ -39,7 +39,7 @@ def found(request, tmp_path_factory):
 def test_every_way_on_every_mesh_gives_the_gradient_of_the_whole_batch(found):
     grads, _ = found
     ways = [at for at in grads if not at.endswith("/plain")]
-    assert len(ways) in (5, 21)
+    assert len(ways) in (3, 21)
     for at in ways:
         name = at.split("/")[0]
         expected = grads[f"{name}/plain"]
@@ -69,7 +69,7 @@ def test_no_reduction_is_inside_a_loop(found):
 def test_what_crosses_the_network_is_one_reduction_in_float32(found):
     traffic, sizes = found[1]["traffic"], found[1]["sizes"]
     data = {at: ops for at, ops in traffic.items() if "/8x1x1/" in at}
-    assert len(data) >= 2
+    assert data
     for at, ops in data.items():
         moved = sum(op[1] for op in ops if "reduce_gradients" in op[3])
         once = 2 * 4 * sizes[at.split("/")[0]] * 7 / 8
