@@ -66,10 +66,7 @@ CASES = {
 }
 
 
-FEW = {
-    "bert": [(DATA, "groups"), (FSDP, "chunks")],
-    "decoder lora": [(TENSOR, "chunks")],
-}
+FEW = {"bert": [(DATA, "groups"), (FSDP, "chunks")]}
 
 
 def batch_of(mesh):
