@@ -95,9 +95,14 @@ def pool(hidden_btd: jax.Array, lengths_b: jax.Array, mode: str, *, skip: Skip =
 
 
 def l2_normalize(emb_bd: jax.Array) -> jax.Array:
-    """Rows at unit length; a zero row stays zero (the floor of 1e-12 is torch's)."""
-    norm_b1 = jnp.sqrt(jnp.sum(jnp.square(emb_bd), axis=-1, keepdims=True))
-    return emb_bd / jnp.maximum(norm_b1, 1e-12)
+    """Rows at unit length; a zero row stays zero (the floor of 1e-12 is torch's).
+
+    A zero row has no direction, and its gradient is zero: that of a square root at 0 is infinite,
+    and would make all weights NaN.
+    """
+    square_b1 = jnp.sum(jnp.square(emb_bd), axis=-1, keepdims=True)
+    norm_b1 = jnp.sqrt(jnp.where(square_b1 > 0, square_b1, 1.0))
+    return jnp.where(square_b1 > 0, emb_bd, 0.0) / jnp.maximum(norm_b1, 1e-12)
 
 
 # torch's class -> ours. sentence-transformers writes the whole path; its last part tells.

@@ -68,6 +68,14 @@ def test_pooling_takes_real_tokens_only():
         pool(jnp.asarray(hidden), lengths, "max")
 
 
+def test_a_zero_row_has_a_zero_gradient():
+    rows = jnp.asarray([[3.0, 4.0], [0.0, 0.0], [1e-30, 0.0]])
+    grad = jax.jit(jax.grad(lambda x: (l2_normalize(x) * jnp.asarray([1.0, 2.0])).sum()))(rows)
+    # Across the row's direction alone: (1, 2) - 11/5 · (3, 4)/5, divided by the length.
+    np.testing.assert_allclose(grad[0], [-0.064, 0.048], rtol=1e-5)
+    np.testing.assert_array_equal(grad[1:], 0.0)
+
+
 def test_l2_normalize_leaves_zero_at_zero():
     got = jax.jit(l2_normalize)(jnp.asarray([[3.0, 4.0], [0.0, 0.0]]))
     np.testing.assert_allclose(got, [[0.6, 0.8], [0.0, 0.0]], atol=1e-7)
