@@ -280,6 +280,13 @@ class Tokenizer:
             found["additional_special_tokens"] = stated + new
         if "pad_token" not in found:
             found["pad_token"] = self._backend.id_to_token(self.pad_id)
+        # Those around each text by name, too: sentence-transformers takes what is not named for the
+        # end of a prompt.
+        listed = found.get("additional_special_tokens", [])
+        named = {_content(token) for token in [*found.values(), *listed]}
+        around = [self._backend.id_to_token(i) for i in self._backend.encode("").ids]
+        if new := [token for token in dict.fromkeys(around) if token not in named]:
+            found["additional_special_tokens"] = [*listed, *new]
         return found
 
 

@@ -188,13 +188,15 @@ def _say_joined_prompts(encoder: Any) -> None:
     for kind in ("query", "passage"):
         prompt = encoder.joined_prompt(kind)
         if prompt is not None:
+            shorter = prompt.rstrip(" ")
+            remedy = f"{shorter!r} has no such end" if shorter != prompt else "end it in a mark"
             logging.warning(
-                "export: the %s prompt %r is not pooled and ends in a space that the tokenizer "
-                "joins to the text's first word; sentence-transformers then leaves that word out, "
-                "too, and embeds a text of one word as zeros; %r has no such end",
+                "export: the %s prompt %r is not pooled, and the tokenizer joins its end to the "
+                "text's first word; sentence-transformers then leaves that word out, too, and "
+                "embeds a text of one word as zeros; %s",
                 kind,
                 prompt,
-                prompt.rstrip(" "),
+                remedy,
             )
 
 

@@ -104,6 +104,7 @@ def test_saved_folder_reads_back(folder, tmp_path):
     assert config == {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "[PAD]",
+        "additional_special_tokens": ["[CLS]", "[SEP]"],  # which the source does not name
         "model_max_length": 16,
         "model_input_names": ["input_ids", "attention_mask"],
     }

@@ -203,6 +203,21 @@ def test_special_tokens_that_only_the_map_names_are_kept(tmp_path):
     assert "secret" not in read(out, "special_tokens_map.json")
 
 
+def test_the_tokens_around_each_text_are_named(tmp_path):
+    """By what is named sentence-transformers knows where a prompt that is not pooled ends."""
+    source = tiny_models.write(tmp_path / "m")
+    export(Encoder.from_pretrained(str(source)), tmp_path / "plain")
+    found = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
+    assert found["additional_special_tokens"] == ["[CLS]", "[SEP]"]
+    named = {"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}}
+    (source / "tokenizer_config.json").write_text(json.dumps(named))
+    export(Encoder.from_pretrained(str(source)), tmp_path / "named")
+    found = json.loads((tmp_path / "named" / "tokenizer_config.json").read_text())
+    assert "additional_special_tokens" not in found
+    again = Encoder.from_pretrained(str(tmp_path / "plain"))
+    assert again.tokenizer.fingerprint == Encoder.from_pretrained(str(source)).tokenizer.fingerprint
+
+
 def test_links_out_of_the_models_folder_are_not_followed(tmp_path):
     (tmp_path / "private").write_text('{"cls_token": "of this machine"}')
     source = tiny_models.write(tmp_path / "source")
