@@ -166,7 +166,7 @@ def base() -> ConfigDict:
                 "join_seconds": 50,
             },
             "embed": {
-                # Rows a chunk of the stored embeddings holds: what a kill can cost.
+                # Rows a chunk of the stored embeddings holds; it has no influence on their making.
                 "chunk_rows": 4096,
                 # Tokens a device encodes at a time; 0: chosen for the device.
                 "token_budget": 0,

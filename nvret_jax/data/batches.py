@@ -1,36 +1,26 @@
 """Which texts are encoded together, and at what length: few shapes, little padding.
 
 Every distinct (batch size, length) is compiled once, and every position between a text's end and
-its row's end is computed for nothing. The choice made here:
+its row's end is computed for nothing, as is every row without a text. The choice made here:
 
 - Lengths are rounded up to a bucket. The buckets to choose from are a fine grid, eight a doubling
   from 16 on: a row above 16 tokens is never more than an eighth padding.
-- Of these a call uses the ones that pay: a bucket more is a shape more, and must save as much as
-  one whole batch. Which ones pay follows from the lengths of the call, by dynamic programming over
-  the grid. A few hundred queries get a handful of shapes, a corpus gets most of the grid, and equal
-  calls get equal batches, whatever was encoded before.
-- Each bucket has one batch size, the most rows that fit the token budget, so a batch costs about
-  the same whatever its length. Texts are sorted by length, hence the batches of a bucket are full
-  but for its last.
-- The rows left over in a bucket go up into the next one when that costs less than a padded batch
-  of their own.
-- The longest come first: a job that does not fit into memory fails at once.
-
-Share of computed positions that are padding, and shapes used, at a limit of 256 tokens and a
-budget of 1,024 (MiniLM's tokenizer). Before, there were four buckets a doubling in steps of at
-least 8, and all of them were used:
-
-    texts                        before        now
-    5,183 SciFact passages     .018 in 7     .010 in 9
-    13,447 SQuAD passages      .099 in 14    .039 in 24
-    22,447 SQuAD queries       .210 in 5     .043 in 11
-    300 SQuAD queries          .236 in 3     .342 in 2
+- Texts are sorted by length and go from the longest down: a job that does not fit into memory fails
+  at once. A bucket's batches have the most rows that fit the token budget, and where fewer texts
+  are left than that, which on many devices may be more than a corpus, a smaller one may follow.
+  What is left open in a batch is filled up with the next shorter texts, so that no row is empty but
+  in the very last batch.
+- Which buckets and sizes a call uses follows from its lengths, by dynamic programming: a shape more
+  must save its price, a whole batch or a four-hundredth of all tokens, whichever is less. A few
+  hundred queries get a handful of shapes, a corpus gets most of the grid, and equal calls get equal
+  batches, whatever was encoded before.
+- Other texts would get other small sizes. Where there are more calls, or more blocks of a table,
+  small sizes are powers of two times the devices (`few_sizes`), which soon come again.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +31,9 @@ from nvret_jax.errors import InputError
 _SHORTEST = 4  # three words and less are too rare to be worth a shape of their own
 _STEP = 2  # the finest grid: below it a shape saves less than its batches cost to schedule
 _PER_DOUBLING = 8
+_LEAST_PRICE = 1024  # tokens: a shape costs no less to compile, however little there is to encode
+_SHAPES = 400  # a shape more saves at least one in so many tokens
+_FOLLOWED = 4  # beginnings of runs in one bucket; more than that find hardly anything better
 
 
 @dataclass
@@ -89,41 +82,13 @@ def batch_size(length: int, token_budget: int, multiple_of: int = 1) -> int:
     return max(1, token_budget // length // multiple_of) * multiple_of
 
 
-def choose_buckets(lengths: np.ndarray, buckets: Sequence[int], price: int) -> list[int]:
-    """The buckets worth a shape of their own, ascending.
-
-    Minimises, over all ways to join neighbouring buckets, the positions that the texts take when
-    padded plus `price` for each bucket used.
-
-    Args:
-        lengths: [N], none longer than the last bucket.
-        buckets: ascending.
-        price: positions that a bucket more must save.
-    """
-    below = [0, *np.searchsorted(np.sort(lengths), buckets, side="right").tolist()]
-    # cheapest[j]: of all texts up to bucket j - 1; came_from[j]: where its last bucket begins.
-    cheapest, came_from = [0], [0]
-    for j, length in enumerate(buckets, 1):
-        costs = [
-            cheapest[i] + (price + (below[j] - below[i]) * length if below[j] > below[i] else 0)
-            for i in range(j)
-        ]
-        cheapest.append(min(costs))
-        came_from.append(costs.index(cheapest[-1]))
-    chosen, j = [], len(buckets)
-    while j:
-        if below[j] > below[came_from[j]]:
-            chosen.append(buckets[j - 1])
-        j = came_from[j]
-    return chosen[::-1]
-
-
 def plan_batches(
     lengths: Sequence[int] | np.ndarray,
     *,
     max_length: int,
     token_budget: int,
     multiple_of: int = 1,
+    few_sizes: bool = False,
 ) -> list[tuple[np.ndarray, int]]:
     """Groups texts into batches; see the module's docstring for how.
 
@@ -133,11 +98,12 @@ def plan_batches(
         token_budget: most positions (rows × length) in a batch, unless `multiple_of` rows of the
             bucket's length are already more.
         multiple_of: batch sizes are multiples of this: into how many shards a batch is split.
+        few_sizes: a batch that is smaller than the budget has a power of two times `multiple_of` as
+            rows; for one of several calls.
 
     Returns:
-        (rows int32 [B], bucket length) per batch, longest first. B depends on the bucket alone;
-        rows is -1 in the lines that the last batch of a bucket lacks. Each text stands in exactly
-        one batch.
+        (rows int32 [B], bucket length) per batch, longest first. B is the bucket's `batch_size`, or
+        less; rows is -1 in the lines that the last batch lacks. Each text is in exactly one batch.
 
     Raises:
         InputError: `token_budget` or `multiple_of` is below 1.
@@ -151,25 +117,81 @@ def plan_batches(
     buckets = length_buckets(max_length)
     if len(lengths) and lengths.max() > max_length:
         bucket(int(lengths.max()), buckets)  # raises
-    buckets = choose_buckets(lengths, buckets, token_budget)
-    order = np.argsort(lengths, kind="stable").astype(np.int32)
-    ends = np.searchsorted(lengths[order], buckets, side="right").tolist()
-    used = list(zip(buckets, ends, strict=True))  # (length, end of its rows in `order`)
+    price = min(token_budget, max(_LEAST_PRICE, int(lengths.sum()) // _SHAPES))
+    order = np.argsort(-lengths, kind="stable").astype(np.int32)
+    padded = np.asarray(buckets, np.int64)[np.searchsorted(buckets, lengths[order])]
 
     batches: list[tuple[np.ndarray, int]] = []
     start = 0  # rows before it are in a batch
-    for (length, end), above in itertools.zip_longest(used, used[1:]):
-        size = batch_size(length, token_budget, multiple_of)
-        left = (end - start) % size
-        if above is not None and left * above[0] <= size * length:
-            end -= left
-        for first in range(start, end, size):
-            rows = np.full(size, -1, np.int32)
-            taken = order[first : min(first + size, end)]
-            rows[: len(taken)] = taken
-            batches.append((rows, length))
-        start = end
-    return batches[::-1]
+    for size, length in _cheapest(padded, token_budget, multiple_of, price, few_sizes):
+        rows = np.full(size, -1, np.int32)
+        taken = order[start : start + size]
+        rows[: len(taken)] = taken
+        batches.append((rows, length))
+        start += len(taken)
+    return batches
+
+
+def _cheapest(
+    padded: np.ndarray, token_budget: int, multiple_of: int, price: int, few_sizes: bool
+) -> list[tuple[int, int]]:
+    """(rows, length) of the batches that cost least: their positions, and the price of shapes.
+
+    A bucket has its price, and a size other than the whole one has it once more: calls that encode
+    a text or two get a whole batch where that is as cheap, and compile nothing for the next one.
+
+    A plan is a sequence of runs. One begins with the longest text that is left, whose bucket is its
+    length, and goes about as far as the last text of some bucket; what is between those ends is
+    never a better place to change the length. Of the places at which a run may begin, all in one
+    bucket, only the most promising are followed up.
+
+    Args:
+        padded: the bucket of each text, descending.
+    """
+    ends = [*(np.flatnonzero(np.diff(padded)) + 1).tolist(), len(padded)] if len(padded) else []
+    cost = {0: 0}  # of all texts before this one
+    came: dict[int, tuple[int, int, int]] = {}  # the run that ends there: (begin, whole, rest)
+    begins: list[list[int]] = [[] for _ in [*ends, 0]]
+    begins[0].append(0)
+    for number, end in enumerate(ends):
+        length = int(padded[end - 1])
+        most = batch_size(length, token_budget, multiple_of)
+        places = sorted(begins[number], key=lambda start: cost[start] + (end - start) * length)
+        for start in places[:_FOLLOWED]:
+            for stop in ends[number:]:
+                for whole, rest in _ways(stop - start, most, multiple_of, few_sizes):
+                    rows = whole * most + rest
+                    price_here = price * (1 + (rest > 0))
+                    total, behind = cost[start] + rows * length + price_here, start + rows
+                    behind = min(behind, len(padded))
+                    if behind < end:
+                        continue  # the same bucket again: a way with a rest is as good
+                    if behind not in cost:
+                        begins[bisect.bisect_right(ends, behind)].append(behind)
+                    if total < cost.get(behind, total + 1):
+                        cost[behind], came[behind] = total, (start, whole, rest)
+    found: list[tuple[int, int]] = []
+    stop = len(padded)
+    while stop:
+        stop, whole, rest = came[stop]
+        length = int(padded[stop])
+        most = batch_size(length, token_budget, multiple_of)
+        found = [(most, length)] * whole + [(rest, length)] * (rest > 0) + found
+    return found
+
+
+def _ways(count: int, most: int, multiple_of: int, few_sizes: bool) -> list[tuple[int, int]]:
+    """(whole batches, rows of a smaller one or 0) for about so many texts."""
+    whole, rest = divmod(count, most)
+    if not rest:
+        return [(whole, 0)]
+    above = -(-rest // multiple_of)
+    below = rest // multiple_of
+    if few_sizes:
+        above, below = 1 << (above - 1).bit_length(), 1 << below.bit_length() >> 1
+    ways = [(whole + 1, 0)]
+    ways += [(whole, size * multiple_of) for size in {above, below}]
+    return [(n, size) for n, size in ways if size < most and n * most + size]
 
 
 def pad_batch(

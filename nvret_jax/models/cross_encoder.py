@@ -385,6 +385,7 @@ class CrossEncoder:
             max_length=self.max_length,
             token_budget=token_budget,
             multiple_of=multiple_of,
+            few_sizes=True,
         )
         waiting: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
 

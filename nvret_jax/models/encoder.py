@@ -9,20 +9,17 @@ one array; for late-interaction models `encode_tokens` gives one array a text.
 
 Encoding is a loop over one compiled step per bucket of lengths. How many tokens a step takes is a
 property of the device (`TOKENS_PER_DEVICE`): a CPU is fastest when a layer's activations stay in
-its cache, an accelerator when its matrix units are full. Results come back one step late, and the
-next block of texts is tokenised by a thread meanwhile, so that the device never waits for the host.
+its cache, an accelerator when its matrix units are full. How texts stream through it: stream.py.
 """
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +35,7 @@ from nvret_jax import arguments, choices, paths
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import options as options_lib
 from nvret_jax import progress as progress_lib
-from nvret_jax.data.batches import Batch, pad_batch, plan_batches
+from nvret_jax.data.batches import Batch
 from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model, weights
 from nvret_jax.models import lora as lora_lib
@@ -49,6 +46,7 @@ from nvret_jax.models.lora import LoraConfig
 from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
 from nvret_jax.models.resolve import DEFAULT_MODEL, resolve
 from nvret_jax.models.spec import EncoderSpec, read_spec
+from nvret_jax.models.stream import Block, Stream
 
 __all__ = ["DEFAULT_MODEL", "EmbeddingModel", "Encoder", "EncoderSpec", "LoraConfig"]
 
@@ -57,9 +55,6 @@ __all__ = ["DEFAULT_MODEL", "EmbeddingModel", "Encoder", "EncoderSpec", "LoraCon
 # number is an estimate, not a measurement: enough to fill the matrix units of a small model, and by
 # count about 3 GB of activations for the largest (1,024 wide, 16 heads, 512 tokens, float32).
 TOKENS_PER_DEVICE = {"cpu": 1024, "gpu": 65536, "tpu": 65536}
-# Texts tokenised, sorted by length and encoded at a time: enough that sorting leaves little
-# padding, few enough that the host never holds the tokens of a whole corpus.
-BLOCK = 16384
 
 
 # One compiled step per (kind of model, shape of batch, mesh), shared by all encoders of the
@@ -469,23 +464,53 @@ class Encoder:
                 `max_length` leaves no room behind the prompt.
         """
         texts = arguments.texts(texts, "encode")
+        emb_nd = np.empty((len(texts), self.width), np.float32)
+        limit = self._texts.limit(kind, max_length)
+        full: list[int] = []  # rows with as many tokens as there may be
+        for block, rows, emb_bd in self._pooled(texts, kind, max_length, token_budget, progress):
+            emb_nd[block.start + rows] = emb_bd
+            longest = (row for row in rows.tolist() if len(block.tokens[row]) >= limit)
+            full.extend(block.start + row for row in longest)
+        if warn and full and (kind, limit) not in self._warned:
+            self._warn_cut([texts[row] for row in full], len(texts), kind, limit)
+        return emb_nd
+
+    def encoded(
+        self,
+        texts: Sequence[str],
+        *,
+        kind: str = "passage",
+        max_length: int | None = None,
+        token_budget: int | None = None,
+        wanted: np.ndarray | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Embeds texts and yields embeddings as they come, not in the order of the texts.
+
+        Args:
+            texts, kind, max_length, token_budget: as of `encode`.
+            wanted: bool [len(texts)]; None: all. A block of texts without a wanted one is left out,
+                the others are encoded whole: an embedding does not depend on what else is wanted.
+
+        Yields:
+            rows int32 [B], and their embeddings float32 [B, D], on every process.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        texts = arguments.texts(texts, "encode")
+        for block, rows, emb_bd in self._pooled(
+            texts, kind, max_length, token_budget, False, wanted, False
+        ):
+            yield block.start + rows, emb_bd
+
+    def _pooled(self, *how: Any) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
+        """`_encode`, where there is one vector per text."""
         if self.spec.pooling == "tokens":
             raise InputError(
                 f"{self.folder}: a late-interaction model has no single vector for a text; use "
                 "encode_tokens, or pooling='mean'"
             )
-        emb_nd = np.empty((len(texts), self.width), np.float32)
-        limit = self._texts.limit(kind, max_length)
-        full: list[int] = []  # rows with as many tokens as there may be
-
-        def keep(start: int, rows: np.ndarray, emb_bd: np.ndarray, tokens: Any) -> None:
-            emb_nd[start + rows] = emb_bd
-            full.extend(start + row for row in rows.tolist() if len(tokens[row]) >= limit)
-
-        self._encode(texts, kind, max_length, token_budget, progress, keep)
-        if warn and full and (kind, limit) not in self._warned:
-            self._warn_cut([texts[row] for row in full], len(texts), kind, limit)
-        return emb_nd
+        return self._encode(*how)
 
     def _warn_cut(self, full: list[str], total: int, kind: str, limit: int) -> None:
         """Says, once for a kind and a length, how many of `total` texts were cut.
@@ -537,12 +562,10 @@ class Encoder:
         out: list[np.ndarray] = [np.empty((0, self.width), np.float32)] * len(texts)
         skipped = self._texts.skipped(kind)
 
-        def keep(start: int, rows: np.ndarray, emb_btd: np.ndarray, tokens: Any) -> None:
+        for block, rows, emb_btd in self._encode(texts, kind, max_length, token_budget, progress):
             for row, emb_td in zip(rows.tolist(), emb_btd, strict=True):
-                ids = tokens[row]
-                out[start + row] = emb_td[: len(ids)][~np.isin(ids, skipped)]
-
-        self._encode(texts, kind, max_length, token_budget, progress, keep)
+                ids = block.tokens[row]
+                out[block.start + row] = emb_td[: len(ids)][~np.isin(ids, skipped)]
         return out
 
     def _encode(
@@ -552,84 +575,56 @@ class Encoder:
         max_length: int | None,
         token_budget: int | None,
         progress: bool,
-        keep: Callable[..., None],
-    ) -> None:
-        """Calls `keep(first row of block, rows in it, embeddings, block tokens)` for each batch."""
-        options_lib.check_arguments("encode", locals(), _ENCODE)
+        wanted: np.ndarray | None = None,
+        few_sizes: bool = True,
+    ) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
+        """Yields (block of texts, rows in it, their embeddings) for each step; all are finite."""
+        given = {
+            "kind": kind,
+            "max_length": max_length,
+            "token_budget": token_budget,
+            "progress": progress,
+        }
+        options_lib.check_arguments("encode", given, _ENCODE)
         max_length = self._texts.limit(kind, max_length)
         shards = mesh_lib.shards(self.mesh, "batch")
         if token_budget is None:
             token_budget = _token_budget(_platform(self.mesh), self.spec.dtype)
+
+        def prepare(tokens: list[np.ndarray]) -> tuple[list[np.ndarray], list[int], Any]:
+            skip = self._texts.unpooled(tokens, kind)
+            return *self._texts.expanded(tokens, kind), skip
+
+        stream = Stream(
+            functools.partial(self.tokenize, kind=kind, max_length=max_length),
+            prepare,
+            self._step,
+            max_length=max_length,
+            token_budget=token_budget * shards,
+            multiple_of=shards,
+            pad_id=self.tokenizer.pad_id,
+            few_sizes=few_sizes,
+        )
         bar = progress_lib.bar(
             total=len(texts),
             desc=f"encode {kind}",
             unit=" texts",
             show=progress and mesh_lib.is_main(),
         )
-        tokenize = functools.partial(self.tokenize, kind=kind, max_length=max_length)
-        blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
-        with bar, jax.set_mesh(self.mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
-            coming = [thread.submit(tokenize, block) for block in blocks[:1]]
-            for number, block in enumerate(blocks):
-                tokens = coming.pop().result()
-                coming += [thread.submit(tokenize, b) for b in blocks[number + 1 : number + 2]]
-                start = number * BLOCK
-                skip = self._texts.unpooled(tokens, kind)
-                tokens, seen = self._texts.expanded(tokens, kind)
-                bad: list[int] = []
-                for rows, emb in self._encode_block(
-                    tokens,
-                    seen,
-                    skip=skip,
-                    max_length=max_length,
-                    token_budget=token_budget * shards,
-                    multiple_of=shards,
-                ):
-                    bar.update(len(rows))
-                    keep(start, rows, emb, tokens)
-                    finite = np.isfinite(emb).reshape(len(rows), -1).all(axis=1)
-                    bad += rows[~finite].tolist()
-                if bad:
+        bad: list[int] = []  # rows of the present block that are not finite
+        with bar:
+            for block, rows, emb in stream.run(texts, wanted):
+                bar.update(len(rows))
+                finite = np.isfinite(emb).reshape(len(rows), -1).all(axis=1)
+                bad += (block.start + rows[~finite]).tolist()
+                if bad and not block.left:
                     raise InputError(
-                        f"the embedding of text {start + min(bad)} is not finite ({len(bad)} such "
-                        f"in this block of {len(block)}); the weights in {self.folder} are "
+                        f"the embedding of text {min(bad)} is not finite ({len(bad)} such in this "
+                        f"block of {len(block.tokens)}); the weights in {self.folder} are "
                         "damaged, or dtype overflows: try dtype='float32'"
                     )
-
-    def _encode_block(
-        self,
-        tokens: list[np.ndarray],
-        seen: list[int],
-        *,
-        skip: np.ndarray | None,
-        max_length: int,
-        token_budget: int,
-        multiple_of: int,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (rows, their embeddings) of texts, given their tokens and how many are seen."""
-        plan = plan_batches(
-            [len(ids) for ids in tokens],
-            max_length=max_length,
-            token_budget=token_budget,
-            multiple_of=multiple_of,
-        )
-        waiting: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
-
-        def fetch() -> tuple[np.ndarray, np.ndarray]:
-            rows, emb = waiting.popleft()
-            real = rows >= 0
-            return rows[real], np.asarray(emb.addressable_data(0))[real]
-
-        for rows, length in plan:
-            batch = pad_batch(tokens, rows, length, self.tokenizer.pad_id)
-            lengths_b = [max(1, seen[row]) if row >= 0 else 1 for row in rows.tolist()]
-            batch = dataclasses.replace(batch, lengths_b=np.asarray(lengths_b, np.int32))
-            skip_b = None if skip is None else np.where(rows >= 0, skip[rows], 0)
-            waiting.append((batch.rows, self._step(batch, skip_b)))
-            if len(waiting) > 1:
-                yield fetch()
-        while waiting:
-            yield fetch()
+                if not bad:
+                    yield block, rows, emb
 
     @functools.cached_property
     def _operands(self) -> Any:
@@ -656,10 +651,11 @@ class Encoder:
             target = mesh_lib.sharding(self.mesh, *axes)
             return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
 
-        return _embed(
-            self._graphdef,
-            self._operands,
-            put(batch.tokens_bt, "batch", None),
-            put(batch.lengths_b, "batch"),
-            None if skip_b is None else put(skip_b.astype(np.int32), "batch"),
-        )
+        with jax.set_mesh(self.mesh):  # not longer: who encodes may have another one
+            return _embed(
+                self._graphdef,
+                self._operands,
+                put(batch.tokens_bt, "batch", None),
+                put(batch.lengths_b, "batch"),
+                None if skip_b is None else put(skip_b.astype(np.int32), "batch"),
+            )

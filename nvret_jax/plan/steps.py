@@ -24,8 +24,9 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.data.batches import batch_size
+from nvret_jax.data.batches import plan_batches
 from nvret_jax.models import encoder as encoder_lib
+from nvret_jax.models.stream import block_rows
 from nvret_jax.plan import flops as flops_lib
 from nvret_jax.plan.chips import Chip
 from nvret_jax.plan.flops import Flops
@@ -417,9 +418,14 @@ def embed_step(
         who: the encoder's part in the run.
     """
     tokens = model.lengths["passage"]
-    budget = token_budget or encoder_lib.TOKENS_PER_DEVICE.get(mesh.devices.flat[0].platform, 65536)
+    platform = mesh.devices.flat[0].platform
+    budget = token_budget or encoder_lib.TOKENS_PER_DEVICE.get(platform, 65536)
     shards = mesh_lib.shards(mesh, "batch")
-    rows = batch_size(tokens, budget * shards, shards)
+    block = min(passages, block_rows(budget * shards, tokens))
+    few = passages > block
+    sizes = _step_rows(block, tokens, budget * shards, shards, few) * (passages // block)
+    sizes += _step_rows(passages % block, tokens, budget * shards, shards, few)
+    rows = max(sizes)
     skip = None
     if model.spec.prompt_in_pooling != "all":
         skip = jax.ShapeDtypeStruct((), jnp.int32)
@@ -437,15 +443,30 @@ def embed_step(
         mesh,
         name=f"embed ({who}): {model.describe()}",
         stage="embed",
-        calls=-(-passages // rows),
+        calls=-(-sum(sizes) // rows),
         needed=model.shape.forward(rows, tokens) / mesh.size,
         held={},
         parts={"weights": bytes_per_chip(model.state), "batch": 4 * rows * tokens // shards},
         items=(rows, "passages"),
         at_once=tokens * rows // shards,
         chosen=_chosen(model),
-        notes=(f"  {passages:,} passages of {tokens} tokens, {rows:,} a step",),
+        notes=(
+            f"  {passages:,} passages of {tokens} tokens, {rows:,} per step, sorted in blocks of "
+            f"{block:,}",
+        ),
     )
+
+
+def _step_rows(passages: int, tokens: int, token_budget: int, shards: int, few: bool) -> list[int]:
+    """Rows of each step that a block of passages of one length takes, as `Encoder` plans them."""
+    plan = plan_batches(
+        np.full(passages, tokens),
+        max_length=tokens,
+        token_budget=token_budget,
+        multiple_of=shards,
+        few_sizes=few,
+    )
+    return [len(rows) for rows, _ in plan]
 
 
 # --- search --------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
-"""Texts to vectors on disk, chunk by chunk, so that a kill costs one chunk.
+"""Texts to vectors on disk, as one stream, so that a kill costs no more than a block of texts.
 
-A chunk is encoded the same way whoever encodes it and whenever: its batches depend on its own
-texts alone. An interrupted run therefore ends with the very bytes an undisturbed one would have.
+The encoder goes through the table in blocks (`Encoder.encoded`), whatever the chunks of the store
+are; a chunk is written by a thread as soon as its last row is there, while the devices go on.
+Blocks begin at fixed rows, and a block with any chunk missing is encoded whole: an interrupted run
+ends with the very bytes that an undisturbed one would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -19,14 +23,18 @@ from nvret_jax.errors import InputError
 from nvret_jax.files import remove, write_atomic
 from nvret_jax.search.store import EmbeddingStore
 
-# texts -> float32 [len(texts), D], called on every process with the same texts
-Encode = Callable[[list[str]], np.ndarray]
+# (texts, which are wanted: bool [N]) -> (rows, their vectors float32), in any order; called on
+# every process with the same texts. More than what is wanted may come.
+Encoded = Callable[[Sequence[str], np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+# Bytes of chunks that may wait for the disk. Texts come sorted by length, so all chunks of a block
+# are complete at about the same time.
+_BEHIND = 1 << 30
 
 
 def embed_texts(
     artifact: Artifact,
     table: TextTable,
-    encode: Encode,
+    encoded: Encoded,
     width: int,
     *,
     chunk_rows: int,
@@ -37,7 +45,7 @@ def embed_texts(
     Args:
         artifact: where; a folder with the store and `ids.txt`, one id a line, row by row.
         table: what to embed, N texts.
-        encode: the encoder.
+        encoded: the encoder.
         width: D.
         chunk_rows: rows of a chunk.
         label: shown in the progress bar.
@@ -59,29 +67,65 @@ def embed_texts(
     mesh_lib.barrier(f"checked {artifact.name}")
     finished = set(store.finished_chunks())
     mesh_lib.barrier(f"counted {artifact.name}")  # before any process adds a chunk
-    chunks = -(-len(table) // chunk_rows)
-    rows_done = sum(min(chunk_rows, len(table) - c * chunk_rows) for c in finished)
+    wanted = np.ones(len(table), bool)
+    for chunk in finished:
+        wanted[chunk * chunk_rows : (chunk + 1) * chunk_rows] = False
     bar = progress.bar(
         total=len(table),
-        initial=rows_done,
+        initial=len(table) - int(wanted.sum()),
         unit=" texts",
         desc=f"embed {label}",
         show=mesh_lib.is_main(),
     )
-    with bar:
-        for chunk in range(chunks):
-            if chunk in finished:
-                continue
-            start = chunk * chunk_rows
-            texts = list(table.texts[start : start + chunk_rows])
-            rows = encode(texts)
-            if chunk % mesh_lib.process_count() == mesh_lib.process_index():
-                store.write_chunk(chunk, rows)
-            bar.update(len(texts))
+    most = max(2, _BEHIND // (4 * width * chunk_rows))
+    writing: collections.deque[concurrent.futures.Future] = collections.deque()
+    chunks = _Chunks(len(table), width, chunk_rows)
+    with bar, concurrent.futures.ThreadPoolExecutor(1) as thread:
+        # Nothing is asked of the encoder where nothing is missing: an encoder may take a while.
+        stream = encoded(table.texts, wanted) if wanted.any() else iter(())
+        for rows, vectors in stream:
+            new = wanted[rows]
+            bar.update(int(new.sum()))
+            for chunk, whole in chunks.add(rows[new], vectors[new]):
+                writing.append(thread.submit(store.write_chunk, chunk, whole))
+            while writing and (writing[0].done() or len(writing) > most):
+                writing.popleft().result()
+        while writing:
+            writing.popleft().result()
     mesh_lib.barrier(f"embedded {artifact.name}")
-    if left := sorted(set(range(chunks)) - set(store.finished_chunks())):
+    if left := sorted(set(range(store.chunks)) - set(store.finished_chunks())):
         raise InputError(
             f"{artifact.partial}: chunk {left[0]} was written and is not there; does another "
             "program remove files from this folder?"
         )
     artifact.finish_folder()
+
+
+class _Chunks:
+    """Rows that come in any order, put together to the chunks that this process writes."""
+
+    def __init__(self, count: int, width: int, chunk_rows: int):
+        self._count, self._width, self._size = count, width, chunk_rows
+        self._begun: dict[int, tuple[np.ndarray, int]] = {}  # rows, and how many are missing
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Takes some rows, and yields the chunks that are complete now."""
+        order = np.argsort(rows, kind="stable")
+        rows, vectors = rows[order], vectors[order]
+        numbers, begins = np.unique(rows // self._size, return_index=True)
+        for chunk, begin, end in zip(
+            numbers.tolist(), begins, [*begins[1:], len(rows)], strict=True
+        ):
+            if chunk % mesh_lib.process_count() != mesh_lib.process_index():
+                continue
+            start = chunk * self._size
+            size = min(self._size, self._count - start)
+            whole, missing = self._begun.pop(chunk, (None, size))
+            if whole is None:
+                whole = np.empty((size, self._width), np.float32)
+            whole[rows[begin:end] - start] = vectors[begin:end]
+            missing -= int(end - begin)
+            if missing:
+                self._begun[chunk] = whole, missing
+            else:
+                yield chunk, whole

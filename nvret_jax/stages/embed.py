@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from nvret_jax import truncation
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
@@ -39,13 +37,12 @@ def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: 
     budget = run.config.embed.token_budget or None
     say(truncation.of_role(run, role, data, table_name).line())
 
-    def encode(texts: list[str]) -> np.ndarray:
-        return encoder.encode(texts, kind=kind, max_length=length, token_budget=budget, warn=False)
-
     embed_texts(
         artifact,
         table,
-        encode,
+        lambda texts, wanted: encoder.encoded(
+            texts, kind=kind, max_length=length, token_budget=budget, wanted=wanted
+        ),
         encoder.width,
         chunk_rows=run.config.embed.chunk_rows,
         label=f"{truncation.TITLES.get(role, role)}, {table_name}",

@@ -12,6 +12,7 @@ from flax import nnx
 
 from nvret_jax.errors import InputError
 from nvret_jax.models import encoder as encoder_lib
+from nvret_jax.models import stream as stream_lib
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.resolve import DEFAULT_MODEL, PACKAGES
 
@@ -49,7 +50,8 @@ def test_rows_follow_the_input_whatever_the_batches(encoder, emb_nd):
 
 
 def test_blocks_do_not_show(encoder, emb_nd, monkeypatch):
-    monkeypatch.setattr(encoder_lib, "BLOCK", 7)
+    monkeypatch.setattr(stream_lib, "BLOCK", 7)
+    monkeypatch.setattr(stream_lib, "BLOCK_STEPS", 0)
     np.testing.assert_allclose(encoder.encode(TEXTS, progress=True), emb_nd, atol=2e-6)
 
 
@@ -175,7 +177,8 @@ def test_bfloat16_ranks_real_passages_nearly_as_float32_does():
 
 
 def test_a_mistake_in_a_later_block_is_still_reported(encoder, monkeypatch):
-    monkeypatch.setattr(encoder_lib, "BLOCK", 3)
+    monkeypatch.setattr(stream_lib, "BLOCK", 3)
+    monkeypatch.setattr(stream_lib, "BLOCK_STEPS", 0)
     calls = []
 
     def tokenize(block, **kwargs):
