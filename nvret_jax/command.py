@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging as std_logging
 import os
+import re
 import resource
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nvret_jax import checks, mesh, overrides, paths, peers, streams
@@ -29,12 +30,29 @@ _PLAN = flags.DEFINE_string(
     "plan", None, "Compile for a topology such as v5p:4x4x4 and print what fits; run nothing."
 )
 _PLAN_PASSAGES = flags.DEFINE_integer(
-    "plan_passages", 0, "Passages that --plan reckons with.", lower_bound=0, upper_bound=INT32
+    "plan_passages", 0, "Passages that --plan assumes.", lower_bound=0, upper_bound=INT32
 )
 _OWN = ("distributed.process_id", "distributed.coordinator")  # what processes may differ in
 _FILES, _LEAST_FILES = 4096, 64  # that may be open at once
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
 flags.DEFINE_bool("version", False, "Print the versions of this package, JAX and Python.")
+_HELP = frozenset(("-h", "-help", "--help", "--helpshort", "--helpfull"))
+_SHOWN = (
+    "--config=FILE",
+    "--workdir=DIR",
+    "--stages=STAGE,…",
+    "--dry_run",
+    "--plan=TOPOLOGY",
+    "--plan_passages=N",
+    "--version",
+)
+_USAGE = """\
+usage: python -m nvret_jax.main --config=FILE --workdir=DIR [flags]
+       python -m nvret_jax.main convert SOURCE TARGET    (convert --help lists the formats)
+
+nvret_jax/config.py lists the keys of a config, with a comment and a default each.
+
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -59,10 +77,22 @@ def main(argv: list[str]) -> int:
     handler.setFormatter(_Line())
     # Orbax logs the trace of what it is about to raise; what is raised is reported in one line.
     handler.addFilter(_is_no_trace)
+    if _HELP.intersection(argv[1:]):
+        print(help_text())
+        return 0
     left = parse(argv)
     if len(left) > 1:
         raise InputError(f"unexpected argument {left[1]!r}; flags look like --workdir=DIR")
     return _run()
+
+
+def help_text() -> str:
+    """Usage, and a line for each flag."""
+    lines = [(shown, flags.FLAGS[shown[2:].split("=")[0]].help) for shown in _SHOWN]
+    lines.insert(1, ("--config.KEY=VALUE", "Another value for a key; None unsets it."))
+    lines.append(("--help", "Print this."))
+    width = max(len(shown) for shown, _ in lines)
+    return _USAGE + "\n".join(f"  {shown:<{width}}  {text}" for shown, text in lines)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -73,11 +103,12 @@ def parse(argv: list[str]) -> list[str]:
     """
     argv, unset = overrides.check(overrides.located(argv))
     try:
-        left = app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
+        left = flags.FLAGS(argv)
         overrides.unset(_CONFIG.value, unset)
         return left
     except flags.Error as error:
-        raise InputError(f"flags: {error}") from None
+        said = re.sub(r"\('(.*)', .*\)$", r"\1", str(error))  # absl shows a tuple
+        raise InputError(f"flags: {said}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"config: {error}") from None
 

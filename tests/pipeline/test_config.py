@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 
+import command
 import pytest
 
 from nvret_jax import checks
@@ -137,3 +138,12 @@ def test_the_words_of_choices_are_those_that_modules_act_on():
     assert choices.POOLINGS == pooling.MODES
     assert choices.PROMPT_IN_POOLING == spec.PROMPT_IN_POOLING
     assert set(choices.TERMS) == set(losses._READ)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_flags_and_exits_with_0(flag):
+    result = command.inside(flag)
+    assert (result.status, result.stderr) == (0, "")
+    for shown in ("--config=FILE", "--config.KEY=VALUE", "--workdir=DIR", "--stages=", "--plan="):
+        assert f"  {shown}" in result.stdout
+    assert "convert SOURCE TARGET" in result.stdout
