@@ -124,7 +124,7 @@ def with_defaults(config: ConfigDict) -> ConfigDict | None:
     if check_paths(config):
         return None
     if not wrong:
-        return config
+        return None if any(_sources(config)) else config  # no data are named: nothing to read
     copy, expected = config.copy_and_resolve_references(), base()
     with expected.unlocked():
         for named, default in zip(NAMED, (encoder(), training_set(), expected.train), strict=True):

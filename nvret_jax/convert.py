@@ -1,4 +1,4 @@
-"""`python -m nvret_jax.convert SOURCE TARGET`: training rows and runs between formats.
+"""`python -m nvret_jax.main convert SOURCE TARGET`: training rows and runs between formats.
 
 SOURCE and TARGET are `format:path`. A workdir is a source too: the negatives mined in a run, with
 the texts of the data set its config names. What a target cannot hold is said in a line; the target
@@ -27,13 +27,13 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.workdir import check_table
 
 _USAGE = """\
-usage: python -m nvret_jax.convert SOURCE TARGET
+usage: python -m nvret_jax.main convert SOURCE TARGET
 
 SOURCE and TARGET are format:path, for example
-  python -m nvret_jax.convert flagembedding:train.jsonl st-triplet:out.parquet
-  python -m nvret_jax.convert workdir:runs/quickstart tevatron:train.jsonl
-  python -m nvret_jax.convert workdir:runs/quickstart questions:judge.jsonl
-  python -m nvret_jax.convert trec:run.trec msmarco:run.tsv
+  python -m nvret_jax.main convert flagembedding:train.jsonl st-triplet:out.parquet
+  python -m nvret_jax.main convert workdir:runs/quickstart tevatron:train.jsonl
+  python -m nvret_jax.main convert workdir:runs/quickstart questions:judge.jsonl
+  python -m nvret_jax.main convert trec:run.trec msmarco:run.tsv
 A file is replaced; a folder must be new or empty.
 """
 _WORKDIR = "source only; a run's negatives: its workdir, or negatives/<split>.parquet in it"

@@ -264,6 +264,10 @@ def _problem(config: ConfigDict, key: str, arguments: list[str], takes: Takes | 
     if kind is ConfigDict:
         inside = next(k for k in flat_keys(config) if k.startswith(f"{key}."))
         return f"{key}: a block of values; set one of them, as in --config.{inside}=…"
+    name, *behind = arguments
+    if kind is not bool and len(arguments) <= 2 and "=" not in name:
+        if not behind or behind[0].startswith("--"):
+            return f"{key}: no value; give one, as in --config.{key}=VALUE"
     # Tried on a config of this one value: config_flags prints the config it is given as YAML.
     arguments = [
         re.sub(rf"^(--?(?:no)?config\.){re.escape(key)}", r"\g<1>value", a) for a in arguments

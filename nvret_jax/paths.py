@@ -31,7 +31,8 @@ def local(path: os.PathLike | str, key: str) -> epath.Path:
         The path, with the home in place of '~'.
 
     Raises:
-        InputError: it has a scheme, or characters that no path can have.
+        InputError: it has a scheme, the home of an unknown user, or characters that no path can
+            have.
     """
     text = os.fspath(path)
     if isinstance(text, bytes):
@@ -49,7 +50,10 @@ def local(path: os.PathLike | str, key: str) -> epath.Path:
         known = False
     if not known:
         raise InputError(f"{key}: {shown!r}: a path has no NUL and no half of a surrogate pair")
-    return epath.Path(os.path.expanduser(re.sub("://+", ":/", text)))
+    home = os.path.expanduser(re.sub("://+", ":/", text))
+    if home.startswith("~"):
+        raise InputError(f"{key}: {shown}: no such user; a folder of that name here is ./{shown}")
+    return epath.Path(home)
 
 
 def cache(name: str) -> epath.Path | None:

@@ -147,23 +147,25 @@ def _check_loss(state: Run, block: ConfigDict, at: str) -> None:
 
 
 def _check_late(state: Run, asked: Sequence[str]) -> None:
-    """Raises InputError where models of one vector a token would have to be searched with."""
+    """Raises InputError where models of one vector per token would have to be searched with."""
     searched = [name for part in state.sets.values() for name in part.encoders.items()]
     for name, side in dict(searched).items() if {"embed", "search"} & set(asked) else ():
         if side.spec.late is not None:
             raise InputError(
-                f"{name}: {side.config.model} gives one vector a token, which search does not take "
-                "yet; mine with a model that pools"
+                f"{name}: {side.config.model} gives one vector per token, which search does not "
+                "take yet; mine with a model that pools"
             )
     if state.student.spec.late is None:
         return
     if "evaluate" in asked:
         raise InputError(
-            f"student: {state.config.student.model} gives one vector a token, which evaluation "
+            f"student: {state.config.student.model} gives one vector per token, which evaluation "
             "does not search with yet; leave 'evaluate' out of stages"
         )
     if any(b.start == "best" for b in state.stages.values()) or state.config.result.pick == "best":
-        raise InputError("'best' needs dev scores, and models of one vector a token have none yet")
+        raise InputError(
+            "'best' needs dev scores, and models of one vector per token have none yet"
+        )
 
 
 # --- the data --------------------------------------------------------------------------------
@@ -202,12 +204,26 @@ def _check_length(state: Run, block: ConfigDict, at: str) -> None:
 def _check_dev(state: Run) -> None:
     if state.dev_split and state.student.spec.late is None:
         state.train_data.positives(state.dev_split, state.config.data.min_relevance)
+        return
+    named = state.config.train.stages
+    asked = {
+        f"train_stages.{n}.start" if named else "train.start": b.start
+        for n, b in state.stages.items()
+    }
+    for key, value in (asked | {"result.pick": state.config.result.pick}).items():
+        if value == "best" and state.student.spec.late is None:
+            raise InputError(
+                f"{key}='best': needs dev scores, and data set {state.train_data.name} has no "
+                f"split '{state.config.data.dev_split}'; add one, or name another as data.dev_split"
+            )
 
 
 def _check_judgments(state: Run) -> None:
-    wanted, data = state.config.evaluation.min_relevance, state.test_data
+    data, split = state.test_data, state.config.data.test_split
+    data.split_qrels(split)  # what is wrong with the data themselves is not for the key below
+    wanted = state.config.evaluation.min_relevance
     try:
-        retrieval.scored_queries(data, state.config.data.test_split, wanted)
+        retrieval.scored_queries(data, split, wanted)
     except InputError as error:
         raise InputError(f"evaluation.min_relevance={wanted}: {error}") from None
 

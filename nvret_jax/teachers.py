@@ -14,6 +14,7 @@ Only encoders have embeddings in the workdir; the others are read or indexed whe
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,8 @@ def kind(model: str) -> str:
         InputError: something stands, or is missing, behind the colon.
     """
     scheme, colon, rest = model.partition(":")
+    if not colon and scheme in SCHEMES and not os.path.exists(model):
+        raise InputError(f"teacher {model!r}: no such folder; write '{scheme}:' for the ranker")
     if not colon or scheme not in SCHEMES:
         return "encoder"
     if scheme in ("bm25", "random") and rest:

@@ -43,6 +43,8 @@ def test_a_tilde_is_the_home(monkeypatch):
     assert paths.local("~/x", "k") == pathlib.Path("/somewhere/x")
     assert paths.local("~", "k") == pathlib.Path("/somewhere")
     assert paths.local("a/~/x", "k") == pathlib.Path("a/~/x")
+    with pytest.raises(InputError, match="k: ~no-such-user/x: no such user"):
+        paths.local("~no-such-user/x", "k")
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def _read_table(
             as_numbers.add(identifier)
         texts.append(text)
     if not texts and mistakes.count == before:
-        mistakes.add(f"{path}: empty; expected one JSON object a line, with the {plural}")
+        mistakes.add(f"{path}: empty; expected one JSON object per line, with the {plural}")
     if as_numbers:
         logging.warning("%s: ids that are JSON numbers, read as text: %d", path, len(as_numbers))
     if repeated:

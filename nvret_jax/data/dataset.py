@@ -274,6 +274,10 @@ def load_dataset(
     scheme, _, rest = spec.partition(":")
     if scheme not in READERS:
         known = ", ".join(f"'{name}:'" for name in READERS)
+        if ":" not in spec:
+            raise InputError(
+                f"dataset '{spec}': no scheme; known are {known}, as in 'beir:{spec}' for a folder"
+            )
         raise InputError(f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}")
     place = str(paths.local(rest, f"dataset '{scheme}:'")) if rest else rest
     return READERS[scheme](place, splits, allow_empty, missing)

@@ -307,7 +307,7 @@ def _why(rule_name, best, target, laxer, found, queries) -> str:
         f"one positive visible and the others hidden in {queries:,} queries with several"
         if found["method"] == "labels"
         else f"estimated from the ranks of the known positives of {queries:,} queries, as too few "
-        f"have several; at most {found['relevant_per_query']:.1f} relevant passages a query"
+        f"have several; at most {found['relevant_per_query']:.1f} relevant passages per query"
     )
     said = (
         f"{how}: {name} {best['value']:g} leaves {best['share']:.1%} false negatives, upper end of "

@@ -121,7 +121,7 @@ class Plan:
             f"search memory: {n:,} x {width} {self.dtype} {verb} {devices} in {self.tiles} "
             f"tile{'s' * (self.tiles > 1)} of {self.tile:,} rows, {self.query_blocks} "
             f"block{'s' * (self.query_blocks != 1)} of {self.query_block} queries{passes}; "
-            f"{size(self.total)} of {size(self.budget)} a device ({held}{host})"
+            f"{size(self.total)} of {size(self.budget)} per device ({held}{host})"
         )
 
 
@@ -185,8 +185,8 @@ def estimate(
                     of_block = functools.partial(sized, stream, rows, per_pass)
                     return of_block(query_block or _largest_block(of_block, rows, per_pass))
     raise InputError(
-        f"search.memory_gib: {memory_bytes:,} bytes a device are too few for {shape[0]:,} passages "
-        f"of width {shape[1]} with k={k}; the least is {least:,} bytes ({size(least)})"
+        f"search.memory_gib: {memory_bytes:,} bytes per device are too few for {shape[0]:,} "
+        f"passages of width {shape[1]} with k={k}; the least is {least:,} bytes ({size(least)})"
     )
 
 

@@ -336,6 +336,7 @@ def test_several_mistakes_come_together(folder):
     ("spec", "expected"),
     [
         ("csv:x", "unknown scheme 'csv'; known are 'beir:', 'pydocs:'"),
+        ("data/x", "no scheme; known are .* as in 'beir:data/x' for a folder"),
         ("beir:", "name the folder"),
         ("pydocs:x", "nothing after the colon"),
     ],

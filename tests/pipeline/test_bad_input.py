@@ -53,8 +53,9 @@ TABLE = [
     flag("unknown stage in config", ("stages=", "'dance'"), "--config.stages=('embed','dance')"),
     flag("stray argument", ("'embed'", "unexpected"), "embed"),
     flag("unknown flag", ("'workdri'", "workdir"), "--workdri=x"),
-    flag("flag without value", ("seed", "Missing value"), "--config.seed"),
-    flag("bad boolean flag", ("dry_run", "perhaps"), "--dry_run=perhaps"),
+    flag("flag without value", ("seed: no value", "--config.seed=VALUE"), "--config.seed"),
+    flag("flag before another", ("seed: no value",), "--config.seed", "--config.name=x"),
+    flag("bad boolean flag", ("dry_run=perhaps: Non-bool",), "--dry_run=perhaps"),
     flag(
         "unknown key",
         ("trian.learning_rate: no such key", "did you mean train.learning_rate?"),

@@ -114,5 +114,5 @@ def test_what_search_cannot_do_is_told_before(late, tmp_path):
         pipeline.run(config, str(tmp_path / "w"))
     config.stages = ("embed", "search", "mine", "train")
     config.teacher.model = config.student.model
-    with pytest.raises(InputError, match="one vector a token, which search does not take"):
+    with pytest.raises(InputError, match="one vector per token, which search does not take"):
         pipeline.run(config, str(tmp_path / "w2"))

@@ -64,6 +64,15 @@ REFUSED = {
         "--config.train.num_negatives=0 --config.train.loss.distillation=kl",
         "train.loss.distillation='kl': compares the passages of a row",
     ),
+    "best without dev scores": (
+        "--config.data.dev_split=none --config.result.pick=best",
+        "result.pick='best': needs dev scores, and data set data has no split 'none'",
+    ),
+    "a length beyond the positions": (
+        "--config.student.query_length=100000",
+        "student.query_length=100000: the model takes at most",
+    ),
+    "a ranker without its colon": ("--config.teacher.model=bm25", "write 'bm25:' for the ranker"),
     "a dev split without positives": (
         "--config.data.min_relevance=2",
         "no judgment of relevance >= 2",
@@ -181,3 +190,19 @@ def test_a_batch_is_no_wider_than_the_model_has_positions():
     assert cut["passage_tokens"].shape == cut["passage_real"].shape == (4, 40)
     assert cut["passage_groups"].widths == (16, 40)
     assert batch["passage_groups"].widths == (16, 48)
+
+
+def test_a_mistake_in_the_data_is_reported_once_and_under_no_key(pristine, tmp_path):
+    shutil.copytree(pristine, tmp_path / "p")
+    with (tmp_path / "p" / "data" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "p9999"\n')
+    dry = command.inside(*flags(tmp_path / "p", tmp_path, ""), "--dry_run")
+    assert dry.error.count("not valid JSON") == 1
+    assert "min_relevance" not in dry.error
+
+
+def test_data_that_are_not_named_are_reported_once_by_key(pristine, tmp_path):
+    more = "--config.data.train= --config.data.test="
+    dry = command.inside(*flags(pristine, tmp_path, more), "--dry_run")
+    assert dry.error.count("name a data set") == 2
+    assert "load_dataset" not in dry.error

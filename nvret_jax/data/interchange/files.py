@@ -135,7 +135,7 @@ def json_lines(path: epath.Path, what: str) -> Iterator[tuple[str, Json]]:
         empty = False
         yield where, record
     if empty:
-        raise InputError(f"{path}: empty; expected one JSON object a line, with {what}")
+        raise InputError(f"{path}: empty; expected one JSON object per line, with {what}")
 
 
 def json_file(path: epath.Path, what: str) -> Json:
