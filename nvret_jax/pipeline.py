@@ -71,7 +71,7 @@ def run(
         place = Workdir.open(workdir, config.to_dict(), write=False)
         if dry_run:
             if at_work := claim.holder(workdir):
-                say(f"{workdir} is in use by {at_work}; its artefacts may change any moment")
+                say(f"{workdir} is in use by {at_work}; its artefacts may change at any moment")
             _run_rounds(config, place, plan, asked, dry_run=True)
             return
         with place.claimed() as claimed:
