@@ -38,6 +38,7 @@ NO_MATTER = (
     ".keep",
     ".chunk_tokens",
     ".recompute",
+    ".gather",
     ".loss.tile_pairs",
 )
 # A value to change to, by the end of the key, where one more or the opposite will not do.
@@ -102,6 +103,7 @@ OTHER = {
     ".score_mask": "percent",
     ".mask_by": "guide",
     ".method": "ring",
+    ".gather": "layer",
     ".dims": (32, 16),
     ".dim_weights": (0.5,),
     ".distillation": "kl",
