@@ -172,6 +172,11 @@ class Artifact:
             return "damaged: its record is not as it was written"
         return record
 
+    def is_recorded(self) -> bool:
+        """Whether an artefact of these very inputs was finished, whatever became of its files."""
+        record = self._read()
+        return not isinstance(record, str) and record["fingerprint"] == self.fingerprint
+
     def damage(self) -> str | None:
         """What is wrong with the files, whatever the inputs; None where nothing is recorded."""
         record = self._read()

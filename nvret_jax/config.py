@@ -38,7 +38,8 @@ def encoder(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> ConfigDict
             # L2-normalise embeddings: scores are cosines, which mining values and temperatures
             # are meant for. False: inner products of whatever the pooling gives.
             "normalize": True,
-            # Arithmetic of the encoder: 'float32', or 'bfloat16' on accelerators.
+            # Arithmetic of the encoder in training: 'float32', or 'bfloat16' on accelerators. While
+            # it embeds: see `embed.dtype`.
             "dtype": "float32",
             # What weights are kept in: 'float32', or 'bfloat16' for a teacher, or a student whose
             # adapters alone are trained.
@@ -170,6 +171,9 @@ def base() -> ConfigDict:
                 "chunk_rows": 4096,
                 # Tokens a device encodes at a time; 0: chosen for the device.
                 "token_budget": 0,
+                # Products of all encoders while they embed: 'float32', 'bfloat16', or 'auto':
+                # bfloat16 on accelerators and where an encoder's own dtype is that, else float32.
+                "dtype": "auto",
             },
             "search": {
                 # 'device': sharded matmul and top-k; 'faiss': flat index on the CPU; 'auto': the
@@ -182,6 +186,10 @@ def base() -> ConfigDict:
                 # Memory a device may spend on passages, scores and lists; passages that do not fit
                 # are streamed from disk. 0: a share of what the device has free.
                 "memory_gib": 0.0,
+                # What vectors are multiplied as, for candidates and in evaluation: 'bfloat16'
+                # rounds them first, which changes ranks; 'auto': as they are stored, and the
+                # vectors of encoders are stored in float32.
+                "dtype": "auto",
             },
             "mining": {
                 # Which teachers, the most accurate first: 'teacher' and names in `teachers`.

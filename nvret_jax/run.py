@@ -12,15 +12,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvret_jax import fingerprints, said, sets, teachers
+from nvret_jax import fingerprints, precision, said, sets, teachers
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import parts as parts_lib
 from nvret_jax.artifacts import Artifact, Damaged
+from nvret_jax.choices import DTYPES
 from nvret_jax.config import stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
 from nvret_jax.data.ragged import Ragged
@@ -33,6 +35,7 @@ from nvret_jax.mining.options import Options, compatible
 from nvret_jax.mining.rules import VALUES, Rule
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.model_tokenizer import ModelTokenizer
+from nvret_jax.search import rounded
 from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.store import EmbeddingStore
@@ -279,6 +282,30 @@ class Run:
             memory_bytes=int(config.memory_gib * 2**30) or None,
         )
 
+    @property
+    def platform(self) -> str:
+        """'cpu', 'gpu' or 'tpu': known before the mesh is, which may be one that cannot be."""
+        return jax.default_backend()
+
+    def searched(self, passages_nd):
+        """Passages as a search for candidates or an evaluation multiplies them."""
+        passages_nd = rounded.passages(passages_nd, self.config.search.dtype)
+        precision.say_cost("search", str(passages_nd.dtype), self.platform, "search.dtype")
+        return passages_nd
+
+    def asked(self, queries_qd: np.ndarray) -> np.ndarray:
+        """Queries, likewise."""
+        return rounded.queries(queries_qd, self.config.search.dtype)
+
+    def search_parts(self, stored: str = "float32") -> dict[str, Any]:
+        """How vectors are multiplied, as a part: where it is not as they are stored.
+
+        Args:
+            stored: their dtype; '': it is not known.
+        """
+        dtype = self.config.search.dtype
+        return {} if dtype in ("auto", stored) else {"search.dtype": dtype}
+
     @functools.cached_property
     def _table_digests(self) -> dict[tuple[int, str], str]:
         return {}
@@ -305,10 +332,26 @@ class Run:
         }
         if role == "student":
             parts |= self.result_parts()
+        own = side.config.dtype
+        dtype = precision.embedding_dtype(self.config.embed.dtype, own, self.platform)
         # Training and test data of one name keep their vectors apart.
         train = self.train_data if self.config.data.train and self._is_test(data) else None
         folder = parts_lib.folder_name(data, train, test=self._is_test(data))
-        return self.workdir.embeddings(role, folder, table, parts, self.about)
+
+        def made_in(dtype: str) -> Artifact:
+            by = {} if dtype == own else {"embed.dtype": dtype}
+            return self.workdir.embeddings(role, folder, table, parts | by, self.about)
+
+        if self.config.embed.dtype == "auto":
+            # What another machine of the same workdir made stays.
+            for other in DTYPES:
+                if other != dtype and made_in(other).is_recorded():
+                    return made_in(other)
+        return made_in(dtype)
+
+    def embedding_dtype(self, artifact: Artifact, role: str) -> str:
+        """The dtype in which an artefact of embeddings is made."""
+        return artifact.parts.get("embed.dtype", self.side(role).config.dtype)
 
     def _is_test(self, data: Dataset) -> bool:
         """Whether this is test data, and no training data."""
@@ -496,6 +539,7 @@ class Run:
             for role in roles
             for table in ("passages", f"queries-{split}")
         }
+        parts |= self.search_parts()
         values = self.config.evaluation.to_dict()
         parts |= {f"evaluation.{key}": value for key, value in values.items()}
         parts["judgments"] = parts_lib.judgments_part(data.qrels[split], test=True)

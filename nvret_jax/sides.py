@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from nvret_jax import fingerprints, paths
+from nvret_jax import fingerprints, paths, precision
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.fingerprints import Digest
@@ -243,7 +243,10 @@ class Side:
     def check_kernel(self) -> None:
         """Raises InputError where its attention cannot be computed as configured, on this mesh."""
         name, platform = self.config.attention, self._run.mesh.devices.flat[0].platform
-        kernels.check_options(name, dtype=self.config.dtype, drops=self.dropout > 0)
+        asked = self._run.config.embed.dtype
+        embeds = precision.embedding_dtype(asked, self.config.dtype, platform)
+        for dtype in (self.config.dtype, embeds):
+            kernels.check_options(name, dtype=dtype, drops=self.dropout > 0)
         kernels.check_platform(name, platform)
 
     def check_prompts(self) -> None:

@@ -66,6 +66,7 @@ def parts(run: Run, name: str) -> dict[str, Any]:
         return {
             "passages": run.embeddings(name, data, "passages"),
             "queries": run.embeddings(name, data, f"queries-{split}"),
+            **run.search_parts(),
         }
     at = "teacher" if name == "teacher" else f"teachers.{name}"
     keys = (f"{at}.model",)
@@ -82,7 +83,8 @@ def parts(run: Run, name: str) -> dict[str, Any]:
         return found | own
     if scheme == "vectors":
         read = Digest(vectors.fingerprint(rest), f"the files of {keys[0]}", keys)
-        return found | {keys[0]: read, f"{at}.normalize": block.normalize}
+        own = {keys[0]: read, f"{at}.normalize": block.normalize}
+        return found | own | run.search_parts(stored="")
     try:
         read = file_sha256(paths.local(rest, "run"))
     except OSError as error:
@@ -105,13 +107,18 @@ def open_ranker(run: Run, name: str, resume: epath.Path | None = None) -> Ranker
         table = data.split_queries(split)
         rows = np.array([table.row[query_id] for query_id in queries.ids], np.int64)
         vectors_qd = np.asarray(run.open(name, data, f"queries-{split}")[:])[rows]
-        return DenseRanker(vectors_qd, run.open(name, data, "passages"), run.make_index, resume)
+        passages_nd = run.open(name, data, "passages")
+        return _dense(run, vectors_qd, passages_nd, resume)
     if scheme == "vectors":
         passages_nd, queries_qd = vectors.open_pair(
             rest, data.corpus.ids, queries.ids, normalize=block.normalize
         )
-        return DenseRanker(np.asarray(queries_qd), passages_nd, run.make_index, resume)
+        return _dense(run, np.asarray(queries_qd), passages_nd, resume)
     return _without_vectors(scheme, rest, queries, data.corpus, run.positive_rows(), run)
+
+
+def _dense(run: Run, queries_qd: np.ndarray, passages_nd, resume: epath.Path | None) -> Ranker:
+    return DenseRanker(run.asked(queries_qd), run.searched(passages_nd), run.make_index, resume)
 
 
 def _without_vectors(

@@ -140,8 +140,9 @@ class Encoder:
         weights_sha256: str | None = None,
         lora: LoraConfig | None = None,
         name: str | None = None,
+        options: Options | None = None,
     ):
-        self._graphdef, self._state = graphdef, state
+        self._graphdef, self._state, self._options = graphdef, state, options
         self._weights_sha256 = weights_sha256
         self._backbone_folder = backbone_folder
         self.spec, self.tokenizer, self.mesh, self.folder = spec, tokenizer, mesh, folder
@@ -271,6 +272,7 @@ class Encoder:
             weights_sha256=digest,
             lora=lora,
             name=os.fspath(name_or_path),
+            options=options,
         )
 
     @property
@@ -315,6 +317,35 @@ class Encoder:
             backbone_folder=self._backbone_folder,
             lora=self.lora,
             name=self.name,
+            options=self._options,
+        )
+
+    def with_dtype(self, dtype: str) -> Encoder:
+        """This encoder, on the same weights, with products in another dtype.
+
+        Args:
+            dtype: as of `from_pretrained`.
+
+        Raises:
+            InputError: its attention is not computed in that dtype.
+        """
+        if dtype == self.spec.dtype:
+            return self
+        spec = dataclasses.replace(self.spec, dtype=dtype)
+        options = dataclasses.replace(self._options, dtype=dtype)
+        build = functools.partial(embedding_model.build, spec, options, adapters=self.lora)
+        return Encoder(
+            nnx.split(nnx.eval_shape(build))[0],
+            self._state,
+            spec=spec,
+            tokenizer=self.tokenizer,
+            mesh=self.mesh,
+            folder=self.folder,
+            backbone_folder=self._backbone_folder,
+            weights_sha256=self._weights_sha256,
+            lora=self.lora,
+            name=self.name,
+            options=options,
         )
 
     def with_texts(self, *, query_prompt: str, passage_prompt: str, max_length: int) -> Encoder:
@@ -336,6 +367,7 @@ class Encoder:
             weights_sha256=self._weights_sha256,
             lora=self.lora,
             name=self.name,
+            options=self._options,
         )
 
     def save_weights_hf(self) -> dict[str, np.ndarray]:

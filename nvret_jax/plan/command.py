@@ -17,6 +17,7 @@ from nvret_jax.plan import models, steps
 from nvret_jax.plan.chips import Chip, topology_mesh
 from nvret_jax.plan.report import advice, fits, heading, report
 from nvret_jax.plan.steps import Step
+from nvret_jax.precision import embedding_dtype
 from nvret_jax.search import checks, memory
 from nvret_jax.teachers import kind
 
@@ -98,6 +99,13 @@ def planned(config: ConfigDict, mesh: Mesh, chip: Chip, passages: int) -> Iterat
     embedders = dict(teachers) if "embed" in stages else {}
     if "evaluate" in stages or "train" in stages:
         embedders["student"] = student
+    platform = mesh.devices.flat[0].platform
+    embedders = {
+        name: models.in_dtype(
+            sketch, mesh, embedding_dtype(config.embed.dtype, sketch.spec.dtype, platform)
+        )
+        for name, sketch in embedders.items()
+    }
     for names, sketch in _once(embedders):
         yield steps.embed_step(sketch, mesh, passages, token_budget=budget, who=names)
     searched = dict(teachers) if "search" in stages else {}
@@ -144,8 +152,9 @@ def _search(config: ConfigDict, mesh: Mesh, chip: Chip, shape: tuple[int, int]) 
     budget = int(config.search.memory_gib * memory.GIB or memory.DEVICE_SHARE * chip.hbm)
     queries = config.data.max_queries or QUERIES
     k = min(config.search.depth, shape[0])
-    # The store holds float32.
-    step = steps.search_step(mesh, shape, steps.DTYPES["float32"], queries, k, budget)
+    # Encoders' vectors are stored in float32.
+    dtype = "float32" if config.search.dtype == "auto" else config.search.dtype
+    step = steps.search_step(mesh, shape, steps.DTYPES[dtype], queries, k, budget)
     return dataclasses.replace(step, calls=max(1, step.calls))
 
 

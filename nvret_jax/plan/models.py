@@ -119,6 +119,23 @@ def sketch(
     )
 
 
+def in_dtype(model: Sketch, mesh: Mesh, dtype: str) -> Sketch:
+    """The same encoder with products in another dtype, as `Encoder.with_dtype`."""
+    if dtype == model.spec.dtype:
+        return model
+    return sketch(
+        dataclasses.replace(model.spec, dtype=dtype),
+        mesh,
+        name=model.name,
+        lora=model.lora,
+        dropout=model.options.dropout,
+        remat=model.options.remat,
+        attention=model.options.attention,
+        lengths=model.lengths,
+        from_table=model.from_table,
+    )
+
+
 def placed(like: Any, mesh: Mesh, *axes: str | None) -> jax.ShapeDtypeStruct:
     """The shape and dtype of something, split as its logical axes say."""
     return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=mesh_lib.sharding(mesh, *axes))

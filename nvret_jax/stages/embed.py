@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvret_jax import truncation
+from nvret_jax import precision, truncation
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.dataset import Dataset
@@ -36,6 +36,9 @@ def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: 
     length = run.length(role, kind)
     budget = run.config.embed.token_budget or None
     say(truncation.of_role(run, role, data, table_name).line())
+    dtype = run.embedding_dtype(artifact, role)
+    precision.say_cost("embed", dtype, run.platform, "embed.dtype")
+    encoder = encoder.with_dtype(dtype)
 
     embed_texts(
         artifact,

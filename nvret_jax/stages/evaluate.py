@@ -96,8 +96,8 @@ def _evaluate(run: Run, role: str, encoder: Encoder) -> retrieval.Evaluation:
         min_relevance=run.config.evaluation.min_relevance,
         exclude_self=run.config.evaluation.exclude_self,
         backend=run.config.search.backend,
-        passage_embeddings=passages,
-        query_embeddings=np.asarray(all_queries[:])[[row[i] for i in ids]],
+        passage_embeddings=run.searched(passages),
+        query_embeddings=run.asked(np.asarray(all_queries[:])[[row[i] for i in ids]]),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import progress, teachers
+from nvret_jax import precision, progress, teachers
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.ragged import Ragged
@@ -77,6 +77,7 @@ def _make_rescored(run: Run, artifact: Artifact, name: str) -> None:
     """New scores for a teacher's candidates."""
     data, config, options = run.train_data, run.config.rescorer, run.options
     candidates, _ = distinct(run.read_candidates(name), None, run.passage_texts)
+    precision.say_cost("search", config.dtype, run.platform, "rescorer.dtype")
     artifact.begin()
     store = _Chunks(artifact)
     if config.order == "rescored":

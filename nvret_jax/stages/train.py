@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from nvret_jax import longer, sets, teachers, truncation
+from nvret_jax import longer, precision, sets, teachers, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact
 from nvret_jax.choices import MAX_SEED
@@ -42,6 +42,7 @@ def _make_checkpoints(run: Run, artifact: Artifact) -> None:
     ]
     metrics_damaged = mesh_lib.is_main() and any(n.startswith("../") for n in artifact.lost())
     artifact.begin(repair=True, first=functools.partial(_go_on, run, artifact))
+    precision.say_cost("train", run.student.config.dtype, run.platform, "student.dtype")
     places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
     result = run.config.result
     loop.train(
