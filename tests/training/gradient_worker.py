@@ -125,7 +125,9 @@ def kept(jaxpr):
     jaxpr, found = getattr(jaxpr, "jaxpr", jaxpr), []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan" and not eqn.params["reverse"]:
-            found += [v.aval.shape for v in eqn.outvars[eqn.params["num_carry"] :]]
+            # What is stacked has a dimension more than what the body gives; a carry has not.
+            outs = zip(eqn.outvars, eqn.params["jaxpr"].jaxpr.outvars, strict=True)
+            found += [v.aval.shape for v, one in outs if v.aval.ndim > one.aval.ndim]
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
             found += kept(value) if is_jaxpr(value) else []
     return found
