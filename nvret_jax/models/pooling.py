@@ -101,8 +101,9 @@ def l2_normalize(emb_bd: jax.Array) -> jax.Array:
     and would make all weights NaN.
     """
     square_b1 = jnp.sum(jnp.square(emb_bd), axis=-1, keepdims=True)
-    norm_b1 = jnp.sqrt(jnp.where(square_b1 > 0, square_b1, 1.0))
-    return jnp.where(square_b1 > 0, emb_bd, 0.0) / jnp.maximum(norm_b1, 1e-12)
+    zero_b1 = square_b1 == 0  # what is not finite stays so, and is reported
+    norm_b1 = jnp.sqrt(jnp.where(zero_b1, 1.0, square_b1))
+    return jnp.where(zero_b1, 0.0, emb_bd) / jnp.maximum(norm_b1, 1e-12)
 
 
 # torch's class -> ours. sentence-transformers writes the whole path; its last part tells.

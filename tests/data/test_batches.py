@@ -200,6 +200,12 @@ def test_the_lengths_are_those_of_the_data_sets(name):
     assert np.bincount(lengths, minlength=257).tolist() == counts
 
 
+def test_small_steps_have_small_blocks_so_that_a_kill_costs_little():
+    assert block_rows(1024, 256) == 4096  # a CPU
+    assert block_rows(65_536, 256) == 16_384
+    assert block_rows(256 * 65_536, 256) == 8 * 256 * 256
+
+
 def test_padding_is_little_on_spread_lengths():
     lengths = np.random.default_rng(0).integers(16, 257, 5000)
     plan = plan_batches(lengths, max_length=256, token_budget=1024)

@@ -76,6 +76,7 @@ def test_a_zero_row_has_a_zero_gradient():
     np.testing.assert_array_equal(grad[1:], 0.0)
 
 
-def test_l2_normalize_leaves_zero_at_zero():
-    got = jax.jit(l2_normalize)(jnp.asarray([[3.0, 4.0], [0.0, 0.0]]))
-    np.testing.assert_allclose(got, [[0.6, 0.8], [0.0, 0.0]], atol=1e-7)
+def test_l2_normalize_leaves_zero_at_zero_and_hides_nothing():
+    got = jax.jit(l2_normalize)(jnp.asarray([[3.0, 4.0], [0.0, 0.0], [np.nan, 1], [np.inf, 1]]))
+    np.testing.assert_allclose(got[:2], [[0.6, 0.8], [0.0, 0.0]], atol=1e-7)
+    assert np.isnan(got[2:]).any(axis=1).all()

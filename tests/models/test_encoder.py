@@ -50,6 +50,7 @@ def test_rows_follow_the_input_whatever_the_batches(encoder, emb_nd):
 
 
 def test_blocks_do_not_show(encoder, emb_nd, monkeypatch):
+    monkeypatch.setattr(stream_lib, "SMALL_BLOCK", 7)
     monkeypatch.setattr(stream_lib, "BLOCK", 7)
     monkeypatch.setattr(stream_lib, "BLOCK_STEPS", 0)
     np.testing.assert_allclose(encoder.encode(TEXTS, progress=True), emb_nd, atol=2e-6)
@@ -177,6 +178,7 @@ def test_bfloat16_ranks_real_passages_nearly_as_float32_does():
 
 
 def test_a_mistake_in_a_later_block_is_still_reported(encoder, monkeypatch):
+    monkeypatch.setattr(stream_lib, "SMALL_BLOCK", 3)
     monkeypatch.setattr(stream_lib, "BLOCK", 3)
     monkeypatch.setattr(stream_lib, "BLOCK_STEPS", 0)
     calls = []
