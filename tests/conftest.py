@@ -7,9 +7,12 @@ import sys
 
 import pytest
 
-# A shell that starts tests in the background has them ignore Ctrl-C, which processes inherit.
+# A shell that starts tests in the background has them ignore Ctrl-C, and nohup has them ignore
+# SIGHUP; processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What one test has compiled is there for all others, in this process or another.
