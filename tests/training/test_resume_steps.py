@@ -128,6 +128,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(undisturbed, cu
     assert kept(root) == kept(undisturbed.root)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_on_another_mesh_has_the_same_losses(undisturbed, cut, tmp_path):
     root = tmp_path / "two"
     shutil.copytree(cut, root)
