@@ -7,6 +7,7 @@ shrinks whatever it is given to about a minute. What must hold between values: `
 
 from __future__ import annotations
 
+import copy
 import difflib
 
 from ml_collections import ConfigDict, config_dict
@@ -466,7 +467,7 @@ def add_stage(config: ConfigDict, name: str, **changes) -> ConfigDict:
     Returns:
         The block.
     """
-    block = config.train.copy_and_resolve_references()
+    block = copy.deepcopy(config.train)  # which keeps the types of what is unset
     with block.unlocked():
         del block["stages"]
     block.loss.update(changes.pop("loss", {}))

@@ -147,3 +147,13 @@ def test_help_lists_the_flags_and_exits_with_0(flag):
     for shown in ("--config=FILE", "--config.KEY=VALUE", "--workdir=DIR", "--stages=", "--plan="):
         assert f"  {shown}" in result.stdout
     assert "convert SOURCE TARGET" in result.stdout
+
+
+def test_values_of_a_stage_can_be_set_like_those_it_is_a_copy_of():
+    config = config_lib.base()
+    block = config_lib.add_stage(config, "second")
+    for mine, theirs in ((block, config.train), (block.loss, config.train.loss)):
+        kinds = {key: mine.get_type(key) for key in mine}
+        assert kinds == {key: theirs.get_type(key) for key in theirs if key != "stages"}
+    block.loss.teacher_temperature = 0.5  # unset in both until here
+    assert config.train.loss.teacher_temperature is None
