@@ -308,7 +308,11 @@ def _over_mesh(device: _Device, mesh: Mesh):
 
     run = jax.custom_vjp(lambda *inputs: forward(*inputs)[0])
     run.defvjp(forward, backward)
-    return run
+
+    def spread(x):  # nothing to do for a batch of training
+        return jax.reshard(x, P(*batch, *([None] * (x.ndim - 1))))
+
+    return lambda learned, fixed, sides: run(learned, fixed, jax.tree.map(spread, sides))
 
 
 def _reduced(sums: Any, learned: Any, cuts: Sequence[int | None]) -> Any:
