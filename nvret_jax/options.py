@@ -409,7 +409,7 @@ def check_arguments(at: str, values: Mapping[str, Any], known: Mapping[str, Take
 
     Args:
         at: the function, such as 'mine'.
-        values: name -> value, such as `locals()` at the beginning; others are passed over.
+        values: name -> value, such as `locals()` at the beginning; others are ignored.
         known: name -> what it takes; may have more names.
     """
     found = [mistake(name, values[name], known[name]) for name in known if name in values]

@@ -1,4 +1,4 @@
-"""Which arithmetic 'auto' stands for, and what float32 costs on an accelerator.
+"""Which arithmetic 'auto' means, and what float32 costs on an accelerator.
 
 float32 means float32 here, never TF32 and never a single bfloat16 product: results agree between
 platforms to rounding. Matrix units are made for bfloat16, so on accelerators that has a price.

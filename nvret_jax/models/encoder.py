@@ -300,6 +300,23 @@ class Encoder:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def _changed(self, **changes: Any) -> Encoder:
+        """This encoder, built with other values of some of the constructor's arguments."""
+        values = {
+            "graphdef": self._graphdef,
+            "state": self._state,
+            "spec": self.spec,
+            "tokenizer": self.tokenizer,
+            "mesh": self.mesh,
+            "folder": self.folder,
+            "backbone_folder": self._backbone_folder,
+            "weights_sha256": self._weights_sha256,
+            "lora": self.lora,
+            "name": self.name,
+            "options": self._options,
+        }
+        return Encoder(**(values | changes))
+
     def replace(self, state: Any) -> Encoder:
         """This encoder with other weights.
 
@@ -307,18 +324,7 @@ class Encoder:
             state: as `nnx.split(encoder.model)[1]`: same paths, shapes and shardings. Steps
                 compiled for this encoder serve the new one.
         """
-        return Encoder(
-            self._graphdef,
-            state,
-            spec=self.spec,
-            tokenizer=self.tokenizer,
-            mesh=self.mesh,
-            folder=self.folder,
-            backbone_folder=self._backbone_folder,
-            lora=self.lora,
-            name=self.name,
-            options=self._options,
-        )
+        return self._changed(state=state, weights_sha256=None)
 
     def with_dtype(self, dtype: str) -> Encoder:
         """This encoder, on the same weights, with products in another dtype.
@@ -334,19 +340,8 @@ class Encoder:
         spec = dataclasses.replace(self.spec, dtype=dtype)
         options = dataclasses.replace(self._options, dtype=dtype)
         build = functools.partial(embedding_model.build, spec, options, adapters=self.lora)
-        return Encoder(
-            nnx.split(nnx.eval_shape(build))[0],
-            self._state,
-            spec=spec,
-            tokenizer=self.tokenizer,
-            mesh=self.mesh,
-            folder=self.folder,
-            backbone_folder=self._backbone_folder,
-            weights_sha256=self._weights_sha256,
-            lora=self.lora,
-            name=self.name,
-            options=options,
-        )
+        graphdef = nnx.split(nnx.eval_shape(build))[0]
+        return self._changed(graphdef=graphdef, spec=spec, options=options)
 
     def with_texts(self, *, query_prompt: str, passage_prompt: str, max_length: int) -> Encoder:
         """This encoder, on the same weights, with other prompts and another greatest length."""
@@ -356,19 +351,7 @@ class Encoder:
             passage_prompt=passage_prompt,
             max_length=max_length,
         )
-        return Encoder(
-            self._graphdef,
-            self._state,
-            spec=spec,
-            tokenizer=self.tokenizer,
-            mesh=self.mesh,
-            folder=self.folder,
-            backbone_folder=self._backbone_folder,
-            weights_sha256=self._weights_sha256,
-            lora=self.lora,
-            name=self.name,
-            options=self._options,
-        )
+        return self._changed(spec=spec)
 
     def save_weights_hf(self) -> dict[str, np.ndarray]:
         """HF key -> array: our weights, and what the source had beside them (a BERT's pooler).

@@ -83,7 +83,7 @@ def gather(run: Run) -> report.ReportData:
 def _titled(run: Run) -> dict[str, Run]:
     """The run of each training set by a title for people: the set's name and its data's.
 
-    One name stands for both where they are the same, or where the set is the main one; no two
+    One name serves for both where they are the same, or where the set is the main one; no two
     titles are equal.
     """
     titled: dict[str, Run] = {}
