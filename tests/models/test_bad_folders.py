@@ -106,7 +106,7 @@ def with_key(folder, name, key, value):
     put(folder, name, json.dumps(content).replace('"@"', value))
 
 
-def refused(load, *words):
+def refused(load):
     """Loads, and returns the one line of the refusal; at most ten seconds."""
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail("still loading after 10 s"))
     signal.alarm(10)
@@ -118,8 +118,6 @@ def refused(load, *words):
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) < 900
-    for word in words:
-        assert word in line, line
     return line
 
 
@@ -133,7 +131,9 @@ def test_a_value_of_a_wrong_type_or_size_is_one_line_with_file_and_key(folder, n
         if (key, value) in FINE or (key == "architectures" and value == "[1]"):
             continue
         with_key(folder, name, key, value)
-        refused(lambda: load(folder), name.rsplit("/", 1)[-1], key)
+        line = refused(lambda: load(folder))
+        assert name.rsplit("/", 1)[-1] in line
+        assert key in line
 
 
 def test_settings_that_are_none_count_as_left_out(folder):
@@ -150,7 +150,9 @@ def test_a_padding_token_that_shifts_positions_is_a_position(tmp_path, value):
     if value == "null":
         assert load(folder).spec.backbone.position_offset == 2
     else:
-        refused(lambda: load(folder), "config.json: ", "pad_token_id")
+        line = refused(lambda: load(folder))
+        assert "config.json: " in line
+        assert "pad_token_id" in line
 
 
 NAMES = (
@@ -173,17 +175,17 @@ NAMES = (
 )
 def test_a_file_that_is_not_what_it_should_be_is_one_line(folder, name, text):
     put(folder, name, text)
-    refused(lambda: load(folder), name.rsplit("/", 1)[-1])
+    assert name.rsplit("/", 1)[-1] in refused(lambda: load(folder))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_is_not_utf8_or_a_folder_is_one_line(folder, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).write_bytes(b'{"a": "\xff\xfe"}')
-    refused(lambda: load(folder), name.rsplit("/", 1)[-1])
+    assert name.rsplit("/", 1)[-1] in refused(lambda: load(folder))
     (folder / name).unlink()
     (folder / name).mkdir()
-    refused(lambda: load(folder), name.rsplit("/", 1)[-1])
+    assert name.rsplit("/", 1)[-1] in refused(lambda: load(folder))
 
 
 def module(path, kind="Pooling"):
@@ -195,7 +197,9 @@ def module(path, kind="Pooling"):
 def test_a_pipe_is_not_waited_for(folder, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    refused(lambda: load(folder), name, "neither a file nor a folder")
+    line = refused(lambda: load(folder))
+    assert name in line
+    assert "neither a file nor a folder" in line
 
 
 @pytest.mark.parametrize("name", ["sentence_bert_config.json", "tokenizer_config.json"])
@@ -203,7 +207,7 @@ def test_a_length_that_leaves_no_room_names_the_folder(folder, name):
     (folder / "sentence_bert_config.json").unlink()
     key = {"s": "max_seq_length", "t": "model_max_length"}[name[0]]
     with_key(folder, name, key, "2")
-    refused(lambda: load(folder), f"{folder}: max_length=2: expected 3 to 40")
+    assert f"{folder}: max_length=2: expected 3 to 40" in refused(lambda: load(folder))
 
 
 OUTSIDE = ["../other", "/etc", "a/../../other", "C:\\x", "..\\other", "\\\\host\\x", "a\0b"]
@@ -214,7 +218,9 @@ OUTSIDE += [7, []]
 def test_no_module_lies_outside_the_folder(folder, path):
     put(folder / ".." / "other", "config.json", '{"pooling_mode": "cls"}')
     put(folder, "modules.json", module(path))
-    refused(lambda: load(folder), "modules.json: ", "path")
+    line = refused(lambda: load(folder))
+    assert "modules.json: " in line
+    assert "path" in line
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, "pytorch_model.bin", {"a": 1}], ids=str)
@@ -222,14 +228,14 @@ def test_no_weights_lie_outside_the_folder(folder, name):
     (folder / "model.safetensors").rename(folder / ".." / "x.safetensors")
     index = {"weight_map": {"a": "../x.safetensors" if name == "../other" else name}}
     put(folder, "model.safetensors.index.json", json.dumps(index))
-    refused(lambda: load(folder), "model.safetensors.index.json: ")
+    assert "model.safetensors.index.json: " in refused(lambda: load(folder))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "3"])
 def test_an_index_that_names_nothing(folder, content):
     (folder / "model.safetensors").unlink()
     put(folder, "model.safetensors.index.json", content)
-    refused(lambda: load(folder), "model.safetensors.index.json: ")
+    assert "model.safetensors.index.json: " in refused(lambda: load(folder))
 
 
 @pytest.mark.parametrize("name", [*NAMES, "model.safetensors", "1_Pooling"])
@@ -240,7 +246,9 @@ def test_a_link_out_of_the_folder_is_not_followed(folder, name):
     else:
         outside.write_text("{}")
     place.symlink_to(outside)
-    refused(lambda: load(folder), "outside the model's folder", name)
+    line = refused(lambda: load(folder))
+    assert "outside the model's folder" in line
+    assert name in line
 
 
 def test_links_of_the_hubs_cache_and_within_the_folder_are_followed(folder, tmp_path):
@@ -262,13 +270,15 @@ def test_links_of_the_hubs_cache_and_within_the_folder_are_followed(folder, tmp_
     (tmp_path / "hub" / "models--other" / "blobs").mkdir(parents=True)
     (tmp_path / "hub" / "models--other" / "blobs" / "0").write_text("{}")
     (snapshot / "config.json").symlink_to(tmp_path / "hub" / "models--other" / "blobs" / "0")
-    refused(lambda: load(snapshot), "outside the model's folder")
+    assert "outside the model's folder" in refused(lambda: load(snapshot))
 
 
 def test_a_pooling_that_modules_json_names_and_that_is_not_there(folder):
     """Half a download. Taking the mean would give a cls model other vectors."""
     (folder / "1_Pooling" / "config.json").unlink()
-    refused(lambda: load(folder), "1_Pooling/config.json: no such file", "download it again")
+    line = refused(lambda: load(folder))
+    assert "1_Pooling/config.json: no such file" in line
+    assert "download it again" in line
 
 
 @pytest.mark.parametrize(
@@ -327,7 +337,9 @@ def test_a_pooling_that_modules_json_names_and_that_is_not_there(folder):
 )
 def test_what_changes_vectors_and_is_not_read_is_refused(folder, name, key, value, message):
     with_key(folder, name, key, value)
-    refused(lambda: load(folder), name.rsplit("/", 1)[-1], message)
+    line = refused(lambda: load(folder))
+    assert name.rsplit("/", 1)[-1] in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
@@ -384,7 +396,7 @@ TOKENIZERS = {
 @pytest.mark.parametrize("change", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_a_tokenizer_that_cannot_be_read_is_one_line(folder, change):
     put(folder, "tokenizer.json", json.dumps(tiny_models.tokenizer_json() | change))
-    refused(lambda: load(folder).encode(["wing"]), "tokenizer.json")
+    assert "tokenizer.json" in refused(lambda: load(folder).encode(["wing"]))
 
 
 def test_token_ids_beyond_int32_and_beyond_the_model(folder):
@@ -393,7 +405,7 @@ def test_token_ids_beyond_int32_and_beyond_the_model(folder):
         content["model"]["vocab"]["wing"] = beyond
         put(folder, "tokenizer.json", json.dumps(content))
         word = "token id" if beyond > 24 else "token"
-        refused(lambda: load(folder).encode(["flow", "wing"]), f"{word} {beyond}")
+        assert f"{word} {beyond}" in refused(lambda: load(folder).encode(["flow", "wing"]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -410,7 +422,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, key, value):
     tensors[key].reshape(-1)[-1] = value
     folder = tiny_models.write(tmp_path / "m", weights=tensors)
     what = "NaN" if np.isnan(value) else "an infinity"
-    refused(lambda: load(folder), f"{key} holds {what} (1 of ")
+    assert f"{key} holds {what} (1 of " in refused(lambda: load(folder))
 
 
 def test_a_pooler_that_is_not_finite_is_not_handed_on(tmp_path):
@@ -419,7 +431,7 @@ def test_a_pooler_that_is_not_finite_is_not_handed_on(tmp_path):
     tensors = tiny_models.tensors(tiny_models.config())
     tensors["pooler.dense.bias"][0] = np.nan
     encoder = load(tiny_models.write(tmp_path / "m", weights=tensors))
-    refused(lambda: export(encoder, tmp_path / "out"), "pooler.dense.bias holds NaN")
+    assert "pooler.dense.bias holds NaN" in refused(lambda: export(encoder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -428,10 +440,8 @@ def test_large_finite_weights_are_weights(tmp_path):
     tensors["embeddings.word_embeddings.weight"][:] = 3e38
     folder = tiny_models.write(tmp_path / "m", weights=tensors)
     load(folder)
-    refused(
-        lambda: Encoder.from_pretrained(str(folder), param_dtype="float16"),
-        "embeddings.word_embeddings.weight holds 3e+38, more than float16 can",
-    )
+    line = refused(lambda: Encoder.from_pretrained(str(folder), param_dtype="float16"))
+    assert "embeddings.word_embeddings.weight holds 3e+38, more than float16 can" in line
 
 
 def test_two_spellings_of_one_weight(tmp_path):
@@ -439,7 +449,9 @@ def test_two_spellings_of_one_weight(tmp_path):
     old = "embeddings.LayerNorm.gamma"
     tensors[old] = tensors["embeddings.LayerNorm.weight"] + 1
     folder = tiny_models.write(tmp_path / "m", weights=tensors)
-    refused(lambda: load(folder), "holds embeddings.LayerNorm.weight twice", old)
+    line = refused(lambda: load(folder))
+    assert "holds embeddings.LayerNorm.weight twice" in line
+    assert old in line
 
 
 def test_one_weight_in_two_shards(folder):
@@ -449,7 +461,7 @@ def test_one_weight_in_two_shards(folder):
         safetensors.numpy.save_file(tensors, str(folder / name))
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     put(folder, "model.safetensors.index.json", json.dumps(index))
-    refused(lambda: load(folder), "twice")
+    assert "twice" in refused(lambda: load(folder))
 
 
 @pytest.mark.parametrize(
@@ -489,7 +501,9 @@ def test_values_of_decoders_and_modernbert(tmp_path, name, key, kind):
         inner = content.get("text_config", content)
         inner[key] = "@"
         put(folder, "config.json", json.dumps(content).replace('"@"', value))
-        refused(lambda: read_spec(folder), "config.json", key.removeprefix("global_"))
+        line = refused(lambda: read_spec(folder))
+        assert "config.json" in line
+        assert key.removeprefix("global_") in line
 
 
 @pytest.mark.parametrize(
@@ -517,13 +531,14 @@ def test_values_of_decoders_and_modernbert(tmp_path, name, key, kind):
 def test_settings_of_adapters(tmp_path, change):
     content = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["query"]}
     put(tmp_path, "adapter_config.json", json.dumps(content | change))
-    refused(lambda: lora.read_config(tmp_path), next(iter(change)).removeprefix("target_modules"))
+    line = refused(lambda: lora.read_config(tmp_path))
+    assert next(iter(change)).removeprefix("target_modules") in line
 
 
 @pytest.mark.parametrize("text", ["[]", "{", DEEP, '{"r": ' + LONG + "}"], ids=range(4))
 def test_adapter_configs_that_are_none(tmp_path, text):
     put(tmp_path, "adapter_config.json", text)
-    refused(lambda: lora.read_config(tmp_path), "adapter_config.json")
+    assert "adapter_config.json" in refused(lambda: lora.read_config(tmp_path))
 
 
 @pytest.mark.parametrize("value", ["[1]", "7", "true", '{"a": 1}', '"mpnet"'])
@@ -532,7 +547,7 @@ def test_a_cross_encoders_model_type(tmp_path, value):
 
     folder = tiny_cross_encoders.write(tmp_path / "m")
     with_key(folder, "config.json", "model_type", value)
-    refused(lambda: CrossEncoder.from_pretrained(str(folder)), "config.json: model_type")
+    assert "config.json: model_type" in refused(lambda: CrossEncoder.from_pretrained(str(folder)))
 
 
 def test_paths_of_another_machine_are_not_opened_when_vocabularies_are_converted(tmp_path):

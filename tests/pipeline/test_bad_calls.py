@@ -201,19 +201,21 @@ REFUSED_BY_MINE = [
 ]
 
 
-def refused(call, words):
+def refused(call):
+    """Calls, and returns the one line of the refusal; at most five seconds."""
     begun = time.perf_counter()
     with pytest.raises(nv.InputError) as error:
         call()
     assert time.perf_counter() - begun < 5
-    assert words in str(error.value), str(error.value)
-    assert "\n" not in str(error.value)
-    str(error.value).encode()
+    line = str(error.value)
+    assert "\n" not in line
+    line.encode()
+    return line
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED_BY_MINE)
 def test_mine_refuses(changes, words):
-    refused(lambda: mine(**changes), words)
+    assert words in refused(lambda: mine(**changes))
 
 
 def search(queries=Q, passages=P, k=2, **how):
@@ -252,7 +254,7 @@ REFUSED_BY_SEARCH = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED_BY_SEARCH)
 def test_search_refuses(call, words):
-    refused(call, words)
+    assert words in refused(call)
 
 
 def test_search_takes_lists_and_tensors():
@@ -331,7 +333,7 @@ def test_search_takes_lists_and_tensors():
     ],
 )
 def test_the_others_refuse(call, words, encoder):
-    refused(lambda: call(encoder), words)
+    assert words in refused(lambda: call(encoder))
 
 
 def test_encode_takes_any_ordered_texts(encoder):

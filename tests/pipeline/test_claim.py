@@ -106,11 +106,13 @@ def test_a_record_of_long_ago_is_not_waited_for(tmp_path, system, monkeypatch):
     os.utime(tmp_path / RECORD, (1e9, 1e9))
     monkeypatch.setattr(claim_lib, "DEAD_AFTER", 1000.0)
     Claim(str(tmp_path)).release()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_record_that_says_nothing_ends_with_its_touches(tmp_path, system):
     (tmp_path / RECORD).write_text("")
     Claim(str(tmp_path)).release()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_run_that_lost_its_claim_stops_at_its_next_write(tmp_path, system):
