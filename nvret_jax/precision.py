@@ -48,3 +48,19 @@ def say_cost(stage: str, dtype: str, platform: str, key: str) -> None:
     found = cost(dtype, platform)
     if found:
         say(f"{stage:<10}{found}; {key}=bfloat16 avoids it")
+
+
+@functools.cache
+def say_rounded(asked: str, own: str, dtype: str) -> None:
+    """Says once that 'auto' embeds in bfloat16 an encoder whose own dtype is float32.
+
+    Args:
+        asked, own: as of `embedding_dtype`.
+        dtype: what that gave.
+    """
+    if asked == "auto" and (own, dtype) == ("float32", "bfloat16"):
+        say(
+            "embed     products in bfloat16, as embed.dtype='auto' has it on accelerators; vectors "
+            "of all-MiniLM-L6-v2 keep a cosine of 0.99998 to their float32 form (measured on a "
+            "CPU); embed.dtype=float32 is exact"
+        )

@@ -38,6 +38,7 @@ def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: 
     say(truncation.of_role(run, role, data, table_name).line())
     dtype = run.embedding_dtype(artifact, role)
     precision.say_cost("embed", dtype, run.platform, "embed.dtype")
+    precision.say_rounded(run.config.embed.dtype, run.side(role).config.dtype, dtype)
     encoder = encoder.with_dtype(dtype)
 
     embed_texts(

@@ -25,6 +25,7 @@ def project(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def said_anew():
     precision.say_cost.cache_clear()
+    precision.say_rounded.cache_clear()
 
 
 def made(project, workdir, platform, monkeypatch, **values):
@@ -88,6 +89,7 @@ def test_the_dtype_reaches_the_encoder(
     costs = "up to 15 times" in (out := capsys.readouterr().out)
     assert costs == (platform == "gpu")
     assert out.count("embed.dtype=bfloat16 avoids it") == int(costs)  # once, for several tables
+    assert out.count("products in bfloat16") == int(platform == "tpu")
 
 
 def test_another_dtype_makes_embeddings_again_and_names_the_key(project, tmp_path, monkeypatch):
