@@ -148,6 +148,7 @@ def test_shared_texts():
     assert all(len(split) != 1 or "m.f0" in split for split in data.qrels.values())
 
 
+@pytest.mark.slow
 def test_two_builds_agree(pydocs):
     again = build_pydocs(["test", "dev", "train"])
     assert again.corpus == pydocs.corpus

@@ -82,6 +82,7 @@ def test_dropout_keeps_the_mean(mesh):
     assert (kept != np.asarray(dropout(x, keys, 1, 0.25))).mean() > 0.3  # another place
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number(mesh):
     tokens, lengths = batch()
     keys = jax.random.split(jax.random.key(1), 4)

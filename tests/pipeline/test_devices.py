@@ -41,13 +41,14 @@ def two_processes(folder, workdir):
     assert [p.returncode for p in processes] == [0, 0], "\n".join(o[-3000:] for o in outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [
-        pytest.param("2 devices", marks=pytest.mark.slow),
-        pytest.param("8 devices", marks=pytest.mark.slow),
+        "2 devices",
+        "8 devices",
         "8 devices, fsdp 2, tensor 2",
-        pytest.param("2 processes", marks=pytest.mark.slow),
+        "2 processes",
     ],
 )
 def test_negatives_and_losses_do_not_depend_on_the_mesh(project, layout):

@@ -33,6 +33,7 @@ def run_of(config, workdir):
     return Run(config, Workdir.open(str(workdir), config.to_dict(), write=False))
 
 
+@pytest.mark.slow
 def test_each_stage_leaves_its_checkpoints_and_its_lines(staged):
     _, workdir = staged
     lines = tiny_project.metrics(workdir)

@@ -40,9 +40,10 @@ def tiny_decoder(folder: Path) -> Path:
     return tiny_backbones.write(folder, "llama-nemotron-embed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("bert", (2, 2, 2)), pytest.param("decoder", (1, 4, 2), marks=pytest.mark.slow)],
+    [("bert", (2, 2, 2)), ("decoder", (1, 4, 2))],
 )
 def test_the_plan_holds_what_the_real_training_state_holds(tmp_path, kind, sizes):
     """All weights of a BERT, and adapters of a decoder; the program runs on the real state."""

@@ -1,6 +1,6 @@
 """Run by test_gradients.py in a process of its own, on eight devices.
 
-    python gradient_worker.py ROOT OUT few|all
+    python gradient_worker.py ROOT OUT
 
 One step of every model in ROOT, on every mesh and in every way to encode: its gradients go to
 OUT.npz, and what its compiled program exchanges between devices, and what its scans keep, to
@@ -64,9 +64,6 @@ CASES = {
     "decoder": [(TENSOR, "chunks"), (FSDP, "layer")],
     "modernbert": [(FSDP, "chunks"), (TENSOR, "whole")],
 }
-
-
-FEW = {"bert": [(DATA, "groups"), (FSDP, "chunks")]}
 
 
 def batch_of(mesh):
@@ -137,10 +134,9 @@ def is_jaxpr(value):
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def main(root, out, which):
+def main(root, out):
     grads, traffic, sizes, residuals, kernels = {}, {}, {}, {}, {}
-    cases = FEW if which == "few" else CASES
-    for name, ways in cases.items():
+    for name, ways in CASES.items():
         options = MODELS[name]
         folder = f"{root}/{name.split()[0]}"
         mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])

@@ -111,6 +111,7 @@ def flat(encoder):
     }
 
 
+@pytest.mark.slow
 def test_adapters_train_the_base_stays_and_a_resumed_run_ends_the_same(folder, tmp_path):
     encoder = Encoder.from_pretrained(str(folder), lora=LORA)
     tokens = encoder.tokenize(QUERIES, kind="query")

@@ -12,11 +12,12 @@ import tiny_backbones
 import tiny_models
 import virtual_devices
 
+pytestmark = pytest.mark.slow
 WORKER = pathlib.Path(__file__).parent / "gradient_worker.py"
 
 
-@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.slow)])
-def found(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
     """(gradients by '<model>/<mesh>/<way>', {path: value}; what else the worker found)."""
     root = tmp_path_factory.mktemp("gradients")
     tiny_models.write(root / "bert")
@@ -25,7 +26,7 @@ def found(request, tmp_path_factory):
     environment = virtual_devices.environment(8)
     paths = [str(WORKER.parents[2]), str(WORKER.parent), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, str(WORKER), str(root), str(root / "out"), request.param]
+    command = [sys.executable, str(WORKER), str(root), str(root / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     grads: dict[str, dict[str, np.ndarray]] = {}

@@ -40,6 +40,7 @@ def test_a_step_is_dispatched_before_the_step_before_it_is_done(watched):
     assert events == [*expected, ("fetched", steps[-1])]
 
 
+@pytest.mark.slow
 def test_nothing_runs_on_the_mesh_between_two_dispatches(watched):
     """A program that the loop ran eagerly would have been compiled once, at its first step."""
     (step,) = watched["compiled between the first and the last dispatch"]

@@ -237,7 +237,8 @@ def test_metrics_come_back_from_the_checkpoint(undisturbed, encoder, root):
     assert list((root / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("at", [12, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [12, 15])
 def test_a_longer_stage_goes_on_from_where_it_ended(encoder, tmp_path, at):
     """The end of the shorter one is on no schedule of the longer one, or on all of them."""
     constant = {"schedule": "constant", "warmup": 3, "eval_every": 5, "checkpoint_every": 5}
