@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 cache = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-for folder in (".", "models", "pipeline", "search", "plan", "docs"):
+for folder in (".", "models", "pipeline", "search", "plan", "docs", "data"):
     sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 from virtual_devices import QUICK_COMPILE  # noqa: E402
 

@@ -4,8 +4,8 @@ A dataset is a corpus of passages, a table of queries, and per split the judgmen
 tie them together. `load_dataset("scheme:rest")` looks the scheme up in `READERS`; a new source is
 one function and one line there. Choices:
 
-- Text is held in memory: retrieval corpora that fit a training host's disk of vectors fit its
-  memory as text. Everything downstream refers to passages and queries by id or by row number.
+- Text is held in memory up to a bound, and beyond it in a mapped file (`mapped`). Everything
+  downstream refers to passages and queries by id or by row number.
 - The order of rows is the order of the source, and every derived list has a stated order, so two
   runs over the same files agree to the last bit.
 - `fingerprint` is a hash of the content, never of paths or times: a moved folder is the same data.
@@ -13,18 +13,26 @@ one function and one line there. Choices:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nvret_jax import options, paths
+from nvret_jax.data.mapped import IdRows
 from nvret_jax.data.numbers import shown
+from nvret_jax.data.source import Source, parse
 from nvret_jax.errors import InputError
 
+_HASHED = 4096  # strings hashed at a time
+
 Qrels = dict[str, dict[str, int]]  # query id -> passage id -> relevance
+# split -> query id -> ids of passages that the source calls negatives, in its order
+Given = dict[str, dict[str, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,11 @@ class TextTable:
     """Ids and texts, row by row.
 
     Attributes:
-        ids: unique, in source order.
+        ids: unique, in source order; a tuple, or `MappedTexts` of a corpus that is large.
         texts: as many strings.
     """
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     texts: Sequence[str]
 
     def __post_init__(self):
@@ -50,8 +58,10 @@ class TextTable:
         return f"TextTable({len(self):,} texts)"
 
     @functools.cached_property
-    def row(self) -> dict[str, int]:
+    def row(self) -> Mapping[str, int]:
         """id -> row number."""
+        if not isinstance(self.ids, tuple):
+            return IdRows(self.ids)
         return {identifier: row for row, identifier in enumerate(self.ids)}
 
     def select(self, ids: Iterable[str]) -> TextTable:
@@ -70,6 +80,7 @@ class Dataset:
         queries: the queries of all splits.
         qrels: split -> query id -> passage id -> relevance (0 = judged and not relevant).
         fingerprint: sha256, hex, of the content; see `content_hash`.
+        given: negatives that the source has for queries of a split.
     """
 
     name: str
@@ -77,6 +88,7 @@ class Dataset:
     queries: TextTable
     qrels: dict[str, Qrels]
     fingerprint: str
+    given: Given = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shown = [f"{split} {len(judged):,}" for split, judged in self.qrels.items()]
@@ -94,7 +106,13 @@ class Dataset:
         """
         if split not in self.qrels:
             known = ", ".join(self.qrels) or "none"
-            raise InputError(f"dataset '{self.name}': no split '{split}'; loaded splits: {known}")
+            hint = ""
+            if [*self.qrels] == ["train"]:
+                hint = f"; of a source of pairs, '?{split}=0.1' draws one from the training queries"
+            raise InputError(
+                f"dataset '{self.name}': no split '{split}'; loaded splits: {known}"
+                + (hint if split in ("dev", "test") else "")
+            )
         return self.qrels[split]
 
     def split_queries(self, split: str) -> TextTable:
@@ -149,93 +167,179 @@ def safe_name(text: str) -> str:
 
 
 def content_hash(
-    corpus: TextTable, queries: TextTable, qrels: dict[str, Qrels], *, extra: Sequence[str] = ()
+    corpus: TextTable,
+    queries: TextTable,
+    qrels: dict[str, Qrels],
+    *,
+    extra: Sequence[str] = (),
+    given: Given | None = None,
 ) -> str:
     """sha256, hex, over everything a reader of the dataset can see.
 
-    The order of corpus and queries counts (it breaks ties); the order of judgments and of splits
-    does not. Each string is preceded by its length, so no two contents share a byte stream.
+    The order of corpus and queries counts (it breaks ties), and that of given negatives; the order
+    of judgments and of splits does not. Each string is preceded by its length, so no two contents
+    share a byte stream.
     """
     digest = hashlib.sha256()
 
-    def add(strings: Iterable[str]) -> None:
-        block = []
-        for string in strings:
-            data = string.encode("utf-8", "surrogatepass")
-            block.append(b"%d:" % len(data))
-            block.append(data)
-        digest.update(b"%d;" % (len(block) // 2))
-        digest.update(b"".join(block))
+    def add(strings: Iterable[str], count: int) -> None:
+        digest.update(b"%d;" % count)
+        strings = iter(strings)
+        while block := list(itertools.islice(strings, _HASHED)):
+            found = []
+            for string in block:
+                data = string.encode("utf-8", "surrogatepass")
+                found.append(b"%d:" % len(data))
+                found.append(data)
+            digest.update(b"".join(found))
 
-    add(extra)
+    add(extra, len(extra))
     for table in (corpus, queries):
-        add(table.ids)
-        add(table.texts)
+        add(table.ids, len(table.ids))
+        add(table.texts, len(table.texts))
     for split in sorted(qrels):
-        add([split])
+        add([split], 1)
         add(
-            f"{query}\t{passage}\t{grade}"
-            for query, judged in sorted(qrels[split].items())
-            for passage, grade in sorted(judged.items())
+            (
+                f"{query}\t{passage}\t{grade}"
+                for query, judged in sorted(qrels[split].items())
+                for passage, grade in sorted(judged.items())
+            ),
+            sum(map(len, qrels[split].values())),
         )
+    for split, of_split in sorted(given.items()) if given else ():
+        add(["given", split], 2)
+        for query, passages in sorted(of_split.items()):
+            add((query, *passages), 1 + len(passages))
     return digest.hexdigest()
 
 
-def _read_beir(rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str) -> Dataset:
+@dataclass(frozen=True)
+class Asked:
+    """What a caller of `load_dataset` asks of a source.
+
+    Attributes:
+        splits: those whose judgments are read; None: all.
+        allow_empty: keep texts that are blank.
+        missing: 'error', or 'drop' to leave out what refers to texts that are not there.
+        download: whether a source may use the network.
+    """
+
+    splits: Sequence[str] | None = None
+    allow_empty: bool = False
+    missing: str = "error"
+    download: bool = False
+
+    @property
+    def drop(self) -> bool:
+        """Whether what refers to missing texts is left out."""
+        return self.missing == "drop"
+
+
+def _read_beir(source: Source, asked: Asked) -> Dataset:
     from nvret_jax.data.beir import read_beir
 
-    if not rest:
-        raise InputError("dataset 'beir:': name the folder, as in 'beir:/data/scifact'")
-    return read_beir(rest, splits, allow_empty=allow_empty, missing=missing)
+    source.check(())
+    folder = _place(source, "folder", "/data/scifact")
+    return read_beir(folder, asked.splits, allow_empty=asked.allow_empty, missing=asked.missing)
 
 
-def _read_pydocs(
-    rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str
-) -> Dataset:
+def _read_pydocs(source: Source, asked: Asked) -> Dataset:
     from nvret_jax.data.pydocs import build_pydocs
 
-    if rest:
-        raise InputError(f"dataset 'pydocs:{rest}': 'pydocs:' takes nothing after the colon")
-    return build_pydocs(splits)
+    source.check(())
+    if source.place:
+        raise InputError(f"dataset '{source.shown}': 'pydocs:' takes nothing after the colon")
+    return build_pydocs(asked.splits)
 
 
-def _read_labels(
-    rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str
-) -> Dataset:
-    from nvret_jax.data.labelled import read_labels
+def _read_labelled(source: Source, asked: Asked) -> Dataset:
+    from nvret_jax.data import labelled
+    from nvret_jax.data.records import LAYOUT, layout_of
 
-    return read_labels(_file("labels", rest), splits, allow_empty=allow_empty)
-
-
-def _read_examples(
-    rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str
-) -> Dataset:
-    from nvret_jax.data.labelled import read_examples
-
-    return read_examples(_file("examples", rest), splits, allow_empty=allow_empty)
+    readers = {"labels": labelled.read_labels, "examples": labelled.read_examples}
+    source.check(LAYOUT)
+    file, layout = _place(source, "file", "/data/train.jsonl"), layout_of(source)
+    read = readers[source.scheme]
+    return read(file, asked.splits, allow_empty=asked.allow_empty, layout=layout)
 
 
-def _read_sts(rest: str, splits: Sequence[str] | None, allow_empty: bool, missing: str) -> Dataset:
-    from nvret_jax.data.labelled import parse_sts, read_sts
+def _read_sts(source: Source, asked: Asked) -> Dataset:
+    from nvret_jax.data.labelled import MIN_SCORE, read_sts
+    from nvret_jax.data.records import LAYOUT, layout_of
 
-    file, min_score = parse_sts(_file("sts", rest))
-    return read_sts(file, splits, min_score=min_score, allow_empty=allow_empty)
-
-
-def _file(scheme: str, rest: str) -> str:
-    if not rest:
-        raise InputError(f"dataset '{scheme}:': name the file, as in '{scheme}:/data/train.jsonl'")
-    return rest
+    source.check(("min_score", *LAYOUT))
+    file, layout = _place(source, "file", "/data/train.jsonl"), layout_of(source)
+    score, empty = source.number("min_score", MIN_SCORE), asked.allow_empty
+    return read_sts(file, asked.splits, min_score=score, allow_empty=empty, layout=layout)
 
 
-# scheme -> reader(rest of the spec, splits or None for all, allow_empty, missing) -> Dataset
-READERS: dict[str, Callable[[str, Sequence[str] | None, bool, str], Dataset]] = {
+def _read_pairs(source: Source, asked: Asked) -> Dataset:
+    from nvret_jax.data.pairs import read_pairs
+
+    _place(source, "file", "/data/faq.csv")
+    return read_pairs(source, asked)
+
+
+def _read_rows(source: Source, asked: Asked) -> Dataset:
+    from nvret_jax.data.training_rows import read_rows
+
+    _place(source, "file or folder", "/data/train.jsonl")
+    return read_rows(source, asked)
+
+
+def _read_hf(source: Source, asked: Asked) -> Dataset:
+    from nvret_jax.data.hub import read_hub
+
+    _place(source, "folder or the hub's data set", "mteb/scifact")
+    return read_hub(source, asked)
+
+
+def _read_tfds(source: Source, asked: Asked) -> Dataset:
+    from nvret_jax.data.tfds import read_tfds
+
+    _place(source, "prepared data set", "beir/scifact")
+    return read_tfds(source, asked)
+
+
+def _place(source: Source, what: str, example: str) -> str:
+    if not source.place:
+        scheme = source.scheme
+        raise InputError(f"dataset '{scheme}:': name the {what}, as in '{scheme}:{example}'")
+    return source.place
+
+
+# The formats of training rows that are read without being converted first; `interchange` has them.
+ROW_FORMATS = (
+    "flagembedding",
+    "tevatron",
+    "tevatron-ids",
+    "nemo",
+    "nemo-inline",
+    "st-triplet",
+    "st-triplet-scores",
+    "st-n-tuple",
+    "st-n-tuple-scores",
+    "st-labeled-pair",
+    "st-labeled-pair-scores",
+    "st-labeled-list",
+    "st-labeled-list-scores",
+    "three-table",
+    "arctic",
+)
+READERS: dict[str, Callable[[Source, Asked], Dataset]] = {
     "beir": _read_beir,
+    "pairs": _read_pairs,
+    "hf": _read_hf,
+    "tfds": _read_tfds,
     "pydocs": _read_pydocs,
-    "labels": _read_labels,
-    "examples": _read_examples,
+    "labels": _read_labelled,
+    "examples": _read_labelled,
     "sts": _read_sts,
+    **dict.fromkeys(ROW_FORMATS, _read_rows),
 }
+# Sources whose place may be a name on a server in the place of a path.
+NAMED = ("hf", "tfds")
 
 
 _TAKES = {
@@ -243,6 +347,7 @@ _TAKES = {
     "splits": options.many(options.text("the name of a split"), unset=True),
     "allow_empty": options.flag(),
     "missing": options.choice("error", "drop"),
+    "download": options.flag(),
 }
 
 
@@ -252,17 +357,23 @@ def load_dataset(
     splits: str | Sequence[str] | None = None,
     allow_empty: bool = False,
     missing: str = "error",
+    download: bool = False,
 ) -> Dataset:
     """Reads the dataset that `spec` names.
 
     Args:
-        spec: 'beir:FOLDER' (BEIR layout on disk), 'pydocs:' (docstrings of the installed packages;
-            nothing to download), or 'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py).
-            A path, such as `pathlib.Path("data/scifact")`, is a folder in BEIR layout.
+        spec: 'pairs:FILE' (questions and answers, triplets, scored pairs; see pairs.py),
+            'beir:FOLDER' (BEIR layout), 'hf:FOLDER' or 'hf:OWNER/NAME' (Hugging Face), 'tfds:NAME'
+            (TensorFlow Datasets, prepared), 'pydocs:' (docstrings of the installed packages),
+            'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py), or a format of training
+            rows and its file, such as 'flagembedding:FILE'. Options follow a question mark:
+            'pairs:faq.csv?query=ask&test=0.2'. A path, such as
+            `pathlib.Path("data/scifact")`, is a folder in BEIR layout.
         splits: the splits to read, all of which must exist, or one; None reads all there are.
         allow_empty: keep passages and queries without any text instead of refusing them.
         missing: 'error', or 'drop' to leave out judgments of passages and queries that are not
-            there; of 'beir:' alone, as other sources make their judgments themselves.
+            there, and rows of pairs with a blank text.
+        download: whether the Hugging Face hub may be asked; else its local cache alone is read.
 
     Raises:
         InputError: unknown scheme, or whatever is wrong with the data, in one line.
@@ -271,13 +382,19 @@ def load_dataset(
         spec = f"beir:{os.fspath(spec)}"
     splits = (splits,) if isinstance(splits, str) else splits
     options.check_arguments("load_dataset", locals(), _TAKES)
-    scheme, _, rest = spec.partition(":")
+    scheme = spec.partition(":")[0]
     if scheme not in READERS:
-        known = ", ".join(f"'{name}:'" for name in READERS)
+        names = [name for name in READERS if name not in ROW_FORMATS]
+        known = ", ".join(f"'{name}:'" for name in names) + ", and formats such as 'flagembedding:'"
+        hint = f"'pairs:{spec}' for a table" if "." in spec else f"'beir:{spec}' for a folder"
         if ":" not in spec:
-            raise InputError(
-                f"dataset '{spec}': no scheme; known are {known}, as in 'beir:{spec}' for a folder"
-            )
-        raise InputError(f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}")
-    place = str(paths.local(rest, f"dataset '{scheme}:'")) if rest else rest
-    return READERS[scheme](place, splits, allow_empty, missing)
+            raise InputError(f"dataset '{spec}': no scheme; known are {known}; as in {hint}")
+        raise InputError(
+            f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}; tables of any kind "
+            "are read as 'pairs:FILE'"
+        )
+    source = parse(spec)
+    if source.place:
+        place = paths.local(source.place, f"dataset '{scheme}:'")
+        source = dataclasses.replace(source, place=str(place))
+    return READERS[scheme](source, Asked(splits, allow_empty, missing, download))

@@ -47,7 +47,7 @@ from nvret_jax.data.interchange.fields import kind
 from nvret_jax.data.lines import Mistakes, shown, stem
 from nvret_jax.data.numbers import decimal
 from nvret_jax.data.pydocs import build_pydocs
-from nvret_jax.data.records import Records, open_records
+from nvret_jax.data.records import PLAIN, Layout, Records, open_records
 from nvret_jax.errors import InputError
 
 TRAIN = "train"
@@ -90,7 +90,11 @@ class _Labelled:
 
 
 def read_labels(
-    path: epath.PathLike, splits: Sequence[str] | None = None, *, allow_empty: bool = False
+    path: epath.PathLike,
+    splits: Sequence[str] | None = None,
+    *,
+    allow_empty: bool = False,
+    layout: Layout = PLAIN,
 ) -> Dataset:
     """Texts as queries, their labels as passages.
 
@@ -99,6 +103,7 @@ def read_labels(
             'label_text' (or, without it, 'label'); 'split' is optional.
         splits: those whose judgments to keep; None: all. Corpus and queries do not depend on it.
         allow_empty: keep blank texts.
+        layout: of a text file, where its bytes do not show it.
 
     Returns:
         The dataset, in the order of the file.
@@ -108,7 +113,7 @@ def read_labels(
             are numbers, or there is no such split.
     """
     path = epath.Path(path)
-    found = _read_labelled(path, allow_empty)
+    found = _read_labelled(path, allow_empty, layout)
     labels = found.all_labels()
     if all(_NUMBER.fullmatch(label) for label in labels):
         raise InputError(
@@ -124,7 +129,11 @@ def read_labels(
 
 
 def read_examples(
-    path: epath.PathLike, splits: Sequence[str] | None = None, *, allow_empty: bool = False
+    path: epath.PathLike,
+    splits: Sequence[str] | None = None,
+    *,
+    allow_empty: bool = False,
+    layout: Layout = PLAIN,
 ) -> Dataset:
     """Texts as queries and as passages; those that share a label are one another's positives.
 
@@ -132,6 +141,7 @@ def read_examples(
         path: as in `read_labels`; the texts of split 'train' are the corpus.
         splits: those whose judgments to keep; None: all. Corpus and queries do not depend on it.
         allow_empty: keep blank texts.
+        layout: of a text file, where its bytes do not show it.
 
     Returns:
         The dataset, in the order of the file. A text that is alone in its class is no query, but a
@@ -142,7 +152,7 @@ def read_examples(
             'train', and where there would be more than `MAX_JUDGMENTS` judgments.
     """
     path = epath.Path(path)
-    found = _read_labelled(path, allow_empty)
+    found = _read_labelled(path, allow_empty, layout)
     if TRAIN not in found.labels:
         raise InputError(
             f"{path}: examples are retrieved from the split '{TRAIN}', and its splits are "
@@ -188,6 +198,7 @@ def read_sts(
     *,
     min_score: float = MIN_SCORE,
     allow_empty: bool = False,
+    layout: Layout = PLAIN,
 ) -> Dataset:
     """Sentences as queries and as passages; pairs that score enough are one another's positives.
 
@@ -197,6 +208,7 @@ def read_sts(
         splits: those whose judgments to keep; None: all. Corpus and queries do not depend on it.
         min_score: the lowest score that makes a positive, on the file's own scale.
         allow_empty: keep blank sentences.
+        layout: of a text file, where its bytes do not show it.
 
     Returns:
         The dataset, in the order of the file. Pairs that score less are no judgments. A sentence
@@ -207,7 +219,7 @@ def read_sts(
             such split, or no pair of a split scores enough.
     """
     path = epath.Path(path)
-    records = open_records(path, "pairs of sentences with scores")
+    records = open_records(path, "pairs of sentences with scores", layout)
     columns = [records.column(name) for name in ("sentence1", "sentence2", "score")]
     texts, pairs, mistakes = _Texts(), {}, Mistakes()
     for number, row in enumerate(_rows(records, columns, allow_empty, mistakes, _score), 1):
@@ -237,31 +249,10 @@ def read_sts(
     return _dataset(path, table, table, qrels)
 
 
-def parse_sts(rest: str) -> tuple[str, float]:
-    """'FILE?min_score=4' -> file and lowest score.
-
-    Raises:
-        InputError: another option, or a score that is no finite number.
-    """
-    file, _, options = rest.rpartition("?")
-    name, is_option, value = options.partition("=")
-    if not file or not is_option or epath.Path(rest).exists():  # '?' is a letter of the name
-        return rest, MIN_SCORE
-    try:
-        score = decimal(value)
-    except ValueError:
-        score = np.nan
-    if name != "min_score" or not np.isfinite(score):
-        raise InputError(
-            f"dataset 'sts:{rest}': expected '?min_score=NUMBER' after the file, got '?{options}'"
-        )
-    return file, score
-
-
-def _read_labelled(path: epath.Path, allow_empty: bool) -> _Labelled:
+def _read_labelled(path: epath.Path, allow_empty: bool, layout: Layout) -> _Labelled:
     if str(path) == "pydocs:":
         return _labelled_pydocs()
-    records = open_records(path, "texts with labels")
+    records = open_records(path, "texts with labels", layout)
     columns = [records.column("text", "sentence"), records.column("label_text", "label")]
     found, mistakes = _Labelled(_Texts(), {}), Mistakes()
     for number, row in enumerate(_rows(records, columns, allow_empty, mistakes, _label), 1):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import io
 import json
 import sys
 import zlib
@@ -125,8 +126,23 @@ def _decompressed(file: IO[bytes], suffix: str):
     if suffix == ".zst":
         import pyarrow as pa  # see tables.py
 
-        return pa.CompressedInputStream(file, "zstd")
+        return io.BufferedReader(_Raw(pa.CompressedInputStream(file, "zstd")))
     return contextlib.nullcontext(file)
+
+
+class _Raw(io.RawIOBase):
+    """A stream that only reads, as a file that also goes line by line."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def read_text(path: epath.PathLike, what: str) -> str:

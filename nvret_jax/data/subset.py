@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nvret_jax.artifacts import digest
-from nvret_jax.data.dataset import Dataset
+from nvret_jax.data.dataset import Dataset, Given, Qrels
 
 
 def subset(
@@ -38,4 +38,18 @@ def subset(
         queries=dataset.queries.select(i for i in dataset.queries.ids if i in wanted_queries),
         qrels=qrels,
         fingerprint=digest([dataset.fingerprint, list(splits), max_queries, max_passages]),
+        given=_given(dataset.given, qrels, wanted),
     )
+
+
+def _given(given: Given, qrels: dict[str, Qrels], wanted: set[str]) -> Given:
+    """Given negatives of the kept queries, as far as they are among the kept passages."""
+    return {
+        split: {
+            query: tuple(passage for passage in of_split[query] if passage in wanted)
+            for query in qrels[split]
+            if query in of_split
+        }
+        for split, of_split in given.items()
+        if split in qrels
+    }

@@ -335,8 +335,9 @@ def test_several_mistakes_come_together(folder):
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("csv:x", "unknown scheme 'csv'; known are 'beir:', 'pydocs:'"),
+        ("csv:x", "unknown scheme 'csv'; known are 'beir:', .*read as 'pairs:FILE'"),
         ("data/x", "no scheme; known are .* as in 'beir:data/x' for a folder"),
+        ("data/x.csv", "no scheme; known are .* as in 'pairs:data/x.csv' for a table"),
         ("beir:", "name the folder"),
         ("pydocs:x", "nothing after the colon"),
     ],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nvret_jax.data import labelled
 from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.source import Source, parse
 from nvret_jax.errors import InputError
 
 ROWS = [
@@ -306,7 +307,7 @@ GOOD, SCORED = '{"text": "a", "label": "x"}', '{"sentence1": "a", "sentence2": "
 @pytest.mark.parametrize(
     ("scheme", "name", "content", "message"),
     [
-        ("labels", "x.txt", "", r"x.txt: expected a file with texts .*\.jsonl.*; got '.txt'"),
+        ("labels", "x.doc", "", r"x.doc: expected a file with texts .*\.jsonl.*; got '.doc'"),
         ("labels", "x.csv", None, r"x.csv: no such file"),
         ("labels", "x.jsonl", None, r"x.jsonl: no such file"),
         ("labels", "x.parquet", None, r"x.parquet: no such file"),
@@ -372,9 +373,9 @@ def test_several_mistakes_are_told_together(tmp_path):
         ("labels:", r"'labels:': name the file"),
         ("examples:", r"'examples:': name the file"),
         ("sts:", r"'sts:': name the file"),
-        ("sts:x.csv?min_score=high", r"expected '\?min_score=NUMBER' .* got '\?min_score=high'"),
-        ("sts:x.csv?top=4", r"got '\?top=4'"),
-        ("sts:x.csv?min_score=nan", r"got '\?min_score=nan'"),
+        ("sts:x.csv?min_score=high", r"option min_score='high': expected a finite number"),
+        ("sts:x.csv?top=4", r"no option 'top'; options: min_score"),
+        ("sts:x.csv?min_score=nan", r"min_score='nan': expected a finite number"),
     ],
 )
 def test_bad_specs_are_told(spec, message):
@@ -385,9 +386,10 @@ def test_bad_specs_are_told(spec, message):
 def test_a_question_mark_may_be_part_of_the_name(tmp_path):
     for name in ("what?.csv", "a?b=c.csv", "a?min_score=4.csv"):
         path = write(tmp_path / name, PAIRS)
-        assert labelled.parse_sts(path) == (path, labelled.MIN_SCORE)
+        assert parse(f"sts:{path}") == Source("sts", path, {})
         assert len(load_dataset(f"sts:{path}").queries) == 7
-    assert labelled.parse_sts(f"{tmp_path}/what?.csv?min_score=3") == (f"{tmp_path}/what?.csv", 3.0)
+    with_option = parse(f"sts:{tmp_path}/what?.csv?min_score=3")
+    assert with_option == Source("sts", f"{tmp_path}/what?.csv", {"min_score": "3"})
 
 
 def test_fields_of_any_length(tmp_path):

@@ -127,13 +127,23 @@ def json_lines(path: epath.Path, what: str) -> Iterator[tuple[str, Json]]:
     Raises:
         InputError: a line is not a JSON object, or there is none at all.
     """
-    empty = True
-    for where, line in lines(path, what):
-        record = parse_json(line, where)
+    for where, record in json_values(path, what):
         if not isinstance(record, dict):
             raise InputError(f"{where}: expected a JSON object, got {kind(record)}")
-        empty = False
         yield where, record
+
+
+def json_values(path: epath.Path, what: str) -> Iterator[tuple[str, Any]]:
+    """('file:line', value) of a file of JSON lines.
+
+    Raises:
+        InputError: a line is not JSON, or there is none at all.
+    """
+    empty = True
+    for where, line in lines(path, what):
+        value = parse_json(line, where)
+        empty = False
+        yield where, value
     if empty:
         raise InputError(f"{path}: empty; expected one JSON object per line, with {what}")
 

@@ -1,0 +1,140 @@
+"""Groups of texts that are equal or nearly so, over a whole table, in one pass.
+
+Two texts are near copies if they share most of their word triples (Jaccard similarity of at least
+0.8; in scripts without spaces, triples of characters), and a text of fewer than three words is a
+near copy of an equal one alone. Choices:
+
+- MinHash: of 64 hash functions the least value over a text's triples, in 16 bands of 4. Two texts
+  that share a band are compared by their triples, so that no group is joined wrongly. A pair at the
+  threshold shares a band with probability 0.9998, a nearer one more surely.
+- A text is compared with the 200 texts before it that share the band, and with none that is in its
+  group already: boilerplate costs no square of its copies.
+- All triples of a block of texts are hashed together, as arrays. Hashes follow from the words
+  alone, so the groups are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from nvret_jax.data.hashing import mix
+from nvret_jax.data.normalize import words
+
+THRESHOLD = 0.8
+_BANDS, _ROWS = 16, 4
+_WIDTH = 3
+_COMPARED = 200
+_BLOCK = 512
+
+
+class Groups:
+    """A union of sets over rows 0 … N-1; the least row of a set is its name."""
+
+    def __init__(self, count: int):
+        self._parent = list(range(count))
+
+    def find(self, row: int) -> int:
+        """The name of a row's set."""
+        parent = self._parent
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    def join(self, a: int, b: int) -> None:
+        """Makes one set of two rows' sets."""
+        a, b = sorted((self.find(a), self.find(b)))
+        self._parent[b] = a
+
+    def names(self) -> list[int]:
+        """Of each row its set's name."""
+        return [self.find(row) for row in range(len(self._parent))]
+
+
+def join_near(texts: Iterable[str], groups: Groups) -> int:
+    """Joins the groups of all texts that are near copies of one another.
+
+    Args:
+        texts: N texts, read once.
+        groups: over N rows.
+
+    Returns:
+        How many pairs joined two groups.
+    """
+    buckets: dict[int, list[int]] = {}
+    held: list[np.ndarray] = []  # of each text its distinct triples, ascending
+    joined = 0
+    for row, (triples, bands) in enumerate(_sketches(texts)):
+        held.append(triples)
+        for band in bands:
+            members = buckets.setdefault(band, [])
+            for other in members[-_COMPARED:]:
+                if groups.find(other) == groups.find(row):
+                    continue
+                if jaccard(held[other], triples) >= THRESHOLD:
+                    groups.join(other, row)
+                    joined += 1
+            members.append(row)
+    return joined
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Shared over all, of two ascending arrays of distinct values; 0 for empty ones."""
+    if min(len(a), len(b)) < THRESHOLD * max(len(a), len(b)):
+        return 0.0  # cannot reach the threshold
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared) if shared else 0.0
+
+
+def _sketches(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """(triples, bands) of each text."""
+    known: dict[str, int] = {}
+    block: list[np.ndarray] = []
+    for text in texts:
+        block.append(_triples(words(text), known))
+        if len(known) > 1 << 20:
+            known.clear()
+        if len(block) == _BLOCK:
+            yield from _banded(block)
+            block = []
+    yield from _banded(block)
+
+
+def _triples(found: Sequence[str], known: dict[str, int]) -> np.ndarray:
+    """Hashes of the distinct word triples, uint64, ascending; few words are one triple."""
+    if not found:
+        return np.zeros(0, np.uint64)
+    hashes = np.array([known.get(word) or known.setdefault(word, _hash(word)) for word in found])
+    hashes = hashes.astype(np.uint64)
+    if len(hashes) < _WIDTH:
+        whole = hashes[0]
+        for word in hashes[1:]:
+            whole = mix(whole, word)
+        return np.atleast_1d(mix(np.uint64(len(hashes)), whole))
+    return np.unique(mix(mix(hashes[:-2], hashes[1:-1]), hashes[2:]))
+
+
+def _hash(word: str) -> int:
+    data = word.encode("utf-8", "surrogatepass")
+    return zlib.crc32(data) << 32 | zlib.crc32(b"\1" + data) or 1
+
+
+def _banded(block: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, list[int]]]:
+    counts = np.array([len(triples) for triples in block], np.int64)
+    full = np.flatnonzero(counts)
+    if len(full):
+        flat = np.concatenate([block[i] for i in full])
+        starts = np.concatenate([[0], np.cumsum(counts[full])[:-1]])
+        bands = []
+        for band in range(_BANDS):
+            key = np.full(len(full), band, np.uint64)
+            for row in range(_ROWS):
+                seed = np.uint64(band * _ROWS + row + 1)
+                key = mix(key, np.minimum.reduceat(mix(seed, flat), starts))
+            bands.append(key)
+        keys = dict(zip(full.tolist(), np.stack(bands, axis=1).tolist(), strict=True))
+    for i, triples in enumerate(block):
+        yield triples, keys[i] if len(triples) else []

@@ -1,0 +1,175 @@
+"""Which split a query belongs to, where the data do not say.
+
+By file: a name such as `train.csv`, `dev-00000-of-00002.parquet` or `faq_test.jsonl` says it.
+By chance: queries are drawn in groups. A group is all that is connected: a query and its passages,
+equal texts under any id, near copies (`near_copies`). So no passage, no equal text and no near copy
+stands on two sides, and a test score is not one of memory. Choices:
+
+- A group's place follows from a hash of the seed and of its least text, so the order of rows does
+  not matter; groups are then taken in that order until a split has its share of the queries.
+- The groups of dev and test are drawn among those that fit in what is left of the share. A group
+  larger than that goes to train, whatever its hash.
+- Negatives tie nothing together: they come from all over the corpus.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+
+from absl import logging
+
+from nvret_jax.data.near_copies import Groups, join_near
+from nvret_jax.data.normalize import keys
+from nvret_jax.errors import InputError
+
+TRAIN, DEV, TEST = "train", "dev", "test"
+_WORDS = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "dev": DEV,
+    "development": DEV,
+    "valid": DEV,
+    "validation": DEV,
+    "val": DEV,
+    "eval": DEV,
+    "test": TEST,
+    "testing": TEST,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Shares of the queries that are drawn for dev and for test.
+
+    Attributes:
+        dev, test: 0 or more; together below 1. What is left is for training.
+        seed: of the draw.
+        near: whether near copies are one group, which takes some 0.3 ms per text.
+    """
+
+    dev: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+    near: bool = True
+
+    def __post_init__(self):
+        if self.dev + self.test >= 1:
+            raise InputError(
+                f"dev={self.dev:g} and test={self.test:g}: leave no query to train on; expected "
+                "shares that sum to less than 1"
+            )
+
+
+def usual(name: str) -> str:
+    """'validation' and 'val' are 'dev', as the rest of this project calls it."""
+    return _WORDS.get(name.strip().lower(), name)
+
+
+def of_name(name: str) -> str | None:
+    """The split that the name of a file or folder says, or None: 'my_test-2.csv' is 'test'."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    found = {_WORDS[word] for word in words if word in _WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def draw(
+    queries: Sequence[str],
+    passages: Sequence[str],
+    positives: Sequence[Sequence[int]],
+    shares: Shares,
+    where: str,
+) -> list[str]:
+    """A split for each query.
+
+    Args:
+        queries, passages: Q and N texts.
+        positives: of each query its passages' rows.
+        shares: how many queries, and the seed.
+        where: the source, for messages.
+
+    Returns:
+        Q names of splits; a split that was to have a share has at least one query.
+
+    Raises:
+        InputError: there are too few groups.
+    """
+    count = len(queries)
+    if not shares.dev and not shares.test:
+        return [TRAIN] * count
+    groups = Groups(count + len(passages))
+    texts = _Chained(queries, passages)
+    text_keys = keys(texts).tolist()
+    first: dict[bytes, int] = {}
+    for row, key in enumerate(text_keys):
+        if (other := first.setdefault(key, row)) != row:
+            groups.join(other, row)
+    for query, rows in enumerate(positives):
+        for row in rows:
+            groups.join(query, count + row)
+    if shares.near:
+        join_near(texts, groups)
+    least: dict[int, bytes] = {}
+    members: dict[int, list[int]] = {}
+    for row in range(count + len(passages)):
+        name = groups.find(row)
+        least[name] = min(least.get(name, text_keys[row]), text_keys[row])
+        if row < count:
+            members.setdefault(name, []).append(row)
+
+    def place(name: int) -> bytes:
+        return hashlib.sha256(b"%d:" % shares.seed + least[name]).digest()
+
+    order = sorted(members, key=place)
+    found = [TRAIN] * count
+    for split, share in ((TEST, shares.test), (DEV, shares.dev)):
+        wanted = max(1, round(share * count)) if share else 0
+        left: list[int] = []
+        for name in order:
+            if len(members[name]) <= wanted:
+                wanted -= len(members[name])
+                for query in members[name]:
+                    found[query] = split
+            else:
+                left.append(name)
+        if (share and split not in found) or not left:
+            raise InputError(
+                f"{where}: {count:,} queries are {len(members):,} groups that share passages, "
+                f"equal texts or near copies, too few for a split '{split}' of {share:g}; add a "
+                "column 'split', or leave the split out with "
+                + ("?test=0" if split == TEST else "?dev=0")
+            )
+        order = left
+    largest = max(map(len, members.values()))
+    if largest > count // 2:
+        logging.warning(
+            "%s: %d of %d queries share passages or near copies with one another and are all in "
+            "'train'",
+            where,
+            largest,
+            count,
+        )
+    return found
+
+
+class _Chained(Sequence):
+    """Two sequences of texts, one behind the other, without a copy of them."""
+
+    def __init__(self, *parts: Sequence[str]):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __iter__(self):
+        for part in self._parts:
+            yield from part
+
+    def __getitem__(self, row):
+        for part in self._parts:
+            if row < len(part):
+                return part[row]
+            row -= len(part)
+        raise IndexError(row)
