@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nvret_jax.data.mapped import MappedTexts
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.options import is_unicode, shown
@@ -32,6 +33,8 @@ def texts(value: Any, at: str) -> Sequence[str]:
         InputError: one str, something without order, an item that is no str or has half of a
             surrogate pair.
     """
+    if isinstance(value, MappedTexts):  # whole Unicode by its layout
+        return value
     found = _listed(value, at, "texts")
     for start in range(0, len(found), _BLOCK):
         block = found[start : start + _BLOCK]

@@ -17,6 +17,7 @@ Choices:
 
 from __future__ import annotations
 
+import array
 from collections.abc import Sequence
 
 from absl import logging
@@ -42,6 +43,7 @@ from nvret_jax.data.lines import (
     shown,
     stem,
 )
+from nvret_jax.data.mapped import TextWriter, distinct
 from nvret_jax.data.normalize import half_pair
 from nvret_jax.errors import InputError
 
@@ -124,11 +126,9 @@ def _read_table(
 ) -> TextTable:
     path = find_file(path)
     plural = {"passage": "passages", "query": "queries"}[what]
-    found: dict[str, int] = {}  # id -> line it came from
-    texts: list[str] = []
-    row: dict[str, int] = {}
-    as_numbers: set[str] = set()  # ids that were JSON numbers
-    before, repeated = mistakes.count, 0
+    ids, texts = TextWriter(), TextWriter()
+    places = array.array("q")  # of each row its line, negative where the id is a JSON number
+    before = mistakes.count
     for number, line in lines(path, plural):
         try:
             record = json_value(line)
@@ -159,21 +159,6 @@ def _read_table(
             )
             continue
         text = f"{title} {text}".strip() if title else text.strip()
-        if identifier in found:
-            first = found[identifier]
-            if spelled != (identifier in as_numbers):
-                mistakes.add(
-                    f"{path}:{number}: _id {shown(identifier)} is a number here or on line "
-                    f"{first}, and text on the other; ids are text, so both are one id"
-                )
-            elif texts[row[identifier]] != text:
-                mistakes.add(
-                    f"{path}:{number}: _id {shown(identifier)} was already used on line {first}, "
-                    "with another text"
-                )
-            else:
-                repeated += 1
-            continue
         if not text and not allow_empty:
             where = "title and text are" if has_title else "text is"
             mistakes.add(
@@ -186,17 +171,34 @@ def _read_table(
                 f"{path}:{number}: {what} {shown(identifier)} has {half}, which is not text"
             )
             continue
-        found[identifier], row[identifier] = number, len(texts)
-        if spelled:
-            as_numbers.add(identifier)
-        texts.append(text)
-    if not texts and mistakes.count == before:
+        ids.add(identifier)
+        texts.add(text)
+        places.append(-number if spelled else number)
+    if not len(ids) and mistakes.count == before:
         mistakes.add(f"{path}: empty; expected one JSON object per line, with the {plural}")
+
+    def is_wrong(first: int, second: int) -> bool:
+        name, line, earlier = shown(ids[second]), abs(places[second]), abs(places[first])
+        if (places[first] < 0) != (places[second] < 0):
+            mistakes.add(
+                f"{path}:{line}: _id {name} is a number here or on line {earlier}, and text on the "
+                "other; ids are text, so both are one id"
+            )
+        elif texts[first] != texts[second]:
+            mistakes.add(
+                f"{path}:{line}: _id {name} was already used on line {earlier}, with another text"
+            )
+        else:
+            return False
+        return True
+
+    found_ids, found_texts, repeated = distinct(ids.done(), texts.done(), is_wrong)
+    as_numbers = sum(place < 0 for place in places)
     if as_numbers:
-        logging.warning("%s: ids that are JSON numbers, read as text: %d", path, len(as_numbers))
+        logging.warning("%s: ids that are JSON numbers, read as text: %d", path, as_numbers)
     if repeated:
         logging.warning("%s: lines that repeat an earlier one, counted once: %d", path, repeated)
-    return TextTable(tuple(found), texts)
+    return TextTable(tuple(found_ids) if isinstance(found_ids, list) else found_ids, found_texts)
 
 
 def _read_qrels(

@@ -19,7 +19,7 @@ from nvret_jax.data import numbers
 from nvret_jax.data.dataset import Asked, Dataset, Qrels, TextTable, content_hash
 from nvret_jax.data.interchange.fields import Json, kind
 from nvret_jax.data.lines import Mistakes, is_plain, shown
-from nvret_jax.data.mapped import IdRows, TextWriter
+from nvret_jax.data.mapped import TextWriter, distinct
 from nvret_jax.data.normalize import half_pair
 from nvret_jax.data.records import Records
 from nvret_jax.data.roles import plain
@@ -166,30 +166,21 @@ def _without_twins(
     mistakes: Mistakes,
 ) -> TextTable:
     """The table with each id once."""
-    again: list[int] = []
-    for first, second in IdRows(ids).twins():
-        if texts[first] != texts[second]:
-            file = [records.path for start, records in places if start <= second][-1]
-            mistakes.add(f"{file}: {what} id {shown(ids[second])} has two texts")
-        again.append(second)
-    if again and not mistakes.count:
-        logging.warning(
-            "%s: rows that repeat an earlier one, counted once: %d", places[0][1].path, len(again)
-        )
-        gone = set(again)
-        ids, texts = (_but(table, gone) for table in (ids, texts))
+
+    def is_wrong(first: int, second: int) -> bool:
+        if texts[first] == texts[second]:
+            return False
+        file = [records.path for start, records in places if start <= second][-1]
+        mistakes.add(f"{file}: {what} id {shown(ids[second])} has two texts")
+        return True
+
+    found_ids, found_texts, repeated = distinct(ids, texts, is_wrong)
+    file = places[0][1].path if places else "no file"
+    if repeated:
+        logging.warning("%s: rows that repeat an earlier one, counted once: %d", file, repeated)
     if not len(ids) and not mistakes.count:
-        file = places[0][1].path if places else "no file"
         mistakes.add(f"{file}: holds no {what}")
-    return TextTable(tuple(ids) if isinstance(ids, list) else ids, texts)
-
-
-def _but(table: Sequence[str], gone: set[int]) -> Sequence[str]:
-    kept = TextWriter()
-    for row, text in enumerate(table):
-        if row not in gone:
-            kept.add(text)
-    return kept.done()
+    return TextTable(tuple(found_ids) if isinstance(found_ids, list) else found_ids, found_texts)
 
 
 def _judgments(

@@ -161,18 +161,27 @@ def read_text(path: epath.PathLike, what: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        byte = error.object[error.start]
-        raise InputError(
-            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+        raise InputError(_not_utf8(path, line, error)) from None
 
 
 def lines(path: epath.PathLike, what: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of each line that is not blank; raises as `read_text` does."""
-    # Not splitlines(): JSON may hold U+2028 and its like unescaped inside a string.
-    for number, line in enumerate(read_text(path, what).split("\n"), 1):
-        if line and not line.isspace():
-            yield number, line.rstrip("\r")
+    """(line number from 1, text) of each line that is not blank, one at a time.
+
+    Raises as `read_text` does.
+    """
+    with bytes_of(path, what) as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(_not_utf8(path, number, error)) from None
+            if line and not line.isspace():
+                yield number, line.rstrip("\r\n")
+
+
+def _not_utf8(path: epath.PathLike, line: int, error: UnicodeDecodeError) -> str:
+    byte = error.object[error.start]
+    return f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
 
 
 def csv_reader(text: Any, **dialect: Any) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import mmap
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,8 +91,9 @@ class TextWriter:
         in_memory: characters that are kept as a list.
     """
 
-    def __init__(self, in_memory: int = IN_MEMORY, block: int = _BLOCK):
-        self.in_memory, self._block = in_memory, block
+    def __init__(self, in_memory: int | None = None, block: int | None = None):
+        self.in_memory = IN_MEMORY if in_memory is None else in_memory
+        self._block = _BLOCK if block is None else block
         self._texts: list[str] = []
         self._characters = 0
         self._blocks: list[Any] = []
@@ -154,6 +155,30 @@ class TextWriter:
         if self._texts:
             self._write()
         return self._written
+
+
+def distinct(
+    ids: Sequence[str], texts: Sequence[str], is_wrong: Callable[[int, int], bool]
+) -> tuple[Sequence[str], Sequence[str], int]:
+    """A table with each id once.
+
+    Args:
+        ids, texts: of N rows.
+        is_wrong: (earlier row, later row) of an id that comes twice -> whether that is a mistake,
+            which it notes.
+
+    Returns:
+        Ids, texts, and how many rows were left out.
+    """
+    gone = {second for first, second in IdRows(ids).twins() if not is_wrong(first, second)}
+    if not gone:
+        return ids, texts, 0
+    kept = TextWriter(), TextWriter()
+    for row, pair in enumerate(zip(ids, texts, strict=True)):
+        if row not in gone:
+            for writer, text in zip(kept, pair, strict=True):
+                writer.add(text)
+    return kept[0].done(), kept[1].done(), len(gone)
 
 
 class IdRows(Mapping):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from etils import epath
 
+from nvret_jax.data.mapped import MappedTexts
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
@@ -24,7 +25,7 @@ def id_array(ids: Sequence[str]) -> pa.Array:
     """Ids as an Arrow array, made once and used for every column of a table."""
     import pyarrow as pa
 
-    return pa.array(ids, pa.large_string())
+    return ids.array() if isinstance(ids, MappedTexts) else pa.array(ids, pa.large_string())
 
 
 def ids_column(rows: np.ndarray | Ragged, ids: pa.Array) -> pa.Array:

@@ -20,6 +20,7 @@ from etils import epath
 
 from nvret_jax.data.interchange.fields import Json, kind
 from nvret_jax.data.lines import bytes_of, json_value, read_text
+from nvret_jax.data.lines import lines as numbered_lines
 from nvret_jax.errors import InputError
 
 CHUNK = 10_000  # rows of a parquet file written or turned into Python at a time
@@ -90,17 +91,8 @@ def lines(path: epath.Path, what: str) -> Iterator[tuple[str, str]]:
     Raises:
         InputError: no such file, or bytes that are not UTF-8.
     """
-    with bytes_of(path, what) as file:
-        for number, raw in enumerate(file, 1):
-            where = f"{path}:{number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                raise InputError(f"{where}: byte 0x{byte:02x} is not UTF-8") from None
-            line = line.rstrip("\r\n")
-            if line and not line.isspace():
-                yield where, line
+    for number, line in numbered_lines(path, what):
+        yield f"{path}:{number}", line
 
 
 def parse_json(data: str, where: str) -> Any:

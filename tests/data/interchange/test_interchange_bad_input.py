@@ -281,7 +281,7 @@ def test_a_bad_row_of_parquet_is_named(name, columns, expected, tmp_path):
 def test_text_that_is_not_utf8_is_named_by_its_line(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"query": "\xff"}\n')
     text = message(lambda: interchange.read("flagembedding", tmp_path / "a.jsonl"))
-    assert text == f"{tmp_path}/a.jsonl:2: byte 0xff is not UTF-8"
+    assert text == f"{tmp_path}/a.jsonl:2: byte 0xff is not UTF-8; save the file as UTF-8"
 
 
 @pytest.mark.parametrize("name", interchange.FORMATS)
