@@ -18,14 +18,12 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import ensemble, sampling
-from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.negatives import RANDOM, Negatives
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.rules import Rule, anchors
 from nvret_jax.mining.survivors import Pool, Tasks, TeacherCounts, survivors
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.ranker import Ranker
-
-RANDOM = "random fill"  # the teacher's name beside a negative drawn because nothing was left
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,10 @@ from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
+# In the place of a teacher's name; the first teacher has scored these negatives.
+RANDOM = "random fill"  # drawn because nothing was left
+GIVEN = "given"  # from the data set
+
 COLUMNS = (
     "query_id",
     "positive_ids",

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.negatives import GIVEN, RANDOM, Negatives
 from nvret_jax.training.text_ids import Names, SetTexts, name_passages
 from nvret_jax.training.widths import Groups
 
@@ -396,11 +396,12 @@ class Examples:
 
 def _check_scores(negatives: Negatives) -> None:
     """Scores of several teachers have no common scale, and a row mixes them."""
-    if len(negatives.teachers) > 1:
+    names = [name for name in negatives.teachers if name not in (RANDOM, GIVEN)]
+    if len(names) > 1:
         raise InputError(
             f"distillation needs the scores of one teacher, and the table of negatives has those "
-            f"of {len(negatives.teachers)} ({', '.join(negatives.teachers)}); mine with one, or "
-            "let one cross-encoder rescore all"
+            f"of {len(names)} ({', '.join(names)}); mine with one, or let one cross-encoder "
+            "rescore all"
         )
 
 
