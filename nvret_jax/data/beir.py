@@ -10,6 +10,8 @@ Choices:
   query, iteration, passage, relevance by any white space).
 - A line that repeats an earlier one word for word says nothing new and counts once; one that
   contradicts an earlier one is a mistake. Published sets have both.
+- negatives/<split>.jsonl, which a conversion writes beside the judgments, holds given negatives
+  ({"query_id", "negative_ids"}); other files of the folder are not read.
 - Ids are text. A JSON number is read as its digits, which is what the judgments hold.
 - Ids must be free of white space and control characters: a TREC run is split at white space, so
   such an id would be read back as something else.
@@ -95,6 +97,13 @@ def read_beir(
         )
         for split in splits
     }
+    given = {
+        split: _read_negatives(
+            folder / "negatives" / f"{split}.jsonl", qrels[split], corpus, mistakes
+        )
+        for split in splits
+    }
+    given = {split: negatives for split, negatives in given.items() if negatives}
     mistakes.check()
     extra = ["allow_empty"] if allow_empty else []
     return Dataset(
@@ -102,7 +111,8 @@ def read_beir(
         corpus=corpus,
         queries=queries,
         qrels=qrels,
-        fingerprint=content_hash(corpus, queries, qrels, extra=extra),
+        fingerprint=content_hash(corpus, queries, qrels, extra=extra, given=given),
+        given=given,
     )
 
 
@@ -199,6 +209,42 @@ def _read_table(
     if repeated:
         logging.warning("%s: lines that repeat an earlier one, counted once: %d", path, repeated)
     return TextTable(tuple(found_ids) if isinstance(found_ids, list) else found_ids, found_texts)
+
+
+def _read_negatives(
+    path: epath.Path, qrels: Qrels, corpus: TextTable, mistakes: Mistakes
+) -> dict[str, tuple[str, ...]]:
+    """The negatives that a converted folder has beside its judgments, by query."""
+    path = find_file(path)
+    if not path.exists():
+        return {}
+    found: dict[str, dict[str, None]] = {}
+    for number, line in lines(path, "negatives"):
+        try:
+            record = json_value(line)
+        except ValueError as error:
+            mistakes.add(f"{path}:{number}: {error}")
+            continue
+        record = record if isinstance(record, dict) else {}
+        query = numbers.identifier(record.get("query_id"))
+        passages = record.get("negative_ids", [])
+        passages = passages if isinstance(passages, list) else [None]
+        passages = [numbers.identifier(passage) for passage in passages]
+        if query is None or None in passages:
+            mistakes.add(
+                f"{path}:{number}: expected 'query_id' and 'negative_ids', ids of passages"
+            )
+            continue
+        for passage in passages:
+            if passage not in corpus.row:
+                mistakes.add(f"{path}:{number}: passage id {shown(passage)} is not in corpus.jsonl")
+            elif qrels.get(query, {}).get(passage, 0) >= 1:
+                mistakes.add(
+                    f"{path}:{number}: passage {shown(passage)} is a negative of query "
+                    f"{shown(query)}, and judged {qrels[query][passage]}"
+                )
+        found.setdefault(query, {}).update(dict.fromkeys(passages))
+    return {query: tuple(passages) for query, passages in found.items() if passages}
 
 
 def _read_qrels(

@@ -360,3 +360,24 @@ def test_reading_is_fast(folder):
     taken = time.process_time() - start
     assert len(json_only) == count
     assert taken < 8 * baseline + 0.2  # the checks cost a small multiple of the parsing
+
+
+def test_given_negatives_beside_the_judgments(folder):
+    plain = load_dataset(f"beir:{folder}")
+    assert plain.given == {}
+    (folder / "negatives").mkdir()
+    path = folder / "negatives" / "test.jsonl"
+    rows = [{"query_id": "q2", "negative_ids": ["p1", "p2"]}, {"query_id": "q1"}]
+    path.write_text(_jsonl([*rows, {"query_id": "q2", "negative_ids": ["p1"]}]))
+    data = load_dataset(f"beir:{folder}")
+    assert data.given == {"test": {"q2": ("p1", "p2")}}
+    assert data.fingerprint != plain.fingerprint
+    for rows, message in (
+        ([{"query_id": "q2", "negative_ids": ["p9"]}], r"test.jsonl:1: passage id 'p9' is not in"),
+        ([{"query_id": "q2", "negative_ids": ["p3"]}], r":1: passage 'p3' is a negative of query"),
+        ([{"negative_ids": ["p1"]}], r":1: expected 'query_id' and 'negative_ids'"),
+        ([{"query_id": "q2", "negative_ids": [True]}], r":1: expected 'query_id' and"),
+    ):
+        path.write_text(_jsonl(rows))
+        with pytest.raises(InputError, match=message):
+            load_dataset(f"beir:{folder}")
