@@ -10,22 +10,31 @@ stands on two sides, and a test score is not one of memory. Choices:
 - The groups of dev and test are drawn among those that fit in what is left of the share. A group
   larger than that goes to train, whatever its hash.
 - Negatives tie nothing together: they come from all over the corpus.
+- What was drawn for a large set is kept in the user's cache folder, under a hash of all that it
+  follows from, because the search for near copies takes minutes there and each command reads the
+  data again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from absl import logging
 
+from nvret_jax import paths
 from nvret_jax.data.near_copies import Groups, join_near
 from nvret_jax.data.normalize import keys
 from nvret_jax.errors import InputError
 
 TRAIN, DEV, TEST = "train", "dev", "test"
+KEPT = 20_000  # texts from which on what was drawn is kept
+_FORMAT = 1  # raised whenever the same data are split in another way
 _WORDS = {
     "train": TRAIN,
     "training": TRAIN,
@@ -99,9 +108,57 @@ def draw(
     count = len(queries)
     if not shares.dev and not shares.test:
         return [TRAIN] * count
-    groups = Groups(count + len(passages))
     texts = _Chained(queries, passages)
-    text_keys = keys(texts).tolist()
+    text_keys = keys(texts)
+    file = _file(text_keys, positives, shares) if len(texts) >= KEPT else None
+    found = _read(file, count)
+    if found is None:
+        found = _drawn(texts, text_keys.tolist(), positives, shares, where)
+        _write(file, found)
+    return found
+
+
+def _file(text_keys: np.ndarray, positives: Sequence[Sequence[int]], shares: Shares) -> str | None:
+    """Where what is drawn for these texts is kept; None where there is no cache folder."""
+    folder = paths.cache("splits")
+    if folder is None:
+        return None
+    digest = hashlib.sha256(repr((_FORMAT, shares, len(positives))).encode())
+    digest.update(text_keys.tobytes())
+    for rows in positives:
+        digest.update(np.asarray([len(rows), *rows], np.int64).tobytes())
+    return os.path.join(folder, f"{digest.hexdigest()}.npy")
+
+
+def _read(file: str | None, count: int) -> list[str] | None:
+    names = (TRAIN, DEV, TEST)
+    with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
+        kept = np.load(file, allow_pickle=False)
+        if kept.shape == (count,) and kept.dtype == np.uint8 and kept.max() < len(names):
+            return [names[number] for number in kept.tolist()]
+    return None
+
+
+def _write(file: str | None, found: Sequence[str]) -> None:
+    if file is None:
+        return
+    names = {TRAIN: 0, DEV: 1, TEST: 2}
+    aside = f"{file}.{os.getpid()}.npy"
+    with contextlib.suppress(OSError):
+        np.save(aside, np.array([names[split] for split in found], np.uint8))
+        os.replace(aside, file)
+
+
+def _drawn(
+    texts: Sequence[str],
+    text_keys: list[bytes],
+    positives: Sequence[Sequence[int]],
+    shares: Shares,
+    where: str,
+) -> list[str]:
+    """See `draw`; the queries' texts come first."""
+    count = len(positives)
+    groups = Groups(len(texts))
     first: dict[bytes, int] = {}
     for row, key in enumerate(text_keys):
         if (other := first.setdefault(key, row)) != row:
@@ -113,7 +170,7 @@ def draw(
         join_near(texts, groups)
     least: dict[int, bytes] = {}
     members: dict[int, list[int]] = {}
-    for row in range(count + len(passages)):
+    for row in range(len(texts)):
         name = groups.find(row)
         least[name] = min(least.get(name, text_keys[row]), text_keys[row])
         if row < count:

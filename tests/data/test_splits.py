@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from nvret_jax.data import near_copies
+from nvret_jax.data import near_copies, splits
 from nvret_jax.data.normalize import normalize, words
 from nvret_jax.data.splits import Shares, draw, of_name
 from nvret_jax.errors import InputError
@@ -100,6 +100,29 @@ def test_one_large_group_is_trained_on_and_too_few_groups_are_an_error():
     assert found.count("test") == found.count("dev") == 3
     with pytest.raises(InputError, match=r"x: 30 queries are 1 groups .* leave .* \?test=0"):
         draw(queries, passages, [[0]] * 30, Shares(), "x")
+
+
+def test_what_was_drawn_is_kept_and_never_believed_blindly(monkeypatch, tmp_path):
+    queries = [f"question {i}" for i in range(50)]
+    passages = [f"answer number {i} to it" for i in range(50)]
+    positives = [[i] for i in range(50)]
+    wanted = draw(queries, passages, positives, Shares(), "x")
+    monkeypatch.setattr(splits, "KEPT", 1)
+    monkeypatch.setattr(splits.paths, "cache", lambda name: tmp_path)
+    assert draw(queries, passages, positives, Shares(), "x") == wanted
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr(splits, "join_near", None)  # cannot be drawn again
+    assert draw(queries, passages, positives, Shares(), "x") == wanted
+    monkeypatch.undo()
+    monkeypatch.setattr(splits, "KEPT", 1)
+    monkeypatch.setattr(splits.paths, "cache", lambda name: tmp_path)
+    for damage in (b"", file.read_bytes()[:-1], b"x" * 200):
+        file.write_bytes(damage)
+        assert draw(queries, passages, positives, Shares(), "x") == wanted
+    draw(queries, passages, positives, Shares(seed=1), "x")
+    draw(queries, passages, [*positives[:-1], [0]], Shares(), "x")
+    draw([*queries[:-1], "another"], passages, positives, Shares(), "x")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize(
