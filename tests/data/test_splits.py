@@ -91,6 +91,14 @@ def test_the_order_of_rows_does_not_matter_and_the_seed_does():
     assert draw(queries, passages, positives, Shares(0, 0), "x") == ["train"] * 50
 
 
+def test_equal_texts_are_one_group_also_without_near_copies():
+    queries = [f"question {i}" for i in range(40)] + [f"QUESTION {i}!" for i in range(40)]
+    passages = [f"answer {i} to it" for i in range(80)]
+    found = draw(queries, passages, [[i] for i in range(80)], Shares(near=False), "x")
+    assert found[:40] == found[40:]
+    assert found.count("test") == found.count("dev") == 8
+
+
 def test_one_large_group_is_trained_on_and_too_few_groups_are_an_error():
     queries = [f"q{i} asks" for i in range(30)]
     passages = [f"passage {i}" for i in range(30)]
