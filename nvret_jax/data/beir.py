@@ -59,6 +59,7 @@ def read_beir(
     *,
     allow_empty: bool = False,
     missing: str = "error",
+    given: bool = True,
 ) -> Dataset:
     """Reads and checks one BEIR folder.
 
@@ -69,6 +70,7 @@ def read_beir(
         allow_empty: keep passages and queries with no text at all.
         missing: what becomes of judgments whose query or passage is not there: 'error', or 'drop',
             which leaves them out and logs how many.
+        given: read the negatives beside the judgments, too.
 
     Returns:
         The dataset, in file order. Each file is read once.
@@ -97,13 +99,13 @@ def read_beir(
         )
         for split in splits
     }
-    given = {
+    negatives = {
         split: _read_negatives(
             folder / "negatives" / f"{split}.jsonl", qrels[split], corpus, mistakes
         )
-        for split in splits
+        for split in (splits if given else ())
     }
-    given = {split: negatives for split, negatives in given.items() if negatives}
+    negatives = {split: of_split for split, of_split in negatives.items() if of_split}
     mistakes.check()
     extra = ["allow_empty"] if allow_empty else []
     return Dataset(
@@ -111,8 +113,8 @@ def read_beir(
         corpus=corpus,
         queries=queries,
         qrels=qrels,
-        fingerprint=content_hash(corpus, queries, qrels, extra=extra, given=given),
-        given=given,
+        fingerprint=content_hash(corpus, queries, qrels, extra=extra, given=negatives),
+        given=negatives,
     )
 
 

@@ -28,7 +28,7 @@ from nvret_jax.data.folding import kept
 from nvret_jax.data.judged import read_judged
 from nvret_jax.data.lines import read_text, stem
 from nvret_jax.data.pairs import OPTIONS, fold_tables
-from nvret_jax.data.records import READERS, Records, layout_of, open_records
+from nvret_jax.data.records import LAYOUT, READERS, Records, layout_of, open_records
 from nvret_jax.data.source import Source
 from nvret_jax.errors import InputError
 
@@ -231,6 +231,7 @@ def _read_judged(
     configs: Configs,
     parts: tuple[str, str, str],
 ) -> Dataset:
+    source.check(("config", "revision", "qrels", *LAYOUT))
     corpus, queries, judgments = parts
     place, found = folder, configs.get(judgments, {})
     if "qrels" in source.options or not found:

@@ -61,6 +61,7 @@ def read_tfds(source: Source, asked: Asked) -> Dataset:
     config = (said.get("configName") or "").strip()
     name = safe_name(config or said.get("name") or folder.name)
     if set(_BEIR) <= set(splits):
+        source.check(("data_dir", "qrels"))
         return _read_beir(source, asked, name, splits, opened)
     tables = []
     for split in splits:

@@ -124,6 +124,12 @@ def test_what_is_wrong_with_a_corpus(tmp_path, corpus, message):
         load_dataset(f"hf:{root}")
 
 
+def test_options_of_pairs_are_refused_where_there_are_judgments(tmp_path):
+    root = judged_folder(tmp_path / "x")
+    with pytest.raises(InputError, match=r"no option 'test'; options: config, revision, qrels"):
+        load_dataset(f"hf:{root}?test=0.1")
+
+
 def test_configs_of_pairs(tmp_path):
     for split in ("train", "dev"):
         parquet(tmp_path / "pair" / f"{split}-00000-of-00001.parquet", PAIRS)

@@ -31,7 +31,8 @@ def write(folder: pathlib.Path) -> None:
     queries = {"_id": ["q1", "q2"], "text": ["one of them", "another one"]}
     pq.write_table(pa.table(queries), folder / "queries" / "queries-00000-of-00001.parquet")
     judged = {"query-id": ["q1", "q2"], "corpus-id": ["passage-17", f"passage-{PASSAGES - 1}"]}
-    pq.write_table(pa.table(judged), folder / "data" / "train-00000-of-00001.parquet")
+    for split in ("train", "test"):
+        pq.write_table(pa.table(judged), folder / "data" / f"{split}-00000-of-00001.parquet")
 
 
 def peak_gib(process: int) -> float:

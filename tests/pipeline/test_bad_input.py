@@ -114,7 +114,7 @@ TABLE = [
     flag("no permission", ("/proc/w cannot be written",), "--workdir=/proc/w"),
     flag("folder of something else", ("{}/data is not empty", "corpus.jsonl"), "--workdir={}/data"),
     # The data.
-    flag("unknown scheme", ("'csv:x'", "'beir:', 'pydocs:'"), "--config.data.train=csv:x"),
+    flag("unknown scheme", ("'csv:x'", "'beir:', 'pairs:'"), "--config.data.train=csv:x"),
     flag("no folder", ("/nowhere: no such folder",), "--config.data.train=beir:/nowhere"),
     flag("no such split", ("'data'", "'trian'", "train, dev"), "--config.data.train_split=trian"),
     flag("no such test split", ("'dvt'", "train, dev"), "--config.data.test_split=dvt"),

@@ -44,7 +44,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
     if split is None:
         split = _find_split(folder)
     try:
-        dataset = beir_lib.read_beir(folder, [split], allow_empty=True)
+        dataset = beir_lib.read_beir(folder, [split], allow_empty=True, given=False)
     except InputError:
         raise
     except (ValueError, OSError) as error:
