@@ -15,7 +15,6 @@ numbers. Nothing is downloaded unless `download` allows it.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ from nvret_jax.errors import InputError
 CONVERTED = "refs/convert/parquet"
 Configs = dict[str, dict[str, list[str]]]  # config -> split -> files, relative to the folder
 _SKIPPED = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
+_GLOB = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 _PART = re.compile(r"[-_.]?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$")  # of a file in several parts
 
 
@@ -138,11 +138,9 @@ def _of_readme(readme: epath.Path, files: Sequence[str]) -> Configs:
 
 def _matching(files: Sequence[str], pattern: str) -> list[str]:
     """Files that a pattern names; '*' stops at a '/', as in `datasets`, and '**' does not."""
-    pattern = pattern.removeprefix("./").strip("/")
-    marked = fnmatch.translate(pattern.replace("**/", "\0").replace("**", "\1").replace("*", "\2"))
-    marked = marked.replace("\\\0", "\0").replace("\\\1", "\1").replace("\\\2", "\2")
-    wanted = marked.replace("\0", "(?:.*/)?").replace("\1", ".*").replace("\2", "[^/]*")
-    return [file for file in files if _is_data(file) and re.match(wanted, file)]
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./").strip("/"))
+    wanted = re.compile("".join(_GLOB.get(part) or re.escape(part) for part in parts))
+    return [file for file in files if _is_data(file) and wanted.fullmatch(file)]
 
 
 def _saved(folder: epath.Path, files: Sequence[str]) -> Configs:

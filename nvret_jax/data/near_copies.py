@@ -64,20 +64,29 @@ def join_near(texts: Iterable[str], groups: Groups) -> int:
     Returns:
         How many pairs joined two groups.
     """
-    buckets: dict[int, list[int]] = {}
     held: list[np.ndarray] = []  # of each text its distinct triples, ascending
+    bands: list[np.ndarray] = []
+    for triples, keys_nb in _sketches(texts):
+        held += triples
+        bands.append(keys_nb)
+    full = np.array([len(triples) > 0 for triples in held], bool)
+    keys_nb = np.concatenate(bands) if bands else np.zeros((0, _BANDS), np.uint64)
     joined = 0
-    for row, (triples, bands) in enumerate(_sketches(texts)):
-        held.append(triples)
-        for band in bands:
-            members = buckets.setdefault(band, [])
-            for other in members[-_COMPARED:]:
-                if groups.find(other) == groups.find(row):
-                    continue
-                if jaccard(held[other], triples) >= THRESHOLD:
-                    groups.join(other, row)
-                    joined += 1
-            members.append(row)
+    for band in range(_BANDS):
+        order = np.flatnonzero(full)[np.argsort(keys_nb[full, band], kind="stable")]
+        sorted_keys = keys_nb[order, band]
+        begins = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1]))[: len(order)]
+        ends = np.append(begins[1:], len(order))
+        several = ends - begins > 1
+        for begin, end in zip(begins[several].tolist(), ends[several].tolist(), strict=True):
+            members = order[begin:end].tolist()
+            for place, row in enumerate(members):
+                for other in members[max(0, place - _COMPARED) : place]:
+                    if groups.find(other) == groups.find(row):
+                        continue
+                    if jaccard(held[other], held[row]) >= THRESHOLD:
+                        groups.join(other, row)
+                        joined += 1
     return joined
 
 
@@ -89,8 +98,8 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return shared / (len(a) + len(b) - shared) if shared else 0.0
 
 
-def _sketches(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """(triples, bands) of each text."""
+def _sketches(texts: Iterable[str]) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    """Triples of a block of texts, and their bands: uint64 [texts, bands]."""
     known: dict[str, int] = {}
     block: list[np.ndarray] = []
     for text in texts:
@@ -98,9 +107,10 @@ def _sketches(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, list[int]]]:
         if len(known) > 1 << 20:
             known.clear()
         if len(block) == _BLOCK:
-            yield from _banded(block)
+            yield block, _banded(block)
             block = []
-    yield from _banded(block)
+    if block:
+        yield block, _banded(block)
 
 
 def _triples(found: Sequence[str], known: dict[str, int]) -> np.ndarray:
@@ -122,19 +132,19 @@ def _hash(word: str) -> int:
     return zlib.crc32(data) << 32 | zlib.crc32(b"\1" + data) or 1
 
 
-def _banded(block: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, list[int]]]:
+def _banded(block: Sequence[np.ndarray]) -> np.ndarray:
+    """The bands of each text, uint64 [texts, bands]; 0 for a text without words."""
     counts = np.array([len(triples) for triples in block], np.int64)
     full = np.flatnonzero(counts)
-    if len(full):
-        flat = np.concatenate([block[i] for i in full])
-        starts = np.concatenate([[0], np.cumsum(counts[full])[:-1]])
-        bands = []
-        for band in range(_BANDS):
-            key = np.full(len(full), band, np.uint64)
-            for row in range(_ROWS):
-                seed = np.uint64(band * _ROWS + row + 1)
-                key = mix(key, np.minimum.reduceat(mix(seed, flat), starts))
-            bands.append(key)
-        keys = dict(zip(full.tolist(), np.stack(bands, axis=1).tolist(), strict=True))
-    for i, triples in enumerate(block):
-        yield triples, keys[i] if len(triples) else []
+    found = np.zeros((len(block), _BANDS), np.uint64)
+    if not len(full):
+        return found
+    flat = np.concatenate([block[i] for i in full])
+    starts = np.concatenate([[0], np.cumsum(counts[full])[:-1]])
+    for band in range(_BANDS):
+        key = np.full(len(full), band, np.uint64)
+        for row in range(_ROWS):
+            seed = np.uint64(band * _ROWS + row + 1)
+            key = mix(key, np.minimum.reduceat(mix(seed, flat), starts))
+        found[full, band] = key
+    return found

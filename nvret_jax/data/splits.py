@@ -56,7 +56,7 @@ class Shares:
     Attributes:
         dev, test: 0 or more; together below 1. What is left is for training.
         seed: of the draw.
-        near: whether near copies are one group, which takes some 0.3 ms per text.
+        near: whether near copies are one group, which takes some 0.1 ms per text.
     """
 
     dev: float = 0.1

@@ -85,6 +85,22 @@ def test_a_corpus_with_judgments_by_the_readme(tmp_path):
     check_judged(load_dataset(f"hf:{tmp_path}"), ["train", "test"])
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("data/*.csv", ["data/a.csv"]),
+        ("**/a.csv", ["a.csv", "data/a.csv", "data/x/a.csv"]),
+        ("data/**", ["data/a.csv", "data/x/a.csv"]),
+        ("./?.csv", ["a.csv"]),
+        ("data/*", ["data/a.csv"]),
+        ("a+csv", []),
+    ],
+)
+def test_patterns_of_a_readme(pattern, found):
+    files = ["a.csv", "data/a.csv", "data/x/a.csv", "data/x.bin", "README.md"]
+    assert hub._matching(files, pattern) == found
+
+
 def test_judgments_in_a_repository_beside_it(tmp_path):
     root = tmp_path / "x"
     parquet(root / "corpus" / "0000.parquet", CORPUS)
