@@ -144,7 +144,7 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
     from nvret_jax.data.ragged import Ragged
     from nvret_jax.mining.negatives import Negatives
     from nvret_jax.models.encoder import Encoder
-    from nvret_jax.training import loop
+    from nvret_jax.training import loop, widths
     from nvret_jax.training.examples import Examples, Picked
 
     encoder = Encoder.from_pretrained(args.folder, max_length=args.max_length, remat=args.remat)
@@ -184,7 +184,7 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
         planned for all batches of a stage, and must not be fitted to a few.
         """
 
-        seed, steps = 0, args.total
+        seed, steps, longest = 0, args.total, examples.longest
 
         def picked(self, step: int) -> Picked:
             trained = (args.rounds + 1) * args.steps
@@ -200,17 +200,20 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
             picked = self.picked(step)
             return examples.fill(picked[start:stop], examples.widths(picked), 1)
 
-        def dataset(self, first: int, start: int, stop: int):
-            for step in range(first, self.steps):
-                if step % args.steps == 0:
-                    for array in jax.live_arrays():  # a step is dispatched before it is done
+    def in_turn(make, first: int, stop: int):
+        """Batches as the loop asks for them, not ahead of it: a round ends where one is asked for."""
+        for step in range(first, stop):
+            if step % args.steps == 0:
+                for array in jax.live_arrays():  # a step is dispatched before it is done
+                    if not array.is_deleted():
                         array.block_until_ready()
-                    if step > args.steps:  # metrics are written one step late
-                        lines = (place / "metrics.jsonl").read_text().splitlines()[: args.steps]
-                        channel.losses = [json.loads(line)["loss"] for line in lines]
-                    channel.boundary()
-                yield self.batch(step, start, stop)
+                if step > args.steps:  # metrics are written one step late
+                    lines = (place / "metrics.jsonl").read_text().splitlines()[: args.steps]
+                    channel.losses = [json.loads(line)["loss"] for line in lines]
+                channel.boundary()
+            yield make(step)
 
+    widths.prefetched = in_turn
     config = config_lib.base().train
     config.update(
         {"batch_size": args.batch, "steps": args.total, "temperature": TEMPERATURE, "warmup": 0.0}

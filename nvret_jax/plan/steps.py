@@ -34,6 +34,7 @@ from nvret_jax.plan.hlo import Collective, Program
 from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
 from nvret_jax.search import memory
 from nvret_jax.search import steps as search_steps
+from nvret_jax.search.grouped import group_size
 from nvret_jax.training import ring
 from nvret_jax.training.encode import ACCELERATOR_CHUNK_TOKENS, chunk_rows
 from nvret_jax.training.loop import check_batch, loss_of
@@ -526,9 +527,8 @@ def search_step(
     if program := read_back(compiled):
         moved, _ = program.hbm_bytes()
     else:
-        # The scores are written with their group maxima, copied once (read and written) for
-        # gathering, and k groups of each query are read.
-        scores = 4 * block * (3 * tile + k * search_steps.group_size(tile, k, platform))
+        # The scores are written with their group maxima, and k groups of each query are read.
+        scores = 4 * block * (tile + k * group_size(tile, k, platform))
         moved = float(tile_bytes + block * width * multiply.itemsize + scores)
         notes += (
             "  HBM bytes are counted by hand and sorts left out: JAX cannot read the program",

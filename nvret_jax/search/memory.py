@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nvret_jax.errors import InputError
-from nvret_jax.search import steps
+from nvret_jax.search import grouped, steps
 
 TILE_ROWS = 131_072  # rows of a tile on one device
 SCORES = 1 << 26  # scores held at a time on one device: 256 MiB of float32
@@ -38,9 +38,10 @@ DEVICE_SHARE = 0.92  # of what a device has free, where nobody said how much to 
 HOST_SHARE = 0.5  # of the host's free memory, likewise
 TILES_HELD = 2  # on a device while streaming: the one in use and the next
 BLOCKS_IN_FLIGHT = 2
-# Bytes a step needs for each byte of scores, by XLA's own account of the compiled step (masks of a
-# ceiling and of excluded rows included); for a GPU an assumption.
-SCORE_COPIES = {"cpu": 1.1, "gpu": 2.25, "tpu": 2.25}
+# Bytes a step needs for each byte of scores, and for each byte of the members of the k best groups,
+# by XLA's own account of the compiled step (masks of a ceiling and of excluded rows included); for a
+# GPU an assumption.
+COPIES = {"cpu": (1.1, 1.1), "gpu": (2.25, 2.25), "tpu": (1.05, 4.0)}
 GIB = 2**30
 
 
@@ -227,7 +228,7 @@ def even_tile(n: int, shards: int, most: int = 0) -> int:
     most = most or TILE_ROWS
     per_shard = math.ceil(n / shards)
     tile = math.ceil(per_shard / math.ceil(per_shard / most))
-    return _round_up(tile, steps.LANES if tile >= 4096 else LEAST_TILE)
+    return _round_up(tile, grouped.LANES if tile >= 4096 else LEAST_TILE)
 
 
 def resident_bytes(shape: tuple[int, int], dtype, shards: int, tile: int | None = None) -> int:
@@ -347,10 +348,11 @@ def _plan(
 
 def _step_bytes(tile: int, block: int, k: int, platform: str) -> int:
     """What one step needs beside its arguments: scores, group maxima and the k best groups."""
-    group = steps.group_size(tile, k, platform)
-    members = k * group if group > 1 else max(tile, k)
-    masked = 4 * min(steps.MASKED, block * tile) if platform == "cpu" else 0
-    copies = int(SCORE_COPIES[platform] * 4 * block * (tile + members))
+    group = grouped.group_size(tile, k, platform)
+    members = k + (k * group if group > 1 else tile)
+    masked = 4 * min(grouped.MASKED, block * tile) if platform == "cpu" else 0
+    of_scores, of_members = COPIES[platform]
+    copies = int(4 * block * (of_scores * tile + of_members * members))
     return copies + masked + 4 * 8 * block * k
 
 

@@ -13,7 +13,9 @@ Choices, and why:
 * **Group maxima.** `lax.top_k` over a whole score row costs as much as the matmul. An element of
   the top-k lies in one of the k groups that come first by (maximum descending, group ascending):
   every group before its own holds an element that is better. So we take maxima of groups of
-  contiguous passages (one pass), the top-k of those, and then look only into k groups.
+  contiguous passages (one pass, `grouped`), the top-k of those, and then look only into k groups.
+* **One top-k for the running list and the members** of those groups: a list and a tile's own k
+  best would be sorted twice.
 * **Ceiling and exclusions** turn scores into -inf before the maxima, so a query is never starved:
   it gets the k best of what it may have.
 * **Precision.** float32 passages are multiplied at `Precision.HIGHEST`, so CPU, GPU and TPU agree
@@ -39,11 +41,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.search.grouped import group_size, multiply
 
-MASKED = 1 << 19  # scores masked at a time on a CPU: 2 MiB
 SPLIT = 1 << 18  # values from which a top-k is cut into pieces on a CPU
 PIECES = 16  # pieces a top-k is cut into on a CPU; blocks of queries are multiples of it
-LANES = 128  # width of a TPU's vector registers: shorter groups would be padded to it
 ROWS = mesh_lib.RULES["rows"]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
@@ -100,116 +101,60 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
 
     Back come the list and the scores themselves, for whom they are to be written to.
     """
+    n = len(tile_nd)
     offset = jax.lax.axis_index(ROWS) * per_shard + first_row  # row number of the tile's first row
+    ceiling_q, columns = masks.get("ceiling_q"), None if limit is None else limit - offset
     with jax.named_scope("scores"):
-        # Made as [Q, groups, group], the form in which they are looked at next, a TPU takes the
-        # maxima as it multiplies; from [Q, n] it would first copy all scores to another layout.
-        group = group_size(len(tile_nd), k, platform) if platform == "tpu" else 1
-        scores_qn = _scores(queries_qd, tile_nd, group)
+        scores = multiply(queries_qd, tile_nd, group_size(n, k, platform), platform)
+    excluded = None
     if "pairs_2m" in masks:
         query_m, row_m = masks["pairs_2m"]
         column_m = row_m - offset
-        # Negative positions would wrap round; one past the end is dropped, which is what we want.
-        column_m = jnp.where(column_m < 0, tile_nd.shape[0], column_m)
-        scores_qn = scores_qn.at[query_m, column_m].set(-jnp.inf, mode="drop")
-
+        # Of another tile: one past the end is dropped, where a negative one would wrap round.
+        excluded = query_m, jnp.where((column_m < 0) | (column_m > n), n, column_m)
     with jax.named_scope("top_k"):
-        ceiling_q = masks.get("ceiling_q")
-        columns = None if limit is None else limit - offset
-        values, rows = _top_k_of_tile(scores_qn, k, ceiling_q, columns, platform)
-        rows = jnp.where(values > -jnp.inf, rows + offset, -1)
-        if best is not None:
+        maxima_qg, scores = scores.maxima(excluded, ceiling_q, columns)
+        values, columns_of = _chosen(scores, maxima_qg, k, ceiling_q, columns)
+        if best is None:
+            values, position = top_k(_at_least(values, k), k, platform)
+            rows = columns_of(position) + offset
+        else:
             # The running list stands first: its rows are lower, so they win ties.
-            values = jnp.concatenate([best[0][0], values], axis=1)
-            rows = jnp.concatenate([best[1][0], rows], axis=1)
-            values, position = top_k(values, k, platform)
-            rows = jnp.take_along_axis(rows, position, axis=1)
-    return (values[None], rows[None]), scores_qn[None]
+            values, position = top_k(jnp.concatenate([best[0][0], values], axis=1), k, platform)
+            known = jnp.take_along_axis(best[1][0], jnp.minimum(position, k - 1), axis=1)
+            found = columns_of(jnp.maximum(position - k, 0)) + offset
+            rows = jnp.where(position < k, known, found)
+        rows = jnp.where(values > -jnp.inf, rows, -1)
+    return (values[None], rows[None]), scores.whole()[None]
 
 
-def _scores(queries_qd, tile_nd, group):
-    """Inner products [Q, n] in float32, made in groups of that many passages where it is not 1."""
-    tile_nd = tile_nd.astype(queries_qd.dtype)
-    shape = tile_nd.shape
-    if group > 1:
-        tile_nd = tile_nd.reshape(shape[0] // group, group, shape[1])
-    scores = jax.lax.dot_general(
-        queries_qd,
-        tile_nd,
-        (((1,), (tile_nd.ndim - 1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if queries_qd.dtype == jnp.float32 else None,
-        preferred_element_type=jnp.float32,
-    )
-    if shape[1] == 1:
-        # Zero times a negative is -0, which XLA's top-k ranks below 0. Sums begin at 0: none there.
-        scores = jnp.where(scores == 0, 0.0, scores)
-    return scores.reshape(queries_qd.shape[0], shape[0])
+def _chosen(scores, maxima_qg, k, ceiling_q, columns):
+    """Scores [Q, C] that hold the k best of a tile, columns ascending, and what columns they are of.
 
-
-def _top_k_of_tile(scores_qn, k, ceiling_q, columns, platform):
-    """The k best of one tile in (score desc, column asc) order: values and columns, [Q, k].
-
-    `ceiling_q` and `columns`, the number of columns that hold passages, are None where no mask is
-    needed.
+    The second is a function: positions [Q, k] among the first -> columns of the tile [Q, k].
     """
-    queries, n = scores_qn.shape
-    group = group_size(n, k, platform)
-    if group == 1:
-        scores_qn = _masked(scores_qn, jnp.arange(n, dtype=jnp.int32), ceiling_q, columns)
-        if n < k:
-            scores_qn = jnp.pad(scores_qn, ((0, 0), (0, k - n)), constant_values=-jnp.inf)
-        return top_k(scores_qn, k, platform)
-    scores_qgm = scores_qn.reshape(queries, n // group, group)
-    maxima_qk, groups_qk = top_k(
-        _group_maxima(scores_qgm, ceiling_q, columns, platform), k, platform
-    )
+    if scores.group == 1:
+        return maxima_qg, lambda position_qk: position_qk
+    maxima_qk, groups_qk = top_k(maxima_qg, k, scores.platform)
     groups_qk = jnp.sort(groups_qk, axis=1)
-    members_qkm = jnp.take_along_axis(scores_qgm, groups_qk[:, :, None], axis=1)
-    column_qkm = groups_qk[:, :, None] * group + jnp.arange(group, dtype=jnp.int32)
-    members_qkm = _masked(members_qkm, column_qkm, ceiling_q, columns)
+    members_qkm = scores.members(groups_qk, ceiling_q, columns)
     # k maxima reach the least of them, so nothing below it can be among the k best. Said in
     # advance it spares a heap-based top-k most of its insertions. (A minimum, not the last column:
     # XLA joins a slice of a top-k with the top-k's own slice of a sort, which leaves a whole sort.)
     least_q = jnp.min(maxima_qk, axis=1)
     members_qkm = jnp.where(members_qkm >= least_q[:, None, None], members_qkm, -jnp.inf)
-    values_qk, position_qk = top_k(members_qkm.reshape(queries, k * group), k, platform)
-    chosen_qk = jnp.take_along_axis(groups_qk, position_qk // group, axis=1)
-    return values_qk, chosen_qk * group + position_qk % group
+
+    def columns_of(position_qk):
+        chosen_qk = jnp.take_along_axis(groups_qk, position_qk // scores.group, axis=1)
+        return chosen_qk * scores.group + position_qk % scores.group
+
+    return members_qkm.reshape(len(members_qkm), -1), columns_of
 
 
-def _group_maxima(scores_qgm, ceiling_q, columns, platform):
-    """The best score a query may have in each group, [Q, groups].
-
-    XLA's CPU backend does not fuse a mask into this maximum: it would write a second array of all
-    scores, which takes longer than everything else here. In pieces of a few rows, one after the
-    other, that array stays in the cache. Accelerators fuse it, and take all rows at once.
-    """
-    if ceiling_q is None and columns is None:
-        return jnp.max(scores_qgm, axis=-1)
-    queries, groups, group = scores_qgm.shape
-    column_gm = jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
-
-    def maxima(piece):
-        return jnp.max(_masked(piece[0], column_gm, piece[1], columns), axis=-1)
-
-    most = max(1, MASKED // (groups * group))
-    rows = math.gcd(queries, 1 << most.bit_length() - 1)  # a power of two: blocks divide by 16
-    if platform != "cpu" or rows == queries:
-        return maxima((scores_qgm, ceiling_q))
-    pieces = jax.tree.map(
-        lambda x: x.reshape(queries // rows, rows, *x.shape[1:]), (scores_qgm, ceiling_q)
-    )
-    return jax.lax.map(maxima, pieces).reshape(queries, groups)
-
-
-def _masked(scores, column, ceiling_q, columns):
-    """`scores` [Q, ...] with what may not be returned at -inf; `column` broadcasts against them."""
-    if ceiling_q is not None:
-        ceiling = ceiling_q.reshape((-1,) + (1,) * (scores.ndim - 1))
-        scores = jnp.where(scores < ceiling, scores, -jnp.inf)
-    if columns is not None:
-        scores = jnp.where(column < columns, scores, -jnp.inf)
-    return scores
+def _at_least(values_qn, k):
+    """`values` [Q, n], with -inf added where n is less than k."""
+    short = max(0, k - values_qn.shape[1])
+    return jnp.pad(values_qn, ((0, 0), (0, short)), constant_values=-jnp.inf)
 
 
 def top_k(values_qn, k, platform):
@@ -225,34 +170,26 @@ def top_k(values_qn, k, platform):
     return tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def group_size(n: int, k: int, platform: str) -> int:
-    """Passages per group for a tile of n: a power of two near sqrt(n / k), or 1 for no groups.
-
-    That size makes the two top-k calls, over n / group maxima and over k * group members, equally
-    wide. Groups must divide the tile and there must be more of them than k. On a TPU a group is at
-    least as wide as a vector register, because a narrower last axis is padded to that in memory.
-    """
-    group = 1 << max(0, round(math.log2(max(1.0, n / k)) / 2))
-    if platform == "tpu" and group > 1:
-        group = max(group, LANES)
-    while group > 1 and (n % group or n // group <= k):
-        group //= 2
-    return group
-
-
 @functools.lru_cache(maxsize=8)
 def merge(mesh: Mesh):
-    """The jitted last step: running lists [shards, Q, k] -> the answer [Q, k], replicated."""
+    """The jitted last step: running lists [shards, Q, k] -> the answer [Q, k], replicated.
+
+    Each device merges the lists of its share of the queries and hands the answer to the others: it
+    receives 2 / shards of the bytes of all lists, and sorts 1 / shards of them.
+    """
     shards = mesh_lib.shards(mesh, "rows")
 
     def local(values, rows):
-        k = values.shape[-1]
-        values = jax.lax.all_gather(values[0], ROWS, axis=1, tiled=True, to="invarying")
-        rows = jax.lax.all_gather(rows[0], ROWS, axis=1, tiled=True, to="invarying")
+        values, rows = values[0], rows[0]
+        queries, k = values.shape
         if shards > 1:
+            values, rows = (_by_query(lists_qk, shards) for lists_qk in (values, rows))
             worst_first, rows = jax.lax.sort((-values, rows), dimension=1, num_keys=2)
             values, rows = -worst_first[:, :k], rows[:, :k]
-        return values, rows
+        whole = functools.partial(
+            jax.lax.all_gather, axis_name=ROWS, axis=0, tiled=True, to="invarying"
+        )
+        return whole(values)[:queries], whole(rows)[:queries]
 
     @jax.jit
     def merge_lists(values, rows):
@@ -261,6 +198,12 @@ def merge(mesh: Mesh):
         )
 
     return merge_lists
+
+
+def _by_query(lists_qk, shards):
+    """On one device: from its list of all queries to all lists of its queries, [Q / S, S k]."""
+    lists_qk = jnp.pad(lists_qk, ((0, -len(lists_qk) % shards), (0, 0)))
+    return jax.lax.all_to_all(lists_qk, ROWS, split_axis=0, concat_axis=1, tiled=True)
 
 
 # --- what the platform decides --------------------------------------------------------------------

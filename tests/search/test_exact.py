@@ -15,7 +15,7 @@ from search_reference import (
 
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import make_mesh
-from nvret_jax.search import exact, memory, steps
+from nvret_jax.search import exact, grouped, memory, steps
 
 ONE = make_mesh(devices=jax.devices()[:1])
 
@@ -47,7 +47,7 @@ def test_any_shape_any_mask(n, queries, k, tile, with_ceiling, with_exclude, see
 @pytest.mark.parametrize(("n", "k", "tile"), [(4096, 10, 4096), (4096, 50, 1024), (3000, 10, 512)])
 def test_groups_find_ties_in_other_groups(n, k, tile):
     """Sizes at which groups of passages are used; all scores equal but for a few."""
-    assert steps.group_size(tile, k, "cpu") > 1
+    assert grouped.group_size(tile, k, "cpu") > 1
     passages_nd = np.ones((n, 2), np.float32)
     passages_nd[[5, n - 1, n // 2]] = 2
     passages_nd[::3] *= -1
@@ -60,7 +60,7 @@ def test_clustered_vectors_and_many_query_blocks(monkeypatch):
     """With the sizes set so low that blocks, pieces and masked pieces are all in use."""
     monkeypatch.setattr(memory, "SCORES", 2048 * 16)
     monkeypatch.setattr(steps, "SPLIT", 0)
-    monkeypatch.setattr(steps, "MASKED", 2048 * 4)
+    monkeypatch.setattr(grouped, "MASKED", 2048 * 4)
     steps.fold.cache_clear()
     rng = np.random.default_rng(3)
     centres = rng.standard_normal((6, 24))
@@ -196,8 +196,30 @@ def test_group_size_divides_and_leaves_enough_groups():
     for n in (1, 8, 100, 4096, 5184, 131072):
         for k in (1, 10, 100, 1000):
             for platform in ("cpu", "gpu", "tpu"):
-                group = steps.group_size(n, k, platform)
+                group = grouped.group_size(n, k, platform)
                 assert n % group == 0
                 assert group == 1 or n // group > k
-    assert steps.group_size(131072, 100, "gpu") == 32
-    assert steps.group_size(131072, 100, "tpu") == steps.LANES
+    assert grouped.group_size(131072, 100, "gpu") == 32
+    assert grouped.group_size(131072, 100, "tpu") == grouped.LANES
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_steps_of_an_accelerator_give_the_same_answers(monkeypatch, platform):
+    """Ties, ceilings, exclusions that empty a group, a tile with padding: as on a CPU."""
+    monkeypatch.setattr(steps, "platform_of", lambda mesh: platform)
+    steps.fold.cache_clear()
+    rng = np.random.default_rng(11)
+    passages_nd, queries_qd = integers(rng, 9000), integers(rng, 24)
+    exclude = exclusions(rng, 24, 9000)
+    exclude[3] = np.arange(128, 256)  # a whole group
+    exclude[5] = np.argsort(-(passages_nd @ queries_qd[5]), kind="stable")[:50]
+    given = {"ceiling_q": rng.integers(0, 9, 24).astype(np.float64), "exclude": exclude}
+    seen = []
+    multiply = steps.multiply
+    monkeypatch.setattr(steps, "multiply", lambda *a: seen.append(multiply(*a)) or seen[-1])
+    for masks in ({}, given, {"exclude": exclude}):
+        got = exact.search(queries_qd, passages_nd, 12, mesh=ONE, tile=4096, **masks)
+        assert_same(got, brute_force(queries_qd, passages_nd, 12, **masks))
+    steps.fold.cache_clear()
+    assert {scores.group_major for scores in seen} == {platform == "tpu"}
+    assert {scores.group for scores in seen} == {128 if platform == "tpu" else 16}
