@@ -201,7 +201,7 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
             return examples.fill(picked[start:stop], examples.widths(picked), 1)
 
     def in_turn(make, first: int, stop: int):
-        """Batches as the loop asks for them, not ahead of it: a round ends where one is asked for."""
+        """Batches when the loop asks for them, not ahead: a round ends where one is asked for."""
         for step in range(first, stop):
             if step % args.steps == 0:
                 for array in jax.live_arrays():  # a step is dispatched before it is done

@@ -38,9 +38,9 @@ DEVICE_SHARE = 0.92  # of what a device has free, where nobody said how much to 
 HOST_SHARE = 0.5  # of the host's free memory, likewise
 TILES_HELD = 2  # on a device while streaming: the one in use and the next
 BLOCKS_IN_FLIGHT = 2
-# Bytes a step needs for each byte of scores, and for each byte of the members of the k best groups,
-# by XLA's own account of the compiled step (masks of a ceiling and of excluded rows included); for a
-# GPU an assumption.
+# Bytes a step needs for each byte of scores, and for each byte of the k best groups' members, by
+# XLA's own account of the compiled step (a ceiling and excluded rows included); for a GPU
+# an assumption.
 COPIES = {"cpu": (1.1, 1.1), "gpu": (2.25, 2.25), "tpu": (1.05, 4.0)}
 GIB = 2**30
 

@@ -129,7 +129,7 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
 
 
 def _chosen(scores, maxima_qg, k, ceiling_q, columns):
-    """Scores [Q, C] that hold the k best of a tile, columns ascending, and what columns they are of.
+    """Scores [Q, C] that hold the k best of a tile, columns ascending, and how to find the columns.
 
     The second is a function: positions [Q, k] among the first -> columns of the tile [Q, k].
     """
