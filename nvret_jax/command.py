@@ -32,6 +32,9 @@ _PLAN = flags.DEFINE_string(
 _PLAN_PASSAGES = flags.DEFINE_integer(
     "plan_passages", 0, "Passages that --plan assumes.", lower_bound=0, upper_bound=INT32
 )
+_PLAN_DATA = flags.DEFINE_bool(
+    "plan_data", False, "Plan training at the lengths of the config's texts, too: reads its data."
+)
 _OWN = ("distributed.process_id", "distributed.coordinator")  # what processes may differ in
 _FILES, _LEAST_FILES = 4096, 64  # that may be open at once
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
@@ -44,6 +47,7 @@ _SHOWN = (
     "--dry_run",
     "--plan=TOPOLOGY",
     "--plan_passages=N",
+    "--plan_data",
     "--version",
 )
 _USAGE = """\
@@ -121,7 +125,9 @@ def _run() -> int:
         checks.validate(config)
         from nvret_jax.plan import command
 
-        return command.run(config, _PLAN.value, passages=_PLAN_PASSAGES.value)
+        return command.run(
+            config, _PLAN.value, passages=_PLAN_PASSAGES.value, data=_PLAN_DATA.value
+        )
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
     if _WORKDIR.value.startswith("--"):  # of `--workdir $UNSET --dry_run`

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from nvret_jax.config import stages_of
 from nvret_jax.options import check_arguments, number, whole
-from nvret_jax.plan import models, steps
+from nvret_jax.plan import lengths, models, steps
 from nvret_jax.plan.chips import Chip, topology_mesh
 from nvret_jax.plan.report import advice, fits, heading, report
 from nvret_jax.plan.steps import Step
@@ -33,13 +33,14 @@ def leave_devices_alone() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
-def run(config: ConfigDict, topology: str, *, passages: int = 0) -> int:
+def run(config: ConfigDict, topology: str, *, passages: int = 0, data: bool = False) -> int:
     """Compiles the steps of a config for a topology and prints what each takes.
 
     Args:
         config: of a run; its mesh is laid over the topology.
         topology: such as 'v5p:4x4x4' or 'h100:8'.
         passages: of the corpus; 0: `data.max_passages`, or 1,000,000.
+        data: whether to read the config's data and plan training at its widths, too.
 
     Returns:
         0 if every step fits; 2 if one does not, after a line for each that does not.
@@ -56,7 +57,7 @@ def run(config: ConfigDict, topology: str, *, passages: int = 0) -> int:
         said = "data.max_passages" if config.data.max_passages else "the default"
         print(f"a corpus of {n:,} passages ({said}; --plan_passages sets another number)")
     failed = []
-    for step in planned(config, mesh, chip, n):
+    for step in planned(config, mesh, chip, n, data):
         print(f"\n{report(step, chip)}", flush=True)
         if not fits(step, chip):
             failed.append(f"{step.name.split(':')[0]}: {advice(step, chip)}")
@@ -65,7 +66,9 @@ def run(config: ConfigDict, topology: str, *, passages: int = 0) -> int:
     return 2 if failed else 0
 
 
-def planned(config: ConfigDict, mesh: Mesh, chip: Chip, passages: int) -> Iterator[Step]:
+def planned(
+    config: ConfigDict, mesh: Mesh, chip: Chip, passages: int, data: bool = False
+) -> Iterator[Step]:
     """The steps of the stages a config names, one after the other, as each is compiled."""
     stages = set(config.stages)
     blocks = {
@@ -86,16 +89,21 @@ def planned(config: ConfigDict, mesh: Mesh, chip: Chip, passages: int) -> Iterat
     budget = config.embed.token_budget
     if "train" in stages:
         guide = next((t.spec.width for t in teachers.values()), 0)
+        at_lengths = {"at the longest": None}
+        if data:
+            at_lengths["at usual lengths"] = lengths.read(config, student)
         for name, train in stages_of(config).items():
             title = f"train {name}" if config.train.stages else "train"
-            yield steps.train_step(
-                student,
-                train,
-                mesh,
-                title=title,
-                guide_width=guide,
-                memory_bytes=int(chip.hbm),
-            )
+            for when, texts in at_lengths.items():
+                yield steps.train_step(
+                    student,
+                    train,
+                    mesh,
+                    title=f"{title}, {when}" if data else title,
+                    guide_width=guide,
+                    memory_bytes=int(chip.hbm),
+                    lengths=texts,
+                )
     embedders = dict(teachers) if "embed" in stages else {}
     if "evaluate" in stages or "train" in stages:
         embedders["student"] = student

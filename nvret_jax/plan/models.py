@@ -37,7 +37,7 @@ class Sketch:
         graphdef, state: of its `EmbeddingModel`; the state holds shapes with shardings.
         shape: what its operations depend on.
         lengths: tokens of a 'query' and of a 'passage'.
-        from_table: whether `known.KNOWN` said what it is, because its folder is not here.
+        folder: of its tokenizer; None where `known.KNOWN` said what it is, because it is not here.
     """
 
     name: str
@@ -48,7 +48,12 @@ class Sketch:
     state: nnx.State
     shape: Shape
     lengths: dict[str, int]
-    from_table: bool
+    folder: epath.Path | None
+
+    @property
+    def from_table(self) -> bool:
+        """Whether sizes that are known stand for a model that is not on this machine."""
+        return self.folder is None
 
     @property
     def trainable(self) -> Any:
@@ -79,7 +84,7 @@ def sketch(
     remat: str = "none",
     attention: str = "xla",
     lengths: dict[str, int] | None = None,
-    from_table: bool = False,
+    folder: epath.Path | None = None,
 ) -> Sketch:
     """The model of a spec as `Encoder.from_pretrained` would lay it out on `mesh`.
 
@@ -115,7 +120,7 @@ def sketch(
         state=state,
         shape=shape_of(model, trainable),
         lengths=lengths,
-        from_table=from_table,
+        folder=folder,
     )
 
 
@@ -132,7 +137,7 @@ def in_dtype(model: Sketch, mesh: Mesh, dtype: str) -> Sketch:
         remat=model.options.remat,
         attention=model.options.attention,
         lengths=model.lengths,
-        from_table=model.from_table,
+        folder=model.folder,
     )
 
 
@@ -155,7 +160,7 @@ def read(block: ConfigDict, mesh: Mesh, *, key: str, dropout: float = 0.0) -> Sk
     """
     with tempfile.TemporaryDirectory() as aside:
         folder, from_table = _folder(block.model, epath.Path(aside), key)
-        spec, _ = read_spec(folder, **spec_overrides(block))
+        spec, folder = read_spec(folder, **spec_overrides(block))
         lengths = {
             kind: block[f"{kind}_length"] or spec.max_length for kind in ("query", "passage")
         }
@@ -171,7 +176,7 @@ def read(block: ConfigDict, mesh: Mesh, *, key: str, dropout: float = 0.0) -> Sk
         remat=block.remat,
         attention=block.attention,
         lengths=lengths,
-        from_table=from_table,
+        folder=None if from_table else folder,
     )
 
 

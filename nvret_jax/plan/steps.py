@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from nvret_jax.plan import flops as flops_lib
 from nvret_jax.plan.chips import Chip
 from nvret_jax.plan.flops import Flops
 from nvret_jax.plan.hlo import Collective, Program
+from nvret_jax.plan.lengths import Drawn, Lengths, usual
 from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
 from nvret_jax.search import memory
 from nvret_jax.search import steps as search_steps
@@ -41,6 +42,7 @@ from nvret_jax.training.loop import check_batch, loss_of
 from nvret_jax.training.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer
 from nvret_jax.training.step import init_optimizer, make_step
+from nvret_jax.training.widths import Groups
 
 _BUCKET = 16  # of batch lengths, as in training/examples.py
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -241,8 +243,9 @@ def train_step(
     title: str = "train",
     guide_width: int = 0,
     memory_bytes: int = 0,
+    lengths: Lengths | None = None,
 ) -> Step:
-    """One training step at the longest batch: `training.step.make_step`, as the loop calls it.
+    """One training step: `training.step.make_step`, as the loop calls it.
 
     Args:
         model: the student.
@@ -251,24 +254,46 @@ def train_step(
         title: what to call it, where there are several stages.
         guide_width: of the vectors that a guide's score mask compares.
         memory_bytes: of a chip; 0: no limit, for `train.gather='auto'`.
+        lengths: of the texts, for a step at the widths that most steps run at; None: a step at the
+            longest batch, which memory has to be there for.
 
     Raises:
         InputError: the batch does not divide over the mesh; options of the loss that cannot be.
     """
     check_batch(config, mesh_lib.shards(mesh, "batch"))
     loss = loss_of(config, model.spec.width)
+    tokens, shards = _chunk_tokens(config, mesh), mesh_lib.shards(mesh, "batch")
+    passages = loss.num_positives + config.num_negatives
+    local = {"query": config.batch_size // shards}
+    local["passage"] = passages * local["query"]
+    useful = None
+    if lengths is None:
+        widths = {kind: (-(-model.lengths[kind] // _BUCKET) * _BUCKET,) for kind in local}
+        groups = {kind: Groups((local[kind],), widths[kind]) for kind in local}
+    else:
+        drawn = Drawn(
+            lengths, config.batch_size, loss.num_positives, config.num_negatives, 0, _steps(config)
+        )
+        budget = -1 if model.spec.late is not None else tokens or -1
+        groups, useful = usual(drawn, shards, budget, search_steps.platform_of(mesh))
+    most = model.spec.backbone.max_tokens
+    groups = {
+        side: Groups(plan.rows, tuple(min(width, most) for width in plan.widths))
+        for side, plan in groups.items()
+    }
     arguments, step_fn = train_arguments(
-        model, config, loss, mesh, guide_width=guide_width, memory_bytes=memory_bytes
+        model,
+        config,
+        loss,
+        mesh,
+        guide_width=guide_width,
+        memory_bytes=memory_bytes,
+        groups=groups,
     )
     trainable, optimizer_state, frozen, batch, _ = arguments
-    group = batch["passage_tokens"].shape[0] // config.batch_size
-    lengths = {kind: batch[f"{kind}_tokens"].shape[1] for kind in ("query", "passage")}
-    rows = {"query": config.batch_size, "passage": config.batch_size * group}
-    local = {kind: count // mesh_lib.shards(mesh, "batch") for kind, count in rows.items()}
-    tokens = _chunk_tokens(config, mesh)
-    chunks = {kind: chunk_rows(tokens, lengths[kind], local[kind]) for kind in rows}
-    whole = chunks == local
-    needed = sum(model.shape.training(rows[kind], lengths[kind]) for kind in rows)
+    pairs = [pair for plan in groups.values() for pair in zip(plan.rows, plan.widths, strict=True)]
+    chunks = [(chunk_rows(tokens, width, count), width) for count, width in pairs]
+    needed = sum(model.shape.training(shards * count, width) for count, width in pairs)
     parts = {
         "trained weights": bytes_per_chip(trainable),
         "optimizer": bytes_per_chip(optimizer_state),
@@ -286,31 +311,45 @@ def train_step(
         held={"weights as they were": parts["trained weights"]},
         parts=parts,
         items=(config.batch_size, "queries"),
-        at_once=max(chunks[kind] * lengths[kind] for kind in chunks),
+        at_once=max(size * width for size, width in chunks),
         chosen=_chosen(model) | ({"ring"} if loss.method == "ring" else set()),
-        notes=(_train_note(model, config, group, lengths, chunks, whole),),
+        notes=(_train_note(model, config, passages, groups, chunks, useful),),
     )
 
 
 def _train_note(
     model: Sketch,
     config: ConfigDict,
-    group: int,
-    lengths: dict[str, int],
-    chunks: dict[str, int],
-    whole: bool,
+    passages: int,
+    groups: Mapping[str, Groups],
+    chunks: list[tuple[int, int]],
+    useful: float | None,
 ) -> str:
+    """What a batch is and how a chip encodes it; of a step at usual widths also these."""
+    sizes = [size for size, _ in chunks]
     how = "the batch at once"
-    if not whole:
-        how = f"chunks of {chunks['query']} queries and {chunks['passage']} passages, computed "
-        how += "again for the gradient"
+    if sizes != [count for plan in groups.values() for count in plan.rows]:
+        of = (f"{max(sizes[: len(groups['query'].rows)])} queries", f"{max(sizes)} passages")
+        if useful is None:
+            of = (f"{sizes[0]} queries", f"{sizes[1]} passages")
+        how = f"chunks of {of[0]} and {of[1]}, computed again for the gradient"
     remat = model.options.remat
     layers = "" if remat == "none" else f", remat={remat!r}"
-    return (
-        f"  a batch of {config.batch_size:,} queries of {lengths['query']} tokens and "
-        f"{config.batch_size:,} × {group} passages of {lengths['passage']}; a chip encodes {how}"
+    tokens = {side: " and ".join(_shares(plan)) for side, plan in groups.items()}
+    note = (
+        f"  a batch of {config.batch_size:,} queries of {tokens['query']} tokens and "
+        f"{config.batch_size:,} × {passages} passages of {tokens['passage']}; a chip encodes {how}"
         f"{layers}"
     )
+    return note if useful is None else f"{note}; {useful:.0%} of the tokens computed are text"
+
+
+def _shares(plan: Groups) -> list[str]:
+    """The widths of a side, with their shares of the texts where there are several."""
+    if len(plan.rows) == 1:
+        return [str(plan.widths[0])]
+    pairs = zip(plan.rows, plan.widths, strict=True)
+    return [f"{width} ({rows / sum(plan.rows):.0%})" for rows, width in pairs]
 
 
 def _chosen(model: Sketch) -> frozenset[str]:
@@ -337,16 +376,16 @@ def train_arguments(
     *,
     guide_width: int = 0,
     memory_bytes: int = 0,
+    groups: Mapping[str, Groups] | None = None,
 ) -> tuple[tuple, Callable[..., Any]]:
     """(shapes of what a training step takes, the step).
 
-    Shardings are those of the arrays that `training.loop.train` places.
+    `groups` are the widths of each side's texts; default: all at the longest. Shardings are those
+    of the arrays that `training.loop.train` places.
     """
     if mesh.devices.flat[0].platform != "cpu" and not loss.tile_pairs:
         loss = dataclasses.replace(loss, tile_pairs=ring.ACCELERATOR_TILE_PAIRS)
-    # How long a stage of so many epochs is only its data says; the program is the same.
-    steps = config.steps or 2 * max(500, math.ceil(config.warmup))
-    optimizer = make_optimizer(config, steps)
+    optimizer = make_optimizer(config, _steps(config))
     adapters_drop = model.lora is not None and model.lora.dropout > 0
     with jax.set_mesh(mesh):
         graph, trainable, frozen = nnx.split(model.model, model.trainable, ...)
@@ -364,8 +403,13 @@ def train_arguments(
             seed=0,
         )
     state = jax.tree.map(lambda leaf: _on(leaf, mesh), state)
-    batch = _batch(model, config, loss, mesh, guide_width)
+    batch = _batch(model, config, loss, mesh, guide_width, groups or {})
     return (trainable, state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32)), step_fn
+
+
+def _steps(config: ConfigDict) -> int:
+    """Of a stage; how long one of so many epochs is only its data says."""
+    return config.steps or 2 * max(500, math.ceil(config.warmup))
 
 
 def _on(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
@@ -374,13 +418,21 @@ def _on(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def _batch(model: Sketch, config: ConfigDict, loss: Loss, mesh: Mesh, guide_width: int):
-    """Shapes of `Examples.batch` at its longest, as `to_devices` splits them."""
+def _batch(
+    model: Sketch,
+    config: ConfigDict,
+    loss: Loss,
+    mesh: Mesh,
+    guide_width: int,
+    groups: Mapping[str, Groups],
+) -> dict[str, Any]:
+    """Shapes of a stage's batches (`widths.Grouped`), as `to_devices` splits them."""
     queries = config.batch_size
     group = loss.num_positives + config.num_negatives
     passages = queries * group
     most = model.spec.backbone.max_tokens
     width = {k: min(most, -(-length // _BUCKET) * _BUCKET) for k, length in model.lengths.items()}
+    width |= {side: plan.widths[-1] for side, plan in groups.items()}
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "query_tokens": ((queries, width["query"]), jnp.int32),
         "query_lengths": ((queries,), jnp.int32),
@@ -397,10 +449,12 @@ def _batch(model: Sketch, config: ConfigDict, loss: Loss, mesh: Mesh, guide_widt
     if model.spec.prompt_in_pooling != "all":
         for kind, rows in (("query", queries), ("passage", passages)):
             shapes[f"{kind}_skip"] = ((rows,), jnp.int32)
-    return {
+    batch = {
         name: placed(jax.ShapeDtypeStruct(shape, dtype), mesh, "batch", *(None,) * (len(shape) - 1))
         for name, (shape, dtype) in shapes.items()
     }
+    several = {f"{side}_groups": plan for side, plan in groups.items() if len(plan.rows) > 1}
+    return batch | several
 
 
 # --- embed ---------------------------------------------------------------------------------------

@@ -138,6 +138,7 @@ def plans(
     longest: Mapping[str, int],
     chunk_tokens: int,
     steps: int,
+    platform: str = "",
 ) -> tuple[Plan, ...]:
     """Plans for batches like these, from the tightest to the roomiest.
 
@@ -146,13 +147,14 @@ def plans(
         longest: by side, tokens of the longest text there is.
         chunk_tokens: tokens that are encoded at a time; -1: all.
         steps: of the stage.
+        platform: 'cpu', 'gpu' or 'tpu'; '': this process's.
 
     Returns:
         One that holds all of these; before it, if the stage is long enough for it to be worth its
         compilation, one that holds the half of them with the fewest tokens. If there are more steps
         than these, behind it a roomier one, and one that holds whatever comes.
     """
-    compiling = _COMPILE_TOKENS.get(jax.default_backend(), _ACCELERATOR_COMPILE_TOKENS)
+    compiling = _COMPILE_TOKENS.get(platform or jax.default_backend(), _ACCELERATOR_COMPILE_TOKENS)
     tokens_s = sum(profiles_sr.sum(axis=1) for profiles_sr in profiles.values())
     price = max(_WORTH * float(tokens_s.mean()), compiling / steps)
 
@@ -212,6 +214,7 @@ class Grouped:
         batches: of the stage.
         parts: devices a batch is split over.
         chunk_tokens: tokens a device encodes at a time; -1: all of its texts, at one width.
+        platform: as of `plans`.
         plans: by numbers of queries and passages, which differ between sources of a blend.
         useful: real tokens as a share of those that are computed, in the sample.
     """
@@ -219,12 +222,15 @@ class Grouped:
     batches: Measured
     parts: int
     chunk_tokens: int
+    platform: str = ""
 
     def __post_init__(self):
         self.seed, self.steps = self.batches.seed, self.batches.steps
         sampled = self._sampled()
         self.plans = {
-            rows: plans(profiles, self.batches.longest, self.chunk_tokens, self.steps)
+            rows: plans(
+                profiles, self.batches.longest, self.chunk_tokens, self.steps, self.platform
+            )
             for rows, (profiles, _) in sampled.items()
         }
         real = sum(tokens for _, tokens in sampled.values())

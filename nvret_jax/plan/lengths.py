@@ -1,0 +1,144 @@
+"""The lengths of a config's own texts, so that a training step is planned at the widths it runs at.
+
+A run plans its widths from the batches of its stage (`training.widths`). Here the batches are drawn
+from the same queries with their positives, and from random passages of the corpus in the place of
+negatives, which are not mined yet. Nothing but text and a tokenizer is read.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from nvret_jax.data.dataset import Dataset, load_dataset
+from nvret_jax.errors import InputError
+from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
+from nvret_jax.plan.models import Sketch
+from nvret_jax.training.widths import Grouped, Plan
+
+SAMPLED = 4096  # texts of a kind that are tokenised
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Tokens of a sample of the texts that a stage trains on, at most as many as it cuts them to.
+
+    Attributes:
+        query: int [queries].
+        positive: int [queries], of the first positive of each.
+        passage: int [passages], of random ones of the corpus.
+        longest: by side, of the longest text that a batch may have.
+    """
+
+    query: np.ndarray
+    positive: np.ndarray
+    passage: np.ndarray
+    longest: Mapping[str, int]
+
+
+def read(config: ConfigDict, student: Sketch) -> Lengths:
+    """The lengths of a config's training data with its student's tokenizer.
+
+    Args:
+        config: of a run; with several sets their texts are sampled in equal parts.
+        student: with the folder of its tokenizer.
+
+    Raises:
+        InputError: no such data, or a model known by its sizes only.
+    """
+    if student.folder is None:
+        raise InputError(
+            f"student.model={student.name}: its tokenizer is not on this machine, which lengths "
+            "are counted with; download the model, or plan without --plan_data"
+        )
+    sources = [block.data for block in config.sets.values()] or [config.data.train]
+    texts = TextTokens(student.spec, ModelTokenizer.from_folder(student.folder), student.folder)
+    rng = np.random.default_rng(config.seed)
+    parts = [_sampled(load_dataset(source), config, rng, len(sources)) for source in sources]
+
+    def count(kind: str, of_sources: Iterable[list[str]]) -> np.ndarray:
+        joined = list(itertools.chain.from_iterable(of_sources))
+        return np.array([len(ids) for ids in texts.tokenize(joined, kind, student.lengths[kind])])
+
+    queries, positives, passages = zip(*parts, strict=True)
+    return Lengths(
+        count("query", queries),
+        count("passage", positives),
+        count("passage", passages),
+        longest=dict(student.lengths),
+    )
+
+
+def _sampled(
+    data: Dataset, config: ConfigDict, rng: np.random.Generator, sources: int
+) -> tuple[list[str], list[str], list[str]]:
+    """Texts of training queries, of a positive of each, and of passages."""
+    positives = data.positives(config.data.train_split, config.data.min_relevance)
+    most = -(-SAMPLED // sources)
+    known = list(positives)
+    queries = [known[i] for i in rng.permutation(len(known))[:most]]
+    passages = [data.corpus.ids[row] for row in rng.permutation(len(data.corpus))[:most]]
+    of_queries = [positives[query][0] for query in queries]
+    return (
+        list(data.queries.select(queries).texts),
+        list(data.corpus.select(of_queries).texts),
+        list(data.corpus.select(passages).texts),
+    )
+
+
+@dataclasses.dataclass
+class Drawn:
+    """Batches of such lengths: what `training.widths` asks of a stage's batches.
+
+    Attributes:
+        lengths_of: the sample.
+        batch_size: queries.
+        positives, negatives: passages of each query.
+        seed, steps: of the stage.
+    """
+
+    lengths_of: Lengths
+    batch_size: int
+    positives: int
+    negatives: int
+    seed: int
+    steps: int
+
+    @property
+    def longest(self) -> Mapping[str, int]:
+        return self.lengths_of.longest
+
+    def lengths(self, step: int) -> dict[str, np.ndarray]:
+        """Tokens of each 'query' and 'passage' of a batch."""
+        rng = np.random.default_rng([self.seed, step])
+        own, shape = self.lengths_of, (self.batch_size, self.positives - 1 + self.negatives)
+        picked = rng.integers(0, len(own.query), self.batch_size)
+        others = own.passage[rng.integers(0, len(own.passage), shape)]
+        passages = np.concatenate([own.positive[picked][:, None], others], axis=1)
+        return {"query": own.query[picked], "passage": passages.ravel()}
+
+    def batch(self, *_: Any) -> Any:
+        raise NotImplementedError("lengths are all there is")
+
+    dataset = batch
+
+
+def usual(drawn: Drawn, parts: int, chunk_tokens: int, platform: str) -> tuple[Plan, float]:
+    """The widths that most steps of a stage run at, and the share of their tokens that is text.
+
+    Args:
+        drawn: batches.
+        parts: devices a batch is split over.
+        chunk_tokens: tokens a device encodes at a time; -1: all.
+        platform: of the devices.
+    """
+    grouped = Grouped(drawn, parts, chunk_tokens, platform)
+    steps = np.unique(np.linspace(0, drawn.steps - 1, 32).astype(int)).tolist()
+    counts = collections.Counter(tuple(sorted(grouped.plan(step).items())) for step in steps)
+    return dict(counts.most_common(1)[0][0]), grouped.useful
