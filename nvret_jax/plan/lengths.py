@@ -139,6 +139,6 @@ def usual(drawn: Drawn, parts: int, chunk_tokens: int, platform: str) -> tuple[P
         platform: of the devices.
     """
     grouped = Grouped(drawn, parts, chunk_tokens, platform)
-    steps = np.unique(np.linspace(0, drawn.steps - 1, 32).astype(int)).tolist()
+    steps = np.unique(np.linspace(0, drawn.steps - 1, 256).astype(int)).tolist()
     counts = collections.Counter(tuple(sorted(grouped.plan(step).items())) for step in steps)
     return dict(counts.most_common(1)[0][0]), grouped.useful

@@ -66,10 +66,8 @@ def test_most_steps_of_a_run_have_the_planned_widths(config, student):
     drawn = lengths.Drawn(found, BATCH, 1, NEGATIVES, 0, 2000)
     usual, useful = lengths.usual(drawn, 1, CHUNK, "cpu")
     run = Grouped(drawn, 1, CHUNK)  # as the loop makes it, on this platform
-    counts = collections.Counter(
-        tuple(sorted(run.plan(step).items())) for step in range(0, 2000, 10)
-    )
-    assert max(counts, key=counts.get) == tuple(sorted(usual.items()))
+    shares = collections.Counter(tuple(sorted(run.plan(step).items())) for step in range(2000))
+    assert shares[tuple(sorted(usual.items()))] > 0.45 * 2000  # of at most four
     assert useful == run.useful
     assert len(usual["passage"].rows) > 1
     assert usual["passage"].widths[-1] >= found.passage.max()
