@@ -368,7 +368,7 @@ def load_dataset(
             'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py), or a format of training
             rows and its file, such as 'flagembedding:FILE'. Options follow a question mark:
             'pairs:faq.csv?query=ask&test=0.2'. A path, such as
-            `pathlib.Path("data/scifact")`, is a folder in BEIR layout.
+            `pathlib.Path("data/scifact")`, is a folder in BEIR layout, or a table of pairs.
         splits: the splits to read, all of which must exist, or one; None reads all there are.
         allow_empty: keep passages and queries without any text instead of refusing them.
         missing: 'error', or 'drop' to leave out judgments of passages and queries that are not
@@ -379,7 +379,7 @@ def load_dataset(
         InputError: unknown scheme, or whatever is wrong with the data, in one line.
     """
     if isinstance(spec, os.PathLike):
-        spec = f"beir:{os.fspath(spec)}"
+        spec = f"{'pairs' if os.path.isfile(spec) else 'beir'}:{os.fspath(spec)}"
     splits = (splits,) if isinstance(splits, str) else splits
     options.check_arguments("load_dataset", locals(), _TAKES)
     scheme = spec.partition(":")[0]

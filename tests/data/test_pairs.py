@@ -296,3 +296,9 @@ def test_no_file(tmp_path):
         load_dataset(f"pairs:{tmp_path}")
     with pytest.raises(InputError, match=r"a.csv: no such file"):
         load_dataset(f"pairs:{tmp_path}/a.csv")
+
+
+def test_a_path_to_a_file_is_a_table_of_pairs(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_bytes(FILES["plain.csv"])
+    assert pairs_of(load_dataset(path)) == WANTED
