@@ -55,7 +55,7 @@ def _parquet(path: pathlib.Path, **columns) -> None:
 
 
 def make(folder: pathlib.Path, words) -> None:
-    """Writes all files of the table but `prepared/`, which `prepare` writes."""
+    """Writes all files of the table but `prepared/`, which `make_prepared` writes."""
     rows = texts(words)
     queries, passages, negatives = map(list, zip(*rows, strict=True))
     pairs = list(zip(queries, passages, strict=True))
@@ -118,7 +118,6 @@ def make(folder: pathlib.Path, words) -> None:
         ("text", "label"),
         *((q, ("red", "green", "blue")[i % 3]) for i, q in enumerate(queries)),
     ]
-    split = [("split",), *((("train", "dev", "test")[i % 3 % 3],) for i in range(ROWS))]
     order = ["train", "train", "train", "dev", "dev", "dev", "test", "test", "test"]
     split = [("split",), *((order[i % 9],) for i in range(ROWS))]
     _write(folder / "classes.csv", _csv([a + b for a, b in zip(classes, split, strict=True)]))
@@ -159,6 +158,55 @@ def _judged(folder: pathlib.Path, queries, passages) -> None:
                 "score": [1.0] * len(rows),
             },
         )
+
+
+# A record of `beir` in TensorFlow Datasets.
+EMPTY = {
+    "query_id": "",
+    "query": "",
+    "query_metadata": "{}",
+    "passage_id": "",
+    "passage": "",
+    "passage_metadata": "{}",
+    "score": -1,
+}
+
+
+def prepare(folder, features, splits, form="array_record"):
+    """Writes a data set as TensorFlow Datasets prepares it."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import sequential_writer
+
+    folder.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(
+        name=folder.parent.parent.name,
+        version=folder.name,
+        data_dir=str(folder),
+        module_name="x",
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    writer = sequential_writer.SequentialWriter(info, 1000, file_format=form)
+    writer.initialize_splits(list(splits))
+    writer.add_examples(splits)
+    writer.close_splits(list(splits))
+    return folder
+
+
+def make_prepared(folder: pathlib.Path, words) -> None:
+    """Writes `prepared/`, BEIR as TensorFlow Datasets keeps it."""
+    import tensorflow_datasets as tfds
+
+    rows = texts(words)
+    asked = [{"query_id": f"q{i}", "query": query} for i, (query, _, _) in enumerate(rows)]
+    found = [{"passage_id": f"p{i:02}", "passage": text} for i, (_, text, _) in enumerate(rows)]
+    splits = {"query": asked, "passage": found}
+    for split, numbers in SPLITS.items():
+        name = "validation" if split == "dev" else split
+        splits[name] = [asked[i] | found[i] | {"score": 1.0} for i in numbers]
+    splits = {split: [EMPTY | row for row in of_split] for split, of_split in splits.items()}
+    columns = {name: tfds.features.Text() for name in EMPTY if name != "score"}
+    made = prepare(folder / "beir" / "tiny" / "1.0.0", columns | {"score": np.float32}, splits)
+    made.rename(folder / "prepared")
 
 
 def _hub(folder: pathlib.Path, triplets: dict[str, list[str]]) -> None:

@@ -6,41 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from own_files import EMPTY, prepare
 
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record.python.array_record_module")
-
-EMPTY = {
-    "query_id": "",
-    "query": "",
-    "query_metadata": "{}",
-    "passage_id": "",
-    "passage": "",
-    "passage_metadata": "{}",
-    "score": -1,
-}
-
-
-def prepare(folder, features, splits, form="array_record"):
-    """Writes a prepared data set."""
-    from tensorflow_datasets.core import sequential_writer
-
-    folder.mkdir(parents=True)
-    identity = tfds.core.DatasetIdentity(
-        name=folder.parent.parent.name,
-        version=folder.name,
-        data_dir=str(folder),
-        module_name="x",
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
-    writer = sequential_writer.SequentialWriter(info, 1000, file_format=form)
-    writer.initialize_splits(list(splits))
-    writer.add_examples(splits)
-    writer.close_splits(list(splits))
-    return folder
 
 
 def beir(folder, order):

@@ -7,13 +7,14 @@ import tiny_models
 import tiny_project
 
 COMMANDS = own_files.commands()
-LATER = [name for name in COMMANDS if name not in ("prepared/", "mined.jsonl")]
+LATER = [name for name in COMMANDS if name != "mined.jsonl"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("own")
     own_files.make(made, tiny_models.WORDS)
+    own_files.make_prepared(made, tiny_models.WORDS)
     tiny_project.make_model(made / "model")
     return made
 
