@@ -28,6 +28,7 @@ _BANDS, _ROWS = 16, 4
 _WIDTH = 3
 _COMPARED = 200
 _BLOCK = 512
+_REMEMBERED = 1 << 21  # pairs, some 100 bytes each
 
 
 class Groups:
@@ -71,7 +72,7 @@ def join_near(texts: Iterable[str], groups: Groups) -> int:
         bands.append(keys_nb)
     full = np.array([len(triples) > 0 for triples in held], bool)
     keys_nb = np.concatenate(bands) if bands else np.zeros((0, _BANDS), np.uint64)
-    joined = 0
+    joined, apart = 0, set()  # numbers of pairs that were compared and are no copies
     for band in range(_BANDS):
         order = np.flatnonzero(full)[np.argsort(keys_nb[full, band], kind="stable")]
         sorted_keys = keys_nb[order, band]
@@ -82,11 +83,14 @@ def join_near(texts: Iterable[str], groups: Groups) -> int:
             members = order[begin:end].tolist()
             for place, row in enumerate(members):
                 for other in members[max(0, place - _COMPARED) : place]:
-                    if groups.find(other) == groups.find(row):
+                    pair = other * len(held) + row
+                    if pair in apart or groups.find(other) == groups.find(row):
                         continue
                     if jaccard(held[other], held[row]) >= THRESHOLD:
                         groups.join(other, row)
                         joined += 1
+                    elif len(apart) < _REMEMBERED:
+                        apart.add(pair)
     return joined
 
 
