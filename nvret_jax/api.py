@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nvret_jax import arguments, options
-from nvret_jax.config_keys import MARGIN_OR_AUTO, MIN_SCORE, OPTIONS, PERCENT_OR_AUTO, RULE
+from nvret_jax import arguments, blocks, options
 from nvret_jax.data.dataset import Dataset, TextTable, load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
@@ -27,11 +26,17 @@ from nvret_jax.evaluation.retrieval import Evaluation, evaluate
 from nvret_jax.export.sentence_transformers import export
 from nvret_jax.mesh import make_mesh
 from nvret_jax.mining import exclusion, miner
-from nvret_jax.mining.calibrate import QUERIES, TARGET, calibrate, check_enough
-from nvret_jax.mining.exclusion import Settings as Exclude
+from nvret_jax.mining.calibrate import calibrate, check_enough
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.mining.options import COMPAT_TAKES, Options, compatible
-from nvret_jax.mining.rules import VALUES, Rule, beyond_cosines
+from nvret_jax.mining.options import (
+    COMPAT_TAKES,
+    Calibration,
+    Exclude,
+    Options,
+    calibrated,
+    compatible,
+)
+from nvret_jax.mining.rules import VALUES, beyond_cosines
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search import checks
@@ -57,12 +62,8 @@ __all__ = [
 ]
 
 _MINE = {
-    **{name: takes for name, takes in RULE.items() if name != "name"},
-    "percent": PERCENT_OR_AUTO,
-    "margin": MARGIN_OR_AUTO,
-    **{name: takes for name, takes in OPTIONS.items() if name != "window"},
-    "rule": RULE["name"],
-    "min_score": MIN_SCORE,
+    **blocks.takes_by_key(Options),
+    "seed": options.SEED,
     "compat": COMPAT_TAKES,
     "exclude": options.Anything("nvret_jax.api.Exclude(…)", (Exclude,), unset=True),
     "depth": options.whole(1),
@@ -71,6 +72,7 @@ _MINE = {
 }
 
 
+@blocks.keywords(Options, seed=Options.seed)
 def mine(
     queries: Sequence[str],
     passages: Sequence[str],
@@ -79,31 +81,14 @@ def mine(
     teacher: Encoder | Ranker | Sequence[Encoder | Ranker] | None = None,
     query_embeddings: np.ndarray | None = None,
     passage_embeddings: np.ndarray | None = None,
-    rule: str = "perc_pos",
-    percent: float | str = 0.95,
-    margin: float | str = 0.05,
-    threshold: float = 0.70,
-    shift: int = 10,
-    anchor: str = "min",
-    ranks: str = "raw",
-    max_rank: int = 0,
-    min_score: float | None = None,
-    keep_equal: bool = False,
-    num_negatives: int = 4,
-    sampling: str = "top",
-    sample_from: int = 10,
-    sample_temperature: float = 1.0,
-    ensemble: str = "intra_dedup",
-    second_search: bool = True,
-    short: str = "ragged",
     compat: str = "",
     exclude: Exclude | None = None,
     query_ids: Sequence[str] | None = None,
     passage_ids: Sequence[str] | None = None,
-    seed: int = 0,
     depth: int = 100,
     backend: str = "auto",
     progress: bool = True,
+    **how: Any,
 ) -> Negatives:
     """Mines hard negatives for queries with known positives.
 
@@ -129,7 +114,7 @@ def mine(
         second_search, short: see `mining.options.Options`.
         compat: '', 'paper' or 'sentence_transformers'; see `mining.options`.
         exclude: passages that are never negatives; default: the query's own text and texts equal
-            to a positive's, and no text twice. See `mining.exclusion.Settings`.
+            to a positive's, and no text twice. See `mining.options.Exclude`.
         query_ids, passage_ids: what draws depend on, different strs; default: the numbers.
         seed: of draws.
         depth: candidates looked at before a second search; see `mining.survivors`.
@@ -144,33 +129,17 @@ def mine(
         InputError: lists that do not fit each other, a row that is not a passage, no teacher, or
             options that cannot be; one line, before anything is computed.
     """
-    options.check_arguments("mine", locals(), _MINE)
+    options.check_arguments("mine", {**locals(), **how}, _MINE)
     queries = arguments.texts(queries, "mine: queries")
     passages = arguments.texts(passages, "mine: passages")
     query_ids = arguments.ids(query_ids, len(queries), "mine: query_ids")
     passage_ids = arguments.ids(passage_ids, len(passages), "mine: passage_ids")
-    _check_cosines(teacher, {"margin": margin, "threshold": threshold})
-    floor = -np.inf if min_score is None else min_score
-    values = {"percent": percent, "margin": margin}
-    calibrated = [
-        name for name in rule.split("+") if VALUES[name] and values.get(VALUES[name]) == "auto"
-    ]
-    for name in calibrated:
+    _check_cosines(teacher, {name: how[name] for name in ("margin", "threshold")})
+    auto = calibrated(how)
+    for name in auto:
         check_enough(name, len(queries), "mine: ")
-    percent, margin = (
-        getattr(Rule, name) if value == "auto" else value for name, value in values.items()
-    )
-    how = Options(
-        Rule(rule, percent, margin, threshold, shift, anchor, ranks, max_rank, floor, keep_equal),
-        num_negatives=num_negatives,
-        sampling=sampling,
-        sample_from=sample_from,
-        sample_temperature=sample_temperature,
-        ensemble=ensemble,
-        short=short,
-        second_search=second_search,
-        seed=seed,
-    )
+    seed = how["seed"]
+    asked = blocks.read(Options, how, seed=seed)
     positive_rows = _positive_rows(positives, len(queries), len(passages))
     if exclude is None:
         off = compat == "sentence_transformers"
@@ -178,11 +147,11 @@ def mine(
     same = SameText.of(passages) if exclude.same_text else None
     if exclude.same_text:
         positive_rows = SameText.of(queries).share(positive_rows)
-    how = compatible(how, compat, int(positive_rows.counts.max(initial=0)))
+    asked = compatible(asked, compat, int(positive_rows.counts.max(initial=0)))
     rankers = _rankers(
         queries, passages, teacher, query_embeddings, passage_embeddings, backend, progress
     )
-    depth = max(depth, how.window)
+    depth = max(depth, asked.window)
     numbers = np.arange(len(queries), dtype=np.int32)
     teachers = []
     for number, ranker in enumerate(rankers):
@@ -198,16 +167,16 @@ def mine(
         made = exclusion.build(texts, corpus, positive_rows, exclude, texts=same, **vectors)
         return made.rows
 
-    for number, one in enumerate(teachers if calibrated else ()):
-        own = how.rule
-        for name in calibrated:
+    for number, one in enumerate(teachers if auto else ()):
+        own = asked.rule
+        for name in auto:
             choice = calibrate(
                 one.candidates,
                 one.ranker,
-                dataclasses.replace(how, rule=own),  # a second value sees the first
+                dataclasses.replace(asked, rule=own),  # a second value sees the first
                 name,
-                target=TARGET,
-                max_queries=QUERIES,
+                target=Calibration.target,
+                max_queries=Calibration.queries,
                 excluded=exclusions,
                 query_ids=query_ids,
                 passage_ids=passage_ids,
@@ -219,7 +188,7 @@ def mine(
         teachers[number] = dataclasses.replace(one, rule=own)
     negatives, _ = miner.mine(
         teachers,
-        how,
+        asked,
         excluded=exclusions(numbers, positive_rows),
         query_ids=query_ids,
         passage_ids=passage_ids,

@@ -1,8 +1,8 @@
 """What must hold of the values of a config; all mistakes are named in one message.
 
-`config_keys` says what each key takes. Here is what must hold between keys, together with
-`mining_checks` and `recipe_checks`. Only values are read. What needs the data, the mesh or the
-models is checked by `pipeline.py`, before anything is made.
+The dataclasses of options say what each key takes, and what must hold inside a block. Here is what
+must hold between blocks. Only values are read. What needs the data, the mesh or the models is
+checked by `preflight.py`, before anything is made.
 
 A check between keys reads the config through `Sound`, which ends it where it asks for a value that
 is wrong by itself: that mistake is named already.
@@ -10,21 +10,32 @@ is wrong by itself: that mistake is named already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvret_jax import options
-from nvret_jax.config import base, encoder, flat_keys, near, training_set
-from nvret_jax.config_keys import NAMED, keys_of
+from nvret_jax import blocks, options, paths
+from nvret_jax.blocks import Conflicts
+from nvret_jax.config import (
+    MAIN_SET,
+    NAMED,
+    Config,
+    base,
+    flat_keys,
+    keys_of,
+    near,
+    set_names,
+    stages_of,
+)
 from nvret_jax.errors import InputError
-from nvret_jax.mining_checks import mining_checks
-from nvret_jax.path_checks import check_paths
-from nvret_jax.recipe_checks import recipe_checks
+from nvret_jax.mining.rules import beyond_cosines
+from nvret_jax.takes import paths_in
 
-# A check of what must hold between keys: yields (key, what is wrong with its value).
-Conflicts = Iterable[tuple[str, str]]
+_TAKEN = ("teacher", "student", "student-start", "random fill")  # names in tables and folders
+_NO_COSINES = ("bm25:", "random:", "run:")  # what models of teachers begin with
+_EXACT = 1e-6  # how far from 1 parts of a whole may sum
 
 
 def validate(config: ConfigDict) -> None:
@@ -102,16 +113,27 @@ def mistakes(config: ConfigDict) -> list[str]:
     lines = wrong_values(config)
     sound = Sound(config, frozenset(lines))
     found = list(lines.values()) + check_paths(config)
-    for check in (_whole_run, _encoders, _cluster, mining_checks, recipe_checks):
-        for conflicts in check(sound):
-            try:
-                for key, what in conflicts:
-                    value = _value(config, key)
-                    named = isinstance(value, ConfigDict)
-                    found.append(f"{key}: {what}" if named else options.conflict(key, value, what))
-            except Unsound:
-                pass
+    for check in _checks(sound):
+        try:
+            for key, what in check:
+                value = _value(config, key)
+                is_block = isinstance(value, ConfigDict)
+                found.append(f"{key}: {what}" if is_block else options.conflict(key, value, what))
+        except Unsound:
+            pass
     return list(dict.fromkeys(found))
+
+
+def check_paths(config: ConfigDict) -> list[str]:
+    """What is wrong with the paths of a config, each with its key; it has all keys."""
+    wrong = []
+    for key, takes in keys_of(config).items():
+        for path in paths_in(takes, _value(config, key)):
+            try:
+                paths.local(path, key)
+            except InputError as error:
+                wrong.append(str(error))
+    return wrong
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict | None:
@@ -125,18 +147,25 @@ def with_defaults(config: ConfigDict) -> ConfigDict | None:
         return None
     if not wrong:
         return None if any(_sources(config)) else config  # no data are named: nothing to read
-    copy, expected = config.copy_and_resolve_references(), base()
-    with expected.unlocked():
-        for named, default in zip(NAMED, (encoder(), training_set(), expected.train), strict=True):
-            expected[named] = dict.fromkeys(config[named], default)
+    copy, defaults = config.copy_and_resolve_references(), _defaults(config)
     for key in wrong:
         block, _, leaf = key.rpartition(".")
         if block == "data" or leaf in ("model", "source", "split", "adapter", "start"):
             return None
         with copy.ignore_type():
             target = _value(copy, block) if block else copy
-            target[leaf] = _value(expected, key)
+            target[leaf] = defaults[key]
     return copy
+
+
+def _defaults(config: ConfigDict) -> dict[str, Any]:
+    """Key -> default, for every key that this config should have."""
+    found = {key: one.config_default for key, one in blocks.entries(Config)}
+    for named, cls in NAMED.items():
+        for name in config[named]:
+            entries = blocks.entries(cls, f"{named}.{name}.")
+            found |= {key: one.config_default for key, one in entries}
+    return found
 
 
 class Unsound(Exception):
@@ -171,8 +200,64 @@ class Sound:
         return ((key, self[key]) for key in self)
 
 
-def _whole_run(config: Sound) -> Iterator[Conflicts]:
+def _checks(config: Sound) -> Iterator[Conflicts]:
+    """The checks, each of which may be ended by a value that is wrong by itself."""
     yield _sources(config)
+    yield _student(config)
+    for at, block in _teachers(config):
+        yield _untrained(at, block)
+    yield _names(config)
+    yield _mining_teachers("mining", config.mining.teachers, config)
+    yield from _inside(config)
+    yield _rescorer(config)
+    yield _audited(config)
+    yield _cosines("mining", config.mining, config)
+    yield _rounds(config)
+    for name, block in config.sets.items():
+        yield _cosines(f"sets.{name}", block, config)
+        yield _mining_teachers(f"sets.{name}", block.teachers, config)
+    yield _order(config)
+    for at, train in _trainings(config):
+        yield _used_sets(at, train, config)
+        yield _shares(at, train, config)
+        yield _mined(at, train, config)
+    yield _starts(config)
+    yield _dropout(config)
+    yield _result(config)
+
+
+def _inside(config: Sound) -> Iterator[Conflicts]:
+    """What must hold inside each block, as its dataclass says."""
+    for check in blocks.conflicts(Config, config):
+        yield _but_templates(check, config)
+    for named, cls in NAMED.items():
+        for name, block in config[named].items():
+            yield from blocks.conflicts(cls, block, f"{named}.{name}.")
+
+
+def _but_templates(check: Conflicts, config: Sound) -> Conflicts:
+    """Where stages of training are named, `train` is what they are copied from, no stage itself."""
+    for key, what in check:
+        if not (config.train_stages and key.startswith("train.")):
+            yield key, what
+
+
+def _trainings(config: Sound) -> Iterator[tuple[str, Sound]]:
+    """Key and block of each stage of training, used or not."""
+    for name, block in config.train_stages.items():
+        yield f"train_stages.{name}", block
+    if not config.train_stages:
+        yield "train", config.train
+
+
+def _teachers(config: Sound) -> Iterator[tuple[str, Sound]]:
+    """Key and block of each teacher."""
+    yield "teacher", config.teacher
+    for name, block in config.teachers.items():
+        yield f"teachers.{name}", block
+
+
+# --- encoders ------------------------------------------------------------------------------------
 
 
 def _sources(config: Sound) -> Conflicts:
@@ -181,13 +266,6 @@ def _sources(config: Sound) -> Conflicts:
         yield "data.train", "name a data set, such as beir:DIR or pydocs:"
     if "evaluate" in stages and not config.data.test:
         yield "data.test", "name a data set, such as beir:DIR or pydocs:"
-
-
-def _encoders(config: Sound) -> Iterator[Conflicts]:
-    yield _student(config)
-    for name in ("teacher", *(f"teachers.{name}" for name in config.teachers)):
-        block = config.teacher if name == "teacher" else config.teachers[name[9:]]
-        yield _teacher(name, block)
 
 
 def _student(config: Sound) -> Conflicts:
@@ -200,7 +278,8 @@ def _student(config: Sound) -> Conflicts:
             yield "student.param_dtype", what
 
 
-def _teacher(at: str, block: Sound) -> Conflicts:
+def _untrained(at: str, block: Sound) -> Conflicts:
+    """What only a student has."""
     for key, value in (("init", "pretrained"), ("remat", "none")):
         if block[key] != value:
             yield f"{at}.{key}", f"for the student only; a teacher takes {value!r}"
@@ -209,13 +288,158 @@ def _teacher(at: str, block: Sound) -> Conflicts:
         yield f"{at}.lora_rank", what
 
 
-def _cluster(config: Sound) -> Iterator[Conflicts]:
-    yield _processes(config.distributed)
+# --- mining --------------------------------------------------------------------------------------
 
 
-def _processes(joins: Sound) -> Conflicts:
-    if joins.coordinator:
-        if joins.num_processes < 1:
-            yield "distributed.num_processes", "how many processes join the coordinator"
-        if joins.process_id >= max(1, joins.num_processes):
-            yield "distributed.process_id", "expected a number below num_processes"
+def is_name(name: str) -> bool:
+    """Whether it may name a folder: at most 100 letters, digits, '-' and '_'."""
+    return len(name) <= 100 and name.replace("-", "").replace("_", "").isalnum()
+
+
+def _names(config: Sound) -> Conflicts:
+    what = "letters, digits, '-', '_'"
+    for name in config.teachers:
+        if not is_name(name) or name in _TAKEN:
+            yield "teachers", f"{name!r} is no name for a teacher: {what}"
+    for name in config.sets:
+        if not is_name(name) or name == MAIN_SET:
+            yield "sets", f"{name!r} is no name for a set: {what}; '{MAIN_SET}' is taken"
+
+
+def _mining_teachers(at: str, names: Sequence[str], config: Sound) -> Conflicts:
+    known = ("teacher", *config.teachers)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        yield f"{at}.teachers", f"unknown {unknown}; known are {', '.join(known)}"
+
+
+def _rescorer(config: Sound) -> Conflicts:
+    rescorer, mining = config.rescorer, config.mining
+    if rescorer.model and rescorer.order == "teacher" and "auto" in (mining.percent, mining.margin):
+        yield "rescorer.order", "a value that is 'auto' is chosen from all scores: use 'rescored'"
+
+
+def _are_cosines(config: Sound, names: Iterable[str]) -> bool:
+    known = {"teacher": config.teacher, **dict(config.teachers.items())}
+    return all(
+        known[name].normalize and not known[name].model.startswith(_NO_COSINES)
+        for name in names
+        if name in known
+    )
+
+
+def _audited(config: Sound) -> Conflicts:
+    """Values that no cosine reaches, among those that an audit tries."""
+    if not _are_cosines(config, config.mining.teachers):
+        return
+    for name in ("margin", "threshold"):
+        for value in config.audit[f"{name}s"]:
+            for _, what in beyond_cosines({name: value}):
+                yield f"audit.{name}s", what
+
+
+def _cosines(at: str, block: Sound, config: Sound) -> Conflicts:
+    """Values that no cosine reaches, where the teachers' scores are cosines."""
+    if not _are_cosines(config, block.teachers or config.mining.teachers):
+        return
+    values = {name: block[name] for name in ("margin", "threshold") if name in block}
+    for name, what in beyond_cosines(values):
+        yield f"{at}.{name}", what
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _rounds(config: Sound) -> Conflicts:
+    if config.rounds > 1:
+        if not {"mine", "train"} <= set(config.stages):
+            yield "rounds", "more than one round needs the stages mine and train"
+        if config.student.adapter:
+            yield "rounds", "the student has an 'adapter': merge it first"
+
+
+def _order(config: Sound) -> Conflicts:
+    order = tuple(config.train.stages)
+    unknown = [name for name in order if name not in config.train_stages]
+    if unknown:
+        known = ", ".join(config.train_stages) or "none; add_stage() makes one"
+        yield "train.stages", f"unknown {unknown}; there are {known}"
+    for name in config.train_stages:
+        if name not in order:
+            yield "train.stages", f"stage {name!r} is never run; name it, or do not add it"
+        if not is_name(name):
+            yield "train.stages", f"{name!r} is no name for a stage: letters, digits, '-', '_'"
+
+
+def _used_sets(at: str, train: Sound, config: Sound) -> Conflicts:
+    known = set_names(config)
+    unknown = [name for name in train.sets if name not in known]
+    if unknown:
+        yield f"{at}.sets", f"unknown {unknown}; there are {', '.join(known) or 'none'}"
+
+
+def _shares(at: str, train: Sound, config: Sound) -> Conflicts:
+    names, shares = tuple(train.sets) or tuple(set_names(config)), tuple(train.shares)
+    listed = ", ".join(names)
+    if shares and len(shares) != len(names):
+        yield f"{at}.shares", f"{len(shares)} for {len(names)} sets ({listed})"
+    elif shares and train.share_unit == "weight":
+        total = math.fsum(shares)
+        if abs(total - 1) > _EXACT:
+            yield f"{at}.shares", f"sum to {total:g}; weights sum to 1"
+    elif not shares and train.share_unit == "weight" and len(names) != 1:
+        yield f"{at}.shares", f"give a weight for each of {listed}"
+
+
+def _mined(at: str, train: Sound, config: Sound) -> Conflicts:
+    if "train" not in config.stages:
+        return
+    most = config.mining.num_negatives
+    mined = dict.fromkeys(set_names(config), most)
+    for name, block in config.sets.items():
+        if block.num_negatives is not None:
+            mined[name] = block.num_negatives
+    used = [mined[name] for name in train.sets or mined if name in mined]
+    most = max(used, default=most)
+    if train.num_negatives > most:
+        yield f"{at}.num_negatives", f"mining.num_negatives={most} are mined"
+
+
+def _has_dev(config: Sound) -> bool:
+    return bool(config.data.train and config.data.dev_split)
+
+
+def _starts(config: Sound) -> Conflicts:
+    if any(name not in config.train_stages for name in config.train.stages):
+        return
+    for number, (name, block) in enumerate(stages_of(config).items()):
+        at = f"train_stages.{name}" if config.train.stages else "train"
+        if block.start != "best":
+            continue
+        if number == 0:
+            yield f"{at}.start", "there is no stage before the first"
+        if not (_has_dev(config) and block.keep_best):
+            what = "needs dev scores: data.train with data.dev_split, and keep_best"
+            yield f"{at}.start", what
+
+
+def _dropout(config: Sound) -> Conflicts:
+    if any(name not in config.train_stages for name in config.train.stages):
+        return
+    rates = sorted({block.dropout for block in stages_of(config).values() if block.dropout})
+    if len(rates) > 1:
+        what = f"stages have the rates {rates}; one rate, or 0 (off), can be built into a model"
+        yield "train.stages", what
+
+
+def _result(config: Sound) -> Conflicts:
+    if any(name not in config.train_stages for name in config.train.stages):
+        return
+    result = config.result
+    last = list(stages_of(config).values())[-1]
+    if result.pick == "best" and not (_has_dev(config) and last.keep_best):
+        what = "needs dev scores: data.train with data.dev_split, and keep_best in the last stage"
+        yield "result.pick", what
+    if result.merge_last > last.keep:
+        what = f"the last stage keeps {last.keep} checkpoints; raise its `keep`"
+        yield "result.merge_last", what

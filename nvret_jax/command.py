@@ -15,8 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nvret_jax import checks, mesh, overrides, paths, peers, streams
-from nvret_jax.choices import STAGES
-from nvret_jax.config import flat_keys
+from nvret_jax.config import STAGES, flat_keys
 from nvret_jax.errors import InputError
 from nvret_jax.options import INT32
 
@@ -38,6 +37,7 @@ _PLAN_DATA = flags.DEFINE_bool(
 _OWN = ("distributed.process_id", "distributed.coordinator")  # what processes may differ in
 _FILES, _LEAST_FILES = 4096, 64  # that may be open at once
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
+flags.DEFINE_string("help_config", None, "Print all options, or those of a block such as mining.")
 flags.DEFINE_bool("version", False, "Print the versions of this package, JAX and Python.")
 _HELP = frozenset(("-h", "-help", "--help", "--helpshort", "--helpfull"))
 _SHOWN = (

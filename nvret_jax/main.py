@@ -12,6 +12,7 @@ exit statuses. What the flags ask for is in `command.py`, imported only once sig
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -47,6 +48,12 @@ def run(argv: Sequence[str]) -> int:
         python = ".".join(map(str, sys.version_info[:3]))
         print(f"nvret_jax {__version__} (jax {metadata.version('jax')}, Python {python})")
         return 0
+    for argument in argv[1:]:
+        if match := re.fullmatch(r"--?help_config(?:=(.*))?", argument, re.DOTALL):
+            from nvret_jax import config_help
+
+            print(config_help.text(match[1] or ""))
+            return 0
     if argv[1:2] == ["convert"]:
         from nvret_jax import convert
 

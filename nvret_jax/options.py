@@ -1,356 +1,276 @@
-"""What an option is: its default, the values it takes, and the one text that says so.
+"""What an option is, and everything that follows from it.
 
-A dataclass of options gives each field `option(default, takes)`. Config, command line, Python
-functions and the dataclass itself check a value by the same `takes`, so a mistake has one text,
-whatever it is found by; only the key in front of it is that of whoever asks.
+An option is a field of a frozen dataclass: its default, the values it takes, one sentence, and
+whether it counts, that is, whether an artefact depends on it.
 
-    margin: float = option(0.05, number(0, 2, "a distance between scores"))
+    margin: float = option(0.05, number(0, 2), "margin_pos: how far below the anchor.")
 
-A check never casts. '5' is no number, True is no 1, 2.0 is no whole number; numpy's scalars count
-as what they are. A check costs no more than reading the value, however large it is.
+Each package has its dataclasses in its `options.py`. All else reads them: `config.base()` is made
+of them (`blocks.py`), the checks of a config, the command line and the Python functions refuse by
+them, fingerprints have their parts from them, and the documentation lists them. So a mistake has
+one text, whatever finds it; only the key in front of it differs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import numbers
-from collections.abc import Mapping
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nvret_jax.errors import InputError
+from nvret_jax.takes import (
+    INT32,
+    Anything,
+    Choice,
+    Combined,
+    Either,
+    Flag,
+    Many,
+    Number,
+    Path,
+    Takes,
+    Text,
+    choice,
+    flag,
+    is_unicode,
+    many,
+    number,
+    or_unset,
+    or_word,
+    path,
+    shown,
+    shown_number,
+    text,
+    whole,
+)
 
-INT32 = 2**31 - 1
-_SHOWN = 100  # characters of a value that a message repeats
-_MOST = 1000  # items of a tuple
-_LEAST = 2.0**-126  # what is smaller is 0 to an accelerator that computes in float32
+__all__ = [
+    "INT32",
+    "MESH_AXIS",
+    "SEED",
+    "Anything",
+    "Block",
+    "Choice",
+    "Combined",
+    "Either",
+    "Flag",
+    "Many",
+    "Named",
+    "Number",
+    "Option",
+    "Path",
+    "Takes",
+    "Text",
+    "block",
+    "check",
+    "check_arguments",
+    "choice",
+    "conflict",
+    "flag",
+    "is_unicode",
+    "key_of",
+    "many",
+    "mistake",
+    "mistakes",
+    "named",
+    "number",
+    "option",
+    "or_unset",
+    "or_word",
+    "parts_of",
+    "path",
+    "shown",
+    "shown_number",
+    "takes_of",
+    "text",
+    "whole",
+]
 
-
-class Takes:
-    """What values an option takes.
-
-    Attributes:
-        words: them, behind 'expected'.
-        unset: whether None is one of them.
-    """
-
-    words: str
-    unset: bool
-
-    def fits(self, value: Any) -> bool:
-        """Whether it takes this value."""
-        raise NotImplementedError
-
-    def hint(self, value: Any) -> str:
-        """More about a value that does not fit, beginning with ';', or ''."""
-        return ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Number(Takes):
-    """A finite number in a range; see `number` and `whole`."""
-
-    low: float
-    high: float
-    what: str = ""
-    whole: bool = False
-    above: bool = False
-    below: bool = False
-    also: tuple[tuple[Any, str], ...] = ()
-    unset: bool = False
-    integral: bool = False  # 2.0 is a whole number, too: for options that hold a float
-
-    def fits(self, value: Any) -> bool:
-        if value is None:
-            return self.unset
-        words = [word for word, _ in self.also if isinstance(word, str) == isinstance(value, str)]
-        if isinstance(value, str):
-            return value in words
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            return False
-        is_whole = isinstance(value, numbers.Integral)
-        if self.whole and not is_whole:
-            return False
-        if value in words:
-            return True
-        if not is_whole and (not math.isfinite(value) or (self.integral and value != int(value))):
-            return False
-        lowest = value > self.low if self.above else value >= self.low
-        if self.above and self.low == 0:
-            lowest = value >= _LEAST
-        return bool(lowest and (value < self.high if self.below else value <= self.high))
-
-    def hint(self, value: Any) -> str:
-        plain = isinstance(value, float) and self.above and self.low == 0
-        return "; float32 makes this 0" if plain and 0 < value < _LEAST else ""
-
-    @property
-    def words(self) -> str:
-        kind = "a whole number" if self.whole or self.integral else "a number"
-        low, high = shown_number(self.low), shown_number(self.high)
-        if self.above or self.below:
-            low = f"{'above' if self.above else 'of at least'} {low}"
-            span = f"{low} and {'below' if self.below else 'at most'} {high}"
-        else:
-            span = f"from {low} to {high}"
-        out = [f"{word!r}" + f" ({meaning})" * bool(meaning) for word, meaning in self.also]
-        out.append(f"{kind} {span}" + f" ({self.what})" * bool(self.what))
-        return " or ".join(out) + ", or None" * self.unset
-
-
-def number(
-    low: float,
-    high: float,
-    what: str = "",
-    *,
-    above: bool = False,
-    below: bool = False,
-    also: Mapping[Any, str] | None = None,
-    unset: bool = False,
-) -> Number:
-    """Numbers from `low` to `high`; never NaN or infinite.
-
-    Args:
-        what: what the number means, where a reader of the message may wonder.
-        above, below: the end does not belong to the range.
-        also: other values it takes, such as 'auto' or 0, and what they mean.
-        unset: whether None is allowed.
-    """
-    return Number(low, high, what, False, above, below, tuple((also or {}).items()), unset)
-
-
-def whole(
-    low: int,
-    high: int = INT32,
-    what: str = "",
-    *,
-    also: Mapping[Any, str] | None = None,
-    unset: bool = False,
-) -> Number:
-    """Whole numbers from `low` to `high`; arguments as of `number`."""
-    return Number(low, high, what, True, False, False, tuple((also or {}).items()), unset)
-
-
+Counts = bool | Callable[[Any], bool]
+SEED = whole(0, INT32)
 # The size of an axis of the mesh. It is here and not in mesh.py, which loads JAX.
 MESH_AXIS = whole(1, 1 << 20, also={-1: "the devices that are left"})
 
 
 @dataclasses.dataclass(frozen=True)
-class Either(Takes):
-    """What any of several ranges takes."""
+class Option:
+    """What one field of a dataclass of options is.
 
-    parts: tuple[Number, ...]
-    unset: bool = False
+    Attributes:
+        default: of the field.
+        takes: the values it takes.
+        sentence: what it is for.
+        key: its name in a config; '' where a config does not have it.
+        config_default, config_takes: the same in a config, which may also hold a word such as
+            'auto', or nothing; such a value leaves the field at its default.
+        counts: whether an artefact that is made with these options depends on this one: always,
+            never, or where a function of the whole dataclass says so.
+    """
 
-    def fits(self, value: Any) -> bool:
-        return any(part.fits(value) for part in self.parts)
-
-    @property
-    def words(self) -> str:
-        return ", or ".join(part.words for part in self.parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice(Takes):
-    """One of some words; see `choice`."""
-
-    known: tuple[str, ...]
-    unset: bool = False
-
-    def fits(self, value: Any) -> bool:
-        return self.unset if value is None else isinstance(value, str) and value in self.known
-
-    @property
-    def words(self) -> str:
-        listed = ", ".join(word or "''" for word in self.known)
-        return f"one of {listed}" + ", or None" * self.unset
-
-    def hint(self, value: Any) -> str:
-        words = [word for word in self.known if word] if isinstance(value, str) else []
-        found = difflib.get_close_matches(value[:_SHOWN], words, 1, 0.6) if words else []
-        return f"; did you mean {found[0]}?" if found else ""
-
-
-def choice(*known: str, unset: bool = False) -> Choice:
-    """One of some words; '' may be among them."""
-    return Choice(tuple(known), unset)
+    default: Any
+    takes: Takes
+    sentence: str
+    key: str
+    config_default: Any
+    config_takes: Takes
+    counts: Counts
 
 
 @dataclasses.dataclass(frozen=True)
-class Combined(Choice):
-    """Several different ones of some words, joined by '+'."""
+class Block:
+    """A field that holds other options.
 
-    known: tuple[str, ...]
-    unset: bool = False
+    Attributes:
+        cls: their dataclass.
+        key: of the block in a config; '' where its options lie beside those of this dataclass.
+        beside: of some of its options the keys beside this dataclass's, by name.
+    """
 
-    def fits(self, value: Any) -> bool:
-        if not isinstance(value, str):
-            return value is None and self.unset
-        names = value.split("+")
-        return set(names) <= set(self.known) and len(set(names)) == len(names)
-
-    def hint(self, value: Any) -> str:
-        return "" if isinstance(value, str) and "+" in value else super().hint(value)
-
-    @property
-    def words(self) -> str:
-        listed = ", ".join(self.known)
-        return f"one of {listed}, or several different ones joined by '+'" + ", or None" * (
-            self.unset
-        )
+    cls: type
+    key: str
+    beside: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Flag(Takes):
-    """True or False; see `flag`."""
+class Named:
+    """A field that holds any number of blocks by name; `cls`: the dataclass of each."""
 
-    unset: bool = False
-
-    def fits(self, value: Any) -> bool:
-        return self.unset if value is None else isinstance(value, bool) or _is_numpy_bool(value)
-
-    @property
-    def words(self) -> str:
-        return "True or False" + ", or None" * self.unset
+    cls: type
 
 
-def flag(*, unset: bool = False) -> Flag:
-    """True or False, no other truth."""
-    return Flag(unset)
-
-
-@dataclasses.dataclass(frozen=True)
-class Text(Takes):
-    """A text; see `text`."""
-
-    what: str
-    empty: bool
-    lines: bool
-    longest: int
-    without: str
-    unset: bool
-
-    def fits(self, value: Any) -> bool:
-        if not isinstance(value, str):
-            return value is None and self.unset
-        return not self._fault(value)
-
-    def _fault(self, value: str) -> str:
-        """What keeps a text from being taken, or ''."""
-        if not self.lines and not value.strip() and (value or not self.empty):
-            return "it is empty" if not value else "it is white space alone"
-        if len(value) > self.longest:
-            return f"it has {len(value):,} characters, at most {self.longest:,} are allowed"
-        if not is_unicode(value):
-            return "it has half of a surrogate pair, which no file can hold"
-        bad = next((letter for letter in "\0" + self.without if letter in value), None)
-        if bad is None and not self.lines:
-            bad = next((letter for letter in "\n\r" if letter in value), None)
-        return f"it has {bad!r} in it" if bad else ""
-
-    @property
-    def words(self) -> str:
-        kind = self.what or "text"
-        none = ", or '' for none" * (self.empty and not self.lines)
-        return kind + none + ", or None" * self.unset
-
-    def hint(self, value: Any) -> str:
-        return f"; {self._fault(value)}" if isinstance(value, str) else ""
-
-
-def text(
-    what: str = "",
+def option(
+    default: Any,
+    takes: Takes,
+    sentence: str = "",
     *,
-    empty: bool = False,
-    lines: bool = False,
-    longest: int = 4096,
-    without: str = "",
-    unset: bool = False,
-) -> Text:
-    """Text that can be written as UTF-8, without NUL.
+    key: str | None = None,
+    config: tuple[Any, Takes] | None = None,
+    counts: Counts = True,
+) -> Any:
+    """A field of a dataclass of options.
 
     Args:
-        what: what it names, for the message.
-        empty: whether '' is allowed; white space alone never is, unless `lines`.
-        lines: whether it may be any text, of several lines or of none.
-        longest: characters.
-        without: characters it must not have.
-        unset: whether None is allowed.
+        default: see `Option`, as for all arguments.
+        takes: the values it takes.
+        sentence: what it is for.
+        key: None: the field's own name.
+        config: default and values in a config, where they differ.
+        counts: whether artefacts depend on it.
     """
-    return Text(what, empty, lines, longest, without, unset)
+    config_default, config_takes = config or (default, takes)
+    spec = {
+        "takes": takes,
+        "sentence": sentence,
+        "key": key,
+        "config_default": config_default,
+        "config_takes": config_takes,
+        "counts": counts,
+    }
+    return dataclasses.field(default=default, metadata={"option": spec})
 
 
-@dataclasses.dataclass(frozen=True)
-class Many(Takes):
-    """A tuple of items; see `many`."""
-
-    item: Takes
-    least: int = 0
-    distinct: bool = False
-    unset: bool = False
-
-    def fits(self, value: Any) -> bool:
-        if value is None:
-            return self.unset
-        if not isinstance(value, tuple | list) or not self.least <= len(value) <= _MOST:
-            return False
-        if not all(self.item.fits(item) for item in value):
-            return False
-        return not self.distinct or len(set(value)) == len(value)
-
-    @property
-    def words(self) -> str:
-        what = f"{self.least} or more " * bool(self.least) + "different " * self.distinct
-        return f"a tuple of {what}items, each {self.item.words}" + ", or None" * self.unset
-
-    def hint(self, value: Any) -> str:
-        if not isinstance(value, tuple | list):
-            return ""
-        if len(value) > _MOST:
-            return f"; it has {len(value):,} items, at most {_MOST:,} are allowed"
-        for number, item in enumerate(value):
-            if not self.item.fits(item):
-                return f"; item {number} is {shown(item)}" + self.item.hint(item)
-        return "; an item comes twice" if len(value) >= self.least else ""
-
-
-def many(item: Takes, *, least: int = 0, distinct: bool = False, unset: bool = False) -> Many:
-    """A tuple (or list) of at most 1,000 items.
+def block(
+    cls: type,
+    *,
+    key: str | None = None,
+    flat: bool = False,
+    beside: Mapping[str, str] | None = None,
+) -> Any:
+    """A field that holds other options, of a dataclass of options.
 
     Args:
-        item: what each of them takes.
-        least: how many there are at least.
-        distinct: whether all differ.
-        unset: whether None is allowed.
+        cls: it.
+        key: of the block in a config; None: the field's name.
+        flat: a config has the options of the block beside those around it.
+        beside: of some of its options the keys beside those around it, by name.
     """
-    return Many(item, least, distinct, unset)
+    spec = {"cls": cls, "key": "" if flat else key, "beside": beside or {}}
+    return dataclasses.field(default_factory=cls, metadata={"block": spec})
 
 
-@dataclasses.dataclass(frozen=True)
-class Anything(Takes):
-    """An option that its owner checks: a path, a mapping, another block of options."""
-
-    words: str
-    kinds: tuple[type, ...]
-    unset: bool = False
-
-    def fits(self, value: Any) -> bool:
-        return self.unset if value is None else isinstance(value, self.kinds)
+def named(cls: type) -> Any:
+    """A field that holds blocks by name; `cls`: the dataclass of each."""
+    return dataclasses.field(default_factory=dict, metadata={"named": cls})
 
 
-def option(default: Any, takes: Takes, *, key: str = "") -> Any:
-    """A field of a dataclass of options; `key`: its name in messages, if that is another."""
-    return dataclasses.field(default=default, metadata={"takes": takes, "key": key})
+@functools.cache
+def fields_of(cls: type) -> Mapping[str, Option | Block | Named]:
+    """Name -> what it is, of each field that `option`, `block` or `named` made."""
+    found: dict[str, Option | Block | Named] = {}
+    for field in dataclasses.fields(cls):
+        if spec := field.metadata.get("option"):
+            key = field.name if spec["key"] is None else spec["key"]
+            found[field.name] = Option(default=field.default, **{**spec, "key": key})
+        elif spec := field.metadata.get("block"):
+            key = field.name if spec["key"] is None else spec["key"]
+            found[field.name] = Block(**{**spec, "key": key})
+        elif "named" in field.metadata:
+            found[field.name] = Named(field.metadata["named"])
+    return types.MappingProxyType(found)
 
 
 def takes_of(cls: type) -> dict[str, Takes]:
-    """Name -> what it takes, of each field that `option` made."""
+    """Name -> what it takes, of each option of a dataclass."""
     return {
-        field.name: field.metadata["takes"]
-        for field in dataclasses.fields(cls)
-        if "takes" in field.metadata
+        name: found.takes for name, found in fields_of(cls).items() if isinstance(found, Option)
     }
+
+
+def key_of(cls: type, name: str) -> str:
+    """Where a config has an option of a dataclass, from the dataclass's own block on.
+
+    Args:
+        cls: the dataclass.
+        name: of a field; of an option of a block 'block.name'.
+    """
+    outer, _, rest = name.partition(".")
+    found = fields_of(cls)[outer]
+    if isinstance(found, Option):
+        return found.key or outer
+    if rest in found.beside:
+        return found.beside[rest]
+    return (f"{found.key}." if found.key else "") + key_of(found.cls, rest)
+
+
+class _Values(Mapping):
+    """The fields of an instance by name, those of its blocks included."""
+
+    def __init__(self, instance: Any):
+        self._instance = instance
+
+    def __getitem__(self, name: str) -> Any:
+        value = getattr(self._instance, name)
+        return _Values(value) if dataclasses.is_dataclass(value) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self._instance))
+
+    def __len__(self) -> int:
+        return len(vars(self._instance))
+
+
+def parts_of(instance: Any, at: str = "") -> dict[str, Any]:
+    """The values that count, by key: what an artefact made with these options depends on.
+
+    Args:
+        instance: of a dataclass of options.
+        at: before each key, such as 'mining.'.
+    """
+    parts: dict[str, Any] = {}
+    for name, found in fields_of(type(instance)).items():
+        value = getattr(instance, name)
+        if isinstance(found, Option):
+            counts = found.counts(instance) if callable(found.counts) else found.counts
+            if counts and found.key:
+                parts[at + found.key] = value
+        elif isinstance(found, Block):
+            inside = f"{found.key}." if found.key else ""
+            beside = {inside + key_of(found.cls, n): key for n, key in found.beside.items()}
+            for key, part in parts_of(value, inside).items():
+                parts[at + beside.get(key, key)] = part
+    return parts
 
 
 def mistake(key: str, value: Any, takes: Takes) -> str | None:
@@ -363,7 +283,9 @@ def mistake(key: str, value: Any, takes: Takes) -> str | None:
     return f"{said}expected {takes.words}{takes.hint(value)}"
 
 
-def mistakes(cls: type, values: Mapping[str, Any], at: str = "") -> list[str]:
+def mistakes(
+    cls: type, values: Mapping[str, Any], at: str = "", *, by_key: bool = True
+) -> list[str]:
     """What is wrong with values of the options of a dataclass.
 
     Args:
@@ -372,24 +294,34 @@ def mistakes(cls: type, values: Mapping[str, Any], at: str = "") -> list[str]:
             each value is right by itself.
         values: of some of its options, or all.
         at: before each name, such as 'mining.'.
+        by_key: whether a line names an option as a config does, or as the dataclass does.
 
     Returns:
         One line for each mistake.
     """
-    known, keys = takes_of(cls), {f.name: f.metadata.get("key") for f in dataclasses.fields(cls)}
+
+    def named(name: str) -> str:
+        return at + (key_of(cls, name) if by_key else name)
+
     found = [
-        mistake(at + (keys[name] or name), values[name], takes)
-        for name, takes in known.items()
+        mistake(named(name), values[name], takes)
+        for name, takes in takes_of(cls).items()
         if name in values
     ]
     wrong = [line for line in found if line]
     if not wrong and hasattr(cls, "conflicts"):
         wrong = [
-            conflict(at + name, values[name], what)
+            conflict(named(name), _value(values, name), what)
             for check in cls.conflicts(values)
             for name, what in check
         ]
     return wrong
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    for one in name.split("."):
+        values = values[one]
+    return values
 
 
 def conflict(key: str, value: Any, what: str) -> str:
@@ -397,9 +329,14 @@ def conflict(key: str, value: Any, what: str) -> str:
     return f"{key}={shown(value)}: {what}"
 
 
-def check(instance: Any, at: str) -> None:
-    """Raises InputError, one line, for what is wrong with the options of a dataclass."""
-    wrong = mistakes(type(instance), vars(instance), at)
+def check(instance: Any, at: str, *, by_key: bool = True) -> None:
+    """Raises InputError, one line, for what is wrong with the options of a dataclass.
+
+    Args:
+        instance: of the dataclass.
+        at, by_key: see `mistakes`.
+    """
+    wrong = mistakes(type(instance), _Values(instance), at, by_key=by_key)
     if wrong:
         raise InputError("; ".join(wrong))
 
@@ -416,36 +353,3 @@ def check_arguments(at: str, values: Mapping[str, Any], known: Mapping[str, Take
     wrong = [line for line in found if line]
     if wrong:
         raise InputError(f"{at}: {'; '.join(wrong)}")
-
-
-def shown(value: Any) -> str:
-    """A value as a message repeats it: cut short, and never an error itself."""
-    try:
-        is_scalar = type(value).__module__ == "numpy" and hasattr(value, "item") and not value.ndim
-        said = repr(value.item() if is_scalar else value)
-    except Exception:  # numbers of more digits than Python prints; objects of others
-        said = f"a value of type {type(value).__name__}"
-    said = " ".join(said.split())
-    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}…"
-
-
-def shown_number(value: float) -> str:
-    """A bound as people write it: 1,000,000 and 0.05."""
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:.12f}".rstrip("0") if abs(value) < 1e-3 else f"{value:g}"
-
-
-def is_unicode(value: str) -> bool:
-    """Whether a text is whole: no half of a surrogate pair."""
-    if value.isascii():
-        return True
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_numpy_bool(value: Any) -> bool:
-    return type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")

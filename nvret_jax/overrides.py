@@ -21,8 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from nvret_jax import paths
-from nvret_jax.config import flat_keys, near
-from nvret_jax.config_keys import keys_of
+from nvret_jax.config import flat_keys, keys_of, near
 from nvret_jax.errors import InputError
 from nvret_jax.options import Takes, mistake, shown
 
@@ -40,7 +39,7 @@ _EXPECTED = {
 def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Checks `--config=FILE[:arg]` and every `--config.key=value` of a command line.
 
-    A number is decimal and ASCII; `None` unsets a value that can be unset (`config_keys`).
+    A number is decimal and ASCII; `None` unsets a value that can be unset.
 
     Args:
         argv: with the program's name first.

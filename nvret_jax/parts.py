@@ -7,38 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from nvret_jax import paths, sets
+from nvret_jax import blocks, paths, sets
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
 from nvret_jax.fingerprints import About, Digest, digest
-from nvret_jax.mining.exclusion import Settings
-from nvret_jax.mining.options import Options
-from nvret_jax.mining.rules import VALUES
+from nvret_jax.mining.options import Exclude, Options
 from nvret_jax.models.weights import file_sha256
+from nvret_jax.options import parts_of
+from nvret_jax.training.options import BEST_KEYS, STARTS, Training
 from nvret_jax.workdir import flatten
 
 if TYPE_CHECKING:
     from nvret_jax.run import Run
 
-# Knobs of `train` that change how a run is done or reported, not what is trained.
-_CONDUCT = (
-    "stages",
-    "checkpoint_every",
-    "eval_every",
-    "log_every",
-    "keep",
-    "keep_best",
-    "chunk_tokens",
-    "recompute",
-    "gather",
-    "dev_passages",
-    "dev_queries",
-)
-# Those of them that decide which checkpoint is the best one.
-BEST_KEYS = ("eval_every", "keep_best", "dev_passages", "dev_queries")
 # Of the config, what says where and how a run runs and is no reason for anything.
 _WHERE = ("distributed.", "mesh.", "stages")
 
@@ -56,49 +39,22 @@ def mining_parts(options: Options, config: ConfigDict) -> dict[str, Any]:
         options: as they take effect.
         config: of the run; its preset may have changed some of them.
     """
-    rule = options.rule
-    parts: dict[str, Any] = {"rule": rule.name, "num_negatives": options.num_negatives}
-    parts |= {VALUES[name]: getattr(rule, VALUES[name]) for name in rule.names if VALUES[name]}
-    if rule.needs_anchor or rule.anchor == "own":
-        parts["anchor"] = rule.anchor
-    if rule.ranks_to_skip or rule.max_rank:
-        parts |= {"ranks": rule.ranks, "max_rank": rule.max_rank}
-    if rule.keep_equal and rule.needs_anchor:
-        parts["keep_equal"] = True
-    if np.isfinite(rule.min_score):
-        parts["min_score"] = rule.min_score
-    if options.sampling != "top":
-        parts |= {"sampling": options.sampling, "sample_from": options.sample_from}
-        if options.sampling != "uniform":
-            parts["sample_temperature"] = options.sample_temperature
-    parts |= {key: getattr(options, key) for key in ("ensemble", "short", "second_search")}
-    named = {f"mining.{key}": value for key, value in parts.items()}
-    for key, value in parts.items() if config.mining.compat else ():
-        if value != config.mining[key]:
-            keys = ("mining.compat", f"mining.{key}")
-            named[f"mining.{key}"] = Digest(value, keys[1], keys)
+    named = parts_of(options, "mining.")
+    for key, value in list(named.items()) if config.mining.compat else ():
+        if value != config.mining[key.removeprefix("mining.")]:
+            named[key] = Digest(value, key, ("mining.compat", key))
     if options.window:
         # As many candidates as sentence-transformers looks at; follows from other values.
         named["mining.window"] = Digest(str(options.window), "the window", ("mining.compat",))
-    draws = options.sampling != "top" or options.ensemble == "cross" or options.short == "random"
-    return named | ({"seed": options.seed} if draws else {})
+    return named | ({"seed": options.seed} if options.draws else {})
 
 
-_SETTINGS = {
-    "own_text": "own_text",
-    "same_text": "same_text",
-    "cosine": "near_copy",
-    "jaccard": "minhash",
-    "document_separator": "document_separator",
-}
-
-
-def exclusion_parts(settings: Settings) -> dict[str, Any]:
+def exclusion_parts(exclude: Exclude) -> dict[str, Any]:
     """What is never a negative; a map of documents by its content, not its path."""
     at = "mining.exclude."
-    parts = {f"{at}{key}": getattr(settings, name) for name, key in _SETTINGS.items()}
-    if settings.document_map:
-        parts[f"{at}document_map"] = file_part(f"{at}document_map", settings.document_map)
+    parts = parts_of(exclude, at)
+    if exclude.document_map:
+        parts[f"{at}document_map"] = file_part(f"{at}document_map", exclude.document_map)
     return parts
 
 
@@ -110,19 +66,14 @@ def stage_parts(config: ConfigDict, name: str, block: ConfigDict, following: str
         name, block: of the stage.
         following: where the stage after it starts, or ''.
     """
-    values = {key: value for key, value in block.to_dict().items() if key not in _CONDUCT}
+    at, stage = stage_prefix(name), blocks.read(Training, block)
+    parts = parts_of(stage, at)
     if following == "best":
-        values |= {key: block[key] for key in BEST_KEYS}
-    if values["steps"] or not values["max_steps"]:
-        del values["max_steps"]  # no bound
-    del values["epochs" if values["steps"] else "steps"]  # steps decide where they are given
-    values["sets"] = list(sets.sets_of(config, block))
-    values["shares"] = list(values["shares"])
-    at = stage_prefix(name)
-    out = {f"{at}{key}": value for key, value in flatten(values).items()}
-    if values["start"] not in ("last", "best", "student"):
-        out[f"{at}start"] = folder_part(f"{at}start", values["start"])
-    return out
+        parts |= {f"{at}{key}": block[key] for key in BEST_KEYS}
+    parts[f"{at}sets"] = list(sets.sets_of(config, block))
+    if stage.start not in STARTS:
+        parts[f"{at}start"] = folder_part(f"{at}start", stage.start)
+    return parts
 
 
 def training_parts(run: Run) -> tuple[dict[str, Any], About]:

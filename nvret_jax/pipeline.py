@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from nvret_jax import checks, claim, closing, options, paths, preflight, rounds, stops, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, Damaged
-from nvret_jax.choices import STAGES as STAGE_NAMES
+from nvret_jax.config import STAGES as STAGE_NAMES
 from nvret_jax.console import say
 from nvret_jax.errors import InputError, from_system
 from nvret_jax.run import MADE_BY, Run

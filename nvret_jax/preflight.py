@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import options, sets, teachers
-from nvret_jax.config_keys import STAGE
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
 from nvret_jax.mining import documents, verdicts
@@ -29,8 +28,10 @@ from nvret_jax.search.run_file import RunRanker
 from nvret_jax.sides import Side
 from nvret_jax.stages import STAGES
 from nvret_jax.training.loop import check_batch, loss_of
+from nvret_jax.training.options import Training
 
 MINING = ("embed", "search", "audit", "mine")
+_STEPS = options.takes_of(Training)["steps"]
 SMALL_BATCH = 1024  # a batch of at most so many queries may have more rows than there are queries
 # What a stage that would be made reads, the nearest first.
 _READS = {
@@ -122,7 +123,7 @@ def _mining_checks(part: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any
 def _check_side(side: Side, state: Run) -> None:
     at = side.name if side.name in ("teacher", "student") else f"teachers.{side.name}"
     try:
-        side.check_kernel()
+        side.check_kernel(state.config.embed.dtype)
     except InputError as error:  # begins with the key inside the block
         raise InputError(f"{at}.{error}") from None
     embedding_model.check_mesh(side.spec, state.mesh)
@@ -194,10 +195,10 @@ def _check_length(state: Run, block: ConfigDict, at: str) -> None:
     if block.share_unit == "epochs":
         weights = sets.shares_of(block, names)
     steps = block.epochs * math.fsum(w * rows[n] for w, n in zip(weights, names, strict=True))
-    if steps / block.batch_size > STAGE["steps"].high:
+    if steps / block.batch_size > _STEPS.high:
         raise InputError(
             f"{at}.epochs={options.shown(block.epochs)}: that is {steps / block.batch_size:.3g} "
-            f"steps; expected at most {STAGE['steps'].high:,}"
+            f"steps; expected at most {_STEPS.high:,}"
         )
 
 

@@ -18,28 +18,31 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvret_jax import fingerprints, precision, said, sets, teachers
+from nvret_jax import blocks, fingerprints, options, precision, said, sets, teachers
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import parts as parts_lib
 from nvret_jax.artifacts import Artifact, Damaged
-from nvret_jax.choices import DTYPES
 from nvret_jax.config import stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText, share_positives
 from nvret_jax.data.subset import subset
 from nvret_jax.errors import InputError
+from nvret_jax.evaluation.options import EvaluationOptions
+from nvret_jax.export.options import Export
 from nvret_jax.fingerprints import About, Digest, digest
-from nvret_jax.mining.exclusion import Settings
-from nvret_jax.mining.options import Options, compatible
-from nvret_jax.mining.rules import VALUES, Rule
+from nvret_jax.mining.options import Audit, Exclude, Mining, Options, calibrated, compatible
+from nvret_jax.mining.options import Rescorer as RescorerOptions
+from nvret_jax.mining.rules import VALUES
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.model_tokenizer import ModelTokenizer
+from nvret_jax.models.options import DTYPES, EncoderOptions
+from nvret_jax.report.options import Report
 from nvret_jax.search import rounded
 from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.options import Embed
 from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.sides import OwnSide, Rescorer, ServedSide, Side
+from nvret_jax.sides import Loading, OwnSide, Rescorer, ServedSide, Side
 from nvret_jax.training.loop import load_trained
 from nvret_jax.training.sums import DamagedCheckpoint
 from nvret_jax.workdir import Workdir
@@ -74,8 +77,7 @@ class Run:
     Attributes:
         config, workdir: what was given.
         label: '' or, for one of several training sets, its folder below the whole run's workdir.
-        models: the encoders that are loaded, by what they were read with.
-        tokenizers: those that are, by folder.
+        loading: what models are read with, and those that are in memory.
         cut_counts: how many texts of a table a tokenizer cuts; see `truncation`.
     """
 
@@ -99,14 +101,28 @@ class Run:
         self._described: dict[tuple, Any] = {}
         self._checked: set[str] = set()  # embeddings whose chunks were read
         self.label = "" if whole is None else f"sets/{workdir.path.name}/"
-        self.models: dict[str, Encoder] = {} if whole is None else whole.models
-        self.tokenizers: dict[str, ModelTokenizer] = {} if whole is None else whole.tokenizers
+        self.loading = self._loading() if whole is None else whole.loading
         self._read: dict[str, Dataset] = {} if whole is None else whole._read
         self.cut_counts: dict[tuple, int] = {} if whole is None else whole.cut_counts
-        self.student = Side("student", config.student, self)
+        self.student = self._side("student", config.student)
         # What "before" means. Where nothing is trained, the student is evaluated as configured.
-        self.untrained = OwnSide(started, self) if self.trains else self.student
-        self.served = ServedSide(self.student)
+        self.untrained = self.student
+        if self.trains:
+            read = blocks.read(EncoderOptions, started)
+            self.untrained = OwnSide(read, self.loading, self.label)
+        self.served = ServedSide(self.student, config.export.max_length)
+
+    def _loading(self) -> Loading:
+        config = self.config
+        return Loading(
+            mesh=lambda: self.mesh,
+            download=config.download,
+            seed=config.seed,
+            dropout=lambda: max(stage.dropout for stage in self.stages.values()),
+        )
+
+    def _side(self, name: str, block: ConfigDict) -> Side:
+        return Side(name, blocks.read(EncoderOptions, block), self.loading, self.label)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -137,14 +153,14 @@ class Run:
             for side in part.encoders.values():
                 side.release()
         kept = self.student.key
-        for key in [key for key in self.models if key != kept]:
-            del self.models[key]
+        for key in [key for key in self.loading.models if key != kept]:
+            del self.loading.models[key]
 
     def release_untrained(self) -> None:
         """Lets go of the student before training, unless the trained one has its weights."""
         if self.untrained.key != self.student.key:
             self.untrained.release()
-            self.models.pop(self.untrained.key, None)
+            self.loading.models.pop(self.untrained.key, None)
 
     @property
     def trains(self) -> bool:
@@ -169,7 +185,7 @@ class Run:
     def encoders(self) -> dict[str, Side]:
         """The teachers that are encoders."""
         return {
-            name: Side(name, self.block(name), self)
+            name: self._side(name, self.block(name))
             for name in self.teacher_names
             if teachers.kind(self.block(name).model) == "encoder"
         }
@@ -328,7 +344,7 @@ class Run:
         parts = {
             **side.parts(kind),
             "texts": self.texts(data, table),
-            "embed.chunk_rows": self.config.embed.chunk_rows,
+            **self._values_of(Embed, "embed"),
         }
         if role == "student":
             parts |= self.result_parts()
@@ -405,12 +421,13 @@ class Run:
     @functools.cached_property
     def rescorer(self) -> Rescorer | None:
         """What scores candidates anew; None where there is none, or no rule asks for its scores."""
-        return Rescorer(self) if self.config.rescorer.model else None
+        read = blocks.read(RescorerOptions, self.config.rescorer)
+        return Rescorer(read, self.loading, lambda: self.train_data) if read.model else None
 
     @_once
     def rescored(self, name: str) -> Artifact | None:
         """One teacher's candidates with the rescorer's scores; None without one."""
-        if self.rescorer is None or not self.rescorer.is_needed:
+        if self.rescorer is None or not self.rescorer.is_needed(self.options, self.mining.compat):
             return None
         parts = {"candidates": self.candidates(name), **self.rescorer.parts()}
         if self.config.rescorer.order == "teacher":
@@ -422,50 +439,26 @@ class Run:
     @functools.cached_property
     def calibrated(self) -> tuple[str, ...]:
         """The rules whose value is 'auto'."""
-        mining = self.config.mining
-        return tuple(
-            name
-            for name in mining.rule.split("+")
-            if VALUES[name] and mining[VALUES[name]] == "auto"
-        )
+        return calibrated(self.config.mining)
 
     @functools.cached_property
     def options(self) -> Options:
-        """How to mine; where a value is 'auto', the paper's stands in its place."""
-        mining = self.config.mining
-        names = {field.name for field in dataclasses.fields(Rule)} - {"name", "min_score"}
-        values = {name: mining[name] for name in names if mining[name] != "auto"}
-        if mining.min_score is not None:
-            values["min_score"] = mining.min_score
-        options = Options(
-            rule=Rule(name=mining.rule, **values),
-            num_negatives=mining.num_negatives,
-            sampling=mining.sampling,
-            sample_from=mining.sample_from,
-            sample_temperature=mining.sample_temperature,
-            ensemble=mining.ensemble,
-            short=mining.short,
-            second_search=mining.second_search,
-            seed=self.config.seed,
-        )
-        most = max(map(len, self.positives().values())) if mining.compat else 0
+        """How to mine, its preset in effect; where a value is 'auto', the paper's is used."""
+        asked = dataclasses.replace(self.mining.options, seed=self.config.seed)
+        compat = self.mining.compat
+        most = max(map(len, self.positives().values())) if compat else 0
         rescored = bool(self.config.rescorer.model)
-        return compatible(options, mining.compat, most, rescored=rescored)
+        return compatible(asked, compat, most, rescored=rescored)
 
     @functools.cached_property
-    def exclusions(self) -> Settings:
+    def mining(self) -> Mining:
+        """How to mine, as configured."""
+        return blocks.read(Mining, self.config.mining)
+
+    @property
+    def exclusions(self) -> Exclude:
         """Which passages are never negatives."""
-        config = self.config.mining.exclude
-        if self.config.mining.compat == "sentence_transformers":
-            return Settings(own_text="off", same_text=False)
-        return Settings(
-            own_text=config.own_text,
-            same_text=config.same_text,
-            cosine=config.near_copy,
-            jaccard=config.minhash,
-            document_separator=config.document_separator,
-            document_map=config.document_map or None,
-        )
+        return self.mining.exclusions
 
     @_once
     def audit(self) -> Artifact:
@@ -474,7 +467,7 @@ class Run:
             **self._candidate_parts(),
             **parts_lib.mining_parts(self.options, self.config),
             **self.exclusion_parts(),
-            **{f"audit.{key}": value for key, value in self.config.audit.to_dict().items()},
+            **self._values_of(Audit, "audit"),
             "seed": self.config.seed,
         }
         return self.workdir.audit(parts, self.about)
@@ -494,10 +487,10 @@ class Run:
             data, split = self.train_data, self.config.data.train_split
             parts["passages"] = self.texts(data, "passages")
             parts["queries"] = self.texts(data, f"queries-{split}")
-        mining = self.config.mining
-        if mining.verdicts:
-            parts["mining.verdicts"] = parts_lib.file_part("mining.verdicts", mining.verdicts)
-            parts |= {f"mining.{key}": mining[key] for key in ("verdict_mode", "max_promoted")}
+        judge = self.mining.judge
+        if judge.verdicts:
+            parts["mining.verdicts"] = parts_lib.file_part("mining.verdicts", judge.verdicts)
+            parts |= options.parts_of(judge, "mining.")
         return parts
 
     @_once
@@ -510,9 +503,8 @@ class Run:
         }
         for name in self.calibrated:
             parts[f"mining.{VALUES[name]}"] = "auto"
-            for key, value in self.config.mining.calibration.to_dict().items():
-                parts[f"mining.calibration.{key}"] = value
         if self.calibrated:
+            parts |= options.parts_of(self.mining.calibration, "mining.calibration.")
             parts["seed"] = self.config.seed
         return self.workdir.negatives(self.config.data.train_split, parts, self.about)
 
@@ -540,8 +532,7 @@ class Run:
             for table in ("passages", f"queries-{split}")
         }
         parts |= self.search_parts()
-        values = self.config.evaluation.to_dict()
-        parts |= {f"evaluation.{key}": value for key, value in values.items()}
+        parts |= self._values_of(EvaluationOptions, "evaluation")
         parts["judgments"] = parts_lib.judgments_part(data.qrels[split], test=True)
         parts["data.test_split"] = split
         return self.workdir.evaluation(data.name, parts, self.about)
@@ -560,9 +551,7 @@ class Run:
 
     def export(self) -> Artifact:
         """The folder other tools load."""
-        parts = {**self._student_parts(), "export.dtype": self.config.export.dtype}
-        if self.config.export.max_length:
-            parts["export.max_length"] = self.config.export.max_length
+        parts = {**self._student_parts(), **self._values_of(Export, "export")}
         parts["said"] = self._said()
         if self.evaluates:
             parts["evaluation"] = self.evaluation()
@@ -570,7 +559,7 @@ class Run:
 
     def report(self) -> Artifact:
         """report.html."""
-        parts = {**self._student_parts(), "report.examples": self.config.report.examples}
+        parts = {**self._student_parts(), **self._values_of(Report, "report")}
         parts["said"] = self._said()
         for name, part in self.sets.items() if "audit" in self.config.stages else ():
             of = "" if name == sets.MAIN_SET else f"{name}:"
@@ -581,6 +570,10 @@ class Run:
         if self.evaluates:
             parts["evaluation"] = self.evaluation()
         return self.workdir.report(parts, self.about)
+
+    def _values_of(self, cls: type, block: str) -> dict[str, Any]:
+        """The values of a block that count."""
+        return options.parts_of(blocks.read(cls, self.config[block]), f"{block}.")
 
     # --- what earlier stages made ---
 

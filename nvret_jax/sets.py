@@ -11,8 +11,7 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from nvret_jax.config import stages_of
-from nvret_jax.recipe_checks import MAIN_SET, set_names
+from nvret_jax.config import MAIN_SET, set_names, stages_of
 
 MINING_STAGES = ("embed", "search", "audit", "mine")
 _MINING = ("rule", "percent", "margin", "anchor", "num_negatives")

@@ -6,80 +6,87 @@ from the files alone, so that the state of every stage is known before anything 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 
 from nvret_jax import fingerprints, paths, precision
+from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
 from nvret_jax.fingerprints import Digest
+from nvret_jax.mining.options import Options
+from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.mining.rescoring import ScorePairs, text_scorer
 from nvret_jax.models import kernels, lora, weights
 from nvret_jax.models.cross_encoder import CrossEncoder
-from nvret_jax.models.encoder import Encoder, LoraConfig
+from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
+from nvret_jax.models.options import EncoderOptions, LoraConfig
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, read_spec
+from nvret_jax.options import parts_of
 from nvret_jax.training.start import randomised
 
-if TYPE_CHECKING:
-    from nvret_jax.run import Run
 
+@dataclasses.dataclass
+class Loading:
+    """What the models of a run are read with, and those that are in memory.
 
-def spec_overrides(block: ConfigDict) -> dict[str, Any]:
-    """What a config's block of an encoder changes in the model's own spec; see `read_spec`."""
-    return {
-        "dtype": block.dtype,
-        "param_dtype": block.param_dtype,
-        "pooling": block.pooling,
-        "normalize": block.normalize,
-        "query_prompt": block.query_prompt,
-        "passage_prompt": block.passage_prompt,
-        "prompt_in_pooling": block.prompt_in_pooling,
-        "bidirectional": block.bidirectional,
-    }
+    Attributes:
+        mesh: gives where the weights lie; called when the first model is loaded.
+        download: whether hub models may be fetched.
+        seed: of new weights and adapters.
+        dropout: gives the rate of the student's backbone while it trains; one for all stages, as
+            it is part of the model.
+        models: the encoders that are loaded, by what they were read with.
+        tokenizers: those that are, by folder.
+    """
 
-
-def new_adapters(block: ConfigDict) -> LoraConfig | None:
-    """The new adapters that a block asks for; None: none."""
-    if not block.lora_rank:
-        return None
-    return LoraConfig(
-        rank=block.lora_rank,
-        alpha=block.lora_alpha,
-        dropout=block.lora_dropout,
-        targets=tuple(block.lora_targets),
-    )
+    mesh: Callable[[], Mesh]
+    download: bool = False
+    seed: int = 0
+    dropout: Callable[[], float] = float
+    models: dict[str, Encoder] = dataclasses.field(default_factory=dict)
+    tokenizers: dict[str, ModelTokenizer] = dataclasses.field(default_factory=dict)
 
 
 class Side:
     """An encoder, a teacher or the student, as configured; loaded when first used."""
 
-    def __init__(self, name: str, config: ConfigDict, run: Run):
-        self.name, self.config, self._run = name, config, run
+    def __init__(self, name: str, config: EncoderOptions, loading: Loading, label: str = ""):
+        """An encoder.
+
+        Args:
+            name: 'teacher', 'student', or the name of another teacher.
+            config: its options.
+            loading: what it is read with.
+            label: before its name in messages.
+        """
+        self.name, self.config, self.loading, self._label = name, config, loading, label
 
     @functools.cached_property
     def folder(self) -> epath.Path:
-        return resolve(self.config.model, download=self._run.config.download)
+        return resolve(self.config.model, download=self.loading.download)
 
     def _overrides(self) -> dict[str, Any]:
-        return spec_overrides(self.config)
+        return self.config.overrides
 
     @functools.cached_property
     def lora(self) -> LoraConfig | None:
         """The new adapters it gets; None: none."""
-        return new_adapters(self.config)
+        return self.config.lora
 
     @functools.cached_property
     def _tokenizer(self) -> ModelTokenizer:
         """The model's own; read once for all sides and sets."""
-        folder, read = self._own[1], self._run.tokenizers
+        folder, read = self._own[1], self.loading.tokenizers
         if str(folder) not in read:
             read[str(folder)] = ModelTokenizer.from_folder(folder)
         return read[str(folder)]
@@ -96,7 +103,7 @@ class Side:
 
     def length(self, kind: str) -> int:
         """Tokens kept of a text of this kind."""
-        return self.config[f"{kind}_length"] or self._own[0].max_length
+        return self.config.length(kind) or self._own[0].max_length
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
@@ -105,7 +112,7 @@ class Side:
         for kind in ("query", "passage"):
             if (length := self.length(kind)) > positions:
                 raise InputError(
-                    f"{self._run.label}{self.key_prefix}{kind}_length={length}: the model takes at "
+                    f"{self._label}{self.key_prefix}{kind}_length={length}: the model takes at "
                     f"most {positions} tokens; use that or less, or 0 for its own length"
                 )
         longest = max(self.length("query"), self.length("passage"))
@@ -173,7 +180,7 @@ class Side:
         if self.config.param_dtype != "float32":
             parts["param_dtype"] = self.config.param_dtype
         if self.config.init != "pretrained":
-            parts |= {"init": self.config.init, "seed": self._run.config.seed}
+            parts |= {"init": self.config.init, "seed": self.loading.seed}
         if self.spec.prompt_in_pooling != "all":
             parts["prompt_in_pooling"] = self.spec.prompt_in_pooling
         if self.spec.truncate_dim is not None:
@@ -201,38 +208,36 @@ class Side:
 
     @property
     def dropout(self) -> float:
-        """Of the backbone while it trains; one rate for all stages, as it is part of the model."""
-        if self.name != "student":
-            return 0.0
-        return max(stage.dropout for stage in self._run.stages.values())
+        """Of the backbone while it trains."""
+        return self.loading.dropout() if self.name == "student" else 0.0
 
     @functools.cached_property
     def key(self) -> str:
         """What the weights in memory are a function of: sides that share it share those."""
         read = self._overrides() | {"query_prompt": None, "passage_prompt": None}
-        config, seed = self.config, self._run.config.seed
+        config, seed = self.config, self.loading.seed
         more = [self.lora, config.adapter, config.attention, config.remat, config.init]
         more.append(seed if self.lora or config.init == "random" else 0)
         return repr([str(self.folder), sorted(read.items()), self.dropout, more])
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        models = self._run.models
+        models = self.loading.models
         if self.key not in models:
             encoder = Encoder.from_pretrained(
                 str(self.folder),
-                mesh=self._run.mesh,
+                mesh=self.loading.mesh(),
                 max_length=self.spec.max_length,
                 dropout=self.dropout,
                 lora=self.lora,
                 adapter=self.config.adapter or None,
-                seed=self._run.config.seed,
+                seed=self.loading.seed,
                 attention=self.config.attention,
                 remat=self.config.remat,
                 **self._overrides(),
             )
             if self.config.init == "random":
-                encoder = randomised(encoder, self._run.config.seed)
+                encoder = randomised(encoder, self.loading.seed)
             models[self.key] = encoder
         return models[self.key].with_texts(
             query_prompt=self.spec.query_prompt,
@@ -240,10 +245,13 @@ class Side:
             max_length=self.spec.max_length,
         )
 
-    def check_kernel(self) -> None:
-        """Raises InputError where its attention cannot be computed as configured, on this mesh."""
-        name, platform = self.config.attention, self._run.mesh.devices.flat[0].platform
-        asked = self._run.config.embed.dtype
+    def check_kernel(self, asked: str) -> None:
+        """Raises InputError where its attention cannot be computed as configured, on this mesh.
+
+        Args:
+            asked: `embed.dtype`.
+        """
+        name, platform = self.config.attention, self.loading.mesh().devices.flat[0].platform
         embeds = precision.embedding_dtype(asked, self.config.dtype, platform)
         for dtype in (self.config.dtype, embeds):
             kernels.check_options(name, dtype=dtype, drops=self.dropout > 0)
@@ -257,7 +265,7 @@ class Side:
             taken = texts.taken(kind) if prompt else 0
             if taken >= length:
                 raise InputError(
-                    f"{self._run.label}{self.name}: {kind}_length={length}, and the prompt "
+                    f"{self._label}{self.name}: {kind}_length={length}, and the prompt "
                     f"{prompt!r} alone takes {taken} tokens; raise the length"
                 )
 
@@ -275,10 +283,9 @@ class OwnSide(Side):
     configured.
     """
 
-    def __init__(self, config: ConfigDict, run: Run):
-        block = config.copy_and_resolve_references()
-        block.query_length = block.passage_length = 0
-        super().__init__("student", block, run)
+    def __init__(self, config: EncoderOptions, loading: Loading, label: str = ""):
+        own = dataclasses.replace(config, query_length=0, passage_length=0)
+        super().__init__("student", own, loading, label)
 
     @functools.cached_property
     def _stated(self) -> bool:
@@ -303,12 +310,12 @@ class ServedSide(Side):
     or the longer one of the student's. It shares the weights of the student.
     """
 
-    def __init__(self, student: Side):
-        super().__init__(student.name, student.config, student._run)
-        self._student = student
+    def __init__(self, student: Side, max_length: int):
+        super().__init__(student.name, student.config, student.loading, student._label)
+        self._student, self._max_length = student, max_length
 
     def length(self, kind: str) -> int:
-        return self._run.config.export.max_length or self._student.spec.max_length
+        return self._max_length or self._student.spec.max_length
 
     def _values(self, kind: str) -> dict[str, Any]:
         keys = ("export.max_length", "student.query_length", "student.passage_length")
@@ -328,21 +335,32 @@ class ServedSide(Side):
 class Rescorer:
     """The cross-encoder, as configured; loaded when first used."""
 
-    def __init__(self, run: Run):
-        self.config, self._run = run.config.rescorer, run
+    def __init__(self, config: RescorerOptions, loading: Loading, data: Callable[[], Dataset]):
+        """A cross-encoder.
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether anything reads its scores; in the teacher's order only a bound or a draw."""
-        rule, sampling = self._run.options.rule, self._run.options.sampling
+        Args:
+            config: its options.
+            loading: what it is read with.
+            data: gives what has the queries and passages; called when pairs are scored.
+        """
+        self.config, self._loading, self._data = config, loading, data
+
+    def is_needed(self, mining: Options, compat: str) -> bool:
+        """Whether anything reads its scores; in the teacher's order only a bound or a draw.
+
+        Args:
+            mining: how it is mined, the preset in effect.
+            compat: the preset.
+        """
+        rule = mining.rule
         bounded = not {"naive", "shifted"} >= set(rule.names) or np.isfinite(rule.min_score)
-        if self._run.config.mining.compat == "sentence_transformers":
+        if compat == "sentence_transformers":
             return bounded  # which leaves a cross-encoder out where nothing is filtered
-        return self.config.order == "rescored" or bounded or "softmax" in sampling
+        return self.config.order == "rescored" or bounded or "softmax" in mining.sampling
 
     @functools.cached_property
     def _folder(self) -> epath.Path:
-        return resolve(self.config.model, download=self._run.config.download)
+        return resolve(self.config.model, download=self._loading.download)
 
     def parts(self) -> dict[str, Any]:
         """What decides its scores and how many there are."""
@@ -355,22 +373,20 @@ class Rescorer:
                 hashlib.sha256(sums.encode()).hexdigest(), "the weights of rescorer.model", keys
             ),
             "rescorer.tokenizer": Digest(tokenizer, "the tokenizer of rescorer.model", keys),
-            **{
-                f"rescorer.{key}": self.config[key] for key in ("length", "dtype", "depth", "order")
-            },
+            **parts_of(self.config, "rescorer."),
         }
 
     @functools.cached_property
     def model(self) -> CrossEncoder:
         return CrossEncoder.from_pretrained(
             str(self._folder),
-            mesh=self._run.mesh,
+            mesh=self._loading.mesh(),
             dtype=self.config.dtype,
             max_length=self.config.length or None,
         )
 
     @functools.cached_property
     def score_pairs(self) -> ScorePairs:
-        """Scores of pairs of rows of the training data."""
-        data = self._run.train_data
+        """Scores of pairs of rows of the data."""
+        data = self._data()
         return text_scorer(self.model.score, data.queries.texts, data.corpus.texts)

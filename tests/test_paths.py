@@ -7,10 +7,10 @@ import command
 import pytest
 
 from nvret_jax import paths
+from nvret_jax.checks import check_paths
 from nvret_jax.config import base
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.errors import InputError, from_system
-from nvret_jax.path_checks import check_paths
 
 ADDRESSES = ("gs://bucket/x", "s3://bucket/x", "file:///x/y", "https://example.org/x", "foo://x")
 

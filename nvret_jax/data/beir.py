@@ -47,10 +47,10 @@ from nvret_jax.data.lines import (
 )
 from nvret_jax.data.mapped import TextWriter, distinct
 from nvret_jax.data.normalize import half_pair
+from nvret_jax.data.options import MISSING
 from nvret_jax.errors import InputError
 
 _HEADER = ("query-id", "corpus-id", "score")
-MISSING = ("error", "drop")
 
 
 def read_beir(

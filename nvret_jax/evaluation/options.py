@@ -1,8 +1,25 @@
-"""What the options of an evaluation take; see `nvret_jax.options`."""
+"""The options of an evaluation."""
 
 from __future__ import annotations
 
-from nvret_jax.options import whole
+import dataclasses
 
-DEPTH = whole(100, 1_000_000, "passages; recall_100 and ndcg_cut_100 need 100")
-GRADE = whole(1, what="a grade")
+from nvret_jax.data.options import GRADE
+from nvret_jax.options import flag, option, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """How rankings are made and scored."""
+
+    depth: int = option(
+        100,
+        whole(100, 1_000_000, "passages; recall_100 and ndcg_cut_100 need 100"),
+        "Passages retrieved per query; recall@100 needs 100.",
+    )
+    min_relevance: int = option(
+        1, GRADE, "Judgments from this grade on count as relevant; lower ones gain nothing."
+    )
+    exclude_self: bool = option(
+        True, flag(), "Leave the passage with the query's own id out of its ranking, as BEIR does."
+    )

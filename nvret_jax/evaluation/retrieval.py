@@ -37,10 +37,10 @@ import ir_measures
 import numpy as np
 
 from nvret_jax import arguments, options
-from nvret_jax.choices import BACKENDS
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.errors import InputError
-from nvret_jax.evaluation.options import DEPTH, GRADE
+from nvret_jax.evaluation.options import EvaluationOptions
+from nvret_jax.search.options import Search
 
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
@@ -229,12 +229,12 @@ def metrics(
     return means, per_query
 
 
+_OPTIONS = options.takes_of(EvaluationOptions)
 _EVALUATE = {
+    **_OPTIONS,
     "split": options.text("the name of a split"),
-    "k": DEPTH,
-    "min_relevance": GRADE,
-    "exclude_self": options.flag(),
-    "backend": options.choice(*BACKENDS),
+    "k": _OPTIONS["depth"],
+    "backend": options.takes_of(Search)["backend"],
     "passage_length": options.whole(1, what="tokens", unset=True),
     "query_length": options.whole(1, what="tokens", unset=True),
     "progress": options.flag(),

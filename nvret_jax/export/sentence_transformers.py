@@ -53,11 +53,11 @@ from etils import epath
 
 from nvret_jax import artifacts, options, paths
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.choices import EXPORT_DTYPES
 from nvret_jax.errors import InputError
 from nvret_jax.export import end_token, late_interaction, readers
 from nvret_jax.export.architecture import config_json
 from nvret_jax.export.model_card import ModelCard, render
+from nvret_jax.export.options import Export
 from nvret_jax.models.pooling import DenseConfig
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
@@ -67,7 +67,7 @@ _TORCH = {"Identity": "linear.Identity"}
 
 _TAKES = {
     "folder": options.Anything("a folder", (str, os.PathLike)),
-    "dtype": options.choice(*EXPORT_DTYPES),
+    "dtype": options.takes_of(Export)["dtype"],
     "overwrite": options.flag(),
     "card": options.Anything("a ModelCard", (ModelCard,), unset=True),
     "matryoshka": options.many(options.whole(1, 1 << 20), distinct=True),

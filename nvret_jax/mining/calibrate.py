@@ -55,7 +55,6 @@ from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.ranker import Ranker
 
-TARGET, QUERIES = 0.05, 2000  # what is used where nothing else is asked for
 ENOUGH = 100  # queries: with fewer, zero false negatives would not show a share under 3 %
 LEAST_FILL = 0.1  # of the negatives wanted, at the value chosen
 _STEPS = 50  # values are hundredths below the positive's score, at most so many

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvret_jax.choices import ENSEMBLES
 from nvret_jax.data.hashing import uniform01
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
+from nvret_jax.mining.options import ENSEMBLES
 from nvret_jax.mining.survivors import Pool
 from nvret_jax.options import choice, mistake
 

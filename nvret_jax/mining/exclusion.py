@@ -19,15 +19,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
 from nvret_jax import options
-from nvret_jax.choices import MAX_SEED, OWN_TEXT
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.normalize import keys, normalize
 from nvret_jax.data.ragged import Ragged
@@ -35,7 +31,8 @@ from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import documents, overlap
 from nvret_jax.mining.neighbours import neighbours
-from nvret_jax.options import Anything, choice, flag, number, option, text, whole
+from nvret_jax.mining.options import Exclude
+from nvret_jax.options import number
 from nvret_jax.search.candidates import Search
 
 FORMS: dict[str, Callable[[str], str]] = {"normalized": normalize, "strip": str.strip}
@@ -97,57 +94,11 @@ class Exclusions:
         return _union([self.rows, positive_rows])
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Which exclusions are made.
-
-    Attributes:
-        own_text: 'normalized', 'strip' (only space at the ends is ignored) or 'off'.
-        same_text: equal normalised texts are one passage: no copy of a positive is a negative, and
-            a query has a text among its negatives once (`data.same_text`, `search.distinct`).
-        cosine: passages this near to a positive by vectors, above 0 to 1; 0 is off.
-        jaccard: passages that share this much of their word 3-shingles with a positive, above 0
-            to 1; 0 is off.
-        document_separator: a passage's document is its id up to the last occurrence of this; ''
-            is off.
-        document_map: passage id -> document id, or a file of two columns (see `documents.read`).
-        seed: of MinHash.
-    """
-
-    own_text: str = option("normalized", choice(*OWN_TEXT))
-    same_text: bool = option(True, flag())
-    cosine: float = option(0.0, number(0, 1, "a cosine, 0 for off"))
-    jaccard: float = option(
-        0.0, number(overlap.LOWEST, 1, "a share of word triples", also={0: "off"})
-    )
-    document_separator: str = option("", text("what ends a document's id", empty=True, longest=64))
-    document_map: Mapping[str, str] | epath.PathLike | None = option(
-        None,
-        Anything("a file, or passage id -> document id", (str, os.PathLike, Mapping), unset=True),
-    )
-    seed: int = option(0, whole(0, MAX_SEED))
-
-    def __post_init__(self):
-        """Raises InputError, one line, for values that cannot be."""
-        options.check(self, "exclusions: ")
-
-    @staticmethod
-    def conflicts(values: Mapping[str, Any]) -> Iterator[Iterable[tuple[str, str]]]:
-        """See `options.mistakes`."""
-        yield _one_document(values)
-
-
-def _one_document(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if values["document_separator"] and values["document_map"]:
-        why = "document_separator is given too, but a passage has one document: give one"
-        yield "document_map", why
-
-
 def build(
     query_texts: Sequence[str],
     corpus: TextTable,
     positive_rows: Ragged,
-    settings: Settings,
+    settings: Exclude,
     *,
     passages_nd=None,
     search: Search | None = None,
@@ -316,7 +267,7 @@ def same_document(positive_rows: Ragged, document_n: np.ndarray) -> Ragged:
     return _spread(members, group, positive_rows)
 
 
-def _documents(corpus: TextTable, settings: Settings) -> np.ndarray | None:
+def _documents(corpus: TextTable, settings: Exclude) -> np.ndarray | None:
     """The document of each passage, where settings ask for it."""
     if settings.document_separator:
         return documents.by_separator(corpus.ids, settings.document_separator)

@@ -1,4 +1,4 @@
-"""Everything that decides which negatives are mined, in one value; and two presets of others' ways.
+"""The options of mining, and two presets of others' ways.
 
 `compat` presets set the choices that differ between implementations, not the values one tunes:
 
@@ -6,82 +6,341 @@
                              equal to the ceiling is dropped
     sentence_transformers    `mine_hard_negatives` (6.2): the lowest positive is the anchor, ranks
                              count survivors, equal scores are kept, only a window of candidates is
-                             looked at and nothing is searched again, the query's own text may be a
+                             used and nothing is searched again, the query's own text may be a
                              negative
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nvret_jax import options as options_lib
-from nvret_jax.choices import COMPAT, ENSEMBLES, MAX_SEED, SAMPLINGS, SHORT
-from nvret_jax.errors import InputError
-from nvret_jax.mining.rules import MOST_RANKS, Rule
-from nvret_jax.mining.sampling import pool_size
-from nvret_jax.options import choice, flag, number, option, whole
+from etils import epath
 
+from nvret_jax import options as options_lib
+from nvret_jax.data.options import ROWS
+from nvret_jax.errors import InputError
+from nvret_jax.mining import overlap
+from nvret_jax.mining.rules import (
+    MARGIN,
+    MOST_RANKS,
+    PERCENT,
+    SHIFT,
+    THRESHOLD,
+    VALUES,
+    Rule,
+)
+from nvret_jax.models.options import DTYPES
+from nvret_jax.options import (
+    SEED,
+    Anything,
+    block,
+    choice,
+    flag,
+    many,
+    number,
+    option,
+    path,
+    text,
+    whole,
+)
+
+COMPAT = ("", "paper", "sentence_transformers")
+SAMPLINGS = ("top", "uniform", "softmax", "top1_softmax")
+ENSEMBLES = ("cross", "intra", "intra_dedup", "union", "rrf")
+SHORT = ("ragged", "drop", "random")
+OWN_TEXT = ("normalized", "strip", "off")
+VERDICT_MODES = ("relabel", "remove", "remove_query")
+RESCORER_ORDERS = ("teacher", "rescored")
 MOST_NEGATIVES = 10_000
 COMPAT_TAKES = choice(*COMPAT)
+TEACHER = text("a name", longest=200, without="/")
+
+Conflicts = Iterator[Iterable[tuple[str, str]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to mine.
+    """How to mine: what the miner reads.
 
     Attributes:
         rule: which passages are allowed.
         num_negatives: per task (query, or query and positive).
         sampling, sample_from, sample_temperature: see `mining.sampling`.
         ensemble: see `mining.ensemble`; with one teacher it does not matter.
+        second_search: whether tasks left short are searched for again.
         short: what becomes of a task for which the whole corpus has too few: 'ragged' keeps what
             there is, 'drop' drops the task, 'random' fills up with random passages that are neither
             positives nor excluded.
-        second_search: whether tasks left short are searched for again.
         window: candidates looked at per query, positives included; 0: all that are stored.
         seed: of every draw.
     """
 
-    rule: Rule = dataclasses.field(default_factory=Rule)
-    num_negatives: int = option(4, whole(1, MOST_NEGATIVES))
-    sampling: str = option("top", choice(*SAMPLINGS))
-    sample_from: int = option(10, whole(1, MOST_RANKS))
-    sample_temperature: float = option(1.0, number(1e-6, 1e6))
-    ensemble: str = option("intra_dedup", choice(*ENSEMBLES))
-    short: str = option("ragged", choice(*SHORT))
-    second_search: bool = option(True, flag())
-    window: int = option(0, whole(0))
-    seed: int = option(0, whole(0, MAX_SEED))
+    rule: Rule = block(Rule, flat=True)
+    num_negatives: int = option(4, whole(1, MOST_NEGATIVES), "Hard negatives kept per query.")
+    sampling: str = option(
+        "top",
+        choice(*SAMPLINGS),
+        "Which survivors are taken: the best, or a draw among the 'sample_from' best (paper "
+        "section 4.3.2); softmax draws by the scores.",
+        counts=lambda own: own.sampling != "top",
+    )
+    sample_from: int = option(
+        10,
+        whole(1, MOST_RANKS),
+        "How many of the best a draw chooses from.",
+        counts=lambda own: own.sampling != "top",
+    )
+    sample_temperature: float = option(
+        1.0,
+        number(1e-6, 1e6),
+        "softmax: divides the scores; smaller prefers the best.",
+        counts=lambda own: "softmax" in own.sampling,
+    )
+    ensemble: str = option(
+        "intra_dedup",
+        choice(*ENSEMBLES),
+        "How the negatives of several teachers become one list (paper section 4.2).",
+    )
+    second_search: bool = option(
+        True, flag(), "Search below the ceiling for queries that the stored candidates leave short."
+    )
+    short: str = option(
+        "ragged",
+        choice(*SHORT),
+        "A query for which the whole corpus has too few: ragged keeps what there is, drop drops "
+        "it, random fills up at random.",
+    )
+    window: int = option(0, whole(0), key="", counts=False)
+    seed: int = option(0, SEED, key="", counts=False)
 
     def __post_init__(self):
         """Raises InputError, one line, for values that cannot be."""
         options_lib.check(self, "mining.")
-        wrong = too_narrow(vars(self.rule), self.num_negatives)
-        if wrong:
-            raise InputError(options_lib.conflict("mining.max_rank", self.rule.max_rank, wrong))
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Conflicts:
+        """See `options.mistakes`."""
+        yield _too_narrow(values)
 
     @property
     def pool_size(self) -> int:
         """Survivors per task and teacher that are needed."""
-        return pool_size(self.sampling, self.num_negatives, self.sample_from)
+        few = self.sampling == "top"
+        return self.num_negatives if few else max(self.num_negatives, self.sample_from)
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn, so that the seed counts."""
+        return self.sampling != "top" or self.ensemble == "cross" or self.short == "random"
 
 
-def too_narrow(rule: Mapping[str, Any], num_negatives: int) -> str | None:
-    """What is wrong with a rule's `max_rank`, where it leaves fewer ranks than negatives.
-
-    Args:
-        rule: the values of a `Rule`, each right by itself.
-    """
+def _too_narrow(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A `max_rank` that leaves fewer ranks than negatives."""
+    rule, wanted = values["rule"], values["num_negatives"]
     skipped = rule["shift"] if "shifted" in rule["name"].split("+") else 0
     room = rule["max_rank"] - skipped
-    if not rule["max_rank"] or room >= num_negatives:
-        return None
-    return (
-        f"leaves {max(0, room)} ranks after shift={skipped}, and num_negatives={num_negatives} "
-        "are asked for"
+    if rule["max_rank"] and room < wanted:
+        yield (
+            "rule.max_rank",
+            f"leaves {max(0, room)} ranks after shift={skipped}, and num_negatives={wanted} are "
+            "asked for",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclude:
+    """Which passages are never a query's negatives, besides judged positives.
+
+    Attributes:
+        own_text: 'normalized', 'strip' (only space at the ends is ignored) or 'off'.
+        same_text: equal normalised texts are one passage: no copy of a positive is a negative, and
+            a query has a text among its negatives once (`data.same_text`, `search.distinct`).
+        cosine: passages this near to a positive by vectors, above 0 to 1; 0 is off.
+        jaccard: passages that share this much of their word 3-shingles with a positive, above 0
+            to 1; 0 is off.
+        document_separator: a passage's document is its id up to the last occurrence of this; ''
+            is off.
+        document_map: passage id -> document id, or a file of two columns (see `documents.read`).
+        seed: of MinHash.
+    """
+
+    own_text: str = option(
+        "normalized",
+        choice(*OWN_TEXT),
+        "Passages with the query's own text: normalized compares without case, width and "
+        "punctuation, strip without surrounding white space, off keeps them.",
     )
+    same_text: bool = option(
+        True,
+        flag(),
+        "Passages with a positive's normalised text. Each text is then mined once, whatever its "
+        "ids, and equal queries share their positives.",
+    )
+    cosine: float = option(
+        0.0,
+        number(0, 1, "a cosine, 0 for off"),
+        "Cosine to a positive from which a passage is a copy of it; 0: off.",
+        key="near_copy",
+    )
+    jaccard: float = option(
+        0.0,
+        number(overlap.LOWEST, 1, "a share of word triples", also={0: "off"}),
+        "The same by words: the share of common word triples; 0: off.",
+        key="minhash",
+    )
+    document_separator: str = option(
+        "",
+        text("what ends a document's id", empty=True, longest=64),
+        "Passages from a positive's document: what separates document and part in a passage id, "
+        "such as '#'; '': off.",
+    )
+    document_map: Mapping[str, str] | epath.PathLike | None = option(
+        None,
+        Anything("a file, or passage id -> document id", (str, os.PathLike, Mapping), unset=True),
+        "The same by a file of passage id <tab> document id; '': off.",
+        config=("", path("a file", empty=True)),
+        counts=False,  # its content does
+    )
+    seed: int = option(0, SEED, key="", counts=False)
+
+    def __post_init__(self):
+        """Raises InputError, one line, for values that cannot be."""
+        options_lib.check(self, "exclusions: ", by_key=False)
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Conflicts:
+        """See `options.mistakes`."""
+        yield _one_document(values)
+
+
+def _one_document(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values["document_separator"] and values["document_map"]:
+        why = "document_separator is given too, but a passage has one document: give one"
+        yield "document_map", why
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How a value that is 'auto' is chosen; see `mining.calibrate`."""
+
+    target: float = option(
+        0.05,
+        number(0, 1, "a share", above=True, below=True),
+        "auto: the least strict value whose share of false negatives stays below this.",
+    )
+    queries: int = option(2000, ROWS, "Queries that a calibration uses; 0: all.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """What a judge has said of pairs of query and passage, and what it does; see `verdicts`."""
+
+    verdicts: str = option(
+        "",
+        path("a file", empty=True),
+        "A judge's verdicts on pairs of query and passage: a jsonl, csv, tsv or parquet file; '': "
+        "none.",
+        counts=False,  # its content does
+    )
+    verdict_mode: str = option(
+        "relabel",
+        choice(*VERDICT_MODES),
+        "What verdicts do: relabel a passage as positive or drop it, remove it, or remove_query.",
+    )
+    max_promoted: int = option(
+        0,
+        whole(0, what="0 for never"),
+        "Drop a query of which more negatives than this are judged positive; 0: never.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mining:
+    """All of mining as a run is configured: what the miner reads, and what is read around it."""
+
+    options: Options = block(Options, flat=True)
+    teachers: tuple[str, ...] = option(
+        ("teacher",),
+        many(TEACHER, least=1, distinct=True),
+        "Which teachers, the most accurate first: 'teacher' and names in 'teachers'.",
+    )
+    compat: str = option(
+        "",
+        COMPAT_TAKES,
+        "A preset with the choices of paper or sentence_transformers, over the values here; '': "
+        "none.",
+        counts=False,  # what it changes does
+    )
+    judge: Judge = block(Judge, flat=True)
+    calibration: Calibration = block(Calibration)
+    exclude: Exclude = block(Exclude)
+
+    @property
+    def exclusions(self) -> Exclude:
+        """What is excluded, the preset in effect."""
+        if self.compat == "sentence_transformers":
+            return Exclude(own_text="off", same_text=False)
+        return self.exclude
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescorer:
+    """A cross-encoder that scores candidates again."""
+
+    model: str = option(
+        "",
+        path("a folder, a weights package or a hub id", empty=True),
+        "A folder or a hub id; '': candidates keep the teacher's scores.",
+        counts=False,  # its files do
+    )
+    depth: int = option(
+        50, whole(1, MOST_RANKS), "Candidates per query that it may score, best first."
+    )
+    order: str = option(
+        "teacher",
+        choice(*RESCORER_ORDERS),
+        "teacher: in the teacher's order, until enough negatives are found; rescored: all 'depth' "
+        "candidates, ranked by the new scores.",
+    )
+    length: int = option(
+        0,
+        whole(5, 1 << 20, "tokens", also={0: "the model's own"}),
+        "Tokens kept of a pair of query and passage; 0: the model's own length.",
+    )
+    dtype: str = option("float32", choice(*DTYPES), "Arithmetic of the cross-encoder.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """Which rules an audit tries, each with every value here; see `mining.audit`."""
+
+    percents: tuple[float, ...] = option(
+        (0.8, 0.85, 0.9, 0.95, 0.98, 1.0, 1.05), many(PERCENT), "Values of perc_pos to try."
+    )
+    margins: tuple[float, ...] = option(
+        (0.0, 0.05, 0.1, 0.15, 0.2), many(MARGIN), "Values of margin_pos to try."
+    )
+    thresholds: tuple[float, ...] = option(
+        (0.4, 0.5, 0.6, 0.7, 0.8), many(THRESHOLD), "Values of abs to try."
+    )
+    shifts: tuple[int, ...] = option((5, 10, 20, 50), many(SHIFT), "Values of shifted to try.")
+    queries: int = option(
+        0, ROWS, "Queries that an audit uses; 0: all with at least two positives."
+    )
+    resamples: int = option(2000, whole(1, 100_000), "Resamples behind each interval.")
+
+
+def calibrated(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The rules of which the value is 'auto'.
+
+    Args:
+        values: of a config's block `mining`, or as much of it: `rule` and values of rules.
+    """
+    names = values["rule"].split("+")
+    return tuple(n for n in names if VALUES[n] and values[VALUES[n]] == "auto")
 
 
 def compatible(

@@ -21,19 +21,20 @@ rule says in float64: nothing is decided by the rounding of a threshold.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from nvret_jax import options
-from nvret_jax.choices import ANCHORS, RANKS, RULES
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.options import option
 
 MOST_RANKS = 1_000_000  # a rank is a place in a list of candidates, which are held in memory
 MOST_SCORE = 1e6  # scores of any teacher, of BM25 and of inner products too
+ANCHORS = ("own", "min", "max", "mean")
+RANKS = ("raw", "survivors")
 # The value each rule reads.
 VALUES = {
     "naive": None,
@@ -42,6 +43,18 @@ VALUES = {
     "margin_pos": "margin",
     "perc_pos": "percent",
 }
+RULES = tuple(VALUES)
+# What runs take; a share of 0 and negative margins, which other tools know, are for `Rule` alone.
+PERCENT = options.number(0, 2, "a share of the anchor", above=True)
+MARGIN = options.number(0, MOST_SCORE, "a distance between scores")
+THRESHOLD = options.number(-MOST_SCORE, MOST_SCORE, "a score")
+SHIFT = options.whole(0, MOST_RANKS, "ranks")
+AUTO = ("auto", "calibrated for each teacher")
+
+
+def _reads(value: str) -> Callable[[Rule], bool]:
+    """Whether one of the rules in use reads a value."""
+    return lambda rule: value in [VALUES[name] for name in rule.names]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +76,65 @@ class Rule:
             comparison done in float32, as sentence-transformers does; the paper drops it.
     """
 
-    name: str = option("perc_pos", options.Combined(RULES), key="rule")
-    percent: float = option(0.95, options.number(0, 2, "a share of the anchor"))
+    name: str = option(
+        "perc_pos",
+        options.Combined(RULES),
+        "naive, shifted, abs, margin_pos or perc_pos (paper section 3.1), or several joined by "
+        "'+': the lowest ceiling wins.",
+        key="rule",
+    )
+    percent: float = option(
+        0.95,
+        options.number(0, 2, "a share of the anchor"),
+        "perc_pos: keep negatives that score below this share of the anchor; auto: calibrated for "
+        "each teacher.",
+        config=(0.95, options.or_word(PERCENT, *AUTO)),
+        counts=_reads("percent"),
+    )
     margin: float = option(
-        0.05, options.number(-MOST_SCORE, MOST_SCORE, "a distance between scores")
+        0.05,
+        options.number(-MOST_SCORE, MOST_SCORE, "a distance between scores"),
+        "margin_pos: keep negatives that score below the anchor minus this; or auto.",
+        config=(0.05, options.or_word(MARGIN, *AUTO)),
+        counts=_reads("margin"),
     )
-    threshold: float = option(0.70, options.number(-MOST_SCORE, MOST_SCORE, "a score"))
-    shift: int = option(10, options.whole(0, MOST_RANKS, "ranks"))
-    anchor: str = option("min", options.choice(*ANCHORS))
-    ranks: str = option("raw", options.choice(*RANKS))
-    max_rank: int = option(0, options.whole(0, MOST_RANKS, "ranks, 0 for no bound"))
+    threshold: float = option(
+        0.70, THRESHOLD, "abs: keep negatives that score at most this.", counts=_reads("threshold")
+    )
+    shift: int = option(10, SHIFT, "shifted: ranks to skip.", counts=_reads("shift"))
+    anchor: str = option(
+        "min",
+        options.choice(*ANCHORS),
+        "Which positive score is the anchor: the min, max or mean of the query's, or own: each "
+        "positive is mined for separately.",
+        counts=lambda rule: rule.needs_anchor or rule.anchor == "own",
+    )
+    ranks: str = option(
+        "raw",
+        options.choice(*RANKS),
+        "What shift and max_rank count: raw: the teacher's ranks; survivors: the ranks among what "
+        "is left.",
+        counts=lambda rule: rule.counts_ranks,
+    )
+    max_rank: int = option(
+        0,
+        options.whole(0, MOST_RANKS, "ranks, 0 for no bound"),
+        "Passages beyond this rank are never negatives; 0: no bound.",
+        counts=lambda rule: rule.counts_ranks,
+    )
     min_score: float = option(
-        -np.inf, options.number(-MOST_SCORE, MOST_SCORE, "a score", also={-np.inf: "no bound"})
+        -np.inf,
+        options.number(-MOST_SCORE, MOST_SCORE, "a score", also={-np.inf: "no bound"}),
+        "Passages that score below this are never negatives; unset: no bound.",
+        config=(None, options.number(-MOST_SCORE, MOST_SCORE, "a score", unset=True)),
+        counts=lambda rule: rule.min_score > -np.inf,
     )
-    keep_equal: bool = option(False, options.flag())
+    keep_equal: bool = option(
+        False,
+        options.flag(),
+        "Keep a score that equals the ceiling (the paper does not).",
+        counts=lambda rule: rule.keep_equal and rule.needs_anchor,
+    )
 
     def __post_init__(self):
         """Raises InputError for values that cannot be."""
@@ -96,6 +154,11 @@ class Rule:
     def ranks_to_skip(self) -> int:
         """How many of the best ranks can never be negatives."""
         return self.shift if "shifted" in self.names else 0
+
+    @property
+    def counts_ranks(self) -> bool:
+        """Whether anything depends on a rank."""
+        return bool(self.ranks_to_skip or self.max_rank)
 
     def describe(self) -> str:
         """The rules with their values, such as 'perc_pos 0.95 + abs 0.7'."""

@@ -16,17 +16,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvret_jax.choices import SAMPLINGS
 from nvret_jax.data.hashing import uniform01
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
+from nvret_jax.mining.options import SAMPLINGS
 from nvret_jax.mining.survivors import Pool
 from nvret_jax.options import choice, mistake
-
-
-def pool_size(how: str, num_negatives: int, sample_from: int) -> int:
-    """How many survivors a draw wants to choose from."""
-    return num_negatives if how == "top" else max(num_negatives, sample_from)
 
 
 def priorities(

@@ -33,6 +33,7 @@ from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.lines import Mistakes, csv_reader, json_value, lines, read_text, shown, stem
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
+from nvret_jax.mining.options import VERDICT_MODES
 
 
 class Answer(enum.IntEnum):
@@ -48,7 +49,6 @@ WORDS = {
     Answer.DROP: ("drop", "remove", "unsure", "uncertain"),
     Answer.KEEP: ("keep", "negative", "irrelevant", "false", "0", "no"),
 }
-MODES = ("relabel", "remove", "remove_query")
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 COLUMNS = ("query_id", "passage_id", "verdict")
 _ANSWER_OF = {word: answer for answer, words in WORDS.items() for word in words}
@@ -146,8 +146,10 @@ class Verdicts:
         Raises:
             InputError: the mode is not known or `max_promoted` is negative.
         """
-        if mode not in MODES:
-            raise InputError(f"verdicts: mode={mode!r} is not known; choose {', '.join(MODES)}")
+        if mode not in VERDICT_MODES:
+            raise InputError(
+                f"verdicts: mode={mode!r} is not known; choose {', '.join(VERDICT_MODES)}"
+            )
         if max_promoted < 0 or max_promoted != int(max_promoted):
             raise InputError(
                 f"verdicts: max_promoted={max_promoted}; expected a whole number, 0 for no limit"

@@ -82,7 +82,7 @@ def attention(
         q_bthk, k_bshk, v_bshk: [B, T, H, head width], any float dtype. B and H may be sharded,
             alike in all three; T may not.
         lengths_b: int32 [B], real keys per sequence, at least 1.
-        implementation: of `choices.ATTENTION`.
+        implementation: of `options.ATTENTION`.
         precision: of the two products; None is the backend's default. Kernels have their own.
         dropout: applied to the probabilities [B, H, T, S] (up to a factor for each query).
         recompute: have the backward pass compute the probabilities again, instead of keeping them;

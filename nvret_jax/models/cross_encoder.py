@@ -243,7 +243,7 @@ class CrossEncoder:
             param_dtype: of the backbone's weights at rest.
             max_length: tokens a pair is cut to; default 512, or less where the tokenizer or the
                 model's positions say so.
-            attention: of `choices.ATTENTION`; see `Encoder.from_pretrained`.
+            attention: of `options.ATTENTION`; see `Encoder.from_pretrained`.
             download: whether the hub may be asked over the network.
 
         Raises:

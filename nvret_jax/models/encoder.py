@@ -31,7 +31,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nvret_jax import arguments, choices, paths
+from nvret_jax import arguments, paths
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import options as options_lib
 from nvret_jax import progress as progress_lib
@@ -44,6 +44,7 @@ from nvret_jax.models.kernels import check_platform
 from nvret_jax.models.layer import Options
 from nvret_jax.models.lora import LoraConfig
 from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
+from nvret_jax.models.options import EncoderOptions
 from nvret_jax.models.resolve import DEFAULT_MODEL, resolve
 from nvret_jax.models.spec import EncoderSpec, read_spec
 from nvret_jax.models.stream import Block, Stream
@@ -86,24 +87,24 @@ def _token_budget(platform: str, dtype: str) -> int:
 
 
 _DTYPE = options_lib.choice("float32", "bfloat16", "float16")
-_PROMPT = options_lib.text(lines=True, longest=100_000, unset=True)
+_TAKES = options_lib.takes_of(EncoderOptions)
 _PRETRAINED = {
     "name_or_path": options_lib.Anything("a folder or a hub id", (str, os.PathLike)),
     "dtype": _DTYPE,
     "param_dtype": _DTYPE,
     "max_length": options_lib.whole(1, what="tokens", unset=True),
-    "pooling": options_lib.choice(*choices.POOLINGS, unset=True),
+    "pooling": _TAKES["pooling"],
     "normalize": options_lib.flag(unset=True),
-    "query_prompt": _PROMPT,
-    "passage_prompt": _PROMPT,
-    "prompt_in_pooling": options_lib.choice(*choices.PROMPT_IN_POOLING, unset=True),
-    "bidirectional": options_lib.flag(unset=True),
+    "query_prompt": _TAKES["query_prompt"],
+    "passage_prompt": _TAKES["passage_prompt"],
+    "prompt_in_pooling": _TAKES["prompt_in_pooling"],
+    "bidirectional": _TAKES["bidirectional"],
     "lora": options_lib.Anything("a LoraConfig", (LoraConfig,), unset=True),
     "adapter": options_lib.Anything("a folder", (str, os.PathLike), unset=True),
-    "seed": options_lib.whole(0, choices.MAX_SEED),
+    "seed": options_lib.SEED,
     "dropout": options_lib.number(0, 1, "a share", below=True),
-    "remat": options_lib.choice(*choices.REMAT),
-    "attention": options_lib.choice(*choices.ATTENTION),
+    "remat": _TAKES["remat"],
+    "attention": _TAKES["attention"],
     "download": options_lib.flag(),
 }
 _ENCODE = {
@@ -205,10 +206,10 @@ class Encoder:
                 into adapters. Not with `lora`.
             seed: of new adapters.
             dropout: rate in training; it applies only where the model is called with keys.
-            remat: of `choices.REMAT`: what the backward pass computes again instead of keeping it,
+            remat: of `options.REMAT`: what the backward pass computes again instead of keeping it,
                 from nothing to most: 'none', 'attention' (scores), 'dots' (all but products with
                 weights), 'full' (whole layers). Gradients are equal.
-            attention: of `choices.ATTENTION`: 'xla' anywhere; 'cudnn' on NVIDIA GPUs, in bfloat16
+            attention: of `options.ATTENTION`: 'xla' anywhere; 'cudnn' on NVIDIA GPUs, in bfloat16
                 or float16; 'splash' on TPUs, in bfloat16. The two know no dropout.
             download: whether the hub may be asked over the network.
 

@@ -45,7 +45,7 @@ def grouped_attention(
         causal: a token sees itself and what is before it.
         window: a token sees keys at most this far away, on either side; a number or an int32
             scalar (so that layers of one scan may differ). Kernels want the number.
-        implementation: of `choices.ATTENTION`.
+        implementation: of `options.ATTENTION`.
         precision: of the two products; None is the backend's default. Kernels have their own.
         dropout: applied to the probabilities [B, kv heads, group, T, S] (up to a factor for each
             query). With it, texts do not go through in blocks.

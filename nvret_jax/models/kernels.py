@@ -18,9 +18,9 @@ import functools
 import jax
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.choices import ATTENTION
 from nvret_jax.errors import InputError
 from nvret_jax.models import cudnn, splash
+from nvret_jax.models.options import ATTENTION
 
 _KERNELS = {"cudnn": cudnn.attend, "splash": splash.attend}
 _DTYPES = {"cudnn": ("bfloat16", "float16"), "splash": ("bfloat16",)}
@@ -35,7 +35,7 @@ def check_options(name: str, *, dtype: str, drops: bool) -> str:
     """`name`, if there is such an implementation and it does what is asked.
 
     Args:
-        name: of `choices.ATTENTION`.
+        name: of `options.ATTENTION`.
         dtype: of the products.
         drops: whether probabilities are dropped in training.
 
@@ -77,7 +77,7 @@ def check_heads(name: str, head_dim: int, *, windowed: bool = False) -> None:
     """Raises InputError where a kernel does not take heads this wide, or no window.
 
     Args:
-        name: of `choices.ATTENTION`.
+        name: of `options.ATTENTION`.
         head_dim: K.
         windowed: whether some layers see only so many tokens to either side.
     """

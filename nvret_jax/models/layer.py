@@ -16,10 +16,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.choices import REMAT
 from nvret_jax.data.model_folder import INT32
 from nvret_jax.errors import InputError
 from nvret_jax.models.kernels import check_options
+from nvret_jax.models.options import REMAT
 
 # What a product with a weight gives is marked by this name, for remat='dots' to keep.
 PRODUCT = "product"
@@ -57,10 +57,10 @@ class Options:
     Attributes:
         dtype: of the products ('float32', 'bfloat16').
         dropout: rate on embeddings, attention probabilities and both residual branches.
-        remat: of `choices.REMAT`, what the backward pass computes again instead of keeping it, from
+        remat: of `options.REMAT`, what the backward pass computes again instead of keeping it, from
             nothing to most: 'none'; 'attention', the scores of all heads (arXiv 2205.05198);
             'dots', all but the products with weights; 'full', whole layers.
-        attention: of `choices.ATTENTION`; see `kernels.py`.
+        attention: of `options.ATTENTION`; see `kernels.py`.
         wide: products of a narrow dtype give float32, and what lies between them is float32.
     """
 

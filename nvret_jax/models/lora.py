@@ -16,7 +16,6 @@ layers are stacked; or 'all-linear' for every kernel of the layers.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -38,46 +37,12 @@ from nvret_jax.data.model_folder import Fields, inside, read_object, shown
 from nvret_jax.errors import InputError
 from nvret_jax.models import products, weights
 from nvret_jax.models.layer import PRODUCT, Options, dropout, in_use
+from nvret_jax.models.options import ALL, LoraConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-ALL = "all-linear"
 _PREFIX = "base_model.model."  # PEFT puts it before the names of what it wraps
 _PLACE = 16  # dropout: the first of the places that are drawn for adapters
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Which kernels are adapted, and how.
-
-    Attributes:
-        rank: r, the inner width.
-        alpha: the adapter's output is multiplied by alpha / rank.
-        dropout: rate on the adapter's input, in training.
-        targets: modules of the Hugging Face model, see above; or 'all-linear' alone.
-        rslora: divide alpha by sqrt(rank) instead (arXiv 2312.03732).
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = (ALL,)
-    rslora: bool = False
-
-    def __post_init__(self):
-        object.__setattr__(self, "targets", tuple(self.targets))
-        if self.rank < 1 or isinstance(self.rank, bool) or not isinstance(self.rank, int):
-            raise InputError(f"lora rank={self.rank!r}: expected a positive int")
-        if not self.alpha > 0:
-            raise InputError(f"lora alpha={self.alpha!r}: expected a positive number")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"lora dropout={self.dropout!r}: expected a rate in [0, 1)")
-        if not self.targets:
-            raise InputError("lora targets: name at least one module, or 'all-linear'")
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 def draws(layers: nnx.Module, options: Options) -> bool:

@@ -25,6 +25,7 @@ from nvret_jax.models.decoder_config import CAUSAL_FLAGS, FLAVOURS
 from nvret_jax.models.families import FAMILIES, Family
 from nvret_jax.models.late_interaction import SHORTEST, LateInteraction
 from nvret_jax.models.latent import LatentConfig
+from nvret_jax.models.options import PROMPT_IN_POOLING
 from nvret_jax.models.pooling import OF_FOLDERS, DenseConfig, check_pooling
 
 SUPPORTED_MODELS = tuple(FAMILIES)
@@ -86,8 +87,6 @@ _SETTINGS = (
 PYLATE_DENSE = ("pylate.models.Dense.Dense", "pylate.models.Dense")
 # The poolings of NVIDIA's own embedders, in config.json.
 NEMO_POOLING = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
-# Whether the tokens of a prompt are pooled: all, none, or but the last of them (NV-Embed's code).
-PROMPT_IN_POOLING = ("all", "none", "last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,7 @@ class EncoderSpec:
         similarity: what the model's authors compare with, 'cosine' or 'dot' ('maxsim' where the
             pooling is 'tokens'). Search is by dot product; that is cosine where `normalize` holds.
         dtype, param_dtype: of the products, and of the weights at rest.
-        prompt_in_pooling: one of `PROMPT_IN_POOLING`.
+        prompt_in_pooling: one of `options.PROMPT_IN_POOLING`.
         append_eos: whether each text gets an end token if the tokenizer adds none.
         dense: what follows the pooling (with 'tokens': the backbone).
         dense_folders: where in the model's folder their weights are.

@@ -14,17 +14,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from nvret_jax import blocks
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model, known
 from nvret_jax.models import lora as lora_lib
-from nvret_jax.models.encoder import LoraConfig
 from nvret_jax.models.kernels import check_platform
 from nvret_jax.models.layer import Options
+from nvret_jax.models.options import EncoderOptions, LoraConfig
 from nvret_jax.models.resolve import resolve
 from nvret_jax.models.spec import EncoderSpec, check_max_length, read_spec
 from nvret_jax.plan.flops import Shape, shape_of
-from nvret_jax.sides import new_adapters, spec_overrides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,23 +158,22 @@ def read(block: ConfigDict, mesh: Mesh, *, key: str, dropout: float = 0.0) -> Sk
     Raises:
         InputError: the model is neither here nor known; or what `Encoder.from_pretrained` raises.
     """
+    wanted = blocks.read(EncoderOptions, block)
     with tempfile.TemporaryDirectory() as aside:
-        folder, from_table = _folder(block.model, epath.Path(aside), key)
-        spec, folder = read_spec(folder, **spec_overrides(block))
-        lengths = {
-            kind: block[f"{kind}_length"] or spec.max_length for kind in ("query", "passage")
-        }
+        folder, from_table = _folder(wanted.model, epath.Path(aside), key)
+        spec, folder = read_spec(folder, **wanted.overrides)
+        lengths = {kind: wanted.length(kind) or spec.max_length for kind in ("query", "passage")}
         for length in lengths.values():
             check_max_length(length, spec.backbone.max_tokens)
     spec = dataclasses.replace(spec, max_length=max(lengths.values()))
     return sketch(
         spec,
         mesh,
-        name=str(block.model),
-        lora=_lora(block),
+        name=str(wanted.model),
+        lora=_lora(wanted),
         dropout=dropout,
-        remat=block.remat,
-        attention=block.attention,
+        remat=wanted.remat,
+        attention=wanted.attention,
         lengths=lengths,
         folder=None if from_table else folder,
     )
@@ -193,8 +192,8 @@ def _folder(model: str, aside: epath.Path, key: str) -> tuple[epath.Path, bool]:
         return known.write(model, aside), True
 
 
-def _lora(block: ConfigDict) -> LoraConfig | None:
-    return lora_lib.read_config(block.adapter) if block.adapter else new_adapters(block)
+def _lora(wanted: EncoderOptions) -> LoraConfig | None:
+    return lora_lib.read_config(wanted.adapter) if wanted.adapter else wanted.lora
 
 
 def bytes_per_chip(tree: Any) -> int:

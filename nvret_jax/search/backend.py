@@ -20,13 +20,13 @@ from jax.sharding import Mesh
 
 from nvret_jax import arguments, options
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.choices import BACKENDS
 from nvret_jax.console import say
 from nvret_jax.errors import InputError
-from nvret_jax.options import choice, mistake
+from nvret_jax.options import mistake
 from nvret_jax.search import checks, exact, memory, steps, stream
+from nvret_jax.search.options import Search
 
-BACKEND = choice(*BACKENDS)
+BACKEND = options.takes_of(Search)["backend"]
 _TAKES = {"backend": BACKEND, "progress": options.flag()}
 
 
@@ -126,7 +126,7 @@ def make_index(
 
 
 def choose(backend: str, shape: tuple[int, int] | None = None, budget: int | None = None) -> str:
-    """'device' or 'faiss' for one of `BACKENDS`; says once which and why.
+    """'device' or 'faiss' for one of `search.options.BACKENDS`; says once which and why.
 
     Args:
         backend: what was asked for.

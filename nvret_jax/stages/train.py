@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 from nvret_jax import longer, precision, sets, teachers, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact
-from nvret_jax.choices import MAX_SEED
 from nvret_jax.console import say
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.options import SEED
 from nvret_jax.run import Run
 from nvret_jax.stages.stage import Stage
 from nvret_jax.training import loop
@@ -146,7 +146,7 @@ def _batches(run: Run, name: str) -> Blend:
     """What a stage of training draws its batches from; tokenises it."""
     block = run.stages[name]
     # Stages of one run do not repeat each other's draws.
-    seed = (run.config.seed + list(run.stages).index(name)) % MAX_SEED
+    seed = (run.config.seed + list(run.stages).index(name)) % SEED.high
     names = sets.sets_of(run.config, block)
     sources = [
         Source(

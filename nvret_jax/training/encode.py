@@ -148,7 +148,7 @@ def fsdp_way(gather: str, learned: Any, dtype: Any, memory_bytes: int) -> str:
     """`FSDP_STEP` or `FSDP_LAYER`, where a config says `gather`; call it while tracing.
 
     Args:
-        gather: of `choices.GATHER`.
+        gather: of `options.GATHER`.
         learned: what is trained.
         dtype: of the products; None: that of the weights.
         memory_bytes: of a device; 0: unknown, and taken to be enough.

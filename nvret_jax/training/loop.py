@@ -39,8 +39,9 @@ from nvret_jax.training.encode import chunk_budget
 from nvret_jax.training.examples import local_rows, to_devices
 from nvret_jax.training.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer, schedule
+from nvret_jax.training.options import BEST, LAST, STUDENT
 from nvret_jax.training.preemption import FLAGS, Preemption, mains
-from nvret_jax.training.stage import BEST, LAST, STUDENT, Batches, Places, Stage
+from nvret_jax.training.stage import Batches, Places, Stage
 from nvret_jax.training.start import check_start, load_trained, randomised, started
 from nvret_jax.training.step import init_optimizer, make_step
 from nvret_jax.training.widths import Grouped, within

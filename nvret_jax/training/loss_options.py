@@ -7,18 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nvret_jax import options
-from nvret_jax.choices import (
-    DISTILLATIONS,
-    JUDGES,
-    METHODS,
-    PARTITIONS,
-    POSITIVES,
-    SCORE_MASKS,
-    SCORES,
-    TERMS,
-)
 from nvret_jax.options import choice, flag, many, number, option, whole
 
+TERMS = ("query_to_passage", "passage_to_query", "query_to_query", "passage_to_passage")
+SCORES = ("inner", "maxsim")
+METHODS = ("gather", "ring")
+PARTITIONS = ("joint", "separate")
+POSITIVES = ("each", "pooled")
+SCORE_MASKS = ("", "margin", "percent")
+JUDGES = ("student", "guide")
+DISTILLATIONS = ("", "kl", "margin_mse")
 _TEMPERATURE = number(1e-6, 1e6)
 _WEIGHT = number(0, 1e6)
 
@@ -60,33 +58,104 @@ class Loss:
             'kl', 1 for 'margin_mse'.
     """
 
-    temperature: float = option(0.05, _TEMPERATURE)
-    temperature_learning_rate: float = option(0.0, number(0, 100, "0 for a fixed temperature"))
-    temperature_min: float = option(0.01, _TEMPERATURE)
-    in_batch: bool = option(True, flag())
-    terms: tuple[str, ...] = option(
-        ("query_to_passage",), many(choice(*TERMS), least=1, distinct=True)
+    temperature: float = option(0.05, _TEMPERATURE, "Divides the cosine; smaller is sharper.")
+    temperature_learning_rate: float = option(
+        0.0,
+        number(0, 100, "0 for a fixed temperature"),
+        "Above 0: the temperature is learned at this rate.",
     )
-    partition: str = option("joint", choice(*PARTITIONS))
-    num_positives: int = option(1, whole(1, 1024))
-    positives: str = option("each", choice(*POSITIVES))
-    mask_own_duplicates: bool = option(False, flag())
-    score_mask: str = option("", choice(*SCORE_MASKS))
-    margin: float = option(0.0, number(-2, 2, "a distance between cosines"))
-    percent: float = option(0.95, number(0, 2, "a share of the positive's score", above=True))
-    mask_by: str = option("student", choice(*JUDGES))
-    mask_hard: bool = option(False, flag())
-    method: str = option("gather", choice(*METHODS))
-    tile_pairs: int = option(0, whole(0, what="0 for what suits the device"))
-    scores: str = option("inner", choice(*SCORES))
-    dims: tuple[int, ...] = option((), many(whole(1, 1 << 20), distinct=True))
-    dim_weights: tuple[float, ...] = option((), many(_WEIGHT))
-    distillation: str = option("", choice(*DISTILLATIONS))
-    contrastive_weight: float = option(1.0, _WEIGHT)
-    distillation_weight: float = option(1.0, _WEIGHT)
-    teacher_temperature: float | None = option(None, number(1e-6, 1e6, unset=True))
+    temperature_min: float = option(
+        0.01, _TEMPERATURE, "Where a learned temperature stops falling."
+    )
+    in_batch: bool = option(
+        True, flag(), "Also contrast with the passages of all other queries in the global batch."
+    )
+    terms: tuple[str, ...] = option(
+        ("query_to_passage",),
+        many(choice(*TERMS), least=1, distinct=True),
+        "Pairs between rows that count; query_to_passage always does.",
+    )
+    partition: str = option(
+        "joint",
+        choice(*PARTITIONS),
+        "joint: one softmax over all terms; separate: one over the query's and one over the "
+        "passage's.",
+    )
+    num_positives: int = option(1, whole(1, 1024), "Positives of a query in a batch.")
+    positives: str = option(
+        "each",
+        choice(*POSITIVES),
+        "How several positives count: each against the negatives alone, or pooled into one.",
+    )
+    mask_own_duplicates: bool = option(
+        False, flag(), "A hard negative that comes again with another row counts once."
+    )
+    score_mask: str = option(
+        "",
+        choice(*SCORE_MASKS),
+        "No in-batch negative may score nearer to the positive than a margin or a percent of it; "
+        "'': none.",
+    )
+    margin: float = option(
+        0.0,
+        number(-2, 2, "a distance between cosines"),
+        "Of the score mask: a distance from the positive's score.",
+    )
+    percent: float = option(
+        0.95,
+        number(0, 2, "a share of the positive's score", above=True),
+        "Of the score mask: a share of the positive's score.",
+    )
+    mask_by: str = option(
+        "student",
+        choice(*JUDGES),
+        "Whose scores the mask reads: the student's, or those of the guide, the first teacher "
+        "that is an encoder.",
+    )
+    mask_hard: bool = option(
+        False, flag(), "The score mask also covers a row's own hard negatives."
+    )
+    method: str = option(
+        "gather",
+        choice(*METHODS),
+        "gather: all passages on every device; ring: they travel from device to device, in tiles.",
+    )
+    tile_pairs: int = option(
+        0,
+        whole(0, what="0 for what suits the device"),
+        "ring: token pairs per tile; 0: chosen for the device.",
+    )
+    scores: str = option("inner", choice(*SCORES), key="", counts=False)
+    dims: tuple[int, ...] = option(
+        (),
+        many(whole(1, 1 << 20), distinct=True),
+        "Matryoshka: prefixes of the embedding that are trained as well; (): the whole alone.",
+    )
+    dim_weights: tuple[float, ...] = option(
+        (), many(_WEIGHT), "One weight per prefix; (): equal ones."
+    )
+    distillation: str = option(
+        "",
+        choice(*DISTILLATIONS),
+        "Also fit the teacher's scores of a row: kl or margin_mse; '': do not.",
+    )
+    contrastive_weight: float = option(
+        1.0, _WEIGHT, "Weight of the contrastive part; 0 leaves it out."
+    )
+    distillation_weight: float = option(
+        1.0, _WEIGHT, "Weight of the distillation; 0 leaves it out."
+    )
+    teacher_temperature: float | None = option(
+        None,
+        number(1e-6, 1e6, unset=True),
+        "Divides the teacher's scores. Unset: kl divides cosines as the student's and other "
+        "scores (logits, BM25) by 1; margin_mse by 1.",
+    )
     student_temperature: float = option(
-        0.0, number(1e-6, 1e6, also={0: "the temperature of the loss, 1 for margin_mse"})
+        0.0,
+        number(1e-6, 1e6, also={0: "the temperature of the loss, 1 for margin_mse"}),
+        "Divides the student's scores in the distillation; 0: the temperature of the loss, 1 for "
+        "margin_mse.",
     )
 
     def __post_init__(self):

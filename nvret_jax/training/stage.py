@@ -16,8 +16,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-# Words for where a stage starts; anything else is a folder.
-LAST, BEST, STUDENT = "last", "best", "student"
+from nvret_jax.training.options import LAST
 
 
 class Batches(Protocol):

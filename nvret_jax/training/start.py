@@ -26,7 +26,7 @@ from nvret_jax.models.encoder import Encoder
 from nvret_jax.training import merging
 from nvret_jax.training.checkpoint import Checkpoints, finished, has_steps
 from nvret_jax.training.optimizer import NOT_DECAYED
-from nvret_jax.training.stage import BEST, LAST
+from nvret_jax.training.options import BEST, LAST
 from nvret_jax.training.sums import GONE, DamagedCheckpoint, steps_in
 
 PICKS = (LAST, BEST)

@@ -92,7 +92,7 @@ def make_step(
         seed: of the dropout.
         temperature, in_batch: only where `loss` is None.
         recompute: whether chunks are encoded again for their gradient.
-        gather: when what is cut along fsdp is gathered and reduced, of `choices.GATHER`.
+        gather: when what is cut along fsdp is gathered and reduced, of `options.GATHER`.
         memory_bytes: of a device, for 'auto'; 0: unknown.
 
     Returns:

@@ -13,7 +13,7 @@ from doc_blocks import ROOT
 
 import nvret_jax.api
 from nvret_jax import config as config_lib
-from nvret_jax.choices import STAGES
+from nvret_jax.config import STAGES
 from nvret_jax.data.dataset import READERS
 from nvret_jax.data.interchange import FORMATS
 from nvret_jax.teachers import SCHEMES
@@ -165,3 +165,10 @@ def test_pages_do_not_speak_in_private_metaphors():
         words = text_of(page).lower()
         for phrase in ("the house", "the rooms", "a room ", "somebody", "nobody", "of its own"):
             assert phrase not in words, (page, phrase)
+
+
+def test_the_page_of_options_is_that_of_the_code():
+    from nvret_jax import config_help
+
+    message = "run: python -m nvret_jax.config_help > docs/options.md"
+    assert text_of("docs/options.md") == config_help.page(), message

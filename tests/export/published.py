@@ -16,7 +16,7 @@ import tokenizers
 from flax import nnx
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from nvret_jax.export import export
+from nvret_jax.export.sentence_transformers import export
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 TEXTS = [

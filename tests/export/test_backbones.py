@@ -10,7 +10,8 @@ from flax import nnx
 from tiny_backbones import TEXTS
 
 from nvret_jax.errors import InputError
-from nvret_jax.export import end_token, export
+from nvret_jax.export import end_token
+from nvret_jax.export.sentence_transformers import export
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 PLAIN = {

@@ -7,8 +7,9 @@ import tiny_backbones
 import tiny_models
 
 from nvret_jax.evaluation.comparison import Scores
-from nvret_jax.export import export, readers
+from nvret_jax.export import readers
 from nvret_jax.export.model_card import ModelCard, declared, license_of
+from nvret_jax.export.sentence_transformers import export
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 SCORES = Scores("medquad test", 1406, {"ndcg_cut_10": 0.5}, {"ndcg_cut_10": 0.5321, "map": 0.39})

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.comparison import Scores
-from nvret_jax.export import export
 from nvret_jax.export.model_card import ModelCard, license_of
+from nvret_jax.export.sentence_transformers import export
 from nvret_jax.models.encoder import Encoder
 
 WORDS = "how do i sort an array with numpy return a copy of the values in order query passage : ."

@@ -15,7 +15,7 @@ import tiny_models
 from tiny_backbones import TEXTS
 
 from nvret_jax.errors import InputError
-from nvret_jax.export import export
+from nvret_jax.export.sentence_transformers import export
 from nvret_jax.models.encoder import Encoder
 
 

@@ -11,7 +11,8 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import documents, exclusion, neighbours, overlap
-from nvret_jax.mining.exclusion import Exclusions, Reason, Settings
+from nvret_jax.mining.exclusion import Exclusions, Reason
+from nvret_jax.mining.options import Exclude
 from nvret_jax.search import backend
 
 
@@ -84,7 +85,7 @@ def test_build_lists_what_a_loop_over_all_pairs_finds_with_its_first_reason(p):
         p["queries"],
         TextTable(ids, p["corpus"]),
         rows(*p["positives"]),
-        Settings(own_text=p["form"], same_text=p["same_text"], document_map=mapping or None),
+        Exclude(own_text=p["form"], same_text=p["same_text"], document_map=mapping or None),
         verdict_rows=rows(*p["verdicts"]),
     )
     expected = [
@@ -114,7 +115,7 @@ def test_build_lists_what_a_loop_over_all_pairs_finds_with_its_first_reason(p):
 
 
 def test_a_query_without_positives_has_only_its_own_text_excluded():
-    made = exclusion.build(["x"], TextTable(("a", "b"), ["X.", "y"]), rows([]), Settings())
+    made = exclusion.build(["x"], TextTable(("a", "b"), ["X.", "y"]), rows([]), Exclude())
     assert lists(made.rows) == [[0]]
     assert made.counts()["own_text"] == 1
 
@@ -125,7 +126,7 @@ def test_strip_and_normalized_disagree_about_letter_case():
 
 
 def test_no_queries_give_no_exclusions():
-    made = exclusion.build([], TextTable(("a",), ["x"]), rows(), Settings())
+    made = exclusion.build([], TextTable(("a",), ["x"]), rows(), Exclude())
     assert len(made) == 0
     assert set(made.counts().values()) == {0}
 
@@ -315,7 +316,7 @@ def test_the_seed_of_the_settings_reaches_minhash(monkeypatch):
 
     monkeypatch.setattr(overlap, "near_copies", near_copies)
     corpus = TextTable(("a", "b"), ["x", "y"])
-    exclusion.build(["q"], corpus, rows([1]), Settings(jaccard=0.9, seed=7))
+    exclusion.build(["q"], corpus, rows([1]), Exclude(jaccard=0.9, seed=7))
     assert seeds == [7]
 
 
@@ -327,7 +328,7 @@ def test_build_calls_near_copies_of_both_kinds_by_one_reason():
         ["q"],
         TextTable(tuple("abcd"), texts),
         rows([0]),
-        Settings(cosine=0.95, jaccard=0.9),
+        Exclude(cosine=0.95, jaccard=0.9),
         passages_nd=passages_nd,
         search=brute_search(passages_nd),
     )
@@ -359,7 +360,7 @@ def test_a_file_of_documents_is_read_with_or_without_header(tmp_path, header):
         ["q"],
         TextTable(("a", "b", "c"), ["1", "2", "3"]),
         rows([0]),
-        Settings(document_map=path),
+        Exclude(document_map=path),
     )
     assert lists(made.rows) == [[]]
 
@@ -386,7 +387,7 @@ def test_a_bad_file_of_documents_is_named_with_its_line(tmp_path, content, messa
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
         exclusion.build(
-            ["q"], TextTable(("a", "b"), ["1", "2"]), rows([0]), Settings(document_map=str(path))
+            ["q"], TextTable(("a", "b"), ["1", "2"]), rows([0]), Exclude(document_map=str(path))
         )
     assert "\n" not in str(caught.value)
 
@@ -408,7 +409,7 @@ def test_a_bad_file_of_documents_is_named_with_its_line(tmp_path, content, messa
 )
 def test_settings_that_cannot_be_are_refused(values, message):
     with pytest.raises(InputError, match=message):
-        Settings(**values)
+        Exclude(**values)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +422,7 @@ def test_settings_that_cannot_be_are_refused(values, message):
 )
 def test_what_the_data_cannot_give_is_refused(values, message):
     with pytest.raises(InputError, match=message):
-        exclusion.build(["q"], TextTable(("a#1",), ["text"]), rows([0]), Settings(**values))
+        exclusion.build(["q"], TextTable(("a#1",), ["text"]), rows([0]), Exclude(**values))
 
 
 def test_an_unknown_form_of_own_text_is_refused():

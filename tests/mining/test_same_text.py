@@ -12,7 +12,8 @@ from nvret_jax.data.normalize import normalize
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText, share_positives
 from nvret_jax.mining import exclusion, sampling
-from nvret_jax.mining.exclusion import Reason, Settings
+from nvret_jax.mining.exclusion import Reason
+from nvret_jax.mining.options import Exclude
 
 few = settings(max_examples=25, deadline=None)
 TEXTS = st.lists(st.sampled_from(["a", "A!", "b", "b ", "c", "d d"]), min_size=1, max_size=8)
@@ -104,7 +105,7 @@ def test_a_verdict_is_on_a_text(same_text):
         ["q"],
         corpus,
         Ragged.from_rows([[2]], np.int32),
-        Settings(same_text=same_text),
+        Exclude(same_text=same_text),
         verdict_rows=Ragged.from_rows([[0]], np.int32),
     )
     assert made.rows[0].tolist() == ([0, 1] if same_text else [0])

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from nvret_jax.data.hashing import stable_hash
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.mining.sampling import pool_size, priorities, random_rows
+from nvret_jax.mining.options import Options
+from nvret_jax.mining.sampling import priorities, random_rows
 from nvret_jax.mining.survivors import Pool
 
 SCORES = np.array([0.9, 0.7, 0.6, 0.3, 0.1], np.float32)
@@ -80,7 +81,8 @@ def test_another_seed_is_another_draw():
     [("top", 4, 10, 4), ("uniform", 4, 10, 10), ("softmax", 4, 2, 4), ("top1_softmax", 1, 10, 10)],
 )
 def test_a_draw_asks_for_as_many_survivors_as_it_chooses_from(how, n, sample_from, size):
-    assert pool_size(how, n, sample_from) == size
+    options = Options(num_negatives=n, sampling=how, sample_from=sample_from)
+    assert options.pool_size == size
 
 
 @settings(max_examples=60, deadline=None)

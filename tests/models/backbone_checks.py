@@ -12,8 +12,8 @@ import tiny_backbones
 from flax import nnx
 from tiny_backbones import TEXTS
 
-from nvret_jax.choices import REMAT
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.models.options import REMAT
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "backbones.npz"
 TOLERANCE = 1e-4

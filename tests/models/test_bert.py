@@ -8,10 +8,10 @@ import tiny_models
 from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.choices import REMAT
 from nvret_jax.errors import InputError
 from nvret_jax.models.bert import Bert, BertConfig, check_mesh
 from nvret_jax.models.layer import Options
+from nvret_jax.models.options import REMAT
 
 CONFIG = BertConfig.from_hf(tiny_models.config())
 RNG = np.random.default_rng(0)

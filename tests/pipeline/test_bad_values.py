@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import recipe_project
 
-from nvret_jax import api, checks, config_keys, options, pipeline
+from nvret_jax import api, blocks, checks, options, pipeline
 from nvret_jax import config as config_lib
 from nvret_jax.errors import InputError
+from nvret_jax.mining.options import Options
 from nvret_jax.options import Choice, Combined, Either, Flag, Many, Number, Text
 from nvret_jax.training.losses import Loss
 
@@ -77,7 +78,7 @@ def refused(call) -> str:
 
 CASES = [
     (key, value)
-    for key, takes in config_keys.keys_of(make(pathlib.Path("/nowhere"))).items()
+    for key, takes in config_lib.keys_of(make(pathlib.Path("/nowhere"))).items()
     for value in bad_values(takes)
 ]
 
@@ -92,7 +93,7 @@ def test_there_are_many_and_of_every_key():
 def test_a_run_its_dry_run_and_the_checks_say_the_same(pristine, tmp_path):
     config = make(pristine)
     before = {key: checks._value(config, key) for key in config_lib.flat_keys(config)}
-    known = config_keys.keys_of(config)
+    known = config_lib.keys_of(config)
     for key, value in CASES:
         assert said_of(options.mistake(key, value, known[key]), key).startswith(known[key].words)
     few = CASES[::5]  # all of them take a minute
@@ -147,7 +148,7 @@ def as_flag(takes, value) -> str | None:
 
 def on_the_command_line(pristine, tmp_path, cases):
     path = write(tmp_path, pristine)
-    known = config_keys.keys_of(make(pristine))
+    known = config_lib.keys_of(make(pristine))
     tried = 0
     for key, value in cases:
         given = as_flag(known[key], value)
@@ -189,12 +190,11 @@ def mine(**changes):
 
 
 IN_PYTHON = {
-    **{f"mining.{n}": (mine, n) for n in (*config_keys.RULE, *config_keys.OPTIONS, "compat")},
-    "mining.rule": (mine, "rule"),
+    **{f"mining.{key}": (mine, key) for key in (*blocks.takes_by_key(Options), "compat")},
     "seed": (mine, "seed"),
     "search.backend": (mine, "backend"),
     "search.depth": (mine, "depth"),
-    **{f"train.loss.{name}": (Loss, name) for name in config_keys.LOSS},
+    **{f"train.loss.{name}": (Loss, name) for name in options.takes_of(Loss)},
     "train.temperature": (Loss, "temperature"),
     "train.in_batch_negatives": (Loss, "in_batch"),
     "mining.exclude.own_text": (api.Exclude, "own_text"),
@@ -211,6 +211,9 @@ IN_PYTHON = {
 }
 
 
+BASE = config_lib.keys_of(config_lib.base())
+
+
 def test_python_functions_say_the_same():
     tried = 0
     for key, value in CASES:
@@ -218,14 +221,14 @@ def test_python_functions_say_the_same():
             continue
         call, name = IN_PYTHON[key]
         line = refused(lambda call=call, name=name, value=value: call(**{name: value}))
-        assert said_of(line, name).startswith(config_keys.BASE[key].words), (key, value, line)
+        assert said_of(line, name).startswith(BASE[key].words), (key, value, line)
         tried += 1
     assert tried >= 400
 
 
 def test_every_number_has_a_range_and_every_text_a_set_or_a_rule():
     config = make(pathlib.Path("/nowhere"))
-    known = config_keys.keys_of(config)
+    known = config_lib.keys_of(config)
     for key in config_lib.flat_keys(config):
         takes, value = known[key], checks._value(config, key)
         assert options.mistake(key, value, takes) is None

@@ -127,17 +127,16 @@ def test_all_mistakes_come_in_one_message():
 
 
 def test_the_words_of_choices_are_those_that_modules_act_on():
-    from nvret_jax import choices
-    from nvret_jax.mining import exclusion, rules, verdicts
-    from nvret_jax.models import pooling, spec
+    from nvret_jax.mining import exclusion
+    from nvret_jax.mining.options import OWN_TEXT
+    from nvret_jax.models import pooling
+    from nvret_jax.models.options import POOLINGS
     from nvret_jax.training import losses
+    from nvret_jax.training.loss_options import TERMS
 
-    assert set(choices.RULES) == set(rules.VALUES)
-    assert choices.VERDICT_MODES == verdicts.MODES
-    assert set(choices.OWN_TEXT) == {*exclusion.FORMS, "off"}
-    assert choices.POOLINGS == pooling.MODES
-    assert choices.PROMPT_IN_POOLING == spec.PROMPT_IN_POOLING
-    assert set(choices.TERMS) == set(losses._READ)
+    assert set(OWN_TEXT) == {*exclusion.FORMS, "off"}
+    assert POOLINGS == pooling.MODES
+    assert set(TERMS) == set(losses._READ)
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

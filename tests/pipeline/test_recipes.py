@@ -223,4 +223,4 @@ def test_encoders_of_the_same_model_are_loaded_once(staged):
     assert len({side.key for side in sides}) == 1
     run.sets["other"].encoders["teacher"].encoder  # noqa: B018
     run.student.encoder  # noqa: B018
-    assert len(run.models) == 1
+    assert len(run.loading.models) == 1

@@ -1,0 +1,193 @@
+"""A config as blocks of options: made of dataclasses, read into them, and checked by them.
+
+A config is a tree of `ConfigDict`s, so that files and the command line can change any value. Each
+of its blocks belongs to a dataclass of options (`options.py`), which says what the block holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from nvret_jax.options import Block, Named, Option, Takes, fields_of, key_of
+
+# A check of what must hold between values: yields (key, what is wrong with its value).
+Conflicts = Iterable[tuple[str, str]]
+
+
+def entries(cls: type, at: str = "") -> Iterator[tuple[str, Option]]:
+    """Key and option of everything that a config has for a dataclass, but for named blocks.
+
+    Args:
+        cls: the dataclass.
+        at: before each key, such as 'mining.'.
+    """
+    for found in fields_of(cls).values():
+        if isinstance(found, Option) and found.key:
+            yield at + found.key, found
+        elif isinstance(found, Block):
+            inside = f"{found.key}." if found.key else ""
+            beside = {inside + key_of(found.cls, n): key for n, key in found.beside.items()}
+            for key, one in entries(found.cls, inside):
+                yield at + beside.get(key, key), one
+
+
+def named_blocks(cls: type) -> dict[str, type]:
+    """Key -> dataclass, of the blocks to which others are added by name."""
+    return {name: found.cls for name, found in fields_of(cls).items() if isinstance(found, Named)}
+
+
+def default(cls: type) -> ConfigDict:
+    """The block of a dataclass, every option at its default."""
+    tree: dict[str, Any] = {name: {} for name in named_blocks(cls)}
+    for key, one in entries(cls):
+        *blocks, leaf = key.split(".")
+        place = tree
+        for name in blocks:
+            place = place.setdefault(name, {})
+        place[leaf] = _held(one)
+    return ConfigDict(tree)
+
+
+def _held(one: Option) -> Any:
+    """A default as a config holds it, with the type of what may replace it."""
+    if one.config_default is None:
+        return config_dict.placeholder(one.config_takes.holds)
+    if one.config_takes.holds is object:
+        return config_dict.FieldReference(one.config_default, field_type=object)
+    return one.config_default
+
+
+def read(cls: type, config: Any, **given: Any) -> Any:
+    """The options of a dataclass as a config gives them.
+
+    Args:
+        cls: it.
+        config: its block; nothing but its items are read.
+        **given: of fields that a config does not have, or that are known by now.
+    """
+    return _read(cls, View(cls, config), **given)
+
+
+def _read(cls: type, values: View, **given: Any) -> Any:
+    found = {}
+    for name, field in fields_of(cls).items():
+        if name in given or name not in values:
+            continue
+        value = values[name]
+        if isinstance(field, Block):
+            found[name] = _read(field.cls, value)
+        elif isinstance(field, Named):
+            found[name] = {key: read(field.cls, inside) for key, inside in value.items()}
+        # What only a config takes ('auto', unset) leaves the default.
+        elif field.takes.fits(value) or not field.config_takes.fits(value):
+            found[name] = value
+    return cls(**found, **given)
+
+
+class View(Mapping):
+    """The block of a config that belongs to a dataclass, by the names of the fields.
+
+    Values are read from the config when they are asked for. Blocks inside are views, too.
+    """
+
+    def __init__(self, cls: type, config: Any, beside: Mapping[str, str] | None = None, outer=None):
+        """A view.
+
+        Args:
+            cls: the dataclass.
+            config: its block.
+            beside: of some fields the key in `outer`, the block around it.
+            outer: it.
+        """
+        self._fields, self._config = fields_of(cls), config
+        self._beside, self._outer = beside or {}, outer
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._beside:
+            return self._outer[self._beside[name]]
+        field = self._fields[name]
+        if isinstance(field, Option):
+            if not field.key:
+                raise KeyError(name)
+            return self._config[field.key]
+        if isinstance(field, Named):
+            return self._config[name]
+        inside = self._config[field.key] if field.key else self._config
+        return View(field.cls, inside, field.beside, self._config)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == one for one in self)
+
+    def __iter__(self) -> Iterator[str]:
+        for name, field in self._fields.items():
+            if name in self._beside or not isinstance(field, Option) or field.key:
+                yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def conflicts(cls: type, config: Any, at: str = "") -> Iterator[Conflicts]:
+    """The checks of what must hold inside the block of a dataclass and inside its blocks.
+
+    Args:
+        cls: the dataclass; see `options.mistakes` for its method `conflicts`.
+        config: its block.
+        at: before each key.
+    """
+    yield from _conflicts(cls, View(cls, config), cls, "", at)
+
+
+def _conflicts(
+    cls: type, values: Mapping[str, Any], root: type, path: str, at: str
+) -> Iterator[Conflicts]:
+    for check in cls.conflicts(values) if hasattr(cls, "conflicts") else ():
+        yield ((at + key_of(root, path + name), what) for name, what in check)
+    for name, field in fields_of(cls).items():
+        if isinstance(field, Block):
+            yield from _conflicts(field.cls, values[name], root, f"{path}{name}.", at)
+
+
+def keywords(cls: type, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes the options of a dataclass keyword arguments of a function that ends in `**how`.
+
+    The function gets all of them, by the keys of a config, and its signature lists them.
+
+    Args:
+        cls: the dataclass.
+        **more: further arguments with their defaults.
+    """
+    defaults = {key: one.config_default for key, one in entries(cls)} | more
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+        names = {parameter.name for parameter in own}
+
+        @functools.wraps(function)
+        def called(*given: Any, **named: Any) -> Any:
+            for name in named:
+                if name not in names and name not in defaults:
+                    raise TypeError(
+                        f"{function.__name__}() got an unexpected keyword argument {name!r}"
+                    )
+            return function(*given, **{**defaults, **named})
+
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+            for name, value in defaults.items()
+        ]
+        called.__signature__ = signature.replace(parameters=[*own, *added])
+        return called
+
+    return wrap
+
+
+def takes_by_key(cls: type, at: str = "") -> dict[str, Takes]:
+    """Key -> what it takes, of everything that a config has for a dataclass."""
+    return {key: one.config_takes for key, one in entries(cls, at)}

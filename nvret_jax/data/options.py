@@ -1,0 +1,47 @@
+"""The options of the data that a run reads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nvret_jax.options import choice, flag, option, path, text, whole
+
+MISSING = ("error", "drop")
+SCHEMES = ("beir", "examples", "labels", "sts")  # before a path
+ROWS = whole(0, what="0 for all")
+GRADE = whole(1, what="a grade")
+SPLIT = text("the name of a split", longest=200, without="/")
+_NO_SPLIT = text("the name of a split", longest=200, without="/", empty=True)
+_DATA = path("a data set, such as beir:DIR or pydocs:", empty=True, schemes=SCHEMES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is trained and evaluated on."""
+
+    train: str = option(
+        "pydocs:",
+        _DATA,
+        "What is trained on, such as 'beir:DIR' or 'pydocs:'; '': only what is in 'sets'.",
+    )
+    train_split: str = option("train", SPLIT, "The split of it that is trained on.")
+    dev_split: str = option(
+        "dev", _NO_SPLIT, "A split of the same data that guides training; '': no dev evaluation."
+    )
+    test: str = option("pydocs:", _DATA, "What is evaluated before and after training.")
+    test_split: str = option("test", SPLIT, "The split of it that is evaluated.")
+    min_relevance: int = option(
+        1,
+        GRADE,
+        "Judgments from this grade on are positives to train on (evaluation is graded).",
+    )
+    allow_empty: bool = option(
+        False, flag(), "Accept passages and queries without text; otherwise they are an error."
+    )
+    missing: str = option(
+        "error",
+        choice(*MISSING),
+        "Judgments of passages or queries that do not exist: an error, or dropped and counted.",
+    )
+    max_queries: int = option(0, ROWS, "Use only the first n queries of a split; 0: all.")
+    max_passages: int = option(0, ROWS, "Use only n passages, judged ones first; 0: all.")

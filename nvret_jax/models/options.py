@@ -1,0 +1,176 @@
+"""The options of encoders."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from nvret_jax.errors import InputError
+from nvret_jax.options import choice, flag, many, number, option, path, text, whole
+
+DTYPES = ("float32", "bfloat16")
+INITS = ("pretrained", "random")
+ATTENTION = ("xla", "cudnn", "splash")
+REMAT = ("none", "attention", "dots", "full")
+PROMPT_IN_POOLING = ("all", "none", "last")
+POOLINGS = ("mean", "cls", "lasttoken", "latent", "tokens")
+ALL = "all-linear"  # every kernel of the layers, as a target of adapters
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # the default of teacher and student
+
+LENGTH = whole(3, 1 << 20, "tokens", also={0: "the model's own"})
+PROMPT = text("text", lines=True, longest=100_000, unset=True)
+_MODEL = path("a folder, a weights package or a hub id", schemes=("vectors", "run"))
+_POOLING = choice(*POOLINGS, unset=True)
+_PROMPT_IN_POOLING = choice(*PROMPT_IN_POOLING, unset=True)
+_BIDIRECTIONAL = flag(unset=True)
+_TARGETS = many(text("the name of a module, such as q_proj or all-linear"), least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which kernels are adapted, and how.
+
+    Attributes:
+        rank: r, the inner width.
+        alpha: the adapter's output is multiplied by alpha / rank.
+        dropout: rate on the adapter's input, in training.
+        targets: modules of the Hugging Face model, see `lora.py`; or 'all-linear' alone.
+        rslora: divide alpha by sqrt(rank) instead (arXiv 2312.03732).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (ALL,)
+    rslora: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if self.rank < 1 or isinstance(self.rank, bool) or not isinstance(self.rank, int):
+            raise InputError(f"lora rank={self.rank!r}: expected a positive int")
+        if not self.alpha > 0:
+            raise InputError(f"lora alpha={self.alpha!r}: expected a positive number")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"lora dropout={self.dropout!r}: expected a rate in [0, 1)")
+        if not self.targets:
+            raise InputError("lora targets: name at least one module, or 'all-linear'")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOptions:
+    """An encoder, a teacher or the student.
+
+    What decides its vectors follows from these together with the model's own folder; so what
+    counts is decided where both are at hand.
+    """
+
+    model: str = option(
+        MODEL,
+        _MODEL,
+        "A folder, the name of a pip-installed weights package, or a Hugging Face hub id. For a "
+        "teacher also 'bm25:', 'random:', 'vectors:DIR' or 'run:FILE'.",
+    )
+    query_length: int = option(
+        0, LENGTH, "Tokens kept of a query, special tokens included; 0: the model's own length."
+    )
+    passage_length: int = option(0, LENGTH, "The same for passages.")
+    query_prompt: str | None = option(
+        None, PROMPT, "Text put before every query; unset: the model's own prompt."
+    )
+    passage_prompt: str | None = option(None, PROMPT, "The same for passages.")
+    pooling: str | None = option(
+        None, _POOLING, "How token vectors become one vector; unset: the model's own 1_Pooling."
+    )
+    prompt_in_pooling: str | None = option(
+        None,
+        _PROMPT_IN_POOLING,
+        "Which tokens of a prompt are pooled: all, none, or all but the last (NV-Embed); unset: as "
+        "the model does.",
+    )
+    bidirectional: bool | None = option(
+        None,
+        _BIDIRECTIONAL,
+        "Whether tokens of a decoder attend to later tokens; unset: as the model does.",
+    )
+    normalize: bool = option(
+        True,
+        flag(),
+        "L2-normalise embeddings, so that scores are cosines, which mining values and temperatures "
+        "are meant for. False: inner products of whatever the pooling gives.",
+    )
+    dtype: str = option(
+        "float32",
+        choice(*DTYPES),
+        "Arithmetic of the encoder in training; bfloat16 is for accelerators. While it embeds: see "
+        "'embed.dtype'.",
+    )
+    param_dtype: str = option(
+        "float32",
+        choice(*DTYPES),
+        "What weights are kept in. bfloat16 suits a teacher, or a student of which only adapters "
+        "are trained.",
+    )
+    attention: str = option(
+        "xla",
+        choice(*ATTENTION),
+        "How attention is computed: xla anywhere, cudnn on NVIDIA GPUs, splash on TPUs.",
+        counts=False,
+    )
+    init: str = option(
+        "pretrained", choice(*INITS), "Student only: start from its weights or from new ones."
+    )
+    remat: str = option(
+        "none",
+        choice(*REMAT),
+        "Student only: what its layers compute again for the gradient instead of keeping it, from "
+        "none (fastest) to full (least memory).",
+        counts=False,
+    )
+    lora_rank: int = option(
+        0,
+        whole(0, 1 << 16, "0 to train all weights"),
+        "Student only: train LoRA adapters of this rank beside frozen weights; 0: all weights.",
+    )
+    lora_alpha: float = option(
+        32.0, number(0, 1e6, above=True), "The output of an adapter is scaled by alpha / rank."
+    )
+    lora_dropout: float = option(
+        0.0, number(0, 1, "a share", below=True), "Share of an adapter's input dropped in training."
+    )
+    lora_targets: tuple[str, ...] = option(
+        (ALL,),
+        _TARGETS,
+        "Which modules get an adapter, by their Hugging Face names, such as ('q_proj', 'v_proj').",
+    )
+    adapter: str = option(
+        "",
+        path("a folder", empty=True),
+        "A folder with an adapter in PEFT's format, put on the model; a student trains it further.",
+    )
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What they change in the model's own spec; see `spec.read_spec`."""
+        names = ("dtype", "param_dtype", "pooling", "normalize", "query_prompt", "passage_prompt")
+        return {n: getattr(self, n) for n in (*names, "prompt_in_pooling", "bidirectional")}
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The new adapters it gets; None: none."""
+        if not self.lora_rank:
+            return None
+        return LoraConfig(
+            rank=self.lora_rank,
+            alpha=self.lora_alpha,
+            dropout=self.lora_dropout,
+            targets=tuple(self.lora_targets),
+        )
+
+    def length(self, kind: str) -> int:
+        """Tokens kept of a 'query' or a 'passage'; 0: as the model says."""
+        return self.query_length if kind == "query" else self.passage_length

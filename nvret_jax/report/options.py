@@ -1,0 +1,18 @@
+"""The options of the report."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nvret_jax.options import option, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The page that a run ends with."""
+
+    examples: int = option(
+        20,
+        whole(0, 10_000),
+        "Training queries shown with the negatives that were kept and those that were rejected.",
+    )

@@ -1,0 +1,241 @@
+"""The options of training and of what is made of the trained weights; those of the loss are in
+`loss_options.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from nvret_jax.data.options import ROWS
+from nvret_jax.mining.options import MOST_NEGATIVES
+from nvret_jax.options import (
+    Either,
+    block,
+    choice,
+    flag,
+    many,
+    number,
+    option,
+    path,
+    text,
+    whole,
+)
+from nvret_jax.search.options import MOST_TOKENS
+from nvret_jax.training.loss_options import Loss
+
+SHARE_UNITS = ("epochs", "weight")
+BATCHES = ("homogeneous", "mixed")
+# Words for where a stage starts; anything else is a folder.
+LAST, BEST, STUDENT = "last", "best", "student"
+STARTS = (LAST, BEST, STUDENT)
+GATHER = ("auto", "step", "layer")
+SCHEDULES = ("linear", "cosine", "constant")
+PICKS = (LAST, BEST)
+MERGES = ("average", "slerp")
+NAME = text("a name", longest=200, without="/")
+_EXACT = 1e-6  # how far from 1 parts of a whole may sum
+_SHARE = number(0, 1, "a share", below=True)
+_EVERY = whole(0, what="steps, 0 for only at the end")
+_STEPS = dataclasses.replace(whole(2, 10**9, "steps"), whole=False, integral=True)
+
+Conflicts = Iterator[Iterable[tuple[str, str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One stage of training."""
+
+    start: str = option(
+        LAST,
+        path(f"one of {', '.join(STARTS)}, or a folder"),
+        "Where a stage starts: last (where the one before ended; the first from the student), best "
+        "(where the one before was best on dev), student, or a folder of a model or of another "
+        "run's checkpoints.",
+    )
+    sets: tuple[str, ...] = option(
+        (),
+        many(NAME, distinct=True),
+        "What is trained on, by name: 'train' is data.train, others are in 'sets'; (): all.",
+    )
+    shares: tuple[float, ...] = option(
+        (),
+        many(number(0, 1e6, above=True)),
+        "One number per set: with unit epochs how often it is read in an epoch, with weight its "
+        "part of all examples (they sum to 1); (): once each.",
+    )
+    share_unit: str = option("epochs", choice(*SHARE_UNITS), "What 'shares' are.")
+    batches: str = option(
+        "homogeneous",
+        choice(*BATCHES),
+        "homogeneous: all rows of a batch are from one set; mixed: from any.",
+    )
+    epochs: float = option(
+        1.0,
+        number(0, 1e6),
+        "How often the training queries are read, unless 'steps' is set.",
+        counts=lambda own: not own.steps,
+    )
+    steps: int = option(
+        0,
+        whole(0, 10**9, "0 for as many as the epochs have"),
+        "Length of training in steps; 0: as the epochs say.",
+        counts=lambda own: own.steps > 0,
+    )
+    max_steps: int = option(
+        0,
+        whole(0, 10**9, "0 for no bound"),
+        "At most this many steps, however many the epochs make; 0: no bound.",
+        counts=lambda own: own.max_steps > 0 and not own.steps,
+    )
+    batch_size: int = option(32, whole(1, 1 << 20), "Queries per step, over the whole mesh.")
+    num_negatives: int = option(
+        4,
+        whole(0, MOST_NEGATIVES),
+        "Hard negatives per query in a batch; rows with fewer are masked.",
+    )
+    loss: Loss = block(
+        Loss, beside={"in_batch": "in_batch_negatives", "temperature": "temperature"}
+    )
+    learning_rate: float = option(
+        2e-5, number(0, 100, above=True), "The highest learning rate of AdamW."
+    )
+    warmup: float = option(
+        0.1,
+        Either((number(0, 1, "a share of the steps", below=True), _STEPS)),
+        "Share of the steps over which the learning rate rises, or their number (2 or more).",
+    )
+    schedule: str = option(
+        "linear", choice(*SCHEDULES), "How the learning rate falls after the warm-up."
+    )
+    weight_decay: float = option(0.01, number(0, 100), "Decay of AdamW.")
+    b1: float = option(0.9, _SHARE, "AdamW's decay of the mean of gradients.")
+    b2: float = option(0.999, _SHARE, "AdamW's decay of the mean of their squares.")
+    eps: float = option(1e-8, number(0, 1, above=True), "AdamW's term against division by 0.")
+    clip_norm: float = option(
+        1.0, number(0, 1e6, "0 for no clipping"), "Largest global gradient norm; 0: no clipping."
+    )
+    dropout: float = option(
+        0.0, _SHARE, "Share of activations dropped; 0 suits short contrastive training."
+    )
+    chunk_tokens: int = option(
+        0,
+        whole(1, MOST_TOKENS, "tokens", also={-1: "the whole batch", 0: "what suits the device"}),
+        "Tokens that a device encodes at a time inside a step, and again for the gradient; 0: "
+        "chosen for the device; -1: the whole batch at once.",
+        counts=False,
+    )
+    recompute: bool = option(
+        True,
+        flag(),
+        "Encode chunks again for their gradient, which bounds memory whatever the batch. False: "
+        "what student.remat keeps is kept of the whole batch.",
+        counts=False,
+    )
+    gather: str = option(
+        "auto",
+        choice(*GATHER),
+        "When weights that are trained and cut along mesh.fsdp are gathered, and their gradients "
+        "reduced: once per step, which moves least over the network, or by the layer, in each chunk "
+        "anew, which takes least memory. auto: once per step where the whole weights and gradients "
+        "take at most a third of a device's memory.",
+        counts=False,
+    )
+    checkpoint_every: int = option(
+        100, _EVERY, "Steps between checkpoints; 0: only at the end.", counts=False
+    )
+    eval_every: int = option(
+        50, _EVERY, "Steps between dev evaluations; 0: only at the end.", counts=False
+    )
+    log_every: int = option(
+        1, _EVERY, "Steps between logged lines; 0: only at the end.", counts=False
+    )
+    keep: int = option(
+        2, whole(1, 10**6), "Checkpoints kept of a stage, the last ones.", counts=False
+    )
+    keep_best: bool = option(
+        True, flag(), "Also keep the checkpoint that is best on dev.", counts=False
+    )
+    dev_passages: int = option(
+        2000,
+        ROWS,
+        "Passages that a dev evaluation searches at most: the positives, then what the teacher "
+        "ranks high, then others; 0: the whole corpus.",
+        counts=False,
+    )
+    dev_queries: int = option(
+        200, ROWS, "Queries of a dev evaluation at most; 0: all.", counts=False
+    )
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Conflicts:
+        """See `options.mistakes`."""
+        return (check(values) for check in (_no_negatives, _nothing_to_fit, _no_end, _all_warmup))
+
+
+# The options that decide which checkpoint is the best one.
+BEST_KEYS = ("eval_every", "keep_best", "dev_passages", "dev_queries")
+
+
+def _no_negatives(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values["num_negatives"] == 0 and not values["loss"]["in_batch"]:
+        yield "loss.in_batch", "no negatives are left, as num_negatives=0"
+
+
+def _nothing_to_fit(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    loss = values["loss"]
+    if values["num_negatives"] == 0 and loss["distillation"] and loss["num_positives"] == 1:
+        what = "compares the passages of a row, and num_negatives=0 leaves only one"
+        yield "loss.distillation", what
+
+
+def _no_end(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if not values["steps"] and not values["epochs"]:
+        yield "epochs", "expected a number above 0, or steps"
+
+
+def _all_warmup(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values["steps"] and values["warmup"] >= values["steps"]:
+        yield "warmup", f"there are {values['steps']} steps"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Which weights are the trained student."""
+
+    pick: str = option(
+        LAST, choice(*PICKS), "Which weights of the last stage: the last, or the best on dev."
+    )
+    merge_last: int = option(
+        1, whole(1, 1000), "Merge the last n checkpoints of the stage; 1: no merging."
+    )
+    merge_with: tuple[str, ...] = option(
+        (), many(path("a folder")), "Folders of other models or checkpoints to merge with."
+    )
+    merge: str = option("average", choice(*MERGES), "How models are merged.")
+    merge_weights: tuple[float, ...] = option(
+        (), many(number(-10, 10)), "One weight per merged model, which sum to 1; (): equal ones."
+    )
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Conflicts:
+        """See `options.mistakes`."""
+        return (check(values) for check in (_best_and_last, _merge_weights))
+
+
+def _best_and_last(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values["merge_last"] > 1 and values["pick"] != LAST:
+        yield "pick", "merge_last merges the last checkpoints"
+
+
+def _merge_weights(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    weights = tuple(values["merge_weights"])
+    count = values["merge_last"] + len(values["merge_with"])
+    if weights and len(weights) != count:
+        yield "merge_weights", f"{len(weights)} for {count} models"
+    elif weights:
+        total = math.fsum(weights)
+        if abs(total - 1) > _EXACT:
+            yield "merge_weights", f"sum to {total:g}, not 1"
