@@ -35,6 +35,7 @@ from nvret_jax.takes import paths_in
 
 _TAKEN = ("teacher", "student", "student-start", "random fill")  # names in tables and folders
 _NO_COSINES = ("bm25:", "random:", "run:")  # what models of teachers begin with
+_REPAIRS = 3  # a default, too, may conflict with another value
 _EXACT = 1e-6  # how far from 1 parts of a whole may sum
 
 
@@ -137,25 +138,27 @@ def check_paths(config: ConfigDict) -> list[str]:
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict | None:
-    """A copy in which each value that is wrong by itself is the default.
+    """A copy in which values that are wrong, by themselves or inside their block, are defaults.
 
     None where such a value, or a path, says what is read: nothing found in other data or another
-    model would help. Mistakes between keys stay.
+    model would help. None, too, where no data are named. Mistakes between blocks stay.
     """
-    wrong = wrong_values(config)
     if check_paths(config):
         return None
-    if not wrong:
-        return None if any(_sources(config)) else config  # no data are named: nothing to read
+    wrong = set(wrong_values(config))
     copy, defaults = config.copy_and_resolve_references(), _defaults(config)
-    for key in wrong:
-        block, _, leaf = key.rpartition(".")
-        if block == "data" or leaf in ("model", "source", "split", "adapter", "start"):
-            return None
-        with copy.ignore_type():
-            target = _value(copy, block) if block else copy
-            target[leaf] = defaults[key]
-    return copy
+    for _ in range(_REPAIRS):
+        for key in wrong:
+            block, _, leaf = key.rpartition(".")
+            if block == "data" or leaf in ("model", "source", "split", "adapter", "start"):
+                return None
+            with copy.ignore_type():
+                target = _value(copy, block) if block else copy
+                target[leaf] = defaults[key]
+        wrong = {key for check in _inside(Sound(copy, frozenset())) for key, _ in check}
+        if not wrong:
+            return None if any(_sources(Sound(copy, frozenset()))) else copy
+    return None
 
 
 def _defaults(config: ConfigDict) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from nvret_jax.fingerprints import About, Digest, digest
 from nvret_jax.mining.options import Exclude, Options
 from nvret_jax.models.weights import file_sha256
 from nvret_jax.options import parts_of
-from nvret_jax.training.options import BEST_KEYS, STARTS, Training
+from nvret_jax.training.options import BEST_KEYS, LAST, STARTS, Result, Training
 from nvret_jax.workdir import flatten
 
 if TYPE_CHECKING:
@@ -58,19 +58,19 @@ def exclusion_parts(exclude: Exclude) -> dict[str, Any]:
     return parts
 
 
-def stage_parts(config: ConfigDict, name: str, block: ConfigDict, following: str) -> dict[str, Any]:
+def stage_parts(config: ConfigDict, name: str, stage: Training, following: str) -> dict[str, Any]:
     """The values of one stage of training that decide what it ends with.
 
     Args:
         config: of the run.
-        name, block: of the stage.
+        name, stage: of the stage, and its options.
         following: where the stage after it starts, or ''.
     """
-    at, stage = stage_prefix(name), blocks.read(Training, block)
+    at = stage_prefix(name)
     parts = parts_of(stage, at)
     if following == "best":
-        parts |= {f"{at}{key}": block[key] for key in BEST_KEYS}
-    parts[f"{at}sets"] = list(sets.sets_of(config, block))
+        parts |= {f"{at}{key}": getattr(stage, key) for key in BEST_KEYS}
+    parts[f"{at}sets"] = list(sets.sets_of(config, stage.sets))
     if stage.start not in STARTS:
         parts[f"{at}start"] = folder_part(f"{at}start", stage.start)
     return parts
@@ -80,9 +80,9 @@ def training_parts(run: Run) -> tuple[dict[str, Any], About]:
     """What the student is trained by, stage by stage and set by set, and what reasons need."""
     parts: dict[str, Any] = {"seed": run.config.seed, "train.stages": list(run.stages)}
     names, values = dict(run.about.names), dict(run.about.values)
-    starts = [block.start for block in run.stages.values()]
-    for (name, block), following in zip(run.stages.items(), [*starts[1:], ""], strict=True):
-        of_stage = stage_parts(run.config, name, block, following)
+    starts = [stage.start for stage in run.stages.values()]
+    for (name, stage), following in zip(run.stages.items(), [*starts[1:], ""], strict=True):
+        of_stage = stage_parts(run.config, name, stage, following)
         names |= stage_names(run.config, name, of_stage)
         parts |= of_stage
     if not run.config.train.stages:
@@ -115,29 +115,22 @@ def stage_names(config: ConfigDict, name: str, parts: dict[str, Any]) -> dict[st
     return {key: f"train.{key.removeprefix(at)}" for key in parts}
 
 
-def result_parts(config: ConfigDict, block: ConfigDict) -> dict[str, Any]:
+def result_parts(config: ConfigDict, last: Training) -> dict[str, Any]:
     """What makes the trained student of the checkpoints.
 
     Args:
         config: of the run.
-        block: of the last stage of training.
+        last: the options of the last stage of training.
     """
-    result = config.result
+    result = blocks.read(Result, config.result)
     at = f"train_stages.{config.train.stages[-1]}." if config.train.stages else "train."
-    parts: dict[str, Any] = {}
-    if result.pick != "last":
-        parts["result.pick"] = result.pick
-        parts |= {f"{at}{key}": block[key] for key in BEST_KEYS}
-    if result.merge_last > 1 or result.merge_with:
-        parts |= {
-            "result.merge": result.merge,
-            "result.merge_last": result.merge_last,
-            "result.merge_weights": list(result.merge_weights),
-        }
-        for number, folder in enumerate(result.merge_with):
-            parts[f"result.merge_with.{number}"] = folder_part("result.merge_with", folder)
+    parts = parts_of(result, "result.")
+    if result.pick != LAST:
+        parts |= {f"{at}{key}": getattr(last, key) for key in BEST_KEYS}
+    for number, folder in enumerate(result.merge_with):
+        parts[f"result.merge_with.{number}"] = folder_part("result.merge_with", folder)
     if result.merge_last > 1:
-        parts[f"{at}checkpoint_every"] = block.checkpoint_every
+        parts[f"{at}checkpoint_every"] = last.checkpoint_every
     return parts
 
 

@@ -12,8 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import options, sets, teachers
 from nvret_jax.errors import InputError
@@ -27,7 +25,7 @@ from nvret_jax.search import vectors
 from nvret_jax.search.run_file import RunRanker
 from nvret_jax.sides import Side
 from nvret_jax.stages import STAGES
-from nvret_jax.training.loop import check_batch, loss_of
+from nvret_jax.training.loop import check_batch
 from nvret_jax.training.options import Training
 
 MINING = ("embed", "search", "audit", "mine")
@@ -135,9 +133,9 @@ def _check_side(side: Side, state: Run) -> None:
         )
 
 
-def _check_loss(state: Run, block: ConfigDict, at: str) -> None:
+def _check_loss(state: Run, block: Training, at: str) -> None:
     spec = state.student.spec
-    loss = loss_of(block, spec.width, tokens=spec.late is not None, at=at)
+    loss = block.loss_for(spec.width, tokens=spec.late is not None, at=at)
     if not loss.needs_guide:
         return
     for part in state.sets.values():
@@ -178,9 +176,9 @@ def _rows(part: Run) -> int:
     return sum(map(len, found.values())) if part.options.rule.anchor == "own" else len(found)
 
 
-def _check_length(state: Run, block: ConfigDict, at: str) -> None:
+def _check_length(state: Run, block: Training, at: str) -> None:
     """Raises InputError for batches that the data cannot fill, and for steps beyond counting."""
-    names = sets.sets_of(state.config, block)
+    names = sets.sets_of(state.config, block.sets)
     rows = {name: _rows(state.sets[name]) for name in names}
     total = sum(rows.values())
     most = max(SMALL_BATCH, total)

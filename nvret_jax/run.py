@@ -44,6 +44,7 @@ from nvret_jax.search.options import Embed
 from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.sides import Loading, OwnSide, Rescorer, ServedSide, Side
 from nvret_jax.training.loop import load_trained
+from nvret_jax.training.options import Training
 from nvret_jax.training.sums import DamagedCheckpoint
 from nvret_jax.workdir import Workdir
 
@@ -142,10 +143,11 @@ class Run:
             made[name] = Run(config, self.workdir.below(f"sets/{name}", config), whole=self)
         return made
 
-    @property
-    def stages(self) -> dict[str, ConfigDict]:
-        """Name -> block of each stage of training."""
-        return stages_of(self.config)
+    @functools.cached_property
+    def stages(self) -> dict[str, Training]:
+        """Name -> options of each stage of training."""
+        blocks_of = stages_of(self.config).items()
+        return {name: blocks.read(Training, block) for name, block in blocks_of}
 
     def release_teachers(self) -> None:
         """Lets go of all encoders but the student: nothing after mining needs their weights."""

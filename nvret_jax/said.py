@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
-
 from nvret_jax import sets, teachers
+from nvret_jax.training.options import Training
 
 if TYPE_CHECKING:
     from nvret_jax.run import Run
@@ -37,10 +36,10 @@ def recipe(run: Run) -> dict[str, Any]:
     return out
 
 
-def _of_stage(run: Run, block: ConfigDict) -> dict[str, Any]:
+def _of_stage(run: Run, block: Training) -> dict[str, Any]:
     """The choices of one stage of training."""
     out: dict[str, Any] = {}
-    names = sets.sets_of(run.config, block)
+    names = sets.sets_of(run.config, block.sets)
     if len(run.sets) > 1:
         shares = sets.shares_of(block, names)
         parts = [f"{name} {share:g}" for name, share in zip(names, shares, strict=True)]
@@ -48,10 +47,10 @@ def _of_stage(run: Run, block: ConfigDict) -> dict[str, Any]:
         out["Batches"] = block.batches
     out |= {
         "Hard negatives per query": block.num_negatives,
-        "In-batch negatives": "yes" if block.in_batch_negatives else "no",
+        "In-batch negatives": "yes" if block.loss.in_batch else "no",
         "Queries per batch": block.batch_size,
         "Training length": _duration(block),
-        "Temperature": block.temperature,
+        "Temperature": block.loss.temperature,
         "Learning rate": f"{block.learning_rate} ({block.schedule}, warm-up {block.warmup})",
     }
     if block.loss.distillation:
@@ -61,7 +60,7 @@ def _of_stage(run: Run, block: ConfigDict) -> dict[str, Any]:
     return out
 
 
-def _duration(block: ConfigDict) -> str:
+def _duration(block: Training) -> str:
     """How long a stage of training is, for people."""
     if block.steps:
         return f"{block.steps} steps"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from nvret_jax.config import MAIN_SET, set_names, stages_of
+from nvret_jax.training.options import Training
 
 MINING_STAGES = ("embed", "search", "audit", "mine")
 _MINING = ("rule", "percent", "margin", "anchor", "num_negatives")
@@ -66,20 +67,20 @@ def key_names(config: ConfigDict, name: str) -> dict[str, str]:
     return names | ({"mining.teachers": f"{at}teachers"} if block.teachers else {})
 
 
-def sets_of(config: ConfigDict, stage: ConfigDict) -> tuple[str, ...]:
-    """The names of the sets that a training stage draws from."""
-    return tuple(stage.sets) or tuple(set_names(config))
+def sets_of(config: ConfigDict, named: Iterable[str]) -> tuple[str, ...]:
+    """The names of the sets that a stage of training draws from; `named`: those it names."""
+    return tuple(named) or tuple(set_names(config))
 
 
 def used_sets(config: ConfigDict) -> list[str]:
     """The names of all sets that are mined: those that some stage of training draws from."""
     if "train" not in config.stages:
         return set_names(config)
-    named = {name for stage in stages_of(config).values() for name in sets_of(config, stage)}
+    named = {name for stage in stages_of(config).values() for name in sets_of(config, stage.sets)}
     return [name for name in set_names(config) if name in named]
 
 
-def shares_of(stage: ConfigDict, names: Iterable[str]) -> list[float]:
+def shares_of(stage: Training, names: Iterable[str]) -> list[float]:
     """How much of each set a stage takes, in its `share_unit`."""
     return [float(x) for x in stage.shares] or [1.0 for _ in names]
 

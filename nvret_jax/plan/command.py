@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from nvret_jax import blocks as blocks_lib
 from nvret_jax.config import stages_of
 from nvret_jax.options import check_arguments, number, whole
 from nvret_jax.plan import lengths, models, steps
@@ -20,6 +21,7 @@ from nvret_jax.plan.steps import Step
 from nvret_jax.precision import embedding_dtype
 from nvret_jax.search import checks, memory
 from nvret_jax.teachers import kind
+from nvret_jax.training.options import Training
 
 PASSAGES, QUERIES = 1_000_000, 4096  # default sizes of a search
 
@@ -80,7 +82,8 @@ def planned(
         for name, block in blocks.items()
         if kind(block.model) == "encoder"
     }
-    dropout = max(train.dropout for train in stages_of(config).values())
+    trained = {name: blocks_lib.read(Training, one) for name, one in stages_of(config).items()}
+    dropout = max(train.dropout for train in trained.values())
     student = models.read(config.student, mesh, key="student", dropout=dropout)
     student = _longest(student, config)
     for sketch in _apart([*teachers.values(), student]):
@@ -92,7 +95,7 @@ def planned(
         at_lengths = {"at the longest": None}
         if data:
             at_lengths["at usual lengths"] = lengths.read(config, student)
-        for name, train in stages_of(config).items():
+        for name, train in trained.items():
             title = f"train {name}" if config.train.stages else "train"
             for when, texts in at_lengths.items():
                 yield steps.train_step(

@@ -21,7 +21,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.batches import plan_batches
@@ -38,9 +37,10 @@ from nvret_jax.search import steps as search_steps
 from nvret_jax.search.grouped import group_size
 from nvret_jax.training import ring
 from nvret_jax.training.encode import ACCELERATOR_CHUNK_TOKENS, chunk_rows
-from nvret_jax.training.loop import check_batch, loss_of
+from nvret_jax.training.loop import check_batch
 from nvret_jax.training.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer
+from nvret_jax.training.options import Training
 from nvret_jax.training.step import init_optimizer, make_step
 from nvret_jax.training.widths import Groups
 
@@ -237,7 +237,7 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
 
 def train_step(
     model: Sketch,
-    config: ConfigDict,
+    config: Training,
     mesh: Mesh,
     *,
     title: str = "train",
@@ -249,7 +249,7 @@ def train_step(
 
     Args:
         model: the student.
-        config: `config.train`, or one of its stages.
+        config: the options of a stage.
         mesh: of the topology.
         title: what to call it, where there are several stages.
         guide_width: of the vectors that a guide's score mask compares.
@@ -261,7 +261,7 @@ def train_step(
         InputError: the batch does not divide over the mesh; options of the loss that cannot be.
     """
     check_batch(config, mesh_lib.shards(mesh, "batch"))
-    loss = loss_of(config, model.spec.width)
+    loss = config.loss_for(model.spec.width)
     tokens, shards = _chunk_tokens(config, mesh), mesh_lib.shards(mesh, "batch")
     passages = loss.num_positives + config.num_negatives
     local = {"query": config.batch_size // shards}
@@ -319,7 +319,7 @@ def train_step(
 
 def _train_note(
     model: Sketch,
-    config: ConfigDict,
+    config: Training,
     passages: int,
     groups: Mapping[str, Groups],
     chunks: list[tuple[int, int]],
@@ -362,7 +362,7 @@ def _chosen(model: Sketch) -> frozenset[str]:
     return frozenset(name for name, holds in found.items() if holds)
 
 
-def _chunk_tokens(config: ConfigDict, mesh: Mesh) -> int:
+def _chunk_tokens(config: Training, mesh: Mesh) -> int:
     """`train.chunk_tokens`, chosen for the planned chip and not for the one that plans."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return config.chunk_tokens or (0 if on_cpu else ACCELERATOR_CHUNK_TOKENS)
@@ -370,7 +370,7 @@ def _chunk_tokens(config: ConfigDict, mesh: Mesh) -> int:
 
 def train_arguments(
     model: Sketch,
-    config: ConfigDict,
+    config: Training,
     loss: Loss,
     mesh: Mesh,
     *,
@@ -407,7 +407,7 @@ def train_arguments(
     return (trainable, state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32)), step_fn
 
 
-def _steps(config: ConfigDict) -> int:
+def _steps(config: Training) -> int:
     """Of a stage; how long one of so many epochs is only its data says."""
     return config.steps or 2 * max(500, math.ceil(config.warmup))
 
@@ -420,7 +420,7 @@ def _on(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
 
 def _batch(
     model: Sketch,
-    config: ConfigDict,
+    config: Training,
     loss: Loss,
     mesh: Mesh,
     guide_width: int,

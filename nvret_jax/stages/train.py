@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from nvret_jax import longer, precision, sets, teachers, truncation
 from nvret_jax import mesh as mesh_lib
@@ -24,6 +24,7 @@ from nvret_jax.stages.stage import Stage
 from nvret_jax.training import loop
 from nvret_jax.training.blend import Blend, Source
 from nvret_jax.training.examples import Examples
+from nvret_jax.training.options import Training
 
 
 def _train_artifacts(run: Run) -> list[Artifact]:
@@ -83,7 +84,7 @@ def _note(run: Run, artifact: Artifact) -> str:
     return "the finished training is kept until the new one is finished"
 
 
-def _with_teacher_temperature(run: Run, block: ConfigDict) -> ConfigDict:
+def _with_teacher_temperature(run: Run, block: Training) -> Training:
     """A stage's values with a temperature for the teacher's scores that suits what they are.
 
     Cosines lie close together: divided by 1, next to nothing tells the best passage from the worst.
@@ -91,14 +92,12 @@ def _with_teacher_temperature(run: Run, block: ConfigDict) -> ConfigDict:
     loss = block.loss
     if loss.distillation != "kl" or loss.teacher_temperature is not None:
         return block
-    names = sets.sets_of(run.config, block)
+    names = sets.sets_of(run.config, block.sets)
     cosines = all(_gives_cosines(run.sets[of]) for of in names)
-    block = block.copy_and_resolve_references()
-    value = float(loss.student_temperature or block.temperature) if cosines else 1.0
-    block.loss.teacher_temperature = value
+    value = float(loss.student_temperature or loss.temperature) if cosines else 1.0
     what = "cosines, divided as the student's" if cosines else "not cosines"
     say(f"train     the teacher's scores are {what}: loss.teacher_temperature {value:g}")
-    return block
+    return dataclasses.replace(block, loss=dataclasses.replace(loss, teacher_temperature=value))
 
 
 def _gives_cosines(run: Run) -> bool:
@@ -111,11 +110,11 @@ def _gives_cosines(run: Run) -> bool:
     )
 
 
-def _check_negatives(run: Run, name: str, block: ConfigDict) -> None:
+def _check_negatives(run: Run, name: str, block: Training) -> None:
     """Raises InputError where a stage would train on nothing; says how many rows lack negatives."""
-    in_batch = block.in_batch_negatives and block.batch_size > 1
+    in_batch = block.loss.in_batch and block.batch_size > 1
     rows = without = 0
-    for of in sets.sets_of(run.config, block):
+    for of in sets.sets_of(run.config, block.sets):
         part = run.sets[of]
         counts = _read_negatives(part).negative_rows.counts
         kept = min(block.num_negatives, part.config.mining.num_negatives)
@@ -123,7 +122,7 @@ def _check_negatives(run: Run, name: str, block: ConfigDict) -> None:
     if without == rows and not in_batch:
         why = (
             "train.in_batch_negatives is false"
-            if not block.in_batch_negatives
+            if not block.loss.in_batch
             else "train.batch_size is 1"
         )
         raise InputError(
@@ -147,7 +146,7 @@ def _batches(run: Run, name: str) -> Blend:
     block = run.stages[name]
     # Stages of one run do not repeat each other's draws.
     seed = (run.config.seed + list(run.stages).index(name)) % SEED.high
-    names = sets.sets_of(run.config, block)
+    names = sets.sets_of(run.config, block.sets)
     sources = [
         Source(
             of,
@@ -168,7 +167,7 @@ def _batches(run: Run, name: str) -> Blend:
         steps=block.steps,
         max_steps=block.max_steps,
     )
-    alone, rows = blend.without_negatives(block.in_batch_negatives and block.batch_size > 1)
+    alone, rows = blend.without_negatives(block.loss.in_batch and block.batch_size > 1)
     if alone == rows:
         raise InputError(
             f"training, stage {name}: no passage is a negative to any of the {rows:,} rows, as "
@@ -180,7 +179,7 @@ def _batches(run: Run, name: str) -> Blend:
     return blend
 
 
-def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
+def _examples(run: Run, block: Training, seed: int) -> Examples:
     """Tokenised training data of one set, for one stage.
 
     Args:
@@ -200,7 +199,7 @@ def _examples(run: Run, block: ConfigDict, seed: int) -> Examples:
 
     kinds = ("query", "passage")
     late = encoder.spec.late is not None
-    loss = loop.loss_of(block, encoder.width, tokens=late)
+    loss = block.loss_for(encoder.width, tokens=late)
     skips = encoder.spec.prompt_in_pooling != "all"
     return Examples.build(
         negatives,

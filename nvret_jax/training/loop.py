@@ -26,7 +26,6 @@ import numpy as np
 import optax
 from etils import epath
 from flax import nnx
-from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import progress
@@ -39,7 +38,7 @@ from nvret_jax.training.encode import chunk_budget
 from nvret_jax.training.examples import local_rows, to_devices
 from nvret_jax.training.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer, schedule
-from nvret_jax.training.options import BEST, LAST, STUDENT
+from nvret_jax.training.options import BEST, LAST, STUDENT, Training
 from nvret_jax.training.preemption import FLAGS, Preemption, mains
 from nvret_jax.training.stage import Batches, Places, Stage
 from nvret_jax.training.start import check_start, load_trained, randomised, started
@@ -53,7 +52,6 @@ __all__ = [
     "Stage",
     "check_batch",
     "load_trained",
-    "loss_of",
     "randomised",
     "restore_metrics",
     "train",
@@ -79,38 +77,13 @@ def check_weights(trainable: Any, step: int) -> None:
 _norm = jax.jit(optax.tree.norm)
 
 
-def check_batch(config: ConfigDict, shards: int, at: str = "train") -> None:
+def check_batch(config: Training, shards: int, at: str = "train") -> None:
     """Raises InputError unless the batch can be split over the mesh; `at`: the block's key."""
     if config.batch_size % shards:
         raise InputError(
             f"{at}.batch_size={config.batch_size} is not a multiple of the {shards} devices the "
             f"batch is split over; use {-(-config.batch_size // shards) * shards}"
         )
-
-
-def loss_of(config: ConfigDict, width: int, *, tokens: bool = False, at: str = "train") -> Loss:
-    """The loss that a config describes.
-
-    Args:
-        config: `config.train` of a run.
-        width: of the embeddings.
-        tokens: whether there is one vector a token, and a score is their MaxSim.
-        at: the key of `config`, for messages.
-
-    Raises:
-        InputError: options that cannot be, all in one line.
-    """
-    loss = Loss(
-        temperature=config.temperature,
-        in_batch=config.in_batch_negatives,
-        scores="maxsim" if tokens else "inner",
-        **config.loss.to_dict(),
-    )
-    if max(loss.dims, default=0) > width:
-        raise InputError(
-            f"{at}.loss.dims={loss.dims}: the embedding is {width} wide; name prefixes up to that"
-        )
-    return loss
 
 
 def check_stages(stages: Sequence[Stage], encoder: Encoder, *, scores: bool) -> None:
@@ -241,7 +214,7 @@ class _StageRun:
         """From its latest checkpoint, or `begin`, to its end; see `train`."""
         config, steps, mesh = self.config, self.steps, self.encoder.mesh
         optimizer = make_optimizer(config, steps)
-        loss = loss_of(config, self.encoder.width, tokens=self.encoder.spec.late is not None)
+        loss = config.loss_for(self.encoder.width, tokens=self.encoder.spec.late is not None)
         start, stop = local_rows(mesh, config.batch_size)
         positions = self.encoder.spec.backbone.max_tokens
         keep_best, every = config.keep_best, config.checkpoint_every

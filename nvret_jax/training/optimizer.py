@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
 from nvret_jax.errors import InputError
+from nvret_jax.training.options import Training
 
 # Parameters whose name ends so are not decayed: biases and what LayerNorm scales by.
 NOT_DECAYED = ("bias", "scale")
@@ -61,7 +61,7 @@ class Schedule:
         return self.peak
 
 
-def schedule(config: ConfigDict, steps: int) -> Schedule:
+def schedule(config: Training, steps: int) -> Schedule:
     """The learning rate of a stage.
 
     Args:
@@ -90,8 +90,8 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The optimizer of `config.train` for a run of `steps` steps."""
+def make_optimizer(config: Training, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a stage of training of `steps` steps."""
     parts = []
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nvret_jax.data.options import ROWS
+from nvret_jax.errors import InputError
 from nvret_jax.mining.options import MOST_NEGATIVES
 from nvret_jax.options import (
     Either,
@@ -169,6 +170,24 @@ class Training:
         200, ROWS, "Queries of a dev evaluation at most; 0: all.", counts=False
     )
 
+    def loss_for(self, width: int, *, tokens: bool = False, at: str = "train") -> Loss:
+        """The loss for embeddings of a model.
+
+        Args:
+            width: of the embeddings.
+            tokens: whether there is one vector per token, and a score is their MaxSim.
+            at: the key of these options, for messages.
+
+        Raises:
+            InputError: prefixes longer than the embedding.
+        """
+        if max(self.loss.dims, default=0) > width:
+            raise InputError(
+                f"{at}.loss.dims={self.loss.dims}: the embedding is {width} wide; name prefixes up "
+                "to that"
+            )
+        return dataclasses.replace(self.loss, scores="maxsim" if tokens else "inner")
+
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Conflicts:
         """See `options.mistakes`."""
@@ -206,18 +225,37 @@ class Result:
     """Which weights are the trained student."""
 
     pick: str = option(
-        LAST, choice(*PICKS), "Which weights of the last stage: the last, or the best on dev."
+        LAST,
+        choice(*PICKS),
+        "Which weights of the last stage: the last, or the best on dev.",
+        counts=lambda own: own.pick != LAST,
     )
     merge_last: int = option(
-        1, whole(1, 1000), "Merge the last n checkpoints of the stage; 1: no merging."
+        1,
+        whole(1, 1000),
+        "Merge the last n checkpoints of the stage; 1: no merging.",
+        counts=lambda own: own.merges,
     )
     merge_with: tuple[str, ...] = option(
-        (), many(path("a folder")), "Folders of other models or checkpoints to merge with."
+        (),
+        many(path("a folder")),
+        "Folders of other models or checkpoints to merge with.",
+        counts=False,  # what is in them does
     )
-    merge: str = option("average", choice(*MERGES), "How models are merged.")
+    merge: str = option(
+        "average", choice(*MERGES), "How models are merged.", counts=lambda own: own.merges
+    )
     merge_weights: tuple[float, ...] = option(
-        (), many(number(-10, 10)), "One weight per merged model, which sum to 1; (): equal ones."
+        (),
+        many(number(-10, 10)),
+        "One weight per merged model, which sum to 1; (): equal ones.",
+        counts=lambda own: own.merges,
     )
+
+    @property
+    def merges(self) -> bool:
+        """Whether several models become one."""
+        return self.merge_last > 1 or bool(self.merge_with)
 
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Conflicts:

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
-from nvret_jax.training.options import LAST
+from nvret_jax.training.options import LAST, Training
 
 
 class Batches(Protocol):
@@ -52,7 +51,7 @@ class Stage:
 
     Attributes:
         name: its folder under `checkpoints/`, and 'stage' in metrics.jsonl.
-        config: its `train` block.
+        config: its options.
         make_batches: its data; called only where the stage has something left to do.
         start: 'last' or 'best' (checkpoint of the stage before, by dev metric), 'student' (the
             encoder as given), or a folder: a model of the same architecture, or checkpoints of
@@ -60,7 +59,7 @@ class Stage:
     """
 
     name: str
-    config: ConfigDict
+    config: Training
     make_batches: Callable[[], Batches]
     start: str = LAST
 

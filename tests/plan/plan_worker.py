@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.plan import models, steps
 from nvret_jax.training.examples import to_devices
-from nvret_jax.training.loop import loss_of
 from nvret_jax.training.optimizer import make_optimizer
+from nvret_jax.training.options import Training
 from nvret_jax.training.step import init_optimizer
 
 
@@ -45,14 +46,15 @@ def main(folder: str, data: int, fsdp: int, tensor: int) -> None:
     config.train.chunk_tokens = 64
     config.train.loss.temperature_learning_rate = 1e-3
     sketch = models.read(config.student, mesh, key="student")
-    planned = steps.train_step(sketch, config.train, mesh)
+    planned = steps.train_step(sketch, blocks.read(Training, config.train), mesh)
 
     lora = LoraConfig(rank=2) if config.student.lora_rank else None
     encoder = Encoder.from_pretrained(folder, mesh=mesh, max_length=24, lora=lora)
-    loss = loss_of(config.train, encoder.width)
+    train = blocks.read(Training, config.train)
+    loss = train.loss_for(encoder.width)
     with jax.set_mesh(mesh):
         _, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
-        state = init_optimizer(make_optimizer(config.train, 10), loss, trainable)
+        state = init_optimizer(make_optimizer(train, 10), loss, trainable)
         rng = np.random.default_rng(0)
         batch = {
             "query_tokens": rng.integers(1, 20, (16, 16)),

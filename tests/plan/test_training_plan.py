@@ -13,12 +13,14 @@ import tiny_backbones
 import tiny_models
 import virtual_devices
 
+from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.plan import models, steps
 from nvret_jax.plan.chips import CHIPS
 from nvret_jax.plan.report import advice
+from nvret_jax.training.options import Training
 from nvret_jax.training.step import make_step
 
 
@@ -78,7 +80,7 @@ def planned(config, **changes):
     train = config.train.copy_and_resolve_references()
     train.update(changes)
     sketch = models.read(config.student, mesh, key="student")
-    return steps.train_step(sketch, train, mesh), sketch
+    return steps.train_step(sketch, blocks.read(Training, train), mesh), sketch
 
 
 @pytest.mark.slow
@@ -144,7 +146,8 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 
 
 _UNEVEN = """
-from nvret_jax import config as config_lib, mesh as mesh_lib
+from nvret_jax import blocks, config as config_lib, mesh as mesh_lib
+from nvret_jax.training.options import Training
 from nvret_jax.plan import models, steps
 config = config_lib.base()
 config.student.model = "sentence-transformers/all-MiniLM-L6-v2"
@@ -152,7 +155,7 @@ config.train.batch_size = 20
 mesh = mesh_lib.make_mesh()
 student = models.read(config.student, mesh, key="student")
 try:
-    steps.train_step(student, config.train, mesh)
+    steps.train_step(student, blocks.read(Training, config.train), mesh)
 except ValueError as error:
     print(error)
 """

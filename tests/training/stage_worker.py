@@ -74,21 +74,14 @@ class Batches:
 
 
 def config(**changes):
-    from nvret_jax import config as config_lib
+    """The options of a short stage; `loss`: a dict of changes."""
+    from nvret_jax.training.loss_options import Loss
+    from nvret_jax.training.options import Training
 
-    values = config_lib.base().train
-    values.update(
-        {
-            "batch_size": 8,
-            "steps": STEPS,
-            "num_negatives": 1,
-            "learning_rate": 5e-4,
-            "checkpoint_every": 4,
-            "eval_every": 3,
-        }
-        | changes
-    )
-    return values
+    loss = Loss(**changes.pop("loss", {}))
+    values = {"batch_size": 8, "steps": STEPS, "num_negatives": 1, "learning_rate": 5e-4}
+    values |= {"checkpoint_every": 4, "eval_every": 3}
+    return Training(loss=loss, **values | changes)
 
 
 def stages(hit=None, **changes):
@@ -100,8 +93,7 @@ def stages(hit=None, **changes):
 
     warm = config(**{"dropout": 0.1} | changes)
     fine = {"batch_size": 4, "schedule": "cosine", "eval_every": 4, "checkpoint_every": 5}
-    fine = config(**fine | changes)
-    fine.loss.temperature_learning_rate = 0.01
+    fine = config(loss={"temperature_learning_rate": 0.01}, **fine | changes)
     return [
         loop.Stage("warm", warm, lambda: Batches(1, STEPS, 8, hit_at(0))),
         loop.Stage("fine", fine, lambda: Batches(2, STEPS, 4, hit_at(STEPS)), start="best"),

@@ -11,12 +11,12 @@ import tiny_backbones
 from etils import epath
 from flax import nnx
 
-from nvret_jax import config as config_lib
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.training import loop
 from nvret_jax.training.examples import Examples
+from nvret_jax.training.options import Training
 
 QUERIES = ["wing flow", "heat", "the gene cell", "shock at speed"]
 PASSAGES = [*tiny_backbones.TEXTS, "the body", "a plate of heat", "boundary layer flow", "cell"]
@@ -87,11 +87,9 @@ def train(encoder, config, root, dies_at=None):
 
 
 def options(**changes):
-    config = config_lib.base().train
     values = {"steps": 12, "batch_size": 4, "num_negatives": 1, "learning_rate": 2e-2}
     values |= {"warmup": 0.0, "schedule": "constant", "checkpoint_every": 4, "log_every": 1}
-    config.update(values | changes)
-    return config
+    return Training(**values | changes)
 
 
 def places(root):

@@ -5,16 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvret_jax import config as config_lib
 from nvret_jax.errors import InputError
 from nvret_jax.training.encode import chunk_rows
 from nvret_jax.training.optimizer import decay_mask, schedule
+from nvret_jax.training.options import Training
 
 
 def rates(steps, **changes):
-    config = config_lib.base().train
-    config.update(learning_rate=1.0, **changes)
-    rate = schedule(config, steps)
+    rate = schedule(Training(learning_rate=1.0, **changes), steps)
     return [float(rate(step)) for step in range(steps)]
 
 
@@ -41,9 +39,7 @@ def test_first_step_learns_even_without_warm_up():
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.3, 2, 7])
 @pytest.mark.parametrize("steps", [9, 40, 1000])
 def test_the_host_has_the_same_rates_without_a_device(shape, warmup, steps):
-    config = config_lib.base().train
-    config.update(learning_rate=3e-5, warmup=warmup, schedule=shape)
-    rate = schedule(config, steps)
+    rate = schedule(Training(learning_rate=3e-5, warmup=warmup, schedule=shape), steps)
     on_device = np.asarray(jax.vmap(rate)(jnp.arange(steps + 3)))
     with jax.transfer_guard("disallow"):
         on_host = [rate.at(step) for step in range(steps + 3)]
