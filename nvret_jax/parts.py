@@ -5,22 +5,21 @@ Each is named by the config key that decides it. See `run.py` for which artefact
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from nvret_jax import blocks, paths, sets
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
-from nvret_jax.fingerprints import About, Digest, digest
-from nvret_jax.mining.options import Exclude, Options
+from nvret_jax.fingerprints import About, Digest, Made, digest
+from nvret_jax.mining.options import Mining, Options
 from nvret_jax.models.weights import file_sha256
 from nvret_jax.options import parts_of
 from nvret_jax.training.options import BEST_KEYS, LAST, STARTS, Result, Training
 from nvret_jax.workdir import flatten
-
-if TYPE_CHECKING:
-    from nvret_jax.run import Run
 
 # Of the config, what says where and how a run runs and is no reason for anything.
 _WHERE = ("distributed.", "mesh.", "stages")
@@ -49,12 +48,15 @@ def mining_parts(options: Options, config: ConfigDict) -> dict[str, Any]:
     return named | ({"seed": options.seed} if options.draws else {})
 
 
-def exclusion_parts(exclude: Exclude) -> dict[str, Any]:
-    """What is never a negative; a map of documents by its content, not its path."""
-    at = "mining.exclude."
+def exclusion_parts(mining: Mining) -> dict[str, Any]:
+    """What is never a negative; files by their content, not their path."""
+    at, exclude, judge = "mining.exclude.", mining.exclusions, mining.judge
     parts = parts_of(exclude, at)
     if exclude.document_map:
         parts[f"{at}document_map"] = file_part(f"{at}document_map", exclude.document_map)
+    if judge.verdicts:
+        parts["mining.verdicts"] = file_part("mining.verdicts", judge.verdicts)
+        parts |= parts_of(judge, "mining.")
     return parts
 
 
@@ -76,26 +78,50 @@ def stage_parts(config: ConfigDict, name: str, stage: Training, following: str) 
     return parts
 
 
-def training_parts(run: Run) -> tuple[dict[str, Any], About]:
-    """What the student is trained by, stage by stage and set by set, and what reasons need."""
-    parts: dict[str, Any] = {"seed": run.config.seed, "train.stages": list(run.stages)}
-    names, values = dict(run.about.names), dict(run.about.values)
-    starts = [stage.start for stage in run.stages.values()]
-    for (name, stage), following in zip(run.stages.items(), [*starts[1:], ""], strict=True):
-        of_stage = stage_parts(run.config, name, stage, following)
-        names |= stage_names(run.config, name, of_stage)
+@dataclasses.dataclass(frozen=True)
+class Mined:
+    """What training reads of one set.
+
+    Attributes:
+        negatives: the artefact.
+        student: the student's own parts, for queries and passages of this set.
+        about: what reasons need of the set.
+    """
+
+    negatives: Made
+    student: Mapping[str, Any]
+    about: About
+
+
+def training_parts(
+    config: ConfigDict, stages: Mapping[str, Training], mined: Mapping[str, Mined], about: About
+) -> tuple[dict[str, Any], About]:
+    """What the student is trained by, stage by stage and set by set, and what reasons need.
+
+    Args:
+        config: of the run.
+        stages: of training, by name.
+        mined: of each set, by name.
+        about: what reasons need of the whole run.
+    """
+    parts: dict[str, Any] = {"seed": config.seed, "train.stages": list(stages)}
+    names, values = dict(about.names), dict(about.values)
+    starts = [stage.start for stage in stages.values()]
+    for (name, stage), following in zip(stages.items(), [*starts[1:], ""], strict=True):
+        of_stage = stage_parts(config, name, stage, following)
+        names |= stage_names(config, name, of_stage)
         parts |= of_stage
-    if not run.config.train.stages:
+    if not config.train.stages:
         at = stage_prefix("train")
         values |= {
             key.replace("train.", at, 1): value
             for key, value in values.items()
             if key.startswith("train.")
         }
-    for name, part in run.sets.items():
+    for name, part in mined.items():
         of = "" if name == sets.MAIN_SET else f"{name}:"
-        parts[f"{of}negatives"] = part.negatives()
-        for key, value in (part.student.parts("query") | part.student.parts("passage")).items():
+        parts[f"{of}negatives"] = part.negatives
+        for key, value in part.student.items():
             parts[of + key] = value
             names[of + key] = part.about.names.get(key, key)
             values[of + key] = part.about.values.get(key)

@@ -266,17 +266,14 @@ class Run:
             return "passage", data.corpus
         return "query", data.split_queries(name.removeprefix("queries-"))
 
-    @functools.cached_property
-    def _positives(self) -> dict[str, list[str]]:
+    @_once
+    def positives(self) -> dict[str, list[str]]:
+        """Judged positives of the training queries, by query id; equal queries share theirs."""
         data = self.config.data
         judged = self.train_data.positives(data.train_split, data.min_relevance)
         if not self.exclusions.same_text:
             return judged
         return share_positives(judged, self.train_data.queries)
-
-    def positives(self) -> dict[str, list[str]]:
-        """Judged positives of the training queries, by query id; equal queries share theirs."""
-        return self._positives
 
     @functools.cached_property
     def passage_texts(self) -> SameText | None:
@@ -484,15 +481,11 @@ class Run:
 
     def exclusion_parts(self) -> dict[str, Any]:
         """What decides which passages are never negatives."""
-        parts = parts_lib.exclusion_parts(self.exclusions)
+        parts = parts_lib.exclusion_parts(self.mining)
         if self.exclusions.own_text != "off" or self.exclusions.same_text:
             data, split = self.train_data, self.config.data.train_split
             parts["passages"] = self.texts(data, "passages")
             parts["queries"] = self.texts(data, f"queries-{split}")
-        judge = self.mining.judge
-        if judge.verdicts:
-            parts["mining.verdicts"] = parts_lib.file_part("mining.verdicts", judge.verdicts)
-            parts |= options.parts_of(judge, "mining.")
         return parts
 
     @_once
@@ -503,17 +496,21 @@ class Run:
             **parts_lib.mining_parts(self.options, self.config),
             **self.exclusion_parts(),
         }
-        for name in self.calibrated:
-            parts[f"mining.{VALUES[name]}"] = "auto"
         if self.calibrated:
-            parts |= options.parts_of(self.mining.calibration, "mining.calibration.")
+            values = dict.fromkeys((f"mining.{VALUES[name]}" for name in self.calibrated), "auto")
+            parts |= values | options.parts_of(self.mining.calibration, "mining.calibration.")
             parts["seed"] = self.config.seed
         return self.workdir.negatives(self.config.data.train_split, parts, self.about)
 
     @_once
     def checkpoints(self) -> Artifact:
         """The student while and after it trains."""
-        return self.workdir.checkpoints(*parts_lib.training_parts(self))
+        mined = {
+            name: parts_lib.Mined(part.negatives(), part.student.all_parts(), part.about)
+            for name, part in self.sets.items()
+        }
+        found = parts_lib.training_parts(self.config, self.stages, mined, self.about)
+        return self.workdir.checkpoints(*found)
 
     def result_parts(self) -> dict[str, Any]:
         """What the trained student is a function of."""
@@ -542,7 +539,7 @@ class Run:
     def _student_parts(self) -> dict[str, Any]:
         if self.trains:
             return self.result_parts()
-        return self.student.parts("query") | self.student.parts("passage")
+        return self.student.all_parts()
 
     def _said(self) -> Digest:
         """What a card and a report say of the run, as a part."""

@@ -149,6 +149,10 @@ class Side:
             for key, value in self._values(kind).items()
         }
 
+    def all_parts(self) -> dict[str, Any]:
+        """The same for queries and passages together."""
+        return self.parts("query") | self.parts("passage")
+
     def tokens_of(self, kind: str) -> tuple[str, str | None]:
         """What decides the tokens of a text of a kind, before it is cut: tokenizer and prompt."""
         return self._tokenizer.fingerprint, self.spec.prompt(kind)
