@@ -51,50 +51,95 @@ MAIN_SET = "train"  # the name of `data.train` among the sets
 DISTRIBUTED = ("auto", "on", "off")
 
 
+EACH_TEACHER = "{teacher}"  # in a key: the block of each teacher that mines a set
 _RULE, _OPTIONS = fields_of(Rule), fields_of(Options)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
-    """One of several training sets; what is unset is as for `data.train`."""
+    """One of several training sets; what is unset is as for the whole run."""
 
     source: str = option(
         "",
         path("a data set, such as beir:DIR", schemes=DATA_SCHEMES),
         "As 'data.train'; also labels:FILE, examples:FILE and sts:FILE.",
+        replaces="data.train",
     )
-    split: str = option("train", SPLIT, "The split of it that is trained on.")
-    min_relevance: int = option(1, GRADE, "As 'data.min_relevance', for this set.")
-    max_queries: int = option(0, ROWS, "As 'data.max_queries', for this set.")
-    max_passages: int = option(0, ROWS, "As 'data.max_passages', for this set.")
+    split: str = option(
+        "train", SPLIT, "The split of it that is trained on.", replaces="data.train_split"
+    )
+    min_relevance: int = option(
+        1, GRADE, "As 'data.min_relevance', for this set.", replaces="data.min_relevance"
+    )
+    max_queries: int = option(
+        0, ROWS, "As 'data.max_queries', for this set.", replaces="data.max_queries"
+    )
+    max_passages: int = option(
+        0, ROWS, "As 'data.max_passages', for this set.", replaces="data.max_passages"
+    )
     teachers: tuple[str, ...] = option(
-        (), many(TEACHER, distinct=True), "Which teachers mine it; (): 'mining.teachers'."
+        (),
+        many(TEACHER, distinct=True),
+        "Which teachers mine it; (): 'mining.teachers'.",
+        replaces="mining.teachers",
     )
     rule: str | None = option(
-        None, or_unset(_RULE["name"].config_takes), "How it is mined; unset: as 'mining.rule'."
+        None,
+        or_unset(_RULE["name"].config_takes),
+        "How it is mined; unset: as 'mining.rule'.",
+        replaces="mining.rule",
     )
     percent: Any = option(
-        None, or_unset(_RULE["percent"].config_takes), "Unset: as 'mining.percent'."
+        None,
+        or_unset(_RULE["percent"].config_takes),
+        "Unset: as 'mining.percent'.",
+        replaces="mining.percent",
     )
-    margin: Any = option(None, or_unset(_RULE["margin"].config_takes), "Unset: as 'mining.margin'.")
+    margin: Any = option(
+        None,
+        or_unset(_RULE["margin"].config_takes),
+        "Unset: as 'mining.margin'.",
+        replaces="mining.margin",
+    )
     anchor: str | None = option(
-        None, or_unset(_RULE["anchor"].config_takes), "Unset: as 'mining.anchor'."
+        None,
+        or_unset(_RULE["anchor"].config_takes),
+        "Unset: as 'mining.anchor'.",
+        replaces="mining.anchor",
     )
     num_negatives: int | None = option(
-        None, or_unset(_OPTIONS["num_negatives"].config_takes), "Unset: as 'mining.num_negatives'."
+        None,
+        or_unset(_OPTIONS["num_negatives"].config_takes),
+        "Unset: as 'mining.num_negatives'.",
+        replaces="mining.num_negatives",
     )
     query_prompt: str | None = option(
-        None, PROMPT, "The student's prompt for its queries; unset: as 'student.query_prompt'."
+        None,
+        PROMPT,
+        "The student's prompt for its queries; unset: as 'student.query_prompt'.",
+        replaces="student.query_prompt",
     )
-    passage_prompt: str | None = option(None, PROMPT, "The same for passages.")
+    passage_prompt: str | None = option(
+        None, PROMPT, "The same for passages.", replaces="student.passage_prompt"
+    )
     query_length: int | None = option(
-        None, or_unset(LENGTH), "The student's length for it; unset: as 'student.query_length'."
+        None,
+        or_unset(LENGTH),
+        "The student's length for it; unset: as 'student.query_length'.",
+        replaces="student.query_length",
     )
-    passage_length: int | None = option(None, or_unset(LENGTH), "The same for passages.")
+    passage_length: int | None = option(
+        None, or_unset(LENGTH), "The same for passages.", replaces="student.passage_length"
+    )
     teacher_query_prompt: str | None = option(
-        None, PROMPT, "The prompt that teachers see; unset: their own."
+        None,
+        PROMPT,
+        "The prompt that teachers see; unset: their own.",
+        replaces=f"{EACH_TEACHER}.query_prompt",
     )
-    teacher_passage_prompt: str | None = option(None, PROMPT, "The same for passages.")
+    teacher_passage_prompt: str | None = option(
+        None, PROMPT, "The same for passages.", replaces=f"{EACH_TEACHER}.passage_prompt"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,6 +107,8 @@ class Option:
             'auto', or nothing; such a value leaves the field at its default.
         counts: whether an artefact that is made with these options depends on this one: always,
             never, or where a function of the whole dataclass says so.
+        replaces: of an option that some part of a run may have for itself: the key of the whole
+            run's option that it replaces.
     """
 
     default: Any
@@ -116,6 +118,7 @@ class Option:
     config_default: Any
     config_takes: Takes
     counts: Counts
+    replaces: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +151,7 @@ def option(
     key: str | None = None,
     config: tuple[Any, Takes] | None = None,
     counts: Counts = True,
+    replaces: str = "",
 ) -> Any:
     """A field of a dataclass of options.
 
@@ -158,6 +162,7 @@ def option(
         key: None: the field's own name.
         config: default and values in a config, where they differ.
         counts: whether artefacts depend on it.
+        replaces: the key of another option that this one replaces.
     """
     config_default, config_takes = config or (default, takes)
     spec = {
@@ -167,6 +172,7 @@ def option(
         "config_default": config_default,
         "config_takes": config_takes,
         "counts": counts,
+        "replaces": replaces,
     }
     return dataclasses.field(default=default, metadata={"option": spec})
 

@@ -7,46 +7,33 @@ negatives of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import operator
+from collections.abc import Iterable, Iterator
 
 from ml_collections import ConfigDict
 
-from nvret_jax.config import MAIN_SET, set_names, stages_of
+from nvret_jax import blocks
+from nvret_jax.config import EACH_TEACHER, MAIN_SET, TrainingSet, set_names, stages_of
 from nvret_jax.training.options import Training
 
 MINING_STAGES = ("embed", "search", "audit", "mine")
-_MINING = ("rule", "percent", "margin", "anchor", "num_negatives")
-_CAPS = ("min_relevance", "max_queries", "max_passages")
-_TEXTS = ("query_prompt", "passage_prompt")
-_LENGTHS = ("query_length", "passage_length")
 
 
 def set_config(config: ConfigDict, name: str) -> ConfigDict:
     """The config by which one of `config.sets` is mined: it trains and evaluates nothing."""
-    block = config.sets[name]
     own = config.copy_and_resolve_references()
     with own.unlocked():
         own.sets, own.train_stages = ConfigDict(), ConfigDict()
         own.train.stages = own.train.sets = own.train.shares = ()
     own.name = f"{config.name}: {name}"
     own.stages = tuple(stage for stage in config.stages if stage in MINING_STAGES)
-    own.data.train, own.data.train_split = block.source, block.split
     own.data.dev_split = ""
-    for key in _CAPS:
-        own.data[key] = block[key]
-    for key in _MINING:
-        if block[key] is not None:
-            own.mining[key] = block[key]
-    if block.teachers:
-        own.mining.teachers = block.teachers
-    for teacher in own.mining.teachers:
-        side = own.teacher if teacher == "teacher" else own.teachers[teacher]
-        for key in _TEXTS:
-            if block[f"teacher_{key}"] is not None:
-                side[key] = block[f"teacher_{key}"]
-    for key in (*_TEXTS, *_LENGTHS):
-        if block[key] is not None:
-            own.student[key] = block[key]
+    for key, of in _replaced(config, name):
+        *blocks, leaf = key.split(".")
+        target = functools.reduce(operator.getitem, blocks, own)
+        with target.ignore_type():  # 'auto' in the place of a number
+            target[leaf] = config.sets[name][of]
     return own
 
 
@@ -55,16 +42,21 @@ def key_names(config: ConfigDict, name: str) -> dict[str, str]:
 
     Keys that the set leaves to the whole run are not among them.
     """
-    block, at = config.sets[name], f"sets.{name}."
-    names = {"data.train": f"{at}source", "data.train_split": f"{at}split"}
-    names |= {f"data.{key}": f"{at}{key}" for key in _CAPS}
-    own = {f"mining.{key}": key for key in _MINING}
-    own |= {f"student.{key}": key for key in (*_TEXTS, *_LENGTHS)}
-    for teacher in block.teachers or config.mining.teachers:
-        side = "teacher" if teacher == "teacher" else f"teachers.{teacher}"
-        own |= {f"{side}.{key}": f"teacher_{key}" for key in _TEXTS}
-    names |= {key: f"{at}{of}" for key, of in own.items() if block[of] is not None}
-    return names | ({"mining.teachers": f"{at}teachers"} if block.teachers else {})
+    return {key: f"sets.{name}.{of}" for key, of in _replaced(config, name)}
+
+
+def _replaced(config: ConfigDict, name: str) -> Iterator[tuple[str, str]]:
+    """(key of the whole run's config, option of the set that replaces its value)."""
+    block = config.sets[name]
+    for of, one in blocks.entries(TrainingSet):
+        if block[of] is None or block[of] == ():  # as the whole run has it
+            continue
+        if not one.replaces.startswith(f"{EACH_TEACHER}."):
+            yield one.replaces, of
+            continue
+        for teacher in block.teachers or config.mining.teachers:
+            at = teacher if teacher == "teacher" else f"teachers.{teacher}"
+            yield one.replaces.replace(EACH_TEACHER, at), of
 
 
 def sets_of(config: ConfigDict, named: Iterable[str]) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ import pytest
 import recipe_project
 import tiny_project
 
+from nvret_jax import blocks, pipeline, sets
 from nvret_jax import config as config_lib
-from nvret_jax import pipeline, sets
 from nvret_jax.api import Encoder
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.mining.negatives import Negatives
@@ -224,3 +224,28 @@ def test_encoders_of_the_same_model_are_loaded_once(staged):
     run.sets["other"].encoders["teacher"].encoder  # noqa: B018
     run.student.encoder  # noqa: B018
     assert len(run.loading.models) == 1
+
+
+def test_a_set_replaces_what_it_says_and_leaves_the_rest(tmp_path):
+    config = recipe_project.config(tmp_path)
+    config_lib.add_teacher(config, "second", "m")
+    config.mining.teachers = ("teacher", "second")
+    config_lib.add_set(
+        config, "own", "beir:x", percent="auto", query_length=8, teacher_query_prompt="find: "
+    )
+    own = sets.set_config(config, "own")
+    assert (own.data.train, own.data.train_split, own.data.dev_split) == ("beir:x", "train", "")
+    assert (own.mining.percent, own.mining.margin) == ("auto", config.mining.margin)
+    assert (own.student.query_length, own.student.passage_length) == (8, 24)
+    assert own.teacher.query_prompt == own.teachers.second.query_prompt == "find: "
+    assert config.teacher.query_prompt is None
+    names = sets.key_names(config, "own")
+    assert names["mining.percent"] == "sets.own.percent"
+    assert names["teachers.second.query_prompt"] == "sets.own.teacher_query_prompt"
+    assert "mining.teachers" not in names
+    every = {one.replaces for _, one in blocks.entries(config_lib.TrainingSet)}
+    known = {
+        *config_lib.flat_keys(config),
+        *(f"{{teacher}}.{kind}_prompt" for kind in ("query", "passage")),
+    }
+    assert every <= known
