@@ -357,7 +357,7 @@ class Rescorer:
             compat: the preset.
         """
         rule = mining.rule
-        bounded = not {"naive", "shifted"} >= set(rule.names) or np.isfinite(rule.min_score)
+        bounded = rule.has_ceiling or np.isfinite(rule.min_score)
         if compat == "sentence_transformers":
             return bounded  # which leaves a cross-encoder out where nothing is filtered
         return self.config.order == "rescored" or bounded or "softmax" in mining.sampling

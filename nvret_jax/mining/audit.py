@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -206,25 +206,18 @@ def _row(dataset, teacher, rule, trial, naive, shares_b, naive_b, wanted) -> Row
     )
 
 
-def rules_to_try(
-    options: Options,
-    *,
-    shifts: Sequence[int],
-    thresholds: Sequence[float],
-    margins: Sequence[float],
-    percents: Sequence[float],
-) -> list[Rule]:
+def rules_to_try(options: Options, values: Mapping[str, Sequence[float]]) -> list[Rule]:
     """Naive, each rule with each of its values, and last the options' rule if none of these is it.
 
     Args:
         options: its rule gives ranks, bounds and the like to all; shifts for which its `max_rank`
             leaves no room are left out.
-        shifts, thresholds, margins, percents: values of shifted, abs, margin_pos and perc_pos.
+        values: to try, by rule; see `mining.options.Audit`.
     """
     base = options.rule
     room = base.max_rank - options.num_negatives
-    shifts = [shift for shift in shifts if not base.max_rank or shift <= room]
-    values = {"shifted": shifts, "abs": thresholds, "margin_pos": margins, "perc_pos": percents}
+    if base.max_rank:
+        values = {**values, "shifted": [shift for shift in values["shifted"] if shift <= room]}
     tried = [dataclasses.replace(base, name="naive")]
     for name, list_of_values in values.items():
         for value in list_of_values:

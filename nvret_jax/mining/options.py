@@ -332,6 +332,11 @@ class Audit:
     )
     resamples: int = option(2000, whole(1, 100_000), "Resamples behind each interval.")
 
+    @property
+    def tried(self) -> dict[str, tuple]:
+        """Rule -> the values of it that are tried."""
+        return {name: getattr(self, f"{value}s") for name, value in VALUES.items() if value}
+
 
 def calibrated(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The rules of which the value is 'auto'.
@@ -367,9 +372,7 @@ def compatible(
     wrong = options_lib.mistake("mining.compat", compat, COMPAT_TAKES)
     if wrong:
         raise InputError(wrong)
-    names = set(options.rule.names)
-    wide = bool(names & {"abs", "margin_pos", "perc_pos"})
-    wide |= rescored and options.rule.min_score > float("-inf")
+    wide = options.rule.has_ceiling or (rescored and options.rule.min_score > float("-inf"))
     skip = options.rule.ranks_to_skip
     # Its own default: ten times as many candidates as negatives where a filter may remove some.
     max_rank = options.rule.max_rank or (

@@ -35,21 +35,58 @@ MOST_RANKS = 1_000_000  # a rank is a place in a list of candidates, which are h
 MOST_SCORE = 1e6  # scores of any teacher, of BM25 and of inner products too
 ANCHORS = ("own", "min", "max", "mean")
 RANKS = ("raw", "survivors")
-# The value each rule reads.
-VALUES = {
-    "naive": None,
-    "shifted": "shift",
-    "abs": "threshold",
-    "margin_pos": "margin",
-    "perc_pos": "percent",
-}
-RULES = tuple(VALUES)
 # What runs take; a share of 0 and negative margins, which other tools know, are for `Rule` alone.
 PERCENT = options.number(0, 2, "a share of the anchor", above=True)
 MARGIN = options.number(0, MOST_SCORE, "a distance between scores")
 THRESHOLD = options.number(-MOST_SCORE, MOST_SCORE, "a score")
 SHIFT = options.whole(0, MOST_RANKS, "ranks")
 AUTO = ("auto", "calibrated for each teacher")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What one rule is.
+
+    Attributes:
+        value: the name of the value it reads, or None.
+        ceiling: from the whole rule and anchors [Q], float64, the score that every negative must
+            stay below, float32 [Q]; None: it has none.
+        needs_anchor: whether that depends on the anchors.
+    """
+
+    value: str | None
+    ceiling: Callable[[Rule, np.ndarray], np.ndarray] | None = None
+    needs_anchor: bool = False
+
+
+def _abs(rule: Rule, anchors_q: np.ndarray) -> np.ndarray:
+    # The next float32 up makes "strictly below" mean "at most the threshold".
+    return np.full(anchors_q.shape, _next(np.float32(rule.threshold)))
+
+
+def _margin_pos(rule: Rule, anchors_q: np.ndarray) -> np.ndarray:
+    if rule.keep_equal:
+        return _next(_largest_within(anchors_q.astype(np.float32), rule.margin))
+    return _round_up(anchors_q - rule.margin)
+
+
+def _perc_pos(rule: Rule, anchors_q: np.ndarray) -> np.ndarray:
+    if rule.keep_equal:
+        anchors_q = anchors_q.astype(np.float32)
+        return _next(anchors_q - np.abs(anchors_q) * np.float32(1.0 - rule.percent))
+    return _round_up(anchors_q - np.abs(anchors_q) * (1.0 - rule.percent))
+
+
+# All rules. A new one is a row here, and its value a field of `Rule`.
+KINDS = {
+    "naive": Kind(None),
+    "shifted": Kind("shift"),
+    "abs": Kind("threshold", _abs),
+    "margin_pos": Kind("margin", _margin_pos, needs_anchor=True),
+    "perc_pos": Kind("percent", _perc_pos, needs_anchor=True),
+}
+RULES = tuple(KINDS)
+VALUES = {name: kind.value for name, kind in KINDS.items()}  # the value each rule reads
 
 
 def _reads(value: str) -> Callable[[Rule], bool]:
@@ -148,7 +185,12 @@ class Rule:
     @property
     def needs_anchor(self) -> bool:
         """Whether the ceiling depends on a positive's score."""
-        return bool({"margin_pos", "perc_pos"} & set(self.names))
+        return any(KINDS[name].needs_anchor for name in self.names)
+
+    @property
+    def has_ceiling(self) -> bool:
+        """Whether a score can be too high for a negative."""
+        return any(KINDS[name].ceiling for name in self.names)
 
     @property
     def ranks_to_skip(self) -> int:
@@ -177,24 +219,9 @@ class Rule:
         anchors_q = np.asarray(anchors_q, np.float64)
         lowest = np.full(anchors_q.shape, np.inf, np.float32)
         for name in self.names:
-            lowest = np.minimum(lowest, self._ceilings(name, anchors_q))
+            if ceiling := KINDS[name].ceiling:
+                lowest = np.minimum(lowest, ceiling(self, anchors_q))
         return lowest
-
-    def _ceilings(self, name: str, anchors_q: np.ndarray) -> np.ndarray:
-        if name == "abs":
-            # The next float32 up makes "strictly below" mean "at most the threshold".
-            return np.full(anchors_q.shape, _next(np.float32(self.threshold)))
-        if name == "margin_pos":
-            if self.keep_equal:
-                return _next(_largest_within(anchors_q.astype(np.float32), self.margin))
-            return _round_up(anchors_q - self.margin)
-        if name == "perc_pos":
-            if self.keep_equal:
-                anchors_q = anchors_q.astype(np.float32)
-                share = np.float32(1.0 - self.percent)
-                return _next(anchors_q - np.abs(anchors_q) * share)
-            return _round_up(anchors_q - np.abs(anchors_q) * (1.0 - self.percent))
-        return np.full(anchors_q.shape, np.inf, np.float32)
 
 
 def beyond_cosines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

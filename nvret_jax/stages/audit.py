@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from nvret_jax import blocks
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.evaluation.comparison import table_text
 from nvret_jax.mining import audit
+from nvret_jax.mining.options import Audit
 from nvret_jax.run import Run
 from nvret_jax.stages.exclusions import excluded_passages
 from nvret_jax.stages.ranked import ranked
@@ -18,15 +20,9 @@ def _audit_artifacts(run: Run) -> list[Artifact]:
 
 
 def _make_audit(run: Run, artifact: Artifact) -> None:
-    data, config = run.train_data, run.config.audit
+    data, config = run.train_data, blocks.read(Audit, run.config.audit)
     query_ids = tuple(run.positives())
-    rules = audit.rules_to_try(
-        run.options,
-        shifts=config.shifts,
-        thresholds=config.thresholds,
-        margins=config.margins,
-        percents=config.percents,
-    )
+    rules = audit.rules_to_try(run.options, config.tried)
     rows: list[audit.Row] = []
     excluded: Ragged | None = None
     asked = [(name, *ranked(run, artifact, name)) for name in run.teacher_names]

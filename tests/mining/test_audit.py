@@ -16,7 +16,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.evaluation.comparison import table_text
 from nvret_jax.mining import audit as audit_lib
 from nvret_jax.mining import hidden as hidden_lib
-from nvret_jax.mining.options import Options
+from nvret_jax.mining.options import Audit, Options
 from nvret_jax.mining.rules import Rule
 
 RULES = (
@@ -269,7 +269,8 @@ def test_the_table_names_a_data_set_once_and_every_rule():
 
 def test_rules_to_try_are_all_values_and_what_is_mined_with():
     lists = {"shifts": (5,), "thresholds": (0.5,), "margins": (0.1, 0.2), "percents": (0.95,)}
-    tried = audit_lib.rules_to_try(Options(), **lists)
+    lists = Audit(**lists).tried
+    tried = audit_lib.rules_to_try(Options(), lists)
     assert [(rule.name, audit_lib.value_text(rule)) for rule in tried] == [
         ("naive", ""),
         ("shifted", "5"),
@@ -279,7 +280,7 @@ def test_rules_to_try_are_all_values_and_what_is_mined_with():
         ("perc_pos", "0.95"),
     ]
     own = Rule("abs+perc_pos", percent=0.9, threshold=0.6, max_rank=8)
-    tried = audit_lib.rules_to_try(Options(rule=own), **lists)
+    tried = audit_lib.rules_to_try(Options(rule=own), lists)
     assert tried[-1] == own
     assert all(rule.max_rank == 8 for rule in tried)
     assert "shifted" not in {rule.name for rule in tried}  # 5 of 8 ranks leave 3 for 4 negatives
