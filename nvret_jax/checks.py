@@ -210,7 +210,7 @@ def _checks(config: Sound) -> Iterator[Conflicts]:
     for at, block in _teachers(config):
         yield _untrained(at, block)
     yield _names(config)
-    yield _mining_teachers("mining", config.mining.teachers, config)
+    yield _mining_teachers("mining", config.mining, config)
     yield from _inside(config)
     yield _rescorer(config)
     yield _audited(config)
@@ -218,7 +218,7 @@ def _checks(config: Sound) -> Iterator[Conflicts]:
     yield _rounds(config)
     for name, block in config.sets.items():
         yield _cosines(f"sets.{name}", block, config)
-        yield _mining_teachers(f"sets.{name}", block.teachers, config)
+        yield _mining_teachers(f"sets.{name}", block, config)
     yield _order(config)
     for at, train in _trainings(config):
         yield _used_sets(at, train, config)
@@ -309,9 +309,9 @@ def _names(config: Sound) -> Conflicts:
             yield "sets", f"{name!r} is no name for a set: {what}; '{MAIN_SET}' is taken"
 
 
-def _mining_teachers(at: str, names: Sequence[str], config: Sound) -> Conflicts:
+def _mining_teachers(at: str, block: Sound, config: Sound) -> Conflicts:
     known = ("teacher", *config.teachers)
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in block.teachers if name not in known]
     if unknown:
         yield f"{at}.teachers", f"unknown {unknown}; known are {', '.join(known)}"
 
