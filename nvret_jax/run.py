@@ -179,6 +179,11 @@ class Run:
         """The teachers mined with, the most accurate first."""
         return tuple(self.config.mining.teachers)
 
+    @property
+    def teacher_models(self) -> str:
+        """The teachers' models, for people."""
+        return ", ".join(self.block(name).model for name in self.teacher_names)
+
     def block(self, name: str) -> ConfigDict:
         """The config of one teacher."""
         return self.config.teacher if name == "teacher" else self.config.teachers[name]
@@ -410,12 +415,29 @@ class Run:
         return self.workdir.candidates(
             name,
             {
-                **teachers.parts(self, name),
+                **self._ranking_parts(name),
                 "positives": parts_lib.judgments_part(self.positives(), test=False),
                 "search.depth": self.depth,
             },
             self.about,
         )
+
+    def _ranking_parts(self, name: str) -> dict[str, Any]:
+        """What a teacher's ranking of the training queries is a function of, positives aside."""
+        data, tables = self.train_data, {"passages": "passages"}
+        tables["queries"] = f"queries-{self.config.data.train_split}"
+        if name in self.encoders:
+            made = {what: self.embeddings(name, data, table) for what, table in tables.items()}
+            return made | self.search_parts()
+        found = teachers.parts(
+            "teacher" if name == "teacher" else f"teachers.{name}",
+            self.block(name),
+            {what: self.texts(data, table) for what, table in tables.items()},
+            seed=self.config.seed,
+            same_text=self.exclusions.same_text,
+        )
+        is_vectors = teachers.kind(self.block(name).model) == "vectors"
+        return found | (self.search_parts(stored="") if is_vectors else {})
 
     @functools.cached_property
     def rescorer(self) -> Rescorer | None:
@@ -646,4 +668,11 @@ class Run:
 
     def recipe(self) -> dict[str, Any]:
         """The choices a model card and a report state, by name."""
-        return said.recipe(self)
+        return said.recipe(
+            self.config,
+            {name: (part.teacher_models, part.mining_rule) for name, part in self.sets.items()},
+            self.stages,
+            student=self.student,
+            untrained=self.untrained,
+            served=self.served,
+        )

@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from nvret_jax import sets, teachers
+from ml_collections import ConfigDict
+
+from nvret_jax import sets
+from nvret_jax.sides import Side
 from nvret_jax.training.options import Training
 
-if TYPE_CHECKING:
-    from nvret_jax.run import Run
 
+def recipe(
+    config: ConfigDict,
+    mined: Mapping[str, tuple[str, str]],
+    stages: Mapping[str, Training],
+    *,
+    student: Side,
+    untrained: Side,
+    served: Side,
+) -> dict[str, Any]:
+    """The choices a model card and a report state, by name.
 
-def recipe(run: Run) -> dict[str, Any]:
-    """The choices a model card and a report state, by name."""
+    Args:
+        config: of the run.
+        mined: of each training set the teachers and the rule, for people.
+        stages: of training.
+        student, untrained, served: the student as it is trained, before, and as it is exported.
+    """
     out: dict[str, Any] = {}
-    if run.config.rounds > 1:
-        out["Rounds of mining and training"] = run.config.rounds
-    for name, part in run.sets.items():
-        of = f" for {name}" if len(run.sets) > 1 else ""
-        out[f"Teacher{of}"] = teachers.describe(part)
-        out[f"Mining rule{of}"] = part.mining_rule
-    out["Student started from"] = run.untrained.config.model
-    if run.student.lora is not None:
-        lora = run.student.lora
+    if config.rounds > 1:
+        out["Rounds of mining and training"] = config.rounds
+    for name, (models, rule) in mined.items():
+        of = f" for {name}" if len(mined) > 1 else ""
+        out[f"Teacher{of}"] = models
+        out[f"Mining rule{of}"] = rule
+    out["Student started from"] = untrained.config.model
+    if student.lora is not None:
+        lora = student.lora
         out["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}"
-    for name, block in run.stages.items():
-        of = f" ({name})" if len(run.stages) > 1 else ""
-        out |= {f"{key}{of}": value for key, value in _of_stage(run, block).items()}
-    out["Query / passage length"] = (
-        f"{run.student.length('query')} / {run.student.length('passage')} tokens"
-    )
-    if run.trains:
-        out["Longest text as exported"] = f"{run.served.length('passage')} tokens"
-    out["Seed"] = run.config.seed
+    for name, stage in stages.items():
+        of = f" ({name})" if len(stages) > 1 else ""
+        found = _of_stage(stage, sets.sets_of(config, stage.sets), several=len(mined) > 1)
+        out |= {f"{key}{of}": value for key, value in found.items()}
+    lengths = f"{student.length('query')} / {student.length('passage')} tokens"
+    out["Query / passage length"] = lengths
+    if "train" in config.stages:
+        out["Longest text as exported"] = f"{served.length('passage')} tokens"
+    out["Seed"] = config.seed
     return out
 
 
-def _of_stage(run: Run, block: Training) -> dict[str, Any]:
-    """The choices of one stage of training."""
+def _of_stage(block: Training, names: Sequence[str], *, several: bool) -> dict[str, Any]:
+    """The choices of one stage of training, which draws from the sets of some names.
+
+    Args:
+        several: whether the run has several sets.
+    """
     out: dict[str, Any] = {}
-    names = sets.sets_of(run.config, block.sets)
-    if len(run.sets) > 1:
+    if several:
         shares = sets.shares_of(block, names)
         parts = [f"{name} {share:g}" for name, share in zip(names, shares, strict=True)]
         out[f"Training sets and their {block.share_unit}"] = ", ".join(parts)

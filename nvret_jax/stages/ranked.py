@@ -1,15 +1,64 @@
-"""A teacher's candidates, rescored where that is configured, and what ranks beyond them."""
+"""From a teacher to what ranks the corpus; its candidates, and what ranks beyond them."""
 
 from __future__ import annotations
 
 import numpy as np
+from etils import epath
 
 from nvret_jax import teachers
 from nvret_jax.artifacts import Artifact
+from nvret_jax.data.dataset import TextTable
+from nvret_jax.data.ragged import Ragged
 from nvret_jax.run import Run
+from nvret_jax.search import vectors
+from nvret_jax.search.bm25 import Bm25Ranker
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.distinct import distinct
-from nvret_jax.search.ranker import ListRanker, Ranker
+from nvret_jax.search.random_ranker import RandomRanker
+from nvret_jax.search.ranker import DenseRanker, ListRanker, Ranker
+from nvret_jax.search.run_file import RunRanker
+
+
+def open_ranker(run: Run, name: str, resume: epath.Path | None = None) -> Ranker:
+    """The teacher over the training queries that have a positive, numbered in their order.
+
+    Args:
+        name: of the teacher.
+        resume: where searches that stream the passages keep what a kill must not cost.
+    """
+    data, split = run.train_data, run.config.data.train_split
+    block = run.block(name)
+    scheme, rest = teachers.kind(block.model), block.model.partition(":")[2]
+    queries = data.queries.select(run.positives())
+    if scheme == "encoder":
+        table = data.split_queries(split)
+        rows = np.array([table.row[query_id] for query_id in queries.ids], np.int64)
+        vectors_qd = np.asarray(run.open(name, data, f"queries-{split}")[:])[rows]
+        return _dense(run, vectors_qd, run.open(name, data, "passages"), resume)
+    if scheme == "vectors":
+        passages_nd, queries_qd = vectors.open_pair(
+            rest, data.corpus.ids, queries.ids, normalize=block.normalize
+        )
+        return _dense(run, np.asarray(queries_qd), passages_nd, resume)
+    return _without_vectors(scheme, rest, queries, data.corpus, run.positive_rows(), run)
+
+
+def _dense(run: Run, queries_qd: np.ndarray, passages_nd, resume: epath.Path | None) -> Ranker:
+    return DenseRanker(run.asked(queries_qd), run.searched(passages_nd), run.make_index, resume)
+
+
+def _without_vectors(
+    scheme: str, rest: str, queries: TextTable, corpus: TextTable, positive_rows: Ragged, run: Run
+) -> Ranker:
+    if scheme == "bm25":
+        return Bm25Ranker(queries.texts, corpus.texts)
+    if scheme == "random":
+        ids = corpus.ids
+        if run.passage_texts is not None and run.passage_texts.any_equal:
+            # One draw for each text, or one with many copies would be drawn more often.
+            ids = [ids[row] for row in run.passage_texts.first_n]
+        return RandomRanker(queries.ids, ids, positive_rows, run.config.seed)
+    return RunRanker.read(rest, queries.ids, corpus.ids, positive_rows)
 
 
 def ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]:
@@ -23,7 +72,7 @@ def ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]
     rescored = run.rescored(name)
     if rescored is None:
         candidates = run.read_candidates(name)
-        ranker = teachers.open_ranker(run, name, artifact.partial / "lists")
+        ranker = open_ranker(run, name, artifact.partial / "lists")
         return distinct(candidates, ranker, run.passage_texts)
     data = run.train_data
     candidates = Candidates.read(run.need(rescored).path, data.queries, data.corpus)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvret_jax import __version__, teachers, truncation
+from nvret_jax import __version__, truncation
 from nvret_jax.artifacts import Artifact
 from nvret_jax.mining.audit import read_csv
 from nvret_jax.mining.exclusion import Reason
@@ -113,14 +113,14 @@ def _lead(run: Run) -> str:
     """What the run was, in a sentence that holds for all of its sets, stages and rounds."""
     parts = _titled(run)
     if "audit" in run.config.stages and not run.trains:
-        by = list(dict.fromkeys(teachers.describe(part) for part in parts.values()))
+        by = list(dict.fromkeys(part.teacher_models for part in parts.values()))
         return f"{_listed(by)}, audited on {_listed(list(parts))}."
     if not run.trains:
         return f"{run.config.student.model}, evaluated without training."
     # Sets that were mined alike are named together.
     alike: dict[tuple[str, str], list[str]] = {}
     for title, part in parts.items():
-        how = (teachers.describe(part), part.config.mining.rule)
+        how = (part.teacher_models, part.config.mining.rule)
         alike.setdefault(how, []).append(title)
     mined = [
         f"on {_listed(titles)} with hard negatives that {teacher} ranked and the rule {rule} kept"
@@ -227,7 +227,7 @@ def _mined(run: Run, title: str, shown: int) -> report.Mined:
         dataset=title,
         mining=report.Mining(
             rule=run.mining_rule,
-            teacher=teachers.describe(run),
+            teacher=run.teacher_models,
             queries=len(negatives),
             filled=int((kept >= wanted).sum()),
             underfilled=int((kept < wanted).sum()),

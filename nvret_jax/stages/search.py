@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import precision, progress, teachers
+from nvret_jax import precision, progress
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.ragged import Ragged
@@ -22,6 +22,7 @@ from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.distinct import distinct
 from nvret_jax.search.ranker import DenseRanker
 from nvret_jax.stages import exclusions
+from nvret_jax.stages.ranked import open_ranker
 from nvret_jax.stages.stage import Stage
 
 
@@ -43,7 +44,7 @@ def _make_candidates(run: Run, artifact: Artifact, name: str) -> None:
     # The queries of the split without a positive are not mined for.
     query_rows = np.array([data.queries.row[query_id] for query_id in run.positives()], np.int32)
     positive_rows = run.positive_rows()
-    ranker = teachers.open_ranker(run, name, artifact.partial / "lists")
+    ranker = open_ranker(run, name, artifact.partial / "lists")
     for remark in getattr(ranker, "remarks", ()):
         say(f"search    {name}: {remark}")
     artifact.begin()
