@@ -188,7 +188,7 @@ def _unit(vectors_nd: np.ndarray) -> np.ndarray:
 def _question(arguments):
     """(store, queries, ceilings, exclusions): PercPos over what `_make` made."""
     from nvret_jax.data.ragged import Ragged
-    from nvret_jax.search.candidates import score_pairs
+    from nvret_jax.search.ranker import score_pairs
     from nvret_jax.search.store import EmbeddingStore
 
     store = EmbeddingStore.open(Path(arguments.dir) / f"{arguments.passages}x{arguments.width}")

@@ -23,10 +23,9 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax import parts as parts_lib
 from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.config import stages_of
-from nvret_jax.data.dataset import Dataset, TextTable, content_hash, load_dataset
+from nvret_jax.data.dataset import Dataset, TextTable, content_hash
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText, share_positives
-from nvret_jax.data.subset import subset
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.export.options import Export
@@ -109,21 +108,19 @@ class Run:
         # What "before" means. Where nothing is trained, the student is evaluated as configured.
         self.untrained = self.student
         if self.trains:
-            read = blocks.read(EncoderOptions, started)
-            self.untrained = OwnSide(read, self.loading, self.label)
+            self.untrained = self._side("student", started, OwnSide)
         self.served = ServedSide(self.student, config.export.max_length)
 
     def _loading(self) -> Loading:
-        config = self.config
         return Loading(
             mesh=lambda: self.mesh,
-            download=config.download,
-            seed=config.seed,
+            download=self.config.download,
+            seed=self.config.seed,
             dropout=lambda: max(stage.dropout for stage in self.stages.values()),
         )
 
-    def _side(self, name: str, block: ConfigDict) -> Side:
-        return Side(name, blocks.read(EncoderOptions, block), self.loading, self.label)
+    def _side(self, name: str, block: ConfigDict, cls: type[Side] = Side) -> Side:
+        return cls(name, blocks.read(EncoderOptions, block), self.loading, self.label)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -217,30 +214,7 @@ class Run:
     @functools.cached_property
     def _datasets(self) -> dict[str, Dataset]:
         """By spec, so that training and test data that are the same are read once."""
-        config, stages = self.config.data, set(self.config.stages)
-        wanted: dict[str, list[str]] = {}
-        if config.train and stages - {"evaluate"}:
-            wanted.setdefault(config.train, []).append(config.train_split)
-        if "evaluate" in stages:
-            wanted.setdefault(config.test, []).append(config.test_split)
-        loaded = {}
-        for spec, splits in wanted.items():
-            if spec not in self._read:
-                self._read[spec] = load_dataset(
-                    spec, allow_empty=config.allow_empty, missing=config.missing
-                )
-            data = self._read[spec]
-            if spec == config.train and config.dev_split in data.qrels:
-                splits = [*splits, config.dev_split]
-            for split in splits:
-                data.split_qrels(split)  # names the splits there are when one is missing
-            loaded[spec] = subset(
-                data,
-                list(dict.fromkeys(splits)),
-                max_queries=config.max_queries,
-                max_passages=config.max_passages,
-            )
-        return loaded
+        return sets.read_data(self.config, self._read)
 
     @property
     def train_data(self) -> Dataset:
@@ -400,9 +374,6 @@ class Run:
             if side.same_as(self.untrained):
                 return name
         return "student-start"
-
-    def length(self, role: str, kind: str) -> int:
-        return self.side(role).length(kind)
 
     @functools.cached_property
     def depth(self) -> int:
@@ -652,11 +623,6 @@ class Run:
             artifact.note_damage({f"{stage}/{name}": why for name, why in error.lost.items()})
             self.need(artifact)  # which says so
             raise
-
-    @property
-    def trained_on(self) -> dict[str, str]:
-        """Source -> name, of each data set that is trained on."""
-        return {part.config.data.train: part.train_data.name for part in self.sets.values()}
 
     @property
     def mining_rule(self) -> str:

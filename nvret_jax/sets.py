@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from nvret_jax import blocks
 from nvret_jax.config import EACH_TEACHER, MAIN_SET, TrainingSet, set_names, stages_of
+from nvret_jax.data.dataset import Dataset, load_dataset
+from nvret_jax.data.subset import subset
 from nvret_jax.training.options import Training
 
 MINING_STAGES = ("embed", "search", "audit", "mine")
@@ -59,6 +61,37 @@ def _replaced(config: ConfigDict, name: str) -> Iterator[tuple[str, str]]:
             yield one.replaces.replace(EACH_TEACHER, at), of
 
 
+def read_data(config: ConfigDict, read: dict[str, Dataset]) -> dict[str, Dataset]:
+    """What a run reads, by spec: training and test data that are the same are one.
+
+    Args:
+        config: of the run, or of one of its sets.
+        read: whole data sets that were read before; gets those that are read now.
+    """
+    data, stages = config.data, set(config.stages)
+    wanted: dict[str, list[str]] = {}
+    if data.train and stages - {"evaluate"}:
+        wanted.setdefault(data.train, []).append(data.train_split)
+    if "evaluate" in stages:
+        wanted.setdefault(data.test, []).append(data.test_split)
+    loaded = {}
+    for spec, splits in wanted.items():
+        if spec not in read:
+            read[spec] = load_dataset(spec, allow_empty=data.allow_empty, missing=data.missing)
+        whole = read[spec]
+        if spec == data.train and data.dev_split in whole.qrels:
+            splits = [*splits, data.dev_split]
+        for split in splits:
+            whole.split_qrels(split)  # names the splits there are when one is missing
+        loaded[spec] = subset(
+            whole,
+            list(dict.fromkeys(splits)),
+            max_queries=data.max_queries,
+            max_passages=data.max_passages,
+        )
+    return loaded
+
+
 def sets_of(config: ConfigDict, named: Iterable[str]) -> tuple[str, ...]:
     """The names of the sets that a stage of training draws from; `named`: those it names."""
     return tuple(named) or tuple(set_names(config))
@@ -81,6 +114,7 @@ __all__ = [
     "MAIN_SET",
     "MINING_STAGES",
     "key_names",
+    "read_data",
     "set_config",
     "sets_of",
     "shares_of",

@@ -287,9 +287,9 @@ class OwnSide(Side):
     configured.
     """
 
-    def __init__(self, config: EncoderOptions, loading: Loading, label: str = ""):
+    def __init__(self, name: str, config: EncoderOptions, loading: Loading, label: str = ""):
         own = dataclasses.replace(config, query_length=0, passage_length=0)
-        super().__init__("student", own, loading, label)
+        super().__init__(name, own, loading, label)
 
     @functools.cached_property
     def _stated(self) -> bool:

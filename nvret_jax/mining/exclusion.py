@@ -33,7 +33,7 @@ from nvret_jax.mining import documents, overlap
 from nvret_jax.mining.neighbours import neighbours
 from nvret_jax.mining.options import Exclude
 from nvret_jax.options import number
-from nvret_jax.search.candidates import Search
+from nvret_jax.search.ranker import Search
 
 FORMS: dict[str, Callable[[str], str]] = {"normalized": normalize, "strip": str.strip}
 _BLOCK = 1024  # positives whose vectors are held at a time

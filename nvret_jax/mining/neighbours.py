@@ -17,7 +17,7 @@ import numpy as np
 
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.search.candidates import Search, gather_rows
+from nvret_jax.search.ranker import Search, gather_rows
 
 _FIRST_K = 16
 _SCORES = 1 << 22  # scores asked for at a time

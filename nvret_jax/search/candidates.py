@@ -7,8 +7,6 @@ every positive beside. Another rule or value is a new pass over this table, not 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
@@ -16,14 +14,9 @@ from etils import epath
 from nvret_jax.data import tables
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from nvret_jax.search.ranker import Ranker
+from nvret_jax.search.ranker import Ranker
 
 COLUMNS = ("query_id", "passage_ids", "scores", "positive_ids", "positive_scores")
-# (queries_qd, k) -> scores_qk float32, rows_qk int32 (-1 behind the end)
-Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,35 +120,3 @@ def find(
         positive_rows,
         positive_rows.like(ranker.score(numbers, positive_rows)),
     )
-
-
-def score_pairs(queries_qd: np.ndarray, passages_nd, pairs: Ragged) -> np.ndarray:
-    """Inner products of each query with its own list of passages, float32 [len(pairs.values)]."""
-    wanted, position = np.unique(pairs.values, return_inverse=True)
-    vectors = gather_rows(passages_nd, wanted)
-    out = np.empty(len(pairs.values), np.float32)
-    row_of = pairs.row_of
-    for start in range(0, len(out), 65536):  # bounds the copies made for the products
-        block = slice(start, start + 65536)
-        out[block] = np.einsum(
-            "md,md->m", queries_qd[row_of[block]], vectors[position[block]], dtype=np.float64
-        )
-    if not np.isfinite(out).all():
-        bad = int(np.argmin(np.isfinite(out)))
-        raise InputError(f"the score of passage row {pairs.values[bad]} is {out[bad]}")
-    return out
-
-
-def gather_rows(matrix, rows: np.ndarray) -> np.ndarray:
-    """Rows of an array or of a store; `rows` must be ascending. Reads contiguous stretches."""
-    if isinstance(matrix, np.ndarray):
-        return matrix[rows]
-    out = np.empty((len(rows), matrix.shape[1]), np.float32)
-    step = 16384
-    start = 0
-    while start < len(rows):
-        stop = int(np.searchsorted(rows, rows[start] + step))
-        block = np.asarray(matrix[int(rows[start]) : int(rows[stop - 1]) + 1])
-        out[start:stop] = block[rows[start:stop] - rows[start]]
-        start = stop
-    return out

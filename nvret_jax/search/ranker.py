@@ -15,7 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.search.candidates import score_pairs
+from nvret_jax.errors import InputError
+
+# (queries_qd, k) -> scores_qk float32, rows_qk int32 (-1 behind the end)
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 class Ranker(Protocol):
@@ -157,3 +160,35 @@ class ListRanker:
             return np.zeros(0, np.float32)
         queries = self._query_rows[numbers][pairs.row_of]
         return self._score_pairs(np.stack([queries, pairs.values], axis=1).astype(np.int64))
+
+
+def score_pairs(queries_qd: np.ndarray, passages_nd, pairs: Ragged) -> np.ndarray:
+    """Inner products of each query with its own list of passages, float32 [len(pairs.values)]."""
+    wanted, position = np.unique(pairs.values, return_inverse=True)
+    vectors = gather_rows(passages_nd, wanted)
+    out = np.empty(len(pairs.values), np.float32)
+    row_of = pairs.row_of
+    for start in range(0, len(out), 65536):  # bounds the copies made for the products
+        block = slice(start, start + 65536)
+        out[block] = np.einsum(
+            "md,md->m", queries_qd[row_of[block]], vectors[position[block]], dtype=np.float64
+        )
+    if not np.isfinite(out).all():
+        bad = int(np.argmin(np.isfinite(out)))
+        raise InputError(f"the score of passage row {pairs.values[bad]} is {out[bad]}")
+    return out
+
+
+def gather_rows(matrix, rows: np.ndarray) -> np.ndarray:
+    """Rows of an array or of a store; `rows` must be ascending. Reads contiguous stretches."""
+    if isinstance(matrix, np.ndarray):
+        return matrix[rows]
+    out = np.empty((len(rows), matrix.shape[1]), np.float32)
+    step = 16384
+    start = 0
+    while start < len(rows):
+        stop = int(np.searchsorted(rows, rows[start] + step))
+        block = np.asarray(matrix[int(rows[start]) : int(rows[stop - 1]) + 1])
+        out[start:stop] = block[rows[start:stop] - rows[start]]
+        start = stop
+    return out

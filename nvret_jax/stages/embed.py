@@ -33,7 +33,7 @@ def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: 
     """
     table_name = artifact.name.rsplit("/", 1)[1]
     kind, table = run.table(data, table_name)
-    length = run.length(role, kind)
+    length = run.side(role).length(kind)
     budget = run.config.embed.token_budget or None
     say(truncation.of_role(run, role, data, table_name).line())
     dtype = run.embedding_dtype(artifact, role)

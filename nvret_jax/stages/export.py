@@ -24,13 +24,13 @@ def _make_export(run: Run, artifact: Artifact) -> None:
         max_length=run.served.length("passage"),
     )
     scores = [read_scores(run)] if run.evaluates else []
+    sets = run.sets.values() if run.trains else ()
+    trained_on = {part.config.data.train: part.train_data.name for part in sets}
     card = ModelCard(
         name=f"{run.config.name} retriever",
         base_model=run.untrained.config.model,
         **declared(run.untrained.folder),
-        data=[f"{name} ({source})" for source, name in run.trained_on.items()]
-        if run.trains
-        else [],
+        data=[f"{name} ({source})" for source, name in trained_on.items()],
         recipe=run.recipe() if run.trains else {},
         scores=scores,
     )

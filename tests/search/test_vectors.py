@@ -10,8 +10,7 @@ import pytest
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.search import exact
-from nvret_jax.search.candidates import gather_rows
-from nvret_jax.search.ranker import DenseRanker
+from nvret_jax.search.ranker import DenseRanker, gather_rows
 from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.search.vectors import fingerprint, open_pair, open_vectors
 
