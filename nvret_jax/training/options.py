@@ -139,9 +139,9 @@ class Training:
         "auto",
         choice(*GATHER),
         "When weights that are trained and cut along mesh.fsdp are gathered, and their gradients "
-        "reduced: once per step, which moves least over the network, or by the layer, in each chunk "
-        "anew, which takes least memory. auto: once per step where the whole weights and gradients "
-        "take at most a third of a device's memory.",
+        "reduced: once per step, which moves least over the network, or by the layer, in each "
+        "chunk anew, which takes least memory. auto: once per step where the whole weights and "
+        "gradients take at most a third of a device's memory.",
         counts=False,
     )
     checkpoint_every: int = option(
