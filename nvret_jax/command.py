@@ -48,13 +48,12 @@ _SHOWN = (
     "--plan=TOPOLOGY",
     "--plan_passages=N",
     "--plan_data",
+    "--help_config[=BLOCK]",
     "--version",
 )
 _USAGE = """\
 usage: python -m nvret_jax.main --config=FILE --workdir=DIR [flags]
        python -m nvret_jax.main convert SOURCE TARGET    (convert --help lists the formats)
-
-nvret_jax/config.py lists the keys of a config, with a comment and a default each.
 
 """
 
@@ -92,7 +91,7 @@ def main(argv: list[str]) -> int:
 
 def help_text() -> str:
     """Usage, and a line for each flag."""
-    lines = [(shown, flags.FLAGS[shown[2:].split("=")[0]].help) for shown in _SHOWN]
+    lines = [(shown, flags.FLAGS[re.match(r"\w+", shown[2:])[0]].help) for shown in _SHOWN]
     lines.insert(1, ("--config.KEY=VALUE", "Another value for a key; None unsets it."))
     lines.append(("--help", "Print this."))
     width = max(len(shown) for shown, _ in lines)

@@ -144,7 +144,7 @@ class TrainingSet:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """The sizes of the mesh of devices; see docs/scaling.md."""
+    """The sizes of the mesh of devices, by axis."""
 
     data: int = option(
         -1, MESH_AXIS, "Devices that split the batch and the corpus; -1: the devices that are left."

@@ -224,7 +224,7 @@ def _one_document(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How a value that is 'auto' is chosen; see `mining.calibrate`."""
+    """How a value that is 'auto' is chosen."""
 
     target: float = option(
         0.05,
@@ -315,7 +315,7 @@ class Rescorer:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Which rules an audit tries, each with every value here; see `mining.audit`."""
+    """Which rules an audit tries, each with every value here."""
 
     percents: tuple[float, ...] = option(
         (0.8, 0.85, 0.9, 0.95, 0.98, 1.0, 1.05), many(PERCENT), "Values of perc_pos to try."

@@ -30,8 +30,8 @@ class Embed:
     dtype: str = option(
         "auto",
         choice(*PRECISIONS),
-        "Products of all encoders while they embed. auto: bfloat16 on accelerators and for encoders "
-        "whose own dtype is bfloat16, else float32.",
+        "Products of all encoders while they embed. auto: bfloat16 on accelerators and for "
+        "encoders whose own dtype is bfloat16, else float32.",
         counts=False,  # what it is for an encoder does
     )
 

@@ -6,9 +6,11 @@ import pathlib
 import command
 import pytest
 
-from nvret_jax import checks
+from nvret_jax import blocks, checks
 from nvret_jax import config as config_lib
 from nvret_jax.errors import InputError
+from nvret_jax.mining.options import Mining
+from nvret_jax.training.options import Training
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -156,3 +158,25 @@ def test_values_of_a_stage_can_be_set_like_those_it_is_a_copy_of():
         assert kinds == {key: theirs.get_type(key) for key in theirs if key != "stages"}
     block.loss.teacher_temperature = 0.5  # unset in both until here
     assert config.train.loss.teacher_temperature is None
+
+
+def test_what_conflicts_inside_a_block_takes_no_part_in_later_checks():
+    config = config_lib.base()
+    config_lib.add_stage(config, "only", loss={"terms": ("query_to_query",)})
+    config.mining.max_rank = 2
+    config.mining.exclude.update({"document_separator": "#", "document_map": "map.tsv"})
+    assert [line.split("=")[0] for line in checks.mistakes(config)] == [
+        "mining.max_rank",
+        "mining.exclude.document_map",
+        "train_stages.only.loss.terms",
+    ]
+    sound = checks.with_defaults(config)
+    blocks.read(Mining, sound.mining)  # each raises what it does not take
+    blocks.read(Training, sound.train_stages.only)
+    assert (sound.mining.max_rank, sound.mining.exclude.document_map) == (0, "")
+    assert sound.mining.exclude.document_separator == "#"
+    assert config.mining.max_rank == 2
+    # A default, too, may be above the temperature where learning starts.
+    block = config.train_stages.only
+    block.temperature, block.loss.temperature_learning_rate = 0.001, 0.1
+    assert checks.with_defaults(config) is None
