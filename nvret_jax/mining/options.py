@@ -209,6 +209,8 @@ class Exclude:
     def __post_init__(self):
         """Raises InputError, one line, for values that cannot be."""
         options_lib.check(self, "exclusions: ", by_key=False)
+        if self.document_map == "":  # a config's word for none
+            object.__setattr__(self, "document_map", None)
 
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Conflicts:

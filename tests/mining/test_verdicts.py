@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
+from nvret_jax.mining.options import VERDICT_MODES
 from nvret_jax.mining.verdicts import (
-    MODES,
     WORDS,
     Answer,
     Verdicts,
@@ -221,7 +221,7 @@ def problems(draw):
         "query_rows": query_rows,
         "positives": [draw(SOME) for _ in query_rows],
         "negatives": [draw(SOME) for _ in query_rows],
-        "mode": draw(st.sampled_from(MODES)),
+        "mode": draw(st.sampled_from(VERDICT_MODES)),
         "max_promoted": draw(st.integers(0, 3)),
     }
 

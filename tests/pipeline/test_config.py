@@ -175,6 +175,7 @@ def test_what_conflicts_inside_a_block_takes_no_part_in_later_checks():
     blocks.read(Training, sound.train_stages.only)
     assert (sound.mining.max_rank, sound.mining.exclude.document_map) == (0, "")
     assert sound.mining.exclude.document_separator == "#"
+    assert blocks.read(Mining, sound.mining).exclude.document_map is None
     assert config.mining.max_rank == 2
     # A default, too, may be above the temperature where learning starts.
     block = config.train_stages.only
