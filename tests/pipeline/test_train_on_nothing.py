@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
@@ -13,6 +14,7 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.stages import train
 from nvret_jax.training.blend import Blend, Source
 from nvret_jax.training.examples import Examples
+from nvret_jax.training.options import Training
 
 
 def table(hard, positives):
@@ -47,6 +49,10 @@ class Part:
     def block(self, name):
         return ConfigDict({"model": self.kind, "normalize": self.normalize})
 
+    @property
+    def stage(self):
+        return blocks.read(Training, self.config.train)
+
 
 @pytest.fixture
 def part(monkeypatch):
@@ -68,10 +74,10 @@ def test_no_negative_at_all_is_an_error_with_numbers(part):
     ):
         run = part([[], [], []], **values)
         with pytest.raises(InputError, match=f"none of the 3 rows has a hard negative .*{why}"):
-            train._check_negatives(run, "train", run.config.train)
+            train._check_negatives(run, "train", run.stage)
     run = part([[3], [4], [5]], in_batch_negatives=False, num_negatives=0)
     with pytest.raises(InputError, match=r"none of the 3 rows .*train.num_negatives=0"):
-        train._check_negatives(run, "train", run.config.train)
+        train._check_negatives(run, "train", run.stage)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +86,10 @@ def test_no_negative_at_all_is_an_error_with_numbers(part):
 )
 def test_rows_without_a_hard_negative_are_counted(part, capsys, in_batch, what):
     run = part([[3], [], []], in_batch_negatives=in_batch)
-    train._check_negatives(run, "train", run.config.train)
+    train._check_negatives(run, "train", run.stage)
     assert capsys.readouterr().out == (f"train     2 of 3 rows have no hard negative and {what}\n")
     run = part([[3], [4], [5]], in_batch_negatives=in_batch)
-    train._check_negatives(run, "train", run.config.train)
+    train._check_negatives(run, "train", run.stage)
     assert capsys.readouterr().out == ""
 
 
@@ -122,8 +128,8 @@ def test_cosines_are_divided_as_the_students_are(part, kind, normalize, student,
     run = part([[3]])
     run.kind, run.normalize = kind, normalize
     run.config.train.loss.update({"distillation": "kl", "student_temperature": student})
-    block = train._with_teacher_temperature(run, run.config.train)
+    block = train._with_teacher_temperature(run, run.stage)
     assert block.loss.teacher_temperature == expected
     assert run.config.train.loss.teacher_temperature is None
     run.config.train.loss.teacher_temperature = 3.0
-    assert train._with_teacher_temperature(run, run.config.train).loss.teacher_temperature == 3.0
+    assert train._with_teacher_temperature(run, run.stage).loss.teacher_temperature == 3.0
