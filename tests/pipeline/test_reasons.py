@@ -170,6 +170,7 @@ def rich(project):
     made.student.lora_rank = 2
     made.data.max_passages = 80
     made.train.steps = 7
+    made.train.loss.dims = (16,)
     config_lib.add_stage(made, "first")
     config_lib.add_stage(made, "second", start="best", steps=0, epochs=1.5)
     made.result.pick = "best"
@@ -182,6 +183,7 @@ def calibrated(project):
     made.mining.percent = "auto"
     made.mining.ensemble = "cross"
     made.train.loss.distillation = "kl"
+    made.train.loss.dims = (16,)
     made.result.pick = "best"
     made.result.merge_last = 2
     made.train.epochs, made.train.max_steps = 2.0, 30
