@@ -140,12 +140,14 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
     import numpy as np
     from etils import epath
 
+    from nvret_jax import blocks
     from nvret_jax import config as config_lib
     from nvret_jax.data.ragged import Ragged
     from nvret_jax.mining.negatives import Negatives
     from nvret_jax.models.encoder import Encoder
     from nvret_jax.training import loop, widths
     from nvret_jax.training.examples import Examples, Picked
+    from nvret_jax.training.options import Training
 
     encoder = Encoder.from_pretrained(args.folder, max_length=args.max_length, remat=args.remat)
     rows = np.asarray(task["rows"], np.int32)
@@ -223,7 +225,7 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
     config.update({"checkpoint_every": 0, "chunk_tokens": args.chunk_tokens, "dropout": 0.0})
     config.recompute = bool(args.recompute)
     places = loop.Places(place / "checkpoints", place / "metrics.jsonl", place / "tensorboard")
-    loop.train(encoder, [loop.Stage("train", config, InOrder)], places)
+    loop.train(encoder, [loop.Stage("train", blocks.read(Training, config), InOrder)], places)
 
 
 def theirs(args: argparse.Namespace, task: dict, channel: Channel) -> None:

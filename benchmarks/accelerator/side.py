@@ -259,9 +259,11 @@ def train_ours(task: dict, channel: Channel) -> None:
     """`training.loop.train`, as the stage `train` calls it."""
     from etils import epath
 
+    from nvret_jax import blocks
     from nvret_jax import config as config_lib
     from nvret_jax.models.encoder import Encoder, LoraConfig
     from nvret_jax.training import loop
+    from nvret_jax.training.options import Training
 
     lora = LoraConfig(rank=task["lora"], alpha=task["lora"]) if task["lora"] else None
     encoder = Encoder.from_pretrained(
@@ -279,7 +281,8 @@ def train_ours(task: dict, channel: Channel) -> None:
     batches = InOrder(task, _boundary(channel, False), folders.VOCABULARY)
     aside = epath.Path(tempfile.mkdtemp(dir=task["place"]))
     places = loop.Places(aside / "checkpoints", aside / "metrics.jsonl", aside / "tensorboard")
-    loop.train(encoder, [loop.Stage("train", config, lambda: batches)], places)
+    stage = loop.Stage("train", blocks.read(Training, config), lambda: batches)
+    loop.train(encoder, [stage], places)
 
 
 def train_torch(task: dict, channel: Channel) -> None:

@@ -34,12 +34,13 @@ def plan(sizes: Sizes, place: pathlib.Path) -> dict:
     import jax.numpy as jnp
     from flax import nnx
 
+    from nvret_jax import blocks
     from nvret_jax import config as config_lib
     from nvret_jax import mesh as mesh_lib
     from nvret_jax.models.encoder import Encoder
     from nvret_jax.plan import models, steps
     from nvret_jax.training.examples import to_devices
-    from nvret_jax.training.loop import loss_of
+    from nvret_jax.training.options import Training
 
     batch = sizes.training["bert-base"]
     folder = folders.make(place, "bert-base", sizes.models["bert-base"], batch.length)
@@ -47,15 +48,16 @@ def plan(sizes: Sizes, place: pathlib.Path) -> dict:
     whole.student.model = os.fspath(folder)
     whole.student.dtype, whole.student.attention = "bfloat16", fastest_attention()
     whole.student.query_length = whole.student.passage_length = batch.length
-    config = whole.train
-    config.update({"batch_size": batch.queries, "steps": 100, "num_negatives": 1})
+    whole.train.update({"batch_size": batch.queries, "steps": 100, "num_negatives": 1})
+    config = blocks.read(Training, whole.train)
     mesh = mesh_lib.make_mesh()
     sketch = models.read(whole.student, mesh, key="student")
     planned = steps.train_step(sketch, config, mesh)
     encoder = Encoder.from_pretrained(
         os.fspath(folder), mesh=mesh, dtype="bfloat16", attention=fastest_attention()
     )
-    arguments, step_fn = steps.train_arguments(sketch, config, loss_of(config, encoder.width), mesh)
+    loss = config.loss_for(encoder.width)
+    arguments, step_fn = steps.train_arguments(sketch, config, loss, mesh)
     drawn = InOrder({"queries": batch.queries, "length": batch.length, "steps": 1}, print, 30_000)
     with jax.set_mesh(mesh):
         _, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)

@@ -57,7 +57,7 @@ def read(config: ConfigDict, student: Sketch) -> Lengths:
             f"student.model={student.name}: its tokenizer is not on this machine, which lengths "
             "are counted with; download the model, or plan without --plan_data"
         )
-    sources = [block.data for block in config.sets.values()] or [config.data.train]
+    sources = [block.source for block in config.sets.values()] or [config.data.train]
     texts = TextTokens(student.spec, ModelTokenizer.from_folder(student.folder), student.folder)
     rng = np.random.default_rng(config.seed)
     parts = [_sampled(load_dataset(source), config, rng, len(sources)) for source in sources]
