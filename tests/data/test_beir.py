@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from nvret_jax.data import beir
+from nvret_jax.data import beir, mapped
 from nvret_jax.data.beir import read_beir
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.errors import InputError
@@ -381,3 +381,13 @@ def test_given_negatives_beside_the_judgments(folder):
         path.write_text(_jsonl(rows))
         with pytest.raises(InputError, match=message):
             load_dataset(f"beir:{folder}")
+
+
+def test_a_folder_larger_than_memory_is_the_same_data(folder, monkeypatch):
+    small = load_dataset(f"beir:{folder}")
+    monkeypatch.setattr(mapped, "IN_MEMORY", 10)
+    monkeypatch.setattr(mapped, "_BLOCK", 10)
+    large = load_dataset(f"beir:{folder}")
+    assert isinstance(large.corpus.texts, mapped.MappedTexts)
+    assert large.fingerprint == small.fingerprint
+    assert large.positives("test") == small.positives("test")
