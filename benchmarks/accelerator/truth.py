@@ -38,7 +38,7 @@ def plan(sizes: Sizes, place: pathlib.Path) -> dict:
     from nvret_jax import config as config_lib
     from nvret_jax import mesh as mesh_lib
     from nvret_jax.models.encoder import Encoder
-    from nvret_jax.plan import models, steps
+    from nvret_jax.plan import models, training
     from nvret_jax.training.examples import to_devices
     from nvret_jax.training.options import Training
 
@@ -52,12 +52,12 @@ def plan(sizes: Sizes, place: pathlib.Path) -> dict:
     config = blocks.read(Training, whole.train)
     mesh = mesh_lib.make_mesh()
     sketch = models.read(whole.student, mesh, key="student")
-    planned = steps.train_step(sketch, config, mesh)
+    planned = training.train_step(sketch, config, mesh)
     encoder = Encoder.from_pretrained(
         os.fspath(folder), mesh=mesh, dtype="bfloat16", attention=fastest_attention()
     )
     loss = config.loss_for(encoder.width)
-    arguments, step_fn = steps.train_arguments(sketch, config, loss, mesh)
+    arguments, step_fn = training.train_arguments(sketch, config, loss, mesh)
     drawn = InOrder({"queries": batch.queries, "length": batch.length, "steps": 1}, print, 30_000)
     with jax.set_mesh(mesh):
         _, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)

@@ -12,7 +12,9 @@ shapes come from a model's config.json, or from a table of well-known ones.
 
     chips.py    which chips there are, and a mesh of them
     models.py   a config's encoders as shapes with shardings
-    steps.py    train, embed and search, compiled
+    steps.py    what a compiled step is; those that embed and search
+    training.py the training step
+    lengths.py  lengths of a config's own texts
     flops.py    operations: those a model needs, those a program does
     hlo.py      bytes and collectives of a compiled program, loops counted as often as they run
     report.py   all of it in words, and what to change where it does not fit

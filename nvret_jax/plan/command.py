@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from nvret_jax import blocks as blocks_lib
 from nvret_jax.config import stages_of
 from nvret_jax.options import check_arguments, number, whole
-from nvret_jax.plan import lengths, models, steps
+from nvret_jax.plan import lengths, models, steps, training
 from nvret_jax.plan.chips import Chip, topology_mesh
 from nvret_jax.plan.report import advice, fits, heading, report
 from nvret_jax.plan.steps import Step
@@ -98,7 +98,7 @@ def planned(
         for name, train in trained.items():
             title = f"train {name}" if config.train.stages else "train"
             for when, texts in at_lengths.items():
-                yield steps.train_step(
+                yield training.train_step(
                     student,
                     train,
                     mesh,

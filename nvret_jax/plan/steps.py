@@ -1,4 +1,4 @@
-"""The steps of a run, compiled for chips that are not there: train, embed and search.
+"""What a compiled step is, and those that embed and search, for chips that are not there.
 
 Each is the very function that a run calls, on shapes instead of arrays. A function here returns a
 `Step`; `report` prints any of them.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -30,21 +28,11 @@ from nvret_jax.plan import flops as flops_lib
 from nvret_jax.plan.chips import Chip
 from nvret_jax.plan.flops import Flops
 from nvret_jax.plan.hlo import Collective, Program
-from nvret_jax.plan.lengths import Drawn, Lengths, usual
 from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
 from nvret_jax.search import memory
 from nvret_jax.search import steps as search_steps
 from nvret_jax.search.grouped import group_size
-from nvret_jax.training import ring
-from nvret_jax.training.encode import ACCELERATOR_CHUNK_TOKENS, chunk_rows
-from nvret_jax.training.loop import check_batch
-from nvret_jax.training.losses import Loss
-from nvret_jax.training.optimizer import make_optimizer
-from nvret_jax.training.options import Training
-from nvret_jax.training.step import init_optimizer, make_step
-from nvret_jax.training.widths import Groups
 
-_BUCKET = 16  # of batch lengths, as in training/examples.py
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -232,127 +220,8 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
     )
 
 
-# --- train ---------------------------------------------------------------------------------------
-
-
-def train_step(
-    model: Sketch,
-    config: Training,
-    mesh: Mesh,
-    *,
-    title: str = "train",
-    guide_width: int = 0,
-    memory_bytes: int = 0,
-    lengths: Lengths | None = None,
-) -> Step:
-    """One training step: `training.step.make_step`, as the loop calls it.
-
-    Args:
-        model: the student.
-        config: the options of a stage.
-        mesh: of the topology.
-        title: what to call it, where there are several stages.
-        guide_width: of the vectors that a guide's score mask compares.
-        memory_bytes: of a chip; 0: no limit, for `train.gather='auto'`.
-        lengths: of the texts, for a step at the widths that most steps run at; None: a step at the
-            longest batch, which memory has to be there for.
-
-    Raises:
-        InputError: the batch does not divide over the mesh; options of the loss that cannot be.
-    """
-    check_batch(config, mesh_lib.shards(mesh, "batch"))
-    loss = config.loss_for(model.spec.width)
-    tokens, shards = _chunk_tokens(config, mesh), mesh_lib.shards(mesh, "batch")
-    passages = loss.num_positives + config.num_negatives
-    local = {"query": config.batch_size // shards}
-    local["passage"] = passages * local["query"]
-    useful = None
-    if lengths is None:
-        widths = {kind: (-(-model.lengths[kind] // _BUCKET) * _BUCKET,) for kind in local}
-        groups = {kind: Groups((local[kind],), widths[kind]) for kind in local}
-    else:
-        drawn = Drawn(
-            lengths, config.batch_size, loss.num_positives, config.num_negatives, 0, _steps(config)
-        )
-        budget = -1 if model.spec.late is not None else tokens or -1
-        groups, useful = usual(drawn, shards, budget, search_steps.platform_of(mesh))
-    most = model.spec.backbone.max_tokens
-    groups = {
-        side: Groups(plan.rows, tuple(min(width, most) for width in plan.widths))
-        for side, plan in groups.items()
-    }
-    arguments, step_fn = train_arguments(
-        model,
-        config,
-        loss,
-        mesh,
-        guide_width=guide_width,
-        memory_bytes=memory_bytes,
-        groups=groups,
-    )
-    trainable, optimizer_state, frozen, batch, _ = arguments
-    pairs = [pair for plan in groups.values() for pair in zip(plan.rows, plan.widths, strict=True)]
-    chunks = [(chunk_rows(tokens, width, count), width) for count, width in pairs]
-    needed = sum(model.shape.training(shards * count, width) for count, width in pairs)
-    parts = {
-        "trained weights": bytes_per_chip(trainable),
-        "optimizer": bytes_per_chip(optimizer_state),
-        "frozen weights": bytes_per_chip(frozen),
-        "batch": bytes_per_chip(batch),
-    }
-    return compile_step(
-        step_fn,
-        arguments,
-        mesh,
-        name=f"{title}: {model.describe()}",
-        stage="train",
-        calls=1,
-        needed=needed / mesh.size,
-        held={"weights as they were": parts["trained weights"]},
-        parts=parts,
-        items=(config.batch_size, "queries"),
-        at_once=max(size * width for size, width in chunks),
-        chosen=_chosen(model) | ({"ring"} if loss.method == "ring" else set()),
-        notes=(_train_note(model, config, passages, groups, chunks, useful),),
-    )
-
-
-def _train_note(
-    model: Sketch,
-    config: Training,
-    passages: int,
-    groups: Mapping[str, Groups],
-    chunks: list[tuple[int, int]],
-    useful: float | None,
-) -> str:
-    """What a batch is and how a chip encodes it; of a step at usual widths also these."""
-    sizes = [size for size, _ in chunks]
-    how = "the batch at once"
-    if sizes != [count for plan in groups.values() for count in plan.rows]:
-        of = (f"{max(sizes[: len(groups['query'].rows)])} queries", f"{max(sizes)} passages")
-        if useful is None:
-            of = (f"{sizes[0]} queries", f"{sizes[1]} passages")
-        how = f"chunks of {of[0]} and {of[1]}, computed again for the gradient"
-    remat = model.options.remat
-    layers = "" if remat == "none" else f", remat={remat!r}"
-    tokens = {side: " and ".join(_shares(plan)) for side, plan in groups.items()}
-    note = (
-        f"  a batch of {config.batch_size:,} queries of {tokens['query']} tokens and "
-        f"{config.batch_size:,} × {passages} passages of {tokens['passage']}; a chip encodes {how}"
-        f"{layers}"
-    )
-    return note if useful is None else f"{note}; {useful:.0%} of the tokens computed are text"
-
-
-def _shares(plan: Groups) -> list[str]:
-    """The widths of a side, with their shares of the texts where there are several."""
-    if len(plan.rows) == 1:
-        return [str(plan.widths[0])]
-    pairs = zip(plan.rows, plan.widths, strict=True)
-    return [f"{width} ({rows / sum(plan.rows):.0%})" for rows, width in pairs]
-
-
-def _chosen(model: Sketch) -> frozenset[str]:
+def chosen(model: Sketch) -> frozenset[str]:
+    """What a config has chosen that makes a step smaller: see `Step.chosen`."""
     found = {
         "remat": model.options.remat != "none",
         "bfloat16": model.spec.dtype == "bfloat16",
@@ -360,101 +229,6 @@ def _chosen(model: Sketch) -> frozenset[str]:
         "lora": model.lora is not None,
     }
     return frozenset(name for name, holds in found.items() if holds)
-
-
-def _chunk_tokens(config: Training, mesh: Mesh) -> int:
-    """`train.chunk_tokens`, chosen for the planned chip and not for the one that plans."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return config.chunk_tokens or (0 if on_cpu else ACCELERATOR_CHUNK_TOKENS)
-
-
-def train_arguments(
-    model: Sketch,
-    config: Training,
-    loss: Loss,
-    mesh: Mesh,
-    *,
-    guide_width: int = 0,
-    memory_bytes: int = 0,
-    groups: Mapping[str, Groups] | None = None,
-) -> tuple[tuple, Callable[..., Any]]:
-    """(shapes of what a training step takes, the step).
-
-    `groups` are the widths of each side's texts; default: all at the longest. Shardings are those
-    of the arrays that `training.loop.train` places.
-    """
-    if mesh.devices.flat[0].platform != "cpu" and not loss.tile_pairs:
-        loss = dataclasses.replace(loss, tile_pairs=ring.ACCELERATOR_TILE_PAIRS)
-    optimizer = make_optimizer(config, _steps(config))
-    adapters_drop = model.lora is not None and model.lora.dropout > 0
-    with jax.set_mesh(mesh):
-        graph, trainable, frozen = nnx.split(model.model, model.trainable, ...)
-        state = jax.eval_shape(lambda t: init_optimizer(optimizer, loss, t), trainable)
-        step_fn = make_step(
-            graph,
-            optimizer,
-            mesh=mesh,
-            loss=loss,
-            chunk_tokens=_chunk_tokens(config, mesh),
-            recompute=config.recompute,
-            gather=config.gather,
-            memory_bytes=memory_bytes,
-            dropout=config.dropout > 0 or adapters_drop,
-            seed=0,
-        )
-    state = jax.tree.map(lambda leaf: _on(leaf, mesh), state)
-    batch = _batch(model, config, loss, mesh, guide_width, groups or {})
-    return (trainable, state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32)), step_fn
-
-
-def _steps(config: Training) -> int:
-    """Of a stage; how long one of so many epochs is only its data says."""
-    return config.steps or 2 * max(500, math.ceil(config.warmup))
-
-
-def _on(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """A leaf of the optimizer's state, on the devices its sharding speaks of in the abstract."""
-    spec = P() if leaf.sharding is None else leaf.sharding.spec
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-
-def _batch(
-    model: Sketch,
-    config: Training,
-    loss: Loss,
-    mesh: Mesh,
-    guide_width: int,
-    groups: Mapping[str, Groups],
-) -> dict[str, Any]:
-    """Shapes of a stage's batches (`widths.Grouped`), as `to_devices` splits them."""
-    queries = config.batch_size
-    group = loss.num_positives + config.num_negatives
-    passages = queries * group
-    most = model.spec.backbone.max_tokens
-    width = {k: min(most, -(-length // _BUCKET) * _BUCKET) for k, length in model.lengths.items()}
-    width |= {side: plan.widths[-1] for side, plan in groups.items()}
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "query_tokens": ((queries, width["query"]), jnp.int32),
-        "query_lengths": ((queries,), jnp.int32),
-        "passage_tokens": ((passages, width["passage"]), jnp.int32),
-        "passage_lengths": ((passages,), jnp.int32),
-        "passage_ids": ((passages,), jnp.int32),
-        "positive_ids": ((queries, max(1, loss.num_positives)), jnp.int32),
-    }
-    if loss.needs_teacher_scores:
-        shapes["teacher_scores"] = ((queries, group), jnp.float32)
-    if loss.needs_guide:
-        shapes["query_guide"] = ((queries, guide_width), jnp.float32)
-        shapes["passage_guide"] = ((passages, guide_width), jnp.float32)
-    if model.spec.prompt_in_pooling != "all":
-        for kind, rows in (("query", queries), ("passage", passages)):
-            shapes[f"{kind}_skip"] = ((rows,), jnp.int32)
-    batch = {
-        name: placed(jax.ShapeDtypeStruct(shape, dtype), mesh, "batch", *(None,) * (len(shape) - 1))
-        for name, (shape, dtype) in shapes.items()
-    }
-    several = {f"{side}_groups": plan for side, plan in groups.items() if len(plan.rows) > 1}
-    return batch | several
 
 
 # --- embed ---------------------------------------------------------------------------------------
@@ -504,7 +278,7 @@ def embed_step(
         parts={"weights": bytes_per_chip(model.state), "batch": 4 * rows * tokens // shards},
         items=(rows, "passages"),
         at_once=tokens * rows // shards,
-        chosen=_chosen(model),
+        chosen=chosen(model),
         notes=(
             f"  {passages:,} passages of {tokens} tokens, {rows:,} per step, sorted in blocks of "
             f"{block:,}",

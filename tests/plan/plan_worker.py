@@ -18,7 +18,7 @@ from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.models.encoder import Encoder, LoraConfig
-from nvret_jax.plan import models, steps
+from nvret_jax.plan import models, training
 from nvret_jax.training.examples import to_devices
 from nvret_jax.training.optimizer import make_optimizer
 from nvret_jax.training.options import Training
@@ -46,7 +46,7 @@ def main(folder: str, data: int, fsdp: int, tensor: int) -> None:
     config.train.chunk_tokens = 64
     config.train.loss.temperature_learning_rate = 1e-3
     sketch = models.read(config.student, mesh, key="student")
-    planned = steps.train_step(sketch, blocks.read(Training, config.train), mesh)
+    planned = training.train_step(sketch, blocks.read(Training, config.train), mesh)
 
     lora = LoraConfig(rank=2) if config.student.lora_rank else None
     encoder = Encoder.from_pretrained(folder, mesh=mesh, max_length=24, lora=lora)

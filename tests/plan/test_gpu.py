@@ -6,7 +6,7 @@ import tiny_backbones
 
 from nvret_jax import blocks
 from nvret_jax import config as config_lib
-from nvret_jax.plan import chips, models, steps
+from nvret_jax.plan import chips, models, training
 from nvret_jax.plan.report import fits, report
 from nvret_jax.training.options import Training
 
@@ -26,7 +26,7 @@ def test_a_training_step_for_gpus_is_compiled_and_counted(topology, tmp_path):
     config.train.batch_size, config.train.num_negatives = 16, 1
     config.train.chunk_tokens = 32
     sketch = models.read(config.student, mesh, key="student")
-    step = steps.train_step(sketch, blocks.read(Training, config.train), mesh)
+    step = training.train_step(sketch, blocks.read(Training, config.train), mesh)
     assert fits(step, chip)
     assert not any("unknown length" in note for note in step.notes)
     assert {"all-gather", "all-reduce"} <= {c.kind for c in step.network}

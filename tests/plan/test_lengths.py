@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tiny_models
 
+from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.plan import lengths, models, steps
+from nvret_jax.plan import lengths, models, training
+from nvret_jax.training.options import Training
 from nvret_jax.training.widths import Grouped
 
 BATCH, NEGATIVES, CHUNK = 32, 3, 128
@@ -85,8 +87,8 @@ def test_an_accelerator_has_fewer_widths_where_a_stage_is_short(config, student)
 def test_a_step_at_usual_lengths_computes_their_tokens(config, student):
     sketch, mesh = student
     found = lengths.read(config, sketch)
-    long = steps.train_step(sketch, config.train, mesh)
-    usual = steps.train_step(sketch, config.train, mesh, lengths=found)
+    long = training.train_step(sketch, blocks.read(Training, config.train), mesh)
+    usual = training.train_step(sketch, blocks.read(Training, config.train), mesh, lengths=found)
     assert usual.flops.total < 0.6 * long.flops.total
     assert usual.needed < 0.6 * long.needed
     # Chunks are computed again, and the loss and unfilled chunks come on top.

@@ -10,7 +10,7 @@ import tiny_backbones
 from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax.errors import InputError
-from nvret_jax.plan import chips, models, steps
+from nvret_jax.plan import chips, models, steps, training
 from nvret_jax.plan.report import fits, report
 from nvret_jax.search import memory
 from nvret_jax.search import steps as search_steps
@@ -89,7 +89,7 @@ def student(tmp_path_factory):
 def test_a_training_step_for_a_tpu_has_its_loops_counted(student):
     mesh, chip = chips.topology_mesh("v5e:2x2", fsdp=2)
     sketch = models.read(student.student, mesh, key="student")
-    step = steps.train_step(sketch, blocks.read(Training, student.train), mesh)
+    step = training.train_step(sketch, blocks.read(Training, student.train), mesh)
     assert fits(step, chip)
     assert step.looped
     assert not any("unknown length" in note for note in step.notes)
@@ -113,7 +113,7 @@ def test_a_step_that_libtpu_refuses_is_planned_as_too_large(student):
     student.student.lora_rank = 0
     student.train.batch_size, student.train.chunk_tokens = 1 << 22, -1
     sketch = models.read(student.student, mesh, key="student")
-    step = steps.train_step(sketch, blocks.read(Training, student.train), mesh)
+    step = training.train_step(sketch, blocks.read(Training, student.train), mesh)
     assert step.compiled is None
     assert not fits(step, chip)
     last = report(step, chip).splitlines()[-1]

@@ -17,7 +17,7 @@ from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.plan import models, steps
+from nvret_jax.plan import models, steps, training
 from nvret_jax.plan.chips import CHIPS
 from nvret_jax.plan.report import advice
 from nvret_jax.training.options import Training
@@ -80,7 +80,7 @@ def planned(config, **changes):
     train = config.train.copy_and_resolve_references()
     train.update(changes)
     sketch = models.read(config.student, mesh, key="student")
-    return steps.train_step(sketch, blocks.read(Training, train), mesh), sketch
+    return training.train_step(sketch, blocks.read(Training, train), mesh), sketch
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_chunks_are_computed_again_and_counted_so(small):
 
 def test_the_planned_step_is_the_one_that_trains(small, monkeypatch):
     made = []
-    monkeypatch.setattr(steps, "make_step", lambda *a, **k: made.append(k) or make_step(*a, **k))
+    monkeypatch.setattr(training, "make_step", lambda *a, **k: made.append(k) or make_step(*a, **k))
     planned(small, chunk_tokens=48, temperature=0.02)
     assert made[0]["chunk_tokens"] == 48
     assert made[0]["loss"].temperature == 0.02
@@ -148,14 +148,14 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 _UNEVEN = """
 from nvret_jax import blocks, config as config_lib, mesh as mesh_lib
 from nvret_jax.training.options import Training
-from nvret_jax.plan import models, steps
+from nvret_jax.plan import models, steps, training
 config = config_lib.base()
 config.student.model = "sentence-transformers/all-MiniLM-L6-v2"
 config.train.batch_size = 20
 mesh = mesh_lib.make_mesh()
 student = models.read(config.student, mesh, key="student")
 try:
-    steps.train_step(student, blocks.read(Training, config.train), mesh)
+    training.train_step(student, blocks.read(Training, config.train), mesh)
 except ValueError as error:
     print(error)
 """
