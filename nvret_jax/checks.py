@@ -30,10 +30,11 @@ from nvret_jax.config import (
     stages_of,
 )
 from nvret_jax.errors import InputError
+from nvret_jax.mining.negatives import GIVEN, RANDOM
 from nvret_jax.mining.rules import beyond_cosines
 from nvret_jax.takes import paths_in
 
-_TAKEN = ("teacher", "student", "student-start", "random fill")  # names in tables and folders
+_TAKEN = ("teacher", "student", "student-start", RANDOM, GIVEN)  # names in tables and folders
 _NO_COSINES = ("bm25:", "random:", "run:")  # what models of teachers begin with
 _REPAIRS = 3  # a default, too, may conflict with another value
 _EXACT = 1e-6  # how far from 1 parts of a whole may sum
@@ -267,7 +268,7 @@ def _sources(config: Sound) -> Conflicts:
     stages = set(config.stages)
     if stages - {"evaluate"} and not config.sets and not config.data.train:
         yield "data.train", "name a data set, such as beir:DIR or pydocs:"
-    if "evaluate" in stages and not config.data.test:
+    if stages == {"evaluate"} and not config.data.test:
         yield "data.test", "name a data set, such as beir:DIR or pydocs:"
 
 

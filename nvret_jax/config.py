@@ -22,7 +22,7 @@ from nvret_jax.data.options import SCHEMES as DATA_SCHEMES
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.export.options import Export
-from nvret_jax.mining.options import TEACHER, Audit, Mining, Options, Rescorer
+from nvret_jax.mining.options import GIVEN_MODES, TEACHER, Audit, Mining, Options, Rescorer
 from nvret_jax.mining.rules import Rule
 from nvret_jax.models.options import LENGTH, MODEL, PROMPT, EncoderOptions
 from nvret_jax.options import (
@@ -112,6 +112,12 @@ class TrainingSet:
         or_unset(_OPTIONS["num_negatives"].config_takes),
         "Unset: as 'mining.num_negatives'.",
         replaces="mining.num_negatives",
+    )
+    given: str | None = option(
+        None,
+        or_unset(choice(*GIVEN_MODES)),
+        "Unset: as 'mining.given'.",
+        replaces="mining.given",
     )
     query_prompt: str | None = option(
         None,
@@ -325,6 +331,12 @@ def _add(config: ConfigDict, table: str, name: str, block: ConfigDict, changes) 
     with config.unlocked():
         config[table][name] = block
     return config[table][name]
+
+
+def stage_names(config: ConfigDict) -> list[str]:
+    """The stages that run, in order: without data to evaluate on, all but `evaluate`."""
+    skipped = () if config.data.test else ("evaluate",)
+    return [name for name in STAGES if name in config.stages and name not in skipped]
 
 
 def stages_of(config: ConfigDict) -> dict[str, ConfigDict]:

@@ -172,6 +172,11 @@ def judgments_part(value: Any, *, test: bool) -> Digest:
     return Digest(digest(value), f"the judgments of data.{_side(test)}", keys)
 
 
+def given_part(value: Any) -> Digest:
+    """The negatives that come with the training data."""
+    return Digest(digest(value), "the given negatives of data.train", data_keys(test=False))
+
+
 def data_keys(*, test: bool) -> tuple[str, ...]:
     """The keys of the config that decide what is read of a data set."""
     side = _side(test)

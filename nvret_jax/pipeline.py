@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from nvret_jax import checks, claim, closing, options, paths, preflight, rounds, stops, truncation
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, Damaged
-from nvret_jax.config import STAGES as STAGE_NAMES
+from nvret_jax.config import stage_names
 from nvret_jax.console import say
 from nvret_jax.errors import InputError, from_system
 from nvret_jax.run import MADE_BY, Run
@@ -62,8 +62,10 @@ def run(
     options.check_arguments("pipeline.run", locals(), _TAKES)
     workdir = str(paths.local(workdir, "--workdir"))
     checks.validate(config)
-    plan = [name for name in STAGE_NAMES if name in config.stages]
+    plan = stage_names(config)
     unknown = [name for name in stages if name not in plan]
+    if unknown and unknown[0] in config.stages:
+        raise InputError(f"--stages={unknown[0]}: data.test names no data set to evaluate on")
     if unknown:
         raise InputError(f"--stages={unknown[0]}: this config has the stages {', '.join(plan)}")
     asked = [name for name in plan if not stages or name in stages]
@@ -85,6 +87,8 @@ def _run_rounds(
     config: ConfigDict, place: Workdir, plan: Sequence[str], asked: Sequence[str], *, dry_run: bool
 ) -> None:
     begun = time.perf_counter()
+    if "evaluate" in config.stages and "evaluate" not in plan:
+        say("evaluate  skipped: data.test names no data set to evaluate on")
     for number in range(1, config.rounds + 1):
         last = number == config.rounds
         state = rounds.run_of(config, place, number)
@@ -126,7 +130,7 @@ def mistakes(config: ConfigDict, workdir: str) -> list[str]:
     if sound is None:
         return wrong
     try:
-        asked = [name for name in STAGE_NAMES if name in sound.stages]
+        asked = stage_names(sound)
         place = Workdir.open(workdir, sound.to_dict(), write=False)
         wrong += preflight.unfit(Run(sound, place), asked)
     except Exception as error:  # values that do not go together may break anything

@@ -16,7 +16,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax import options, sets, teachers
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
-from nvret_jax.mining import documents, verdicts
+from nvret_jax.mining import documents, given, verdicts
 from nvret_jax.mining.audit import check_any
 from nvret_jax.mining.calibrate import check_enough
 from nvret_jax.models import embedding_model
@@ -111,6 +111,7 @@ def _mining_checks(part: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any
     if "mine" in asked:
         yield do(_check_calibration, part)
         yield do(_check_verdicts, part)
+        yield do(_check_given, part)
     if "audit" in asked:
         yield do(_check_audit, part)
 
@@ -260,6 +261,10 @@ def _check_calibration(part: Run) -> None:
     bound = "mining.calibration.queries" if used < count else ""
     for rule in part.calibrated:
         check_enough(rule, used, bound=bound)
+
+
+def _check_given(part: Run) -> None:
+    given.check(part.mining.given, part.given_rows(), part.train_data.name)
 
 
 def _check_verdicts(part: Run) -> None:

@@ -30,6 +30,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.export.options import Export
 from nvret_jax.fingerprints import About, Digest, digest
+from nvret_jax.mining import given
 from nvret_jax.mining.options import Audit, Exclude, Mining, Options, calibrated, compatible
 from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.mining.rules import VALUES
@@ -167,7 +168,7 @@ class Run:
 
     @property
     def evaluates(self) -> bool:
-        return "evaluate" in self.config.stages
+        return "evaluate" in self.config.stages and bool(self.config.data.test)
 
     # --- teachers ---
 
@@ -258,6 +259,12 @@ class Run:
     def passage_texts(self) -> SameText | None:
         """Which training passages have equal texts; None where each id is one of its own."""
         return SameText.of(self.train_data.corpus.texts) if self.exclusions.same_text else None
+
+    @_once
+    def given_rows(self) -> Ragged:
+        """Negatives that come with the data, as passage rows, a row per training query."""
+        data, split = self.train_data, self.config.data.train_split
+        return given.rows_of(data.given.get(split, {}), list(self.positives()), data.corpus.row)
 
     def positive_rows(self) -> Ragged:
         """The same as passage rows, a row per query."""
@@ -489,6 +496,11 @@ class Run:
             **parts_lib.mining_parts(self.options, self.config),
             **self.exclusion_parts(),
         }
+        split = self.config.data.train_split
+        if self.train_data.given.get(split):
+            parts["mining.given"] = self.mining.given
+            if self.mining.given != "ignore":
+                parts["given"] = parts_lib.given_part(self.train_data.given[split])
         if self.calibrated:
             values = dict.fromkeys((f"mining.{VALUES[name]}" for name in self.calibrated), "auto")
             parts |= values | options.parts_of(self.mining.calibration, "mining.calibration.")

@@ -72,12 +72,17 @@ def read_data(config: ConfigDict, read: dict[str, Dataset]) -> dict[str, Dataset
     wanted: dict[str, list[str]] = {}
     if data.train and stages - {"evaluate"}:
         wanted.setdefault(data.train, []).append(data.train_split)
-    if "evaluate" in stages:
+    if "evaluate" in stages and data.test:
         wanted.setdefault(data.test, []).append(data.test_split)
     loaded = {}
     for spec, splits in wanted.items():
         if spec not in read:
-            read[spec] = load_dataset(spec, allow_empty=data.allow_empty, missing=data.missing)
+            read[spec] = load_dataset(
+                spec,
+                allow_empty=data.allow_empty,
+                missing=data.missing,
+                download=config.download,
+            )
         whole = read[spec]
         if spec == data.train and data.dev_split in whole.qrels:
             splits = [*splits, data.dev_split]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from nvret_jax.data.dataset import READERS
 from nvret_jax.options import choice, flag, option, path, text, whole
 
 MISSING = ("error", "drop")
-SCHEMES = ("beir", "examples", "labels", "sts")  # before a path
+SCHEMES = tuple(name for name in READERS if name != "pydocs")  # before a path
 ROWS = whole(0, what="0 for all")
 GRADE = whole(1, what="a grade")
 SPLIT = text("the name of a split", longest=200, without="/")
@@ -28,7 +29,11 @@ class Data:
     dev_split: str = option(
         "dev", _NO_SPLIT, "A split of the same data that guides training; '': no dev evaluation."
     )
-    test: str = option("pydocs:", _DATA, "What is evaluated before and after training.")
+    test: str = option(
+        "pydocs:",
+        _DATA,
+        "What is evaluated before and after training; '': nothing, and 'evaluate' is skipped.",
+    )
     test_split: str = option("test", SPLIT, "The split of it that is evaluated.")
     min_relevance: int = option(
         1,

@@ -25,8 +25,6 @@ from nvret_jax.mining.miner import Teacher
 from nvret_jax.mining.negatives import GIVEN, Negatives
 from nvret_jax.mining.rules import anchors
 
-MODES = ("add", "only", "ignore")
-
 
 @dataclasses.dataclass(frozen=True)
 class GivenCounts:
@@ -90,7 +88,7 @@ def combine(
     Args:
         negatives: what was mined.
         given: int32, for each query of the teacher's candidates its given negatives.
-        mode: one of `MODES`.
+        mode: one of `options.GIVEN_MODES`.
         teacher: the first one, which scores; its candidates name queries and positives.
         excluded: int32, for each query what can never be a negative, positives aside.
         most: negatives per row at most.

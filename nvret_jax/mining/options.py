@@ -52,6 +52,7 @@ SAMPLINGS = ("top", "uniform", "softmax", "top1_softmax")
 ENSEMBLES = ("cross", "intra", "intra_dedup", "union", "rrf")
 SHORT = ("ragged", "drop", "random")
 OWN_TEXT = ("normalized", "strip", "off")
+GIVEN_MODES = ("add", "only", "ignore")
 VERDICT_MODES = ("relabel", "remove", "remove_query")
 RESCORER_ORDERS = ("teacher", "rescored")
 MOST_NEGATIVES = 10_000
@@ -275,6 +276,13 @@ class Mining:
         "A preset with the choices of paper or sentence_transformers, over the values here; '': "
         "none.",
         counts=False,  # what it changes does
+    )
+    given: str = option(
+        "add",
+        choice(*GIVEN_MODES),
+        "Negatives that come with the data: add alternates them with mined ones, only mines none, "
+        "ignore leaves them out.",
+        counts=False,  # where the data have any
     )
     judge: Judge = block(Judge, flat=True)
     calibration: Calibration = block(Calibration)

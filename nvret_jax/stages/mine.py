@@ -14,7 +14,7 @@ from nvret_jax.artifacts import Artifact, write_atomic
 from nvret_jax.console import say
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
-from nvret_jax.mining import verdicts
+from nvret_jax.mining import given, verdicts
 from nvret_jax.mining.calibrate import calibrate
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
@@ -54,6 +54,18 @@ def _make_negatives(run: Run, artifact: Artifact) -> None:
         texts=run.passage_texts,
     )
     told: dict[str, Any] = dataclasses.asdict(counts) | {"excluded": excluded.counts()}
+    if len(run.given_rows().values):
+        negatives, of_given = given.combine(
+            negatives,
+            run.given_rows(),
+            run.mining.given,
+            asked[0],
+            excluded=excluded.rows,
+            most=run.options.num_negatives,
+            texts=run.passage_texts,
+        )
+        told["given"] = dataclasses.asdict(of_given)
+        _say_given(of_given, run.mining.given)
     if chosen:
         told["calibration"] = chosen
     if effect is not None:
@@ -123,6 +135,16 @@ def _promoted(
         changes["positive_rows"] = join_rows(negatives.positive_rows, more)
         changes["positive_scores"] = join_rows(negatives.positive_scores, scores)
     return dataclasses.replace(negatives, **changes)
+
+
+def _say_given(counts: given.GivenCounts, mode: str) -> None:
+    say(
+        f"mine      {counts.queries:,} queries come with {counts.given:,} negatives "
+        f"(mining.given='{mode}'): {counts.used:,} in the table, {counts.ruled_out:,} ruled out, "
+        f"{counts.above:,} at or above the ceiling of the rule"
+    )
+    if mode == "only" and counts.without:
+        say(f"mine      {counts.without:,} rows have no negative of the data set, and so none")
 
 
 def _say(counts: MiningCounts) -> None:

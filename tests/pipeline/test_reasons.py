@@ -82,6 +82,7 @@ OTHER = {
     ".ensemble": "cross",
     ".short": "drop",
     ".verdicts": "{}/b.jsonl",
+    ".given": "ignore",
     ".verdict_mode": "remove",
     ".own_text": "strip",
     ".near_copy": 0.98,
@@ -132,6 +133,8 @@ SKIPPED = {  # files that this project has none of, or which rule out what else 
 
 
 UNSEEN = {  # the same value by another name, or one that another value makes void
+    "mining.given",  # counts where the data come with negatives: test_given.py
+    "sets.more.given",
     "data.missing",  # what is read decides, and this data lacks nothing
     "train.sets",
     "train_stages.first.epochs",
