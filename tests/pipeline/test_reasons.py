@@ -133,7 +133,7 @@ SKIPPED = {  # files that this project has none of, or which rule out what else 
 
 
 UNSEEN = {  # the same value by another name, or one that another value makes void
-    "mining.given",  # counts where the data come with negatives: test_given.py
+    "mining.given",  # counts where the data come with negatives: test_given_negatives.py
     "sets.more.given",
     "data.missing",  # what is read decides, and this data lacks nothing
     "train.sets",
