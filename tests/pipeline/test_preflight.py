@@ -204,5 +204,8 @@ def test_a_mistake_in_the_data_is_reported_once_and_under_no_key(pristine, tmp_p
 def test_data_that_are_not_named_are_reported_once_by_key(pristine, tmp_path):
     more = "--config.data.train= --config.data.test="
     dry = command.inside(*flags(pristine, tmp_path, more), "--dry_run")
-    assert dry.error.count("name a data set") == 2
+    assert dry.error.count("name a data set") == dry.error.count("data.train=''") == 1
     assert "load_dataset" not in dry.error
+    # Without data to evaluate on, 'evaluate' is skipped, unless nothing else is asked for.
+    alone = command.inside(*flags(pristine, tmp_path, more), "--config.stages=('evaluate',)")
+    assert alone.error.count("name a data set") == alone.error.count("data.test=''") == 1
