@@ -127,6 +127,8 @@ def _run() -> int:
         return command.run(
             config, _PLAN.value, passages=_PLAN_PASSAGES.value, data=_PLAN_DATA.value
         )
+    if _PLAN_DATA.value:
+        raise InputError("--plan_data: nothing is planned without --plan=TOPOLOGY")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
     if _WORKDIR.value.startswith("--"):  # of `--workdir $UNSET --dry_run`

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from nvret_jax import blocks as blocks_lib
 from nvret_jax.config import stages_of
+from nvret_jax.data.dataset import Dataset
 from nvret_jax.options import check_arguments, number, whole
 from nvret_jax.plan import lengths, models, steps, training
 from nvret_jax.plan.chips import Chip, topology_mesh
@@ -20,6 +21,7 @@ from nvret_jax.plan.report import advice, fits, heading, report
 from nvret_jax.plan.steps import Step
 from nvret_jax.precision import embedding_dtype
 from nvret_jax.search import checks, memory
+from nvret_jax.sets import sets_of
 from nvret_jax.teachers import kind
 from nvret_jax.training.options import Training
 
@@ -92,11 +94,13 @@ def planned(
     budget = config.embed.token_budget
     if "train" in stages:
         guide = next((t.spec.width for t in teachers.values()), 0)
-        at_lengths = {"at the longest": None}
-        if data:
-            at_lengths["at usual lengths"] = lengths.read(config, student)
+        known: dict[str, Dataset] = {}
         for name, train in trained.items():
             title = f"train {name}" if config.train.stages else "train"
+            at_lengths = {"at the longest": None}
+            if data:
+                names = sets_of(config, train.sets)
+                at_lengths["at usual lengths"] = lengths.read(config, student, names, known)
             for when, texts in at_lengths.items():
                 yield training.train_step(
                     student,

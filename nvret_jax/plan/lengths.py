@@ -10,16 +10,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from nvret_jax.data.dataset import Dataset, load_dataset
+from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
 from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
 from nvret_jax.plan.models import Sketch
+from nvret_jax.sets import MAIN_SET, read_data, set_config
 from nvret_jax.training.widths import Grouped, Plan
 
 SAMPLED = 4096  # texts of a kind that are tokenised
@@ -30,24 +31,30 @@ class Lengths:
     """Tokens of a sample of the texts that a stage trains on, at most as many as it cuts them to.
 
     Attributes:
+        examples: training queries there are.
         query: int [queries].
         positive: int [queries], of the first positive of each.
         passage: int [passages], of random ones of the corpus.
         longest: by side, of the longest text that a batch may have.
     """
 
+    examples: int
     query: np.ndarray
     positive: np.ndarray
     passage: np.ndarray
     longest: Mapping[str, int]
 
 
-def read(config: ConfigDict, student: Sketch) -> Lengths:
-    """The lengths of a config's training data with its student's tokenizer.
+def read(
+    config: ConfigDict, student: Sketch, names: Sequence[str], known: dict[str, Dataset]
+) -> Lengths:
+    """The lengths of what a stage trains on, with the student's tokenizer.
 
     Args:
-        config: of a run; with several sets their texts are sampled in equal parts.
+        config: of a run.
         student: with the folder of its tokenizer.
+        names: of the sets that the stage draws from; their texts are sampled in equal parts.
+        known: data sets that were read before; gets those that are read now.
 
     Raises:
         InputError: no such data, or a model known by its sizes only.
@@ -57,17 +64,18 @@ def read(config: ConfigDict, student: Sketch) -> Lengths:
             f"student.model={student.name}: its tokenizer is not on this machine, which lengths "
             "are counted with; download the model, or plan without --plan_data"
         )
-    sources = [block.source for block in config.sets.values()] or [config.data.train]
     texts = TextTokens(student.spec, ModelTokenizer.from_folder(student.folder), student.folder)
     rng = np.random.default_rng(config.seed)
-    parts = [_sampled(load_dataset(source), config, rng, len(sources)) for source in sources]
+    owned = [_own(config, name) for name in names]
+    parts = [_sampled(read_data(own, known)[own.data.train], own, rng, len(owned)) for own in owned]
 
     def count(kind: str, of_sources: Iterable[list[str]]) -> np.ndarray:
         joined = list(itertools.chain.from_iterable(of_sources))
         return np.array([len(ids) for ids in texts.tokenize(joined, kind, student.lengths[kind])])
 
-    queries, positives, passages = zip(*parts, strict=True)
+    queries, positives, passages, _ = zip(*parts, strict=True)
     return Lengths(
+        sum(count for *_, count in parts),
         count("query", queries),
         count("passage", positives),
         count("passage", passages),
@@ -75,20 +83,30 @@ def read(config: ConfigDict, student: Sketch) -> Lengths:
     )
 
 
+def _own(config: ConfigDict, name: str) -> ConfigDict:
+    """The config by which a set is mined."""
+    if name != MAIN_SET:
+        return set_config(config, name)
+    own = config.copy_and_resolve_references()
+    own.stages = ("mine",)
+    return own
+
+
 def _sampled(
     data: Dataset, config: ConfigDict, rng: np.random.Generator, sources: int
-) -> tuple[list[str], list[str], list[str]]:
-    """Texts of training queries, of a positive of each, and of passages."""
+) -> tuple[list[str], list[str], list[str], int]:
+    """Texts of training queries, of a positive of each, and of passages; how many queries."""
     positives = data.positives(config.data.train_split, config.data.min_relevance)
     most = -(-SAMPLED // sources)
-    known = list(positives)
-    queries = [known[i] for i in rng.permutation(len(known))[:most]]
+    ids = list(positives)
+    queries = [ids[i] for i in rng.permutation(len(ids))[:most]]
     passages = [data.corpus.ids[row] for row in rng.permutation(len(data.corpus))[:most]]
     of_queries = [positives[query][0] for query in queries]
     return (
         list(data.queries.select(queries).texts),
         list(data.corpus.select(of_queries).texts),
         list(data.corpus.select(passages).texts),
+        len(positives),
     )
 
 

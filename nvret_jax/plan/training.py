@@ -70,7 +70,12 @@ def train_step(
         groups = {kind: Groups((local[kind],), widths[kind]) for kind in local}
     else:
         drawn = Drawn(
-            lengths, config.batch_size, loss.num_positives, config.num_negatives, 0, _steps(config)
+            lengths,
+            config.batch_size,
+            loss.num_positives,
+            config.num_negatives,
+            0,
+            _steps(config, lengths),
         )
         budget = -1 if model.spec.late is not None else tokens or -1
         groups, useful = usual(drawn, shards, budget, mesh.devices.flat[0].platform)
@@ -195,9 +200,14 @@ def train_arguments(
     return (trainable, state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32)), step_fn
 
 
-def _steps(config: Training) -> int:
+def _steps(config: Training, lengths: Lengths | None = None) -> int:
     """Of a stage; how long one of so many epochs is only its data says."""
-    return config.steps or 2 * max(500, math.ceil(config.warmup))
+    if config.steps:
+        return config.steps
+    if lengths is None:
+        return 2 * max(500, math.ceil(config.warmup))
+    steps = max(1, math.floor(config.epochs * lengths.examples / config.batch_size))
+    return min(steps, config.max_steps or steps)
 
 
 def _on(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -95,7 +95,8 @@ def check_ceiling(ceiling_q, count: int) -> np.ndarray | None:
     """Ceilings as float32, rounded up so that `score < ceiling` is what it was in full precision.
 
     A float32 score lies strictly below a number exactly if it lies strictly below the smallest
-    float32 that is not less than that number.
+    float32 that is not less than that number. Subnormal numbers are zero to XLA, so a positive
+    ceiling is the smallest normal one at least.
     """
     if ceiling_q is None:
         return None
@@ -112,7 +113,8 @@ def check_ceiling(ceiling_q, count: int) -> np.ndarray | None:
     with np.errstate(over="ignore"):
         rounded = ceiling_q.astype(np.float32)
     up = np.nextafter(rounded, np.float32(np.inf))
-    return np.where(rounded < ceiling_q, up, rounded)
+    rounded = np.where(rounded < ceiling_q, up, rounded)
+    return np.where(rounded > 0, np.maximum(rounded, np.finfo(np.float32).tiny), rounded)
 
 
 def check_exclude(exclude, count: int, n: int) -> np.ndarray | None:

@@ -52,9 +52,6 @@ def multiply(queries_qd: jax.Array, tile_nd: jax.Array, group: int, platform: st
         precision=jax.lax.Precision.HIGHEST if queries_qd.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
-    if width == 1:
-        # Zero times a negative is -0, which XLA's top-k ranks below 0. Sums begin at 0: none there.
-        scores = jnp.where(scores == 0, 0.0, scores)
     if group_major:
         scores = with_layout_constraint(scores.transpose(1, 0, 2), Layout((0, 1, 2)))
     else:
@@ -105,12 +102,12 @@ class Scores:
             ceiling_q, columns: see above; masked in the maxima only.
         """
         if excluded is None:
-            return self._maxima(ceiling_q, columns), self
+            return _one_zero(self._maxima(ceiling_q, columns)), self
         query_m, column_m = excluded
         group_m = column_m // self.group
         without = self._without(query_m, group_m, column_m % self.group)
         if not self.group_major:
-            return without._maxima(ceiling_q, columns), without
+            return _one_zero(without._maxima(ceiling_q, columns)), without
         # Maxima of scores that were changed would read all of them again: the few groups that hold
         # an excluded passage get theirs anew.
         members_mm = without._rows(query_m, group_m)
@@ -118,7 +115,7 @@ class Scores:
         ceiling_m = None if ceiling_q is None else ceiling_q[query_m]
         again_m = jnp.max(_masked(members_mm, column_mm, ceiling_m, columns), axis=1)
         maxima_qg = self._maxima(ceiling_q, columns)
-        return maxima_qg.at[query_m, group_m].set(again_m, mode="drop"), without
+        return _one_zero(maxima_qg.at[query_m, group_m].set(again_m, mode="drop")), without
 
     def members(self, groups_qk: jax.Array, ceiling_q, columns) -> jax.Array:
         """Scores of some groups' members, masked, [Q, k, group]."""
@@ -128,7 +125,7 @@ class Scores:
         else:
             members_qkm = jnp.take_along_axis(self.array, groups_qk[:, :, None], axis=1)
         column_qkm = groups_qk[:, :, None] * self.group + jnp.arange(self.group, dtype=jnp.int32)
-        return _masked(members_qkm, column_qkm, ceiling_q, columns)
+        return _one_zero(_masked(members_qkm, column_qkm, ceiling_q, columns))
 
     def _maxima(self, ceiling_q, columns):
         """Maxima of the scores as they are, masked.
@@ -176,6 +173,11 @@ class Scores:
         queries, groups = self.shape
         flat = self.array.reshape(groups * queries, self.group)
         return flat.at[group * queries + query].get(mode="fill", fill_value=-jnp.inf)
+
+
+def _one_zero(scores):
+    """-0, as of products that underflow, as 0: XLA's top-k ranks it below its equal."""
+    return jnp.where(scores == 0, 0.0, scores)
 
 
 def _masked(scores, column, ceiling_q, columns):

@@ -1,7 +1,9 @@
 """A training step planned at the lengths of the texts it trains on."""
 
 import collections
+import shutil
 
+import command
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.plan import lengths, models, training
+from nvret_jax.sets import MAIN_SET
 from nvret_jax.training.options import Training
 from nvret_jax.training.widths import Grouped
 
@@ -54,7 +57,7 @@ def student(config):
 
 
 def test_lengths_are_those_of_the_models_own_tokenizer(config, student):
-    found = lengths.read(config, student[0])
+    found = lengths.read(config, student[0], [MAIN_SET], {})
     assert found.longest == {"query": 16, "passage": 40}
     assert set(found.query) == {found.query[0]}
     assert len(found.passage) == 256
@@ -64,7 +67,7 @@ def test_lengths_are_those_of_the_models_own_tokenizer(config, student):
 
 
 def test_most_steps_of_a_run_have_the_planned_widths(config, student):
-    found = lengths.read(config, student[0])
+    found = lengths.read(config, student[0], [MAIN_SET], {})
     drawn = lengths.Drawn(found, BATCH, 1, NEGATIVES, 0, 2000)
     usual, useful = lengths.usual(drawn, 1, CHUNK, "cpu")
     run = Grouped(drawn, 1, CHUNK)  # as the loop makes it, on this platform
@@ -78,7 +81,9 @@ def test_most_steps_of_a_run_have_the_planned_widths(config, student):
 
 def test_an_accelerator_has_fewer_widths_where_a_stage_is_short(config, student):
     """What a compilation costs is counted for the planned chip, not for the one that plans."""
-    drawn = lengths.Drawn(lengths.read(config, student[0]), BATCH, 1, NEGATIVES, 0, 60)
+    drawn = lengths.Drawn(
+        lengths.read(config, student[0], [MAIN_SET], {}), BATCH, 1, NEGATIVES, 0, 60
+    )
     on_cpu, on_tpu = (lengths.usual(drawn, 1, CHUNK, p)[0]["passage"] for p in ("cpu", "tpu"))
     assert len(on_tpu.rows) < len(on_cpu.rows)
 
@@ -86,7 +91,7 @@ def test_an_accelerator_has_fewer_widths_where_a_stage_is_short(config, student)
 @pytest.mark.slow
 def test_a_step_at_usual_lengths_computes_their_tokens(config, student):
     sketch, mesh = student
-    found = lengths.read(config, sketch)
+    found = lengths.read(config, sketch, [MAIN_SET], {})
     long = training.train_step(sketch, blocks.read(Training, config.train), mesh)
     usual = training.train_step(sketch, blocks.read(Training, config.train), mesh, lengths=found)
     assert usual.flops.total < 0.6 * long.flops.total
@@ -102,4 +107,26 @@ def test_a_model_known_by_its_sizes_has_no_tokenizer(config):
     block.model = "intfloat/e5-large-v2"
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(InputError, match=r"tokenizer is not on this machine.*--plan_data"):
-        lengths.read(config, models.read(block, mesh, key="student"))
+        lengths.read(config, models.read(block, mesh, key="student"), [MAIN_SET], {})
+
+
+def test_sets_are_read_as_they_are_mined(config, student, tmp_path):
+    """With their own split and source; the run's data set stays out where a stage leaves it out."""
+    data = tmp_path / "data"
+    shutil.copytree(config.data.train.partition(":")[2], data)
+    (data / "qrels" / "train.tsv").rename(data / "qrels" / "other.tsv")
+    queries = [f'{{"_id": "q{i}", "text": "apple river stone cloud apple"}}\n' for i in range(256)]
+    (data / "queries.jsonl").write_text("".join(queries))
+    own = config.copy_and_resolve_references()
+    config_lib.add_set(own, "second", f"beir:{data}", split="other")
+    second = lengths.read(own, student[0], ["second"], {})
+    both = lengths.read(own, student[0], [MAIN_SET, "second"], {})
+    assert set(second.query) == {7}  # with two special tokens
+    assert set(both.query) == {5, 7}
+    assert (second.examples, both.examples) == (256, 512)
+
+
+def test_plan_data_without_a_plan_is_refused():
+    found = command.inside("--config=configs/quickstart.py", "--workdir=unused", "--plan_data")
+    assert found.status == 2
+    assert found.error == "error: --plan_data: nothing is planned without --plan=TOPOLOGY"

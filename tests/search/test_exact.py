@@ -223,3 +223,24 @@ def test_steps_of_an_accelerator_give_the_same_answers(monkeypatch, platform):
     steps.fold.cache_clear()
     assert {scores.group_major for scores in seen} == {platform == "tpu"}
     assert {scores.group for scores in seen} == {128 if platform == "tpu" else 16}
+
+
+@pytest.mark.parametrize("ceiling", [1e-320, 1e-45, 1e-38, 2e-38])
+def test_a_score_of_zero_lies_below_any_positive_ceiling(ceiling):
+    """Also below one that is subnormal in float32, which XLA takes for zero."""
+    found = exact.search(
+        np.ones((1, 2), np.float32), np.zeros((3, 2), np.float32), 2, ceiling_q=[ceiling], mesh=ONE
+    )
+    assert found[1].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 16])
+@pytest.mark.parametrize("n", [6, 6000])
+def test_zeros_of_both_signs_are_ties(width, n):
+    """Products that underflow are -0: rows come in their order all the same."""
+    passages_nd = np.full((n, width), -1e-30, np.float32)
+    passages_nd[n // 2 :] = 0
+    queries_qd = np.full((1, width), 1e-30, np.float32)
+    scores, rows = exact.search(queries_qd, passages_nd, 5, mesh=ONE)
+    assert rows.tolist() == [list(range(5))]
+    assert not np.signbit(scores).any()
