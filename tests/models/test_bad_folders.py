@@ -426,7 +426,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, key, value):
 
 
 def test_a_pooler_that_is_not_finite_is_not_handed_on(tmp_path):
-    from nvret_jax.export import export
+    from nvret_jax.export.sentence_transformers import export
 
     tensors = tiny_models.tensors(tiny_models.config())
     tensors["pooler.dense.bias"][0] = np.nan

@@ -15,7 +15,7 @@ from flax import nnx
 from tiny_backbones import TEXTS
 
 from nvret_jax.errors import InputError
-from nvret_jax.export import export
+from nvret_jax.export.sentence_transformers import export
 from nvret_jax.models import lora, weights
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.models.families import FAMILIES

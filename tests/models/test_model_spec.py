@@ -6,7 +6,7 @@ import tiny_backbones
 import tiny_models
 
 from nvret_jax.errors import InputError
-from nvret_jax.export import export
+from nvret_jax.export.sentence_transformers import export
 from nvret_jax.models import spec as spec_lib
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.spec import read_spec

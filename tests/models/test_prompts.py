@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import pre_tokenizers, processors
 
 from nvret_jax.errors import InputError
-from nvret_jax.export import export
+from nvret_jax.export.sentence_transformers import export
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models import model_tokenizer
 from nvret_jax.models.encoder import Encoder

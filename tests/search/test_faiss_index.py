@@ -16,6 +16,7 @@ from search_reference import (
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import make_mesh
 from nvret_jax.search import backend, exact, faiss_index
+from nvret_jax.search.options import BACKENDS
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -110,6 +111,6 @@ def test_both_backends_behind_one_function():
     queries_qd, passages_nd = integers(rng, 5), integers(rng, 90)
     want = brute_force(queries_qd, passages_nd, 7)
     mesh = make_mesh(devices=jax.devices()[:1])
-    for name in backend.BACKENDS:
+    for name in BACKENDS:
         got = backend.search(queries_qd, passages_nd, 7, mesh=mesh, backend=name)
         assert_same(got, want)
