@@ -304,10 +304,10 @@ def _names(config: Sound) -> Conflicts:
     what = "letters, digits, '-', '_'"
     for name in config.teachers:
         if not is_name(name) or name in _TAKEN:
-            yield "teachers", f"{name!r} is no name for a teacher: {what}"
+            yield "teachers", f"{name!r} is not a valid name for a teacher: {what}"
     for name in config.sets:
         if not is_name(name) or name == MAIN_SET:
-            yield "sets", f"{name!r} is no name for a set: {what}; '{MAIN_SET}' is taken"
+            yield "sets", f"{name!r} is not a valid name for a set: {what}; '{MAIN_SET}' is taken"
 
 
 def _mining_teachers(at: str, block: Sound, config: Sound) -> Conflicts:
@@ -372,7 +372,10 @@ def _order(config: Sound) -> Conflicts:
         if name not in order:
             yield "train.stages", f"stage {name!r} is never run; name it, or do not add it"
         if not is_name(name):
-            yield "train.stages", f"{name!r} is no name for a stage: letters, digits, '-', '_'"
+            yield (
+                "train.stages",
+                f"{name!r} is not a valid name for a stage: letters, digits, '-', '_'",
+            )
 
 
 def _used_sets(at: str, train: Sound, config: Sound) -> Conflicts:

@@ -89,7 +89,7 @@ def find_file(path: epath.Path) -> epath.Path:
         found = [name for name in names if name.exists()]
     except (OSError, ValueError) as error:  # too long, a NUL or half of a surrogate pair
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown(str(path), 100)}: is no name of a file ({reason})") from None
+        raise InputError(f"{shown(str(path), 100)}: is not a file name ({reason})") from None
     if len(found) > 1:
         raise InputError(f"{found[0]}: {found[1].name} is there, too; remove one of them")
     return found[0] if found else path

@@ -252,7 +252,7 @@ def passages_of(records: Records) -> Iterator[tuple[str, str, str | None]]:
     """(place, text, title) of each row of a table of passages.
 
     Raises:
-        InputError: no column could be the text, or a value is no text.
+        InputError: no column could be the text, or a value is not text.
     """
     name, titled = roles_lib.recognise_passages(records.names, str(records.path), {})
     for where, record in records.read([name, titled] if titled else [name]):

@@ -129,7 +129,7 @@ def find_files(place: str, what: str) -> list[epath.Path]:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown(place, 100)}: is no name of a file ({reason})") from None
+        raise InputError(f"{shown(place, 100)}: is not a file name ({reason})") from None
     if is_folder:
         found = [file for file in path.iterdir() if _is_data(file)]
         if not found:

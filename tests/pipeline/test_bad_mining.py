@@ -129,7 +129,7 @@ TABLE = [
     flag("audit of part of a rank", ("audit.shifts",), "--config.audit.shifts=(1.5,)"),
     config(
         "a teacher's name",
-        ("'a/b' is no name for a teacher",),
+        ("'a/b' is not a valid name for a teacher",),
         BASE + "    add_teacher(c, 'a/b', 'bm25:')\n    return c\n",
     ),
     config(

@@ -159,10 +159,8 @@ def starts(project, workdir, *more: str, count: int = 2) -> list[tuple[int, str]
 
 
 def assert_one_wins(results, workdir) -> None:
-    """One run made everything; all others were refused in one line, or came when it was done."""
-    assert {status for status, _ in results} <= {0, 2}, results
-    made = [output for status, output in results if status == 0 and "making" in output]
-    assert len(made) == 1, results
+    """One run ended well and all others were refused in one line."""
+    assert sorted(status for status, _ in results) == [0, *[2] * (len(results) - 1)], results
     for _, output in (r for r in results if r[0]):
         (line,) = [x for x in output.splitlines() if x.startswith("error:")]
         assert re.search(rf"{workdir} is in use by pid \d+ on host \S+ since 20", line), line
@@ -170,9 +168,14 @@ def assert_one_wins(results, workdir) -> None:
 
 
 def test_two_starts_at_the_same_moment(pristine, tmp_path):
-    workdir = tmp_path / "w"
     more = ("--stages=embed,search", "--config.distributed.mode=off")
-    assert_one_wins(starts(pristine, workdir, *more), workdir)
+    for attempt in range(3):  # on a busy machine one may be done before the other begins
+        workdir = tmp_path / str(attempt)
+        results = starts(pristine, workdir, *more)
+        if any(status for status, _ in results):
+            break
+        assert sum("making" in output for _, output in results) == 1, results
+    assert_one_wins(results, workdir)
     command.assert_only_whole_artefacts(workdir)
     later = command.inside(
         command.CONFIG, f"--workdir={workdir}", *tiny_project.overrides(pristine), *more
