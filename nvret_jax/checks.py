@@ -2,7 +2,7 @@
 
 The dataclasses of options say what each key takes, and what must hold inside a block. Here is what
 must hold between blocks. Only values are read. What needs the data, the mesh or the models is
-checked by `preflight.py`, before anything is made.
+checked by `pipeline/preflight.py`, before anything is made.
 
 A check between keys reads the config through `Sound`, which ends it where it asks for a value that
 is wrong by itself: that mistake is named already.

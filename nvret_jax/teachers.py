@@ -9,7 +9,7 @@
     run:FILE                       a ranking that somebody else made (search/run_file.py)
 
 Only encoders have embeddings in the workdir; the others are read or indexed where they are needed
-(`stages/ranked.py`).
+(`pipeline/ranked.py`).
 """
 
 from __future__ import annotations

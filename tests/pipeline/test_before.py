@@ -11,9 +11,9 @@ import doc_blocks
 import pytest
 import tiny_project
 
-from nvret_jax import closing, truncation
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.pipeline import closing, truncation
 
 EVALUATE = f"--config={tiny_project.ROOT / 'configs' / 'evaluate.py'}"
 

@@ -13,8 +13,8 @@ from nvret_jax import pipeline
 from nvret_jax.api import Encoder
 from nvret_jax.data.dataset import load_dataset
 from nvret_jax.errors import InputError
-from nvret_jax.run import Run
-from nvret_jax.stages import train as train_stage
+from nvret_jax.pipeline import train as train_stage
+from nvret_jax.pipeline.state import Run
 from nvret_jax.workdir import Workdir
 
 

@@ -11,7 +11,7 @@ import tiny_project
 
 from nvret_jax import config as config_lib
 from nvret_jax import pipeline
-from nvret_jax.run import Run
+from nvret_jax.pipeline.state import Run
 from nvret_jax.training.checkpoint import Checkpoints
 from nvret_jax.workdir import Workdir
 

@@ -10,8 +10,8 @@ from nvret_jax import config as config_lib
 from nvret_jax import precision
 from nvret_jax.checks import wrong_values
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.run import Run
-from nvret_jax.stages import STAGES
+from nvret_jax.pipeline.stages import STAGES
+from nvret_jax.pipeline.state import Run
 from nvret_jax.workdir import Workdir
 
 

@@ -12,9 +12,9 @@ from nvret_jax import config as config_lib
 from nvret_jax import fingerprints
 from nvret_jax.config import flat_keys
 from nvret_jax.errors import InputError
-from nvret_jax.run import Run
-from nvret_jax.sets import MINING_STAGES
-from nvret_jax.stages import STAGES
+from nvret_jax.pipeline.sets import MINING_STAGES
+from nvret_jax.pipeline.stages import STAGES
+from nvret_jax.pipeline.state import Run
 from nvret_jax.workdir import Workdir
 
 # Values that say where and how a run runs; what comes out is the same.

@@ -11,7 +11,7 @@ from nvret_jax import config as config_lib
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.stages import train
+from nvret_jax.pipeline import train
 from nvret_jax.training.blend import Blend, Source
 from nvret_jax.training.examples import Examples
 from nvret_jax.training.options import Training

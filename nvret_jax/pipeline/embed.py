@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from nvret_jax import precision, truncation
+from nvret_jax import precision
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.run import Run
+from nvret_jax.pipeline import truncation
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.state import Run
 from nvret_jax.search.embedding import embed_texts
-from nvret_jax.stages.stage import Stage
 
 
 def _embed_artifacts(run: Run) -> list[Artifact]:

@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import options, sets, teachers
+from nvret_jax import options, teachers
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
 from nvret_jax.mining import documents, given, verdicts
 from nvret_jax.mining.audit import check_any
 from nvret_jax.mining.calibrate import check_enough
 from nvret_jax.models import embedding_model
-from nvret_jax.run import Run
+from nvret_jax.pipeline import sets
+from nvret_jax.pipeline.encoders import Side
+from nvret_jax.pipeline.stages import STAGES
+from nvret_jax.pipeline.state import Run
 from nvret_jax.search import vectors
 from nvret_jax.search.run_file import RunRanker
-from nvret_jax.sides import Side
-from nvret_jax.stages import STAGES
 from nvret_jax.training.loop import check_batch
 from nvret_jax.training.options import Training
 

@@ -9,7 +9,7 @@ from nvret_jax import teachers
 from nvret_jax.artifacts import Artifact
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.run import Run
+from nvret_jax.pipeline.state import Run
 from nvret_jax.search import vectors
 from nvret_jax.search.bm25 import Bm25Ranker
 from nvret_jax.search.candidates import Candidates

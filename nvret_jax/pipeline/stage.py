@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from nvret_jax.artifacts import Artifact
-from nvret_jax.run import Run
+from nvret_jax.pipeline.state import Run
 
 
 @dataclasses.dataclass(frozen=True)

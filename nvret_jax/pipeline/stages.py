@@ -1,10 +1,10 @@
 """The stages, one file each, in the order they run.
 
 Stages know each other only through artefacts. What several of them need (data, encoders, mesh) is
-loaded once, when first used, by `nvret_jax.run.Run`.
+loaded once, when first used, by `nvret_jax.pipeline.state.Run`.
 """
 
-from nvret_jax.stages import audit, embed, evaluate, export, mine, report, search, train
+from nvret_jax.pipeline import audit, embed, evaluate, export, mine, report, search, train
 
 STAGES = {
     "embed": embed.STAGE,

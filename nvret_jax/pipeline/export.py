@@ -6,9 +6,9 @@ from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.export.model_card import ModelCard, declared
 from nvret_jax.export.sentence_transformers import export
-from nvret_jax.run import Run
-from nvret_jax.stages.evaluate import read_scores
-from nvret_jax.stages.stage import Stage
+from nvret_jax.pipeline.evaluate import read_scores
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.state import Run
 
 
 def _export_artifacts(run: Run) -> list[Artifact]:

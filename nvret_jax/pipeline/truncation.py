@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from nvret_jax.data.dataset import Dataset
-from nvret_jax.run import Run
-from nvret_jax.sides import Side
+from nvret_jax.pipeline.encoders import Side
+from nvret_jax.pipeline.state import Run
 
 SAMPLE = 10_000  # rows counted of a larger table
 # How roles that are no teacher's name are shown to people.

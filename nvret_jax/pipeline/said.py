@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvret_jax import sets
-from nvret_jax.sides import Side
+from nvret_jax.pipeline import sets
+from nvret_jax.pipeline.encoders import Side
 from nvret_jax.training.options import Training
 
 

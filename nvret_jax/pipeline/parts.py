@@ -1,6 +1,6 @@
 """Parts of artefacts that are made of several values: mining's options, exclusions, files.
 
-Each is named by the config key that decides it. See `run.py` for which artefact has which parts.
+Each is named by the config key that decides it. See `state.py` for which artefact has which parts.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvret_jax import blocks, paths, sets
+from nvret_jax import blocks, paths
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
 from nvret_jax.fingerprints import About, Digest, Made, digest
 from nvret_jax.mining.options import Mining, Options
 from nvret_jax.models.weights import file_sha256
 from nvret_jax.options import parts_of
+from nvret_jax.pipeline import sets
 from nvret_jax.training.options import BEST_KEYS, LAST, STARTS, Result, Training
 from nvret_jax.workdir import flatten
 

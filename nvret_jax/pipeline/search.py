@@ -16,14 +16,14 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.files import is_whole, write_checked
 from nvret_jax.mining import rescoring
 from nvret_jax.mining.rules import anchors
-from nvret_jax.run import Run
+from nvret_jax.pipeline import exclusions
+from nvret_jax.pipeline.ranked import open_ranker
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.state import Run
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.distinct import distinct
 from nvret_jax.search.ranker import DenseRanker
-from nvret_jax.stages import exclusions
-from nvret_jax.stages.ranked import open_ranker
-from nvret_jax.stages.stage import Stage
 
 
 def _search_artifacts(run: Run) -> list[Artifact]:

@@ -18,9 +18,8 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvret_jax import blocks, fingerprints, options, precision, said, sets, teachers
+from nvret_jax import blocks, fingerprints, options, precision, teachers
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import parts as parts_lib
 from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.config import stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash
@@ -36,13 +35,15 @@ from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.mining.rules import VALUES
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.options import DTYPES, EncoderOptions
+from nvret_jax.pipeline import parts as parts_lib
+from nvret_jax.pipeline import said, sets
+from nvret_jax.pipeline.encoders import Loading, OwnSide, Rescorer, ServedSide, Side
 from nvret_jax.report.options import Report
 from nvret_jax.search import rounded
 from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.options import Embed
 from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.sides import Loading, OwnSide, Rescorer, ServedSide, Side
 from nvret_jax.training.loop import load_trained
 from nvret_jax.training.options import Training
 from nvret_jax.training.sums import DamagedCheckpoint

@@ -19,11 +19,11 @@ from nvret_jax.mining.calibrate import calibrate
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.rules import VALUES, Rule
-from nvret_jax.run import Run
+from nvret_jax.pipeline import exclusions
+from nvret_jax.pipeline.ranked import ranked
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.state import Run
 from nvret_jax.search.candidates import Candidates
-from nvret_jax.stages import exclusions
-from nvret_jax.stages.ranked import ranked
-from nvret_jax.stages.stage import Stage
 
 
 def _mine_artifacts(run: Run) -> list[Artifact]:

@@ -11,7 +11,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import exclusion, neighbours, verdicts
-from nvret_jax.run import Run
+from nvret_jax.pipeline.state import Run
 from nvret_jax.search.candidates import Candidates
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict, config_dict
 
-from nvret_jax.run import Run
+from nvret_jax.pipeline.state import Run
 from nvret_jax.workdir import Workdir
 
 _IN_A_ROUND = ("embed", "search", "mine", "train")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from etils import epath
 
-from nvret_jax import longer, precision, sets, teachers, truncation
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import precision, teachers
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.data.dataset import Dataset
@@ -19,8 +19,9 @@ from nvret_jax.evaluation import retrieval
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import SEED
-from nvret_jax.run import Run
-from nvret_jax.stages.stage import Stage
+from nvret_jax.pipeline import longer, sets, truncation
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.state import Run
 from nvret_jax.training import loop
 from nvret_jax.training.blend import Blend, Source
 from nvret_jax.training.examples import Examples

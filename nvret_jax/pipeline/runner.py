@@ -1,6 +1,6 @@
 """The stages in order: which are up to date, which are not and why, and running those.
 
-A stage declares its artefacts (`stages/`); this file compares their fingerprints with what lies
+A stage declares its artefacts (`stage.py`); this file compares their fingerprints with what lies
 in the workdir. A stage that holds is skipped and says so. One that does not is made again, and
 says what changed. A stage that was not asked for but is needed and out of date is an error, never
 quietly made or quietly used.
@@ -17,16 +17,17 @@ from collections.abc import Iterator, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from nvret_jax import checks, claim, closing, options, paths, preflight, rounds, stops, truncation
+from nvret_jax import checks, claim, options, paths, stops
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, Damaged
 from nvret_jax.config import stage_names
 from nvret_jax.console import say
 from nvret_jax.errors import InputError, from_system
-from nvret_jax.run import MADE_BY, Run
-from nvret_jax.sets import MINING_STAGES
-from nvret_jax.stages import STAGES
-from nvret_jax.stages.stage import Stage
+from nvret_jax.pipeline import closing, preflight, rounds, truncation
+from nvret_jax.pipeline.sets import MINING_STAGES
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.stages import STAGES
+from nvret_jax.pipeline.state import MADE_BY, Run
 from nvret_jax.workdir import Workdir
 
 _MENDINGS = 10  # of one stage; a disk that damages more than that is no place for a run

@@ -9,19 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvret_jax import __version__, truncation
+from nvret_jax import __version__
 from nvret_jax.artifacts import Artifact
 from nvret_jax.mining.audit import read_csv
 from nvret_jax.mining.exclusion import Reason
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.survivors import Verdict, judge
+from nvret_jax.pipeline import exclusions, truncation
+from nvret_jax.pipeline.evaluate import read_scores
+from nvret_jax.pipeline.sets import MAIN_SET
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.state import Run
 from nvret_jax.report import report
-from nvret_jax.run import Run
 from nvret_jax.search.distinct import distinct
-from nvret_jax.sets import MAIN_SET
-from nvret_jax.stages import exclusions
-from nvret_jax.stages.evaluate import read_scores
-from nvret_jax.stages.stage import Stage
 from nvret_jax.training.writer import read_metrics
 
 _WHY = {

@@ -9,10 +9,10 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.evaluation.comparison import table_text
 from nvret_jax.mining import audit
 from nvret_jax.mining.options import Audit
-from nvret_jax.run import Run
-from nvret_jax.stages.exclusions import excluded_passages
-from nvret_jax.stages.ranked import ranked
-from nvret_jax.stages.stage import Stage
+from nvret_jax.pipeline.exclusions import excluded_passages
+from nvret_jax.pipeline.ranked import ranked
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.state import Run
 
 
 def _audit_artifacts(run: Run) -> list[Artifact]:

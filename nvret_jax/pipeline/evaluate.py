@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import truncation
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.evaluation import comparison, retrieval, runs
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.files import remove
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.run import Run
+from nvret_jax.pipeline import truncation
+from nvret_jax.pipeline.embed import embed_with
+from nvret_jax.pipeline.encoders import Side
+from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.state import Run
 from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.sides import Side
-from nvret_jax.stages.embed import embed_with
-from nvret_jax.stages.stage import Stage
 
 
 def _evaluate_artifacts(run: Run) -> list[Artifact]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nvret_jax.run import Run
+from nvret_jax.pipeline.state import Run
 
 
 def lines(run: Run, plan: Sequence[str], asked: Sequence[str], seconds: float) -> list[str]:
