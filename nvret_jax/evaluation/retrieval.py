@@ -35,9 +35,10 @@ from typing import Any
 
 import ir_measures
 import numpy as np
+from jax.sharding import Mesh
 
 from nvret_jax import arguments, options
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.dataset import Dataset, load_dataset
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.search.options import Search
@@ -280,8 +281,6 @@ def evaluate(
         InputError: unknown split, no relevant judgment, k below 100, embeddings of another shape.
     """
     options.check_arguments("evaluate", locals(), _EVALUATE)
-    from nvret_jax.search.backend import search
-
     if not all(hasattr(encoder, name) for name in ("encode", "width", "mesh")):
         raise InputError(
             f"evaluate: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "
@@ -294,26 +293,70 @@ def evaluate(
             f"evaluate: dataset={options.shown(dataset)} ({type(dataset).__name__}): expected a "
             "Dataset, such as load_dataset('beir:DIR'), or what names one"
         )
-    query_ids, texts = scored_queries(dataset, split, min_relevance)
-    corpus = dataset.corpus
+    _, texts = scored_queries(dataset, split, min_relevance)
     if passage_embeddings is None:
         passage_embeddings = encoder.encode(
-            corpus.texts, kind="passage", max_length=passage_length, progress=progress
+            dataset.corpus.texts, kind="passage", max_length=passage_length, progress=progress
         )
     if query_embeddings is None:
         query_embeddings = encoder.encode(
             texts, kind="query", max_length=query_length, progress=progress
         )
-    passage_embeddings = arguments.vectors(passage_embeddings, "evaluate: passage_embeddings")
-    query_embeddings = arguments.vectors(query_embeddings, "evaluate: query_embeddings")
+    return evaluate_vectors(
+        dataset,
+        split,
+        passage_embeddings,
+        query_embeddings,
+        width=encoder.width,
+        mesh=encoder.mesh,
+        k=k,
+        min_relevance=min_relevance,
+        exclude_self=exclude_self,
+        backend=backend,
+        progress=progress,
+    )
+
+
+def evaluate_vectors(
+    dataset: Dataset,
+    split: str,
+    passages_nd: Any,
+    queries_qd: np.ndarray,
+    *,
+    width: int,
+    mesh: Mesh,
+    k: int = 100,
+    min_relevance: int = 1,
+    exclude_self: bool = True,
+    backend: str = "auto",
+    progress: bool = False,
+) -> Evaluation:
+    """`evaluate` for texts that are vectors by now.
+
+    Args:
+        dataset, split, k, min_relevance, exclude_self, backend, progress: as of `evaluate`.
+        passages_nd: float [N, D] rows of the corpus, or a store of them that slices by row.
+        queries_qd: float32 [Q, D] for `scored_queries(dataset, split, min_relevance)`.
+        width: D, of the encoder that both should be by.
+        mesh: of the search.
+
+    Raises:
+        InputError: unknown split, no relevant judgment, vectors of another shape.
+    """
+    from nvret_jax.search.backend import search
+
+    passages_nd = arguments.vectors(passages_nd, "evaluate: passage_embeddings")
+    queries_qd = arguments.vectors(queries_qd, "evaluate: query_embeddings")
+    query_ids, _ = scored_queries(dataset, split, min_relevance)
+    corpus = dataset.corpus
     for what, found, rows in (
-        ("passage", passage_embeddings, len(corpus)),
-        ("query", query_embeddings, len(texts)),
+        ("passage", passages_nd, len(corpus)),
+        ("query", queries_qd, len(query_ids)),
     ):
-        if tuple(found.shape) != (rows, encoder.width):
+        if tuple(found.shape) != (rows, width):
             raise InputError(
                 f"evaluation of {dataset.name!r} {split}: {what} embeddings have the shape "
-                f"{tuple(found.shape)}, expected ({rows}, {encoder.width}); they belong to another "
+                f"{tuple(found.shape)}, expected ({rows}, {width}); they belong to another "
                 "corpus or encoder"
             )
     exclude = None
@@ -328,11 +371,11 @@ def evaluate(
         if any(row is not None for row in rows_q):
             exclude = [np.array([] if row is None else [row], np.int32) for row in rows_q]
     scores_qk, ids_qk = search(
-        query_embeddings,
-        passage_embeddings,
+        queries_qd,
+        passages_nd,
         min(k, len(corpus)),
         exclude=exclude,
-        mesh=encoder.mesh,
+        mesh=mesh,
         backend=backend,
         progress=progress,
     )

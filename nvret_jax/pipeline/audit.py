@@ -2,57 +2,96 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 from nvret_jax import blocks
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
+from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.evaluation.comparison import table_text
 from nvret_jax.mining import audit
-from nvret_jax.mining.options import Audit
-from nvret_jax.pipeline.exclusions import excluded_passages
+from nvret_jax.mining.miner import Teacher
+from nvret_jax.mining.options import Audit, Options
+from nvret_jax.pipeline import exclusions
+from nvret_jax.pipeline.exclusions import Excluder
 from nvret_jax.pipeline.ranked import ranked
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 
 
-def _audit_artifacts(run: Run) -> list[Artifact]:
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What an audit reads.
+
+    Attributes:
+        data: the queries and the corpus.
+        query_ids: of the queries with a positive.
+        teachers: candidates and ranker of each.
+        excluder: what can never be a negative.
+        mining: how negatives would be mined; its seed decides which positives are hidden.
+    """
+
+    data: Dataset
+    query_ids: Sequence[str]
+    teachers: Sequence[Teacher]
+    excluder: Excluder
+    mining: Options
+
+
+def _artifacts(run: Run) -> list[Artifact]:
     return [run.audit()]
 
 
-def _make_audit(run: Run, artifact: Artifact) -> None:
-    data, config = run.train_data, blocks.read(Audit, run.config.audit)
-    query_ids = tuple(run.positives())
-    rules = audit.rules_to_try(run.options, config.tried)
+def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Audit]:
+    inputs = Inputs(
+        run.train_data,
+        tuple(run.positives()),
+        [Teacher(name, *ranked(run, artifact, name)) for name in run.teacher_names],
+        exclusions.opened(run),
+        run.options,
+    )
+    return inputs, blocks.read(Audit, run.config.audit)
+
+
+def make(inputs: Inputs, options: Audit) -> list[audit.Row]:
+    """How many false negatives each rule lets in, of each teacher."""
+    corpus, seed = inputs.data.corpus, inputs.mining.seed
+    rules = audit.rules_to_try(inputs.mining, options.tried)
     rows: list[audit.Row] = []
     excluded: Ragged | None = None
-    asked = [(name, *ranked(run, artifact, name)) for name in run.teacher_names]
-    artifact.begin()
-    for name, candidates, ranker in asked:
+    for teacher in inputs.teachers:
+        candidates = teacher.candidates
         visible = audit.visible_positives(
-            candidates.positive_rows, query_ids, data.corpus.ids, run.config.seed
+            candidates.positive_rows, inputs.query_ids, corpus.ids, seed
         )
         if excluded is None:  # the same for all teachers: what is visible decides what is a copy
             shown = audit.visible_rows(candidates.positive_rows, visible)
-            excluded = excluded_passages(run, candidates.query_rows, shown).rows
+            excluded = inputs.excluder.of(candidates.query_rows, shown).rows
         rows += audit.audit(
             candidates,
-            ranker,
-            run.options,
+            teacher.ranker,
+            inputs.mining,
             rules,
             visible=visible,
             excluded=excluded,
-            query_ids=query_ids,
-            passage_ids=data.corpus.ids,
-            dataset=data.name,
-            teacher=name,
-            max_queries=config.queries,
-            resamples=config.resamples,
-            seed=run.config.seed,
-            texts=run.passage_texts,
+            query_ids=inputs.query_ids,
+            passage_ids=corpus.ids,
+            dataset=inputs.data.name,
+            teacher=teacher.name,
+            max_queries=options.queries,
+            resamples=options.resamples,
+            seed=seed,
+            texts=inputs.excluder.texts,
         )
+    return rows
+
+
+def _write(artifact: Artifact, inputs: Inputs, rows: list[audit.Row]) -> None:
     text = audit.csv_text(rows)
     artifact.finish_file(lambda path: path.write_text(text))
     say(table_text(audit.audit_table(rows), width=130))
 
 
-STAGE = Stage(_audit_artifacts, _make_audit)
+STAGE = Stage(_artifacts, _inputs, make, _write)

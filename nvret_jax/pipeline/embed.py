@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
-from nvret_jax import precision
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from nvret_jax import blocks, precision
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
-from nvret_jax.data.dataset import Dataset
+from nvret_jax.data.dataset import Dataset, TextTable
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.pipeline import truncation
-from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run
-from nvret_jax.search.embedding import embed_texts
+from nvret_jax.search.embedding import Encoded, embed_texts
+from nvret_jax.search.options import Embed
 
 
-def _embed_artifacts(run: Run) -> list[Artifact]:
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is embedded, and by what.
+
+    Attributes:
+        encoder: it, in the dtype that it embeds in.
+        table: the texts.
+        kind: of the texts, 'query' or 'passage'.
+        length: tokens kept of one.
+        label: shown in the progress bar.
+    """
+
+    encoder: Encoder
+    table: TextTable
+    kind: str
+    length: int
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """Embeddings that come as they are asked for.
+
+    Attributes:
+        encoded: see `search.embedding`.
+        width: D.
+        chunk_rows: rows per chunk of the store that they belong into.
+    """
+
+    encoded: Encoded
+    width: int
+    chunk_rows: int
+
+
+def _artifacts(run: Run) -> list[Artifact]:
     tables = ["passages", f"queries-{run.config.data.train_split}"]
     made = [run.embeddings(name, run.train_data, t) for name in run.encoders for t in tables]
     if run.dev_split and run.guide:
@@ -21,37 +62,60 @@ def _embed_artifacts(run: Run) -> list[Artifact]:
     return made
 
 
-def _make_embeddings(run: Run, artifact: Artifact) -> None:
+def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Embed]:
     role = artifact.name.split("/")[1]
-    embed_with(run, artifact, role, run.train_data, run.encoders[role].encoder)
+    return inputs_with(run, artifact, role, run.train_data, run.encoders[role].encoder)
 
 
-def embed_with(run: Run, artifact: Artifact, role: str, data: Dataset, encoder: Encoder) -> None:
-    """Makes one artefact of embeddings with a given encoder.
+def inputs_with(
+    run: Run, artifact: Artifact, role: str, data: Dataset, encoder: Encoder
+) -> tuple[Inputs, Embed]:
+    """Inputs of one artefact of embeddings by a given encoder.
 
     Args:
         role: a teacher's name, 'student-start' or 'student': whose lengths apply.
     """
     table_name = artifact.name.rsplit("/", 1)[1]
     kind, table = run.table(data, table_name)
-    length = run.side(role).length(kind)
-    budget = run.config.embed.token_budget or None
     say(truncation.of_role(run, role, data, table_name).line())
     dtype = run.embedding_dtype(artifact, role)
     precision.say_cost("embed", dtype, run.platform, "embed.dtype")
     precision.say_rounded(run.config.embed.dtype, run.side(role).config.dtype, dtype)
-    encoder = encoder.with_dtype(dtype)
+    label = f"{truncation.TITLES.get(role, role)}, {table_name}"
+    inputs = Inputs(encoder.with_dtype(dtype), table, kind, run.side(role).length(kind), label)
+    return inputs, blocks.read(Embed, run.config.embed)
 
-    embed_texts(
-        artifact,
-        table,
-        lambda texts, wanted: encoder.encoded(
-            texts, kind=kind, max_length=length, token_budget=budget, wanted=wanted
-        ),
-        encoder.width,
-        chunk_rows=run.config.embed.chunk_rows,
-        label=f"{truncation.TITLES.get(role, role)}, {table_name}",
+
+def make(inputs: Inputs, options: Embed) -> Vectors:
+    """The embeddings of a table, encoded when they are asked for."""
+    encoded = functools.partial(
+        _encoded, inputs.encoder, inputs.kind, inputs.length, options.token_budget or None
+    )
+    return Vectors(encoded, inputs.encoder.width, options.chunk_rows)
+
+
+def _encoded(
+    encoder: Encoder,
+    kind: str,
+    length: int,
+    token_budget: int | None,
+    texts: Sequence[str],
+    wanted: np.ndarray,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    return encoder.encoded(
+        texts, kind=kind, max_length=length, token_budget=token_budget, wanted=wanted
     )
 
 
-STAGE = Stage(_embed_artifacts, _make_embeddings)
+def _write(artifact: Artifact, inputs: Inputs, made: Vectors) -> None:
+    embed_texts(
+        artifact,
+        inputs.table,
+        made.encoded,
+        made.width,
+        chunk_rows=made.chunk_rows,
+        label=inputs.label,
+    )
+
+
+STAGE = Stage(_artifacts, _inputs, make, _write, begin=begin_nothing)

@@ -2,59 +2,180 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
+from jax.sharding import Mesh
 
+from nvret_jax import blocks
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
+from nvret_jax.data.dataset import Dataset
 from nvret_jax.evaluation import comparison, retrieval, runs
 from nvret_jax.evaluation.comparison import Scores
+from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.files import remove
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.pipeline import truncation
-from nvret_jax.pipeline.embed import embed_with
+from nvret_jax.pipeline import embed, truncation
 from nvret_jax.pipeline.encoders import Side
-from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.store import EmbeddingStore
 
 
-def _evaluate_artifacts(run: Run) -> list[Artifact]:
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """What one encoder makes of the test texts.
+
+    Attributes:
+        passages_nd: of the corpus, or a store of them.
+        queries_qd: of the queries that are scored.
+        width: D.
+    """
+
+    passages_nd: Any
+    queries_qd: np.ndarray
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is evaluated.
+
+    Attributes:
+        data: the test data.
+        split: of it.
+        before: by the student as it starts.
+        after: by the trained one; None where nothing is trained.
+        mesh, backend: of the search.
+        said: what else is known of the scores, by name.
+    """
+
+    data: Dataset
+    split: str
+    before: Vectors
+    after: Vectors | None
+    mesh: Mesh
+    backend: str = "auto"
+    said: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Rankings with their scores.
+
+    Attributes:
+        before, after: see `Inputs`.
+        said: what is written beside the scores.
+        table: for the terminal.
+    """
+
+    before: retrieval.Evaluation
+    after: retrieval.Evaluation | None
+    said: Mapping[str, Any]
+    table: str
+
+
+def _artifacts(run: Run) -> list[Artifact]:
     return [run.evaluation()]
 
 
-def _make_evaluation(run: Run, artifact: Artifact) -> None:
-    before = _evaluate(run, run.start_role, run.untrained.encoder)
-    folder, name = artifact.path.parent, run.test_data.name
-    extra: dict[str, Any] = {"encoder": run.untrained.config.model, "trained": run.trains}
-    after = before
+def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, EvaluationOptions]:
+    before = _vectors(run, run.start_role, run.untrained.encoder)
     run.release_untrained()
-    if run.trains:
-        after = _evaluate(run, "student", run.trained_student)
-        compared = comparison.compare(before, after)
-        extra["before"] = before.metrics
-        extra["ndcg_cut_10_difference_interval"] = list(compared.interval)
-        table = comparison.comparison_table([compared])
-    else:
-        table = comparison.evaluation_table([after])
     cuts = truncation.of_test(run)
-    extra["truncated"] = {when: [c.record() for c in counts] for when, counts in cuts.items()}
-    extra["measured"] = _measured(run)
+    inputs = Inputs(
+        run.test_data,
+        run.config.data.test_split,
+        before,
+        _vectors(run, "student", run.trained_student) if run.trains else None,
+        run.mesh,
+        run.config.search.backend,
+        {
+            "encoder": run.untrained.config.model,
+            "trained": run.trains,
+            "truncated": {when: [c.record() for c in counts] for when, counts in cuts.items()},
+            "measured": _measured(run),
+        },
+    )
+    return inputs, blocks.read(EvaluationOptions, run.config.evaluation)
+
+
+def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
+    """Embeddings of the test texts, made where they are missing."""
+    data, split = run.test_data, run.config.data.test_split
+    stores = []
+    for table in ("passages", f"queries-{split}"):
+        item = run.embeddings(role, data, table)
+        reason = run.vectors_stale(item)
+        if reason:
+            if reason.startswith("damaged"):
+                say(f"evaluate  making {item.name} ({reason})")
+            embed.STAGE.bring_from(item, *embed.inputs_with(run, item, role, data, encoder))
+        stores.append(EmbeddingStore.open(item.path))
+    passages, all_queries = stores
+    ids, _ = retrieval.scored_queries(data, split, run.config.evaluation.min_relevance)
+    row = data.split_queries(split).row
+    queries_qd = np.asarray(all_queries[:])[[row[i] for i in ids]]
+    return Vectors(run.searched(passages), run.asked(queries_qd), encoder.width)
+
+
+def make(inputs: Inputs, options: EvaluationOptions) -> Scored:
+    """Ranks the test corpus for each query, before and after training, and scores the rankings."""
+    before = _evaluated(inputs, inputs.before, options)
+    if inputs.after is None:
+        table = comparison.evaluation_table([before])
+        return Scored(before, None, inputs.said, comparison.table_text(table))
+    after = _evaluated(inputs, inputs.after, options)
+    compared = comparison.compare(before, after)
+    table = comparison.comparison_table([compared])
+    said = {
+        **inputs.said,
+        "before": before.metrics,
+        "ndcg_cut_10_difference_interval": list(compared.interval),
+    }
+    return Scored(before, after, said, comparison.table_text(table))
+
+
+def _evaluated(
+    inputs: Inputs, vectors: Vectors, options: EvaluationOptions
+) -> retrieval.Evaluation:
+    return retrieval.evaluate_vectors(
+        inputs.data,
+        inputs.split,
+        vectors.passages_nd,
+        vectors.queries_qd,
+        width=vectors.width,
+        mesh=inputs.mesh,
+        k=options.depth,
+        min_relevance=options.min_relevance,
+        exclude_self=options.exclude_self,
+        backend=inputs.backend,
+    )
+
+
+def _write(artifact: Artifact, inputs: Inputs, scored: Scored) -> None:
+    folder, name = artifact.path.parent, inputs.data.name
+    after = scored.before if scored.after is None else scored.after
     if mesh_lib.is_main():
-        for result, suffix in ((before, ".before"), (after, "")):
-            path = folder / f"{name}{suffix}.trec"
-            if result is before and not run.trains and suffix:
-                remove(path)
-                continue
-            runs.write_trec_run(
-                path, result.query_ids, result.passage_ids, result.scores_qk, result.ids_qk
-            )
-    artifact.write_file(lambda path: runs.write_evaluation_json(path, after, extra))
-    say(comparison.table_text(table))
-    say(extra["measured"])
+        earlier = folder / f"{name}.before.trec"
+        if scored.after is None:
+            remove(earlier)
+        else:
+            _write_run(earlier, scored.before)
+        _write_run(folder / f"{name}.trec", after)
+    artifact.write_file(lambda path: runs.write_evaluation_json(path, after, scored.said))
+    say(scored.table)
+    say(scored.said["measured"])
+
+
+def _write_run(path: epath.Path, result: retrieval.Evaluation) -> None:
+    runs.write_trec_run(path, result.query_ids, result.passage_ids, result.scores_qk, result.ids_qk)
 
 
 def _measured(run: Run) -> str:
@@ -74,33 +195,6 @@ def _cut_at(side: Side) -> str:
     return f"queries cut at {query} tokens and passages at {passage}"
 
 
-def _evaluate(run: Run, role: str, encoder: Encoder) -> retrieval.Evaluation:
-    data, split = run.test_data, run.config.data.test_split
-    vectors = []
-    for table in ("passages", f"queries-{split}"):
-        item = run.embeddings(role, data, table)
-        reason = run.vectors_stale(item)
-        if reason:
-            if reason.startswith("damaged"):
-                say(f"evaluate  making {item.name} ({reason})")
-            embed_with(run, item, role, data, encoder)
-        vectors.append(EmbeddingStore.open(item.path))
-    passages, all_queries = vectors
-    ids, _ = retrieval.scored_queries(data, split, run.config.evaluation.min_relevance)
-    row = data.split_queries(split).row
-    return retrieval.evaluate(
-        encoder,
-        data,
-        split,
-        k=run.config.evaluation.depth,
-        min_relevance=run.config.evaluation.min_relevance,
-        exclude_self=run.config.evaluation.exclude_self,
-        backend=run.config.search.backend,
-        passage_embeddings=run.searched(passages),
-        query_embeddings=run.asked(np.asarray(all_queries[:])[[row[i] for i in ids]]),
-    )
-
-
 def read_scores(run: Run) -> Scores:
     """What the stage wrote, for the model card and the report."""
     found = json.loads(run.need(run.evaluation()).path.read_text())
@@ -115,4 +209,4 @@ def read_scores(run: Run) -> Scores:
     )
 
 
-STAGE = Stage(_evaluate_artifacts, _make_evaluation)
+STAGE = Stage(_artifacts, _inputs, make, _write, begin=begin_nothing)

@@ -3,33 +3,101 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import exclusion, neighbours, verdicts
+from nvret_jax.mining.options import Exclude, Judge
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.candidates import Candidates
 
 
-def excluded_passages(
-    run: Run,
-    query_rows: np.ndarray,
-    positive_rows: Ragged,
-    effect: verdicts.VerdictEffect | None = None,
-) -> exclusion.Exclusions:
-    """What can never be a negative of some queries, as configured.
+@dataclasses.dataclass(frozen=True)
+class Excluder:
+    """What can never be a negative of training queries, as configured.
 
-    Args:
-        query_rows: int [S], rows of the training data's queries.
-        positive_rows: their known positives, which decide what a copy of one is.
-        effect: what a judge has said of these queries.
+    Attributes:
+        queries, corpus: their texts.
+        settings: what is excluded.
+        judge: whose verdicts count.
+        texts: which passages have equal texts; None: each id is one of its own.
+        passages_nd: unit vectors of the corpus, where near copies are excluded by them.
+        make_index: a search index over such vectors.
     """
-    data, settings = run.train_data, run.exclusions
-    vectors: dict[str, Any] = {}
+
+    queries: TextTable
+    corpus: TextTable
+    settings: Exclude
+    judge: Judge = dataclasses.field(default_factory=Judge)
+    texts: SameText | None = None
+    passages_nd: Any = None
+    make_index: Callable[[Any], Any] | None = None
+
+    def of(
+        self,
+        query_rows: np.ndarray,
+        positive_rows: Ragged,
+        effect: verdicts.VerdictEffect | None = None,
+    ) -> exclusion.Exclusions:
+        """What can never be a negative of some queries.
+
+        Args:
+            query_rows: int [S], rows of `queries`.
+            positive_rows: their known positives, which decide what a copy of one is.
+            effect: what a judge has said of these queries.
+        """
+        vectors: dict[str, Any] = {}
+        if self.passages_nd is not None:
+            index = self.make_index(self.passages_nd)
+            vectors = {"passages_nd": self.passages_nd, "search": index.search}
+        ruled_out = None
+        if effect is not None:
+            ruled_out = exclusion.combine(
+                [(exclusion.Reason.VERDICT, rows) for rows in (effect.promoted, effect.dropped)],
+                positive_rows,
+            ).rows
+        return exclusion.build(
+            [self.queries.texts[row] for row in query_rows],
+            self.corpus,
+            positive_rows,
+            self.settings,
+            verdict_rows=ruled_out,
+            texts=self.texts,
+            **vectors,
+        )
+
+    def of_candidates(self, candidates: Candidates) -> exclusion.Exclusions:
+        """The same for the queries of candidates, verdicts included."""
+        effect = self.effect(candidates)
+        return self.of(candidates.query_rows, candidates.positive_rows, effect)
+
+    def effect(self, candidates: Candidates) -> verdicts.VerdictEffect | None:
+        """What a judge's file changes, or None where there is none; equal queries share it."""
+        if not self.judge.verdicts:
+            return None
+        read = verdicts.read_verdicts(self.judge.verdicts, self.queries, self.corpus)
+        effect = read.for_queries(
+            candidates.query_rows,
+            candidates.positive_rows,
+            mode=self.judge.verdict_mode,
+            max_promoted=self.judge.max_promoted,
+        )
+        if self.texts is None:
+            return effect
+        queries = SameText.of([self.queries.texts[row] for row in candidates.query_rows])
+        shared = {name: queries.share(getattr(effect, name)) for name in ("promoted", "dropped")}
+        return dataclasses.replace(effect, **shared)
+
+
+def opened(run: Run) -> Excluder:
+    """What decides exclusions of a run's training queries, opened."""
+    data, settings, passages_nd = run.train_data, run.exclusions, None
     if settings.cosine:
         if not run.guide:
             raise InputError(
@@ -39,45 +107,12 @@ def excluded_passages(
         passages_nd = run.open(run.guide, data, "passages")
         if not run.block(run.guide).normalize:
             passages_nd = neighbours.UnitRows(passages_nd)
-        index = run.make_index(passages_nd)
-        vectors = {"passages_nd": passages_nd, "search": index.search}
-    ruled_out = None
-    if effect is not None:
-        ruled_out = exclusion.combine(
-            [(exclusion.Reason.VERDICT, rows) for rows in (effect.promoted, effect.dropped)],
-            positive_rows,
-        ).rows
-    return exclusion.build(
-        [data.queries.texts[row] for row in query_rows],
+    return Excluder(
+        data.queries,
         data.corpus,
-        positive_rows,
         settings,
-        verdict_rows=ruled_out,
-        texts=run.passage_texts,
-        **vectors,
+        run.mining.judge,
+        run.passage_texts,
+        passages_nd,
+        run.make_index,
     )
-
-
-def of_candidates(run: Run, candidates: Candidates) -> exclusion.Exclusions:
-    """The same for all training queries, verdicts included."""
-    effect = verdict_effect(run, candidates)
-    return excluded_passages(run, candidates.query_rows, candidates.positive_rows, effect)
-
-
-def verdict_effect(run: Run, candidates: Candidates) -> verdicts.VerdictEffect | None:
-    """What a judge's file changes, or None where there is none; equal queries share it."""
-    mining, data = run.config.mining, run.train_data
-    if not mining.verdicts:
-        return None
-    read = verdicts.read_verdicts(mining.verdicts, data.queries, data.corpus)
-    effect = read.for_queries(
-        candidates.query_rows,
-        candidates.positive_rows,
-        mode=mining.verdict_mode,
-        max_promoted=mining.max_promoted,
-    )
-    if run.passage_texts is None:
-        return effect
-    queries = SameText.of([data.queries.texts[row] for row in candidates.query_rows])
-    shared = {name: queries.share(getattr(effect, name)) for name in ("promoted", "dropped")}
-    return dataclasses.replace(effect, **shared)

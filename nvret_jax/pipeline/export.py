@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+from etils import epath
+
+from nvret_jax import blocks
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
 from nvret_jax.export.model_card import ModelCard, declared
+from nvret_jax.export.options import Export
 from nvret_jax.export.sentence_transformers import export
+from nvret_jax.models.encoder import Encoder
 from nvret_jax.pipeline.evaluate import read_scores
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 
 
-def _export_artifacts(run: Run) -> list[Artifact]:
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is exported.
+
+    Attributes:
+        encoder: it, with its prompts and the length it is exported with.
+        card: what the model card says.
+        folder: where it is built.
+        dims: the prefixes of an embedding that were trained to be used alone.
+    """
+
+    encoder: Encoder
+    card: ModelCard
+    folder: epath.Path
+    dims: Sequence[int] = ()
+
+
+def _artifacts(run: Run) -> list[Artifact]:
     return [run.export()]
 
 
-def _make_export(run: Run, artifact: Artifact) -> None:
+def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Export]:
     encoder = run.trained_student if run.trains else run.student.encoder
     spec = encoder.spec
     encoder = encoder.with_texts(
@@ -36,19 +61,33 @@ def _make_export(run: Run, artifact: Artifact) -> None:
     )
     last = list(run.stages.values())[-1]
     dims = last.loss.dims if run.trains else ()
-    artifact.begin()
-    target = artifact.partial / "model"
+    inputs = Inputs(encoder, card, artifact.partial / "model", dims)
+    return inputs, blocks.read(Export, run.config.export)
+
+
+def make(inputs: Inputs, options: Export) -> epath.Path:
+    """Writes the encoder to the folder of the inputs, and returns that."""
+    encoder, dtype = inputs.encoder, options.dtype
     export(
-        encoder, target, dtype=run.config.export.dtype, card=card, overwrite=True, matryoshka=dims
+        encoder,
+        inputs.folder,
+        dtype=dtype,
+        card=inputs.card,
+        overwrite=True,
+        matryoshka=inputs.dims,
     )
-    artifact.finish_folder("model")
     if encoder.lora is not None:
-        change, lost = encoder.merge_rounding(run.config.export.dtype)
+        change, lost = encoder.merge_rounding(dtype)
         say(
-            f"export    the adapters change the weights by {change:.2%}; {run.config.export.dtype} "
-            f"rounds {lost:.2%} of that away, which evaluate, with adapters beside the weights, "
-            "does not measure"
+            f"export    the adapters change the weights by {change:.2%}; {dtype} rounds "
+            f"{lost:.2%} of that away, which evaluate, with adapters beside the weights, does not "
+            "measure"
         )
+    return inputs.folder
 
 
-STAGE = Stage(_export_artifacts, _make_export)
+def _write(artifact: Artifact, inputs: Inputs, folder: epath.Path) -> None:
+    artifact.finish_folder(folder.name)
+
+
+STAGE = Stage(_artifacts, _inputs, make, _write)

@@ -12,68 +12,116 @@ import numpy as np
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts import Artifact, write_atomic
 from nvret_jax.console import say
+from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
 from nvret_jax.mining import given, verdicts
 from nvret_jax.mining.calibrate import calibrate
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.options import Mining
 from nvret_jax.mining.rules import VALUES, Rule
 from nvret_jax.pipeline import exclusions
+from nvret_jax.pipeline.exclusions import Excluder
 from nvret_jax.pipeline.ranked import ranked
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.candidates import Candidates
 
 
-def _mine_artifacts(run: Run) -> list[Artifact]:
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What negatives are mined from.
+
+    Attributes:
+        data: the queries and the corpus.
+        query_ids: of the queries mined for.
+        teachers: the most accurate first.
+        excluder: what can never be a negative.
+        auto: the rules whose value is chosen by calibration.
+        given: for each query the negatives that come with the data; None: none.
+    """
+
+    data: Dataset
+    query_ids: Sequence[str]
+    teachers: Sequence[Teacher]
+    excluder: Excluder
+    auto: Sequence[str] = ()
+    given: Ragged | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mined:
+    """Negatives, and what there is to say about how they were found, for JSON."""
+
+    negatives: Negatives
+    counts: dict[str, Any]
+
+
+def _artifacts(run: Run) -> list[Artifact]:
     return [run.negatives()]
 
 
-def _make_negatives(run: Run, artifact: Artifact) -> None:
-    data, split = run.train_data, run.config.data.train_split
-    queries = data.queries.select(run.positives())
-    asked = [Teacher(name, *ranked(run, artifact, name)) for name in run.teacher_names]
-    artifact.begin()
+def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Mining]:
+    data = run.train_data
+    inputs = Inputs(
+        data,
+        data.queries.select(run.positives()).ids,
+        [Teacher(name, *ranked(run, artifact, name)) for name in run.teacher_names],
+        exclusions.opened(run),
+        run.calibrated,
+        run.given_rows(),
+    )
+    return inputs, dataclasses.replace(run.mining, options=run.options)
+
+
+def make(inputs: Inputs, options: Mining) -> Mined:
+    """The negatives that a rule keeps.
+
+    Args:
+        inputs: candidates and what ranks beyond them.
+        options: how to mine.
+
+    Raises:
+        InputError: a judge's verdicts leave no query.
+    """
+    asked = list(inputs.teachers)
     chosen: list[dict[str, Any]] = []
-    for number, teacher in enumerate(asked if run.calibrated else ()):
-        rule, records = _calibrated(run, teacher, queries.ids)
+    for number, teacher in enumerate(asked if inputs.auto else ()):
+        rule, records = _calibrated(inputs, options, teacher)
         asked[number] = dataclasses.replace(teacher, rule=rule)
         chosen += records
-    candidates = asked[0].candidates
-    effect = exclusions.verdict_effect(run, candidates)
-    excluded = exclusions.excluded_passages(
-        run, candidates.query_rows, candidates.positive_rows, effect
-    )
+    candidates, texts = asked[0].candidates, inputs.excluder.texts
+    effect = inputs.excluder.effect(candidates)
+    excluded = inputs.excluder.of(candidates.query_rows, candidates.positive_rows, effect)
     negatives, counts = mine(
         asked,
-        run.options,
+        options.options,
         excluded=excluded.rows,
-        query_ids=queries.ids,
-        passage_ids=data.corpus.ids,
-        texts=run.passage_texts,
+        query_ids=inputs.query_ids,
+        passage_ids=inputs.data.corpus.ids,
+        texts=texts,
     )
     told: dict[str, Any] = dataclasses.asdict(counts) | {"excluded": excluded.counts()}
-    if len(run.given_rows().values):
+    if inputs.given is not None and len(inputs.given.values):
         negatives, of_given = given.combine(
             negatives,
-            run.given_rows(),
-            run.mining.given,
+            inputs.given,
+            options.given,
             asked[0],
             excluded=excluded.rows,
-            most=run.options.num_negatives,
-            texts=run.passage_texts,
+            most=options.options.num_negatives,
+            texts=texts,
         )
         told["given"] = dataclasses.asdict(of_given)
-        _say_given(of_given, run.mining.given)
+        _say_given(of_given, options.given)
     if chosen:
         told["calibration"] = chosen
     if effect is not None:
         negatives = _promoted(negatives, effect, asked[0], candidates)
         told["verdicts"] = dataclasses.asdict(effect.counts)
         if not len(negatives):
-            raise InputError(f"{run.config.mining.verdicts}: no query is left after the verdicts")
-    texts = run.passage_texts
+            raise InputError(f"{options.judge.verdicts}: no query is left after the verdicts")
     told["copies"] = 0 if texts is None else len(texts) - texts.count
     if told["copies"]:
         say(
@@ -81,36 +129,40 @@ def _make_negatives(run: Run, artifact: Artifact) -> None:
             "a text counts once, whatever its ids"
         )
     _say(counts)
+    return Mined(negatives, told)
+
+
+def _write(artifact: Artifact, inputs: Inputs, mined: Mined) -> None:
     if mesh_lib.is_main():
-        path = artifact.path.parent / f"{split}.counts.json"
-        write_atomic(path, json.dumps(told, indent=1, allow_nan=False))
-    artifact.finish_file(lambda path: negatives.write(path, data.queries, data.corpus))
+        path = artifact.path.parent / f"{artifact.path.stem}.counts.json"
+        write_atomic(path, json.dumps(mined.counts, indent=1, allow_nan=False))
+    data = inputs.data
+    artifact.finish_file(lambda path: mined.negatives.write(path, data.queries, data.corpus))
 
 
 def _calibrated(
-    run: Run, teacher: Teacher, query_ids: Sequence[str]
+    inputs: Inputs, options: Mining, teacher: Teacher
 ) -> tuple[Rule, list[dict[str, Any]]]:
     """The rule with values chosen for a teacher where they are 'auto', and how they were chosen."""
-    candidates, records, rule = teacher.candidates, [], run.options.rule
+    candidates, records, rule = teacher.candidates, [], options.options.rule
 
     def excluded(numbers: np.ndarray, positive_rows: Ragged) -> Ragged:
-        rows = candidates.query_rows[numbers]
-        return exclusions.excluded_passages(run, rows, positive_rows).rows
+        return inputs.excluder.of(candidates.query_rows[numbers], positive_rows).rows
 
-    for name in run.calibrated:
+    for name in inputs.auto:
         choice = calibrate(
             candidates,
             teacher.ranker,
-            dataclasses.replace(run.options, rule=rule),  # a second value sees the first
+            dataclasses.replace(options.options, rule=rule),  # a second value sees the first
             name,
-            target=run.config.mining.calibration.target,
-            max_queries=run.config.mining.calibration.queries,
+            target=options.calibration.target,
+            max_queries=options.calibration.queries,
             excluded=excluded,
-            query_ids=query_ids,
-            passage_ids=run.train_data.corpus.ids,
-            seed=run.config.seed,
+            query_ids=inputs.query_ids,
+            passage_ids=inputs.data.corpus.ids,
+            seed=options.options.seed,
             teacher=teacher.name,
-            texts=run.passage_texts,
+            texts=inputs.excluder.texts,
         )
         rule = dataclasses.replace(rule, **{VALUES[name]: choice.value})
         records.append(choice.record)
@@ -168,4 +220,4 @@ def _say(counts: MiningCounts) -> None:
         say(f"mine      overlap of negatives (Jaccard)  {name:<16} {row}")
 
 
-STAGE = Stage(_mine_artifacts, _make_negatives)
+STAGE = Stage(_artifacts, _inputs, make, _write)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from etils import epath
 
 from nvret_jax import teachers
 from nvret_jax.artifacts import Artifact
-from nvret_jax.data.dataset import TextTable
-from nvret_jax.data.ragged import Ragged
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search import vectors
 from nvret_jax.search.bm25 import Bm25Ranker
@@ -40,25 +40,23 @@ def open_ranker(run: Run, name: str, resume: epath.Path | None = None) -> Ranker
             rest, data.corpus.ids, queries.ids, normalize=block.normalize
         )
         return _dense(run, np.asarray(queries_qd), passages_nd, resume)
-    return _without_vectors(scheme, rest, queries, data.corpus, run.positive_rows(), run)
+    if scheme == "bm25":
+        return Bm25Ranker(queries.texts, data.corpus.texts)
+    if scheme == "random":
+        return _random(run, queries.ids)
+    return RunRanker.read(rest, queries.ids, data.corpus.ids, run.positive_rows())
 
 
 def _dense(run: Run, queries_qd: np.ndarray, passages_nd, resume: epath.Path | None) -> Ranker:
     return DenseRanker(run.asked(queries_qd), run.searched(passages_nd), run.make_index, resume)
 
 
-def _without_vectors(
-    scheme: str, rest: str, queries: TextTable, corpus: TextTable, positive_rows: Ragged, run: Run
-) -> Ranker:
-    if scheme == "bm25":
-        return Bm25Ranker(queries.texts, corpus.texts)
-    if scheme == "random":
-        ids = corpus.ids
-        if run.passage_texts is not None and run.passage_texts.any_equal:
-            # One draw for each text, or one with many copies would be drawn more often.
-            ids = [ids[row] for row in run.passage_texts.first_n]
-        return RandomRanker(queries.ids, ids, positive_rows, run.config.seed)
-    return RunRanker.read(rest, queries.ids, corpus.ids, positive_rows)
+def _random(run: Run, query_ids: Sequence[str]) -> Ranker:
+    ids, texts = run.train_data.corpus.ids, run.passage_texts
+    if texts is not None and texts.any_equal:
+        # One draw for each text, or one with many copies would be drawn more often.
+        ids = [ids[row] for row in texts.first_n]
+    return RandomRanker(query_ids, ids, run.positive_rows(), run.config.seed)
 
 
 def ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]:

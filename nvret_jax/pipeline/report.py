@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from nvret_jax import __version__
+from nvret_jax import __version__, blocks
 from nvret_jax.artifacts import Artifact
-from nvret_jax.mining.audit import read_csv
-from nvret_jax.mining.exclusion import Reason
+from nvret_jax.data.dataset import Dataset
+from nvret_jax.evaluation.comparison import Scores
+from nvret_jax.mining.audit import Row, read_csv
+from nvret_jax.mining.exclusion import Exclusions, Reason
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.options import Options
 from nvret_jax.mining.survivors import Verdict, judge
 from nvret_jax.pipeline import exclusions, truncation
 from nvret_jax.pipeline.evaluate import read_scores
 from nvret_jax.pipeline.sets import MAIN_SET
-from nvret_jax.pipeline.stage import Stage
+from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run
 from nvret_jax.report import report
+from nvret_jax.report.options import Report
+from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.distinct import distinct
 from nvret_jax.training.writer import read_metrics
 
@@ -40,44 +46,137 @@ _WHY_EXCLUDED = {
 _DROPPED_SHOWN = 5
 
 
-def _report_artifacts(run: Run) -> list[Artifact]:
+@dataclasses.dataclass(frozen=True)
+class MinedSet:
+    """What mining read and made of one training set.
+
+    Attributes:
+        title: of the set, for people.
+        data: its queries and corpus.
+        candidates: of the first teacher, each text once.
+        negatives: what was kept.
+        excluded: what could never be a negative of the candidates' queries.
+        options: how it was mined.
+        rule, teachers: for people.
+        has_one_scale: whether the ceilings are on the scale of the candidates' scores.
+        wanted: negatives asked for per query.
+    """
+
+    title: str
+    data: Dataset
+    candidates: Candidates
+    negatives: Negatives
+    excluded: Exclusions
+    options: Options
+    rule: str
+    teachers: str
+    has_one_scale: bool
+    wanted: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the page shows.
+
+    Attributes:
+        title, lead: what the run is, and what it was in a sentence.
+        scores: of the evaluation.
+        sets: number of training sets that were mined.
+        mined: each of them, opened when it is asked for.
+        metrics: lines of the training; None where nothing is trained.
+        audit: rows of the audits, by the title of their set.
+        cuts: how many texts were cut.
+        recipe: choices by name.
+        environment: versions and devices by name.
+    """
+
+    title: str
+    lead: str
+    scores: Sequence[Scores] = ()
+    sets: int = 0
+    mined: Iterable[MinedSet] = ()
+    metrics: Sequence[Mapping[str, Any]] | None = None
+    audit: Mapping[str, Sequence[Row]] = dataclasses.field(default_factory=dict)
+    cuts: Sequence[truncation.Truncation] = ()
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _artifacts(run: Run) -> list[Artifact]:
     return [run.report()]
 
 
-def _make_report(run: Run, artifact: Artifact) -> None:
-    data = gather(run)
-    artifact.write_file(lambda path: report.write(data, path))
-
-
-def gather(run: Run) -> report.ReportData:
-    """Everything the page shows, from the artefacts of earlier stages."""
+def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Report]:
     stages, sets = run.config.stages, _titled(run)
-    shares = _shares(run.config.report.examples, len(sets))
     what = "a text retriever" if run.trains or run.evaluates else "mining"
     audited = sets if "audit" in stages else {}
-    return report.ReportData(
+    mined = sets if "mine" in stages else {}
+    metrics = None
+    if run.trains:
+        run.need(run.checkpoints())
+        metrics = read_metrics(run.workdir.metrics)
+    inputs = Inputs(
         title=f"{run.config.name}: {what}",
         lead=_lead(run),
         scores=[read_scores(run)] if run.evaluates else [],
-        mined=[
-            _mined(part, title, share)
-            for (title, part), share in zip(sets.items(), shares, strict=True)
-            if "mine" in stages
-        ],
-        training=_training(run) if run.trains else None,
-        audit=[
-            dataclasses.replace(row, dataset=title)
-            for title, part in audited.items()
-            for row in read_csv(run.need(part.audit()).path)
-        ],
-        cuts=[_cut(found) for found in truncation.of_run(run)],
-        config=run.recipe(),
+        sets=len(mined),
+        mined=(_opened(part, title) for title, part in mined.items()),
+        metrics=metrics,
+        audit={title: read_csv(run.need(part.audit()).path) for title, part in audited.items()},
+        cuts=truncation.of_run(run),
+        recipe=run.recipe(),
         environment={
             "nvret_jax": __version__,
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         },
     )
+    return inputs, blocks.read(Report, run.config.report)
+
+
+def _opened(run: Run, title: str) -> MinedSet:
+    """What mining read and made of the set of a run."""
+    data = run.train_data
+    # The first teacher's candidates are shown.
+    candidates, _ = distinct(run.read_candidates(run.teacher_names[0]), None, run.passage_texts)
+    negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+    return MinedSet(
+        title,
+        data,
+        candidates,
+        negatives,
+        exclusions.opened(run).of_candidates(candidates),
+        run.options,
+        run.mining_rule,
+        run.teacher_models,
+        # They are not where teachers are drawn query by query.
+        has_one_scale=len(run.teacher_names) == 1 or run.options.ensemble != "cross",
+        wanted=run.config.mining.num_negatives,
+    )
+
+
+def make(inputs: Inputs, options: Report) -> report.ReportData:
+    """Everything the page shows."""
+    shares = _shares(options.examples, inputs.sets) if inputs.sets else []
+    return report.ReportData(
+        title=inputs.title,
+        lead=inputs.lead,
+        scores=list(inputs.scores),
+        mined=[_mined(one, share) for one, share in zip(inputs.mined, shares, strict=True)],
+        training=None if inputs.metrics is None else _training(inputs.metrics),
+        audit=[
+            dataclasses.replace(row, dataset=title)
+            for title, rows in inputs.audit.items()
+            for row in rows
+        ],
+        cuts=[_cut(found) for found in inputs.cuts],
+        config=dict(inputs.recipe),
+        environment=dict(inputs.environment),
+    )
+
+
+def _write(artifact: Artifact, inputs: Inputs, data: report.ReportData) -> None:
+    artifact.write_file(lambda path: report.write(data, path))
 
 
 def _titled(run: Run) -> dict[str, Run]:
@@ -138,9 +237,7 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _training(run: Run) -> report.Training:
-    run.need(run.checkpoints())
-    lines = read_metrics(run.workdir.metrics)
+def _training(lines: Sequence[Mapping[str, Any]]) -> report.Training:
     losses = [line for line in lines if "loss" in line]
     dev = [line for line in lines if "dev_ndcg_cut_10" in line]
     return report.Training(
@@ -152,30 +249,20 @@ def _training(run: Run) -> report.Training:
     )
 
 
-def _mined(run: Run, title: str, shown: int) -> report.Mined:
-    """What mining made of one set.
-
-    Args:
-        run: of the set.
-        title: of the set.
-        shown: greatest number of examples.
-    """
-    data, wanted = run.train_data, run.config.mining.num_negatives
-    # The first teacher's candidates are shown; the ceilings are on its scale unless teachers are
-    # drawn query by query.
-    candidates, _ = distinct(run.read_candidates(run.teacher_names[0]), None, run.passage_texts)
-    negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
-    excluded = exclusions.of_candidates(run, candidates)
+def _mined(of: MinedSet, shown: int) -> report.Mined:
+    """What mining made of one set; `shown`: greatest number of examples."""
+    data, wanted, options = of.data, of.wanted, of.options
+    candidates, negatives, excluded = of.candidates, of.negatives, of.excluded
     place = {int(row): number for number, row in enumerate(candidates.query_rows)}
     numbers_r = np.array([place[int(row)] for row in negatives.query_rows], np.int64)
-    ceilings_q, options = negatives.ceilings, run.options
+    ceilings_q = negatives.ceilings
     verdicts_qk, ranks_qk = judge(
         candidates, numbers_r, ceilings_q, options.rule, excluded.rows, options.window
     )
     scores_qk = candidates.scores.take(numbers_r).padded(-np.inf)
     rows_qk = candidates.passage_rows.take(numbers_r).padded(-1)
     reasons_qk = excluded.take(numbers_r).reason_of(rows_qk)
-    if len(run.teacher_names) > 1 and options.ensemble == "cross":
+    if not of.has_one_scale:
         verdicts_qk[:] = Verdict.EMPTY
     thrown_qk = np.isin(verdicts_qk, [*_WHY, Verdict.EXCLUDED])
 
@@ -224,10 +311,10 @@ def _mined(run: Run, title: str, shown: int) -> report.Mined:
         )
 
     return report.Mined(
-        dataset=title,
+        dataset=of.title,
         mining=report.Mining(
-            rule=run.mining_rule,
-            teacher=run.teacher_models,
+            rule=of.rule,
+            teacher=of.teachers,
             queries=len(negatives),
             filled=int((kept >= wanted).sum()),
             underfilled=int((kept < wanted).sum()),
@@ -254,4 +341,4 @@ def _mined(run: Run, title: str, shown: int) -> report.Mined:
     )
 
 
-STAGE = Stage(_report_artifacts, _make_report)
+STAGE = Stage(_artifacts, _inputs, make, _write, begin=begin_nothing)

@@ -178,7 +178,7 @@ def _run_stage(state: Run, name: str) -> None:
         if reason:
             say(f"{name:<9} making {part.label}{item.name} ({_noted(stage, part, item, reason)})")
             with stops.during(name):
-                stage.make(part, item)
+                stage.bring(part, item)
     say(f"{name:<9} done in {time.perf_counter() - begun:.1f} s")
 
 

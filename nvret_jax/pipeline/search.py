@@ -2,91 +2,173 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
+from typing import Protocol
 
 import numpy as np
 from etils import epath
 
+from nvret_jax import blocks, precision, progress
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import precision, progress
 from nvret_jax.artifacts import Artifact
 from nvret_jax.console import say
+from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.files import is_whole, write_checked
 from nvret_jax.mining import rescoring
+from nvret_jax.mining.options import Options
+from nvret_jax.mining.options import Rescorer as RescorerOptions
+from nvret_jax.mining.rescoring import ChunkStore, ScorePairs
 from nvret_jax.mining.rules import anchors
 from nvret_jax.pipeline import exclusions
+from nvret_jax.pipeline.exclusions import Excluder
 from nvret_jax.pipeline.ranked import open_ranker
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.distinct import distinct
-from nvret_jax.search.ranker import DenseRanker
+from nvret_jax.search.options import Search
+from nvret_jax.search.ranker import DenseRanker, Ranker
 
 
-def _search_artifacts(run: Run) -> list[Artifact]:
+class Pieces(Protocol):
+    """Where what is done so far is kept, so that a kill does not cost it."""
+
+    def load(self, number: int) -> Candidates | None: ...
+    def save(self, number: int, piece: Candidates) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a teacher's candidates are searched in.
+
+    Attributes:
+        data: the queries and the corpus.
+        name: of the teacher.
+        query_rows: int32 [Q], the queries of the data that have a positive.
+        positive_rows: their positives.
+        ranker: over these queries.
+        pieces: see `Pieces`; None: nothing is kept.
+    """
+
+    data: Dataset
+    name: str
+    query_rows: np.ndarray
+    positive_rows: Ragged
+    ranker: Ranker
+    pieces: Pieces | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescoring:
+    """What candidates are scored anew with.
+
+    Attributes:
+        data: the queries and the corpus.
+        candidates: a teacher's.
+        score_pairs: scores of pairs of rows.
+        mining: how negatives will be mined, which says which scores matter.
+        excluder: what can never be a negative; None: it does not matter.
+        pieces: see `rescoring.ChunkStore`; None: nothing is kept.
+    """
+
+    data: Dataset
+    candidates: Candidates
+    score_pairs: ScorePairs
+    mining: Options
+    excluder: Excluder | None = None
+    pieces: ChunkStore | None = None
+
+
+def _artifacts(run: Run) -> list[Artifact]:
     made = [run.candidates(name) for name in run.teacher_names]
     return made + [item for name in run.teacher_names if (item := run.rescored(name))]
 
 
-def _make(run: Run, artifact: Artifact) -> None:
-    name = artifact.path.stem
+def _inputs(
+    run: Run, artifact: Artifact
+) -> tuple[Inputs, Search] | tuple[Rescoring, RescorerOptions]:
+    name, data = artifact.path.stem, run.train_data
     if name.endswith(".rescored"):
-        _make_rescored(run, artifact, name.removesuffix(".rescored"))
-    else:
-        _make_candidates(run, artifact, name)
-
-
-def _make_candidates(run: Run, artifact: Artifact, name: str) -> None:
-    data = run.train_data
+        return _rescoring(run, artifact, name.removesuffix(".rescored"))
     # The queries of the split without a positive are not mined for.
     query_rows = np.array([data.queries.row[query_id] for query_id in run.positives()], np.int32)
-    positive_rows = run.positive_rows()
-    ranker = open_ranker(run, name, artifact.partial / "lists")
+    inputs = Inputs(
+        data,
+        name,
+        query_rows,
+        run.positive_rows(),
+        open_ranker(run, name, artifact.partial / "lists"),
+        _Blocks(artifact, data),
+    )
+    return inputs, blocks.read(Search, run.config.search, depth=run.depth)
+
+
+def _rescoring(run: Run, artifact: Artifact, name: str) -> tuple[Rescoring, RescorerOptions]:
+    config = run.rescorer.config
+    candidates, _ = distinct(run.read_candidates(name), None, run.passage_texts)
+    precision.say_cost("search", config.dtype, run.platform, "rescorer.dtype")
+    inputs = Rescoring(
+        run.train_data,
+        candidates,
+        run.rescorer.score_pairs,
+        run.options,
+        exclusions.opened(run) if config.order == "teacher" else None,
+        _Chunks(artifact),
+    )
+    return inputs, config
+
+
+def make(inputs: Inputs | Rescoring, options: Search | RescorerOptions) -> Candidates:
+    """What a teacher ranks high for each query; or its candidates with a cross-encoder's scores.
+
+    Args:
+        inputs: of which of the two it is.
+        options: of the search, its depth no less than mining needs; or of the cross-encoder.
+    """
+    if isinstance(inputs, Rescoring):
+        return _rescored(inputs, options)
+    ranker, count = inputs.ranker, len(inputs.query_rows)
     for remark in getattr(ranker, "remarks", ()):
-        say(f"search    {name}: {remark}")
-    artifact.begin()
+        say(f"search    {inputs.name}: {remark}")
     # A search that streams the passages resumes by itself, and wants all queries in one pass.
     streams = isinstance(ranker, DenseRanker) and ranker.streams
-    step = len(query_rows) if streams else run.config.search.query_block
+    step = count if streams else options.query_block
     parts = []
     for block in progress.bar(
-        range(-(-len(query_rows) // step)),
-        desc=f"search {name}",
+        range(-(-count // step)),
+        desc=f"search {inputs.name}",
         unit="block",
         show=mesh_lib.is_main(),
     ):
-        part_path = artifact.partial / f"block-{block:06d}.parquet"
-        numbers = np.arange(block * step, min((block + 1) * step, len(query_rows)))
-        if _is_there(part_path):
-            parts.append(Candidates.read(part_path, data.queries, data.corpus))
-            continue
-        part = candidates_lib.find(
-            query_rows[numbers], numbers, ranker, positive_rows.take(numbers), run.depth
-        )
+        part = None if inputs.pieces is None else inputs.pieces.load(block)
+        if part is None:
+            numbers = np.arange(block * step, min((block + 1) * step, count))
+            part = candidates_lib.find(
+                inputs.query_rows[numbers],
+                numbers,
+                ranker,
+                inputs.positive_rows.take(numbers),
+                options.depth,
+            )
+            if inputs.pieces is not None:
+                inputs.pieces.save(block, part)
         parts.append(part)
-        if mesh_lib.is_main():
-            write = functools.partial(part.write, queries=data.queries, corpus=data.corpus)
-            write_checked(part_path, write)
-    whole = Candidates.concatenate(parts)
-    artifact.finish_file(lambda path: whole.write(path, data.queries, data.corpus))
+    return Candidates.concatenate(parts)
 
 
-def _make_rescored(run: Run, artifact: Artifact, name: str) -> None:
+def _rescored(inputs: Rescoring, options: RescorerOptions) -> Candidates:
     """New scores for a teacher's candidates."""
-    data, config, options = run.train_data, run.config.rescorer, run.options
-    candidates, _ = distinct(run.read_candidates(name), None, run.passage_texts)
-    precision.say_cost("search", config.dtype, run.platform, "rescorer.dtype")
-    artifact.begin()
-    store = _Chunks(artifact)
-    if config.order == "rescored":
+    mining, candidates = inputs.mining, inputs.candidates
+    if options.order == "rescored":
         rescored, counts = rescoring.rescore(
-            candidates, run.rescorer.score_pairs, options.window or config.depth, store=store
+            candidates, inputs.score_pairs, mining.window or options.depth, store=inputs.pieces
         )
     else:
-        rule = options.rule
+        rule = mining.rule
         skipped = rule.ranks_to_skip
 
         def ceilings(scores: Ragged) -> np.ndarray:
@@ -95,20 +177,25 @@ def _make_rescored(run: Run, artifact: Artifact, name: str) -> None:
 
         rescored, counts = rescoring.rescore_lazily(
             candidates,
-            run.rescorer.score_pairs,
-            config.depth,
+            inputs.score_pairs,
+            options.depth,
             ceilings=ceilings,
-            num_negatives=options.pool_size + (skipped if rule.ranks == "survivors" else 0),
-            excluded=exclusions.of_candidates(run, candidates).rows,
+            num_negatives=mining.pool_size + (skipped if rule.ranks == "survivors" else 0),
+            excluded=inputs.excluder.of_candidates(candidates).rows,
             ranks_to_skip=skipped if rule.ranks == "raw" else 0,
             min_score=rule.min_score,
-            store=store,
+            store=inputs.pieces,
         )
     say(
-        f"search    {config.model} scored {counts.scored:,} of {counts.possible:,} pairs; "
+        f"search    {options.model} scored {counts.scored:,} of {counts.possible:,} pairs; "
         f"{counts.full:,} of {counts.queries:,} queries have enough negatives"
     )
-    artifact.finish_file(lambda path: rescored.write(path, data.queries, data.corpus))
+    return rescored
+
+
+def _write(artifact: Artifact, inputs: Inputs | Rescoring, found: Candidates) -> None:
+    data = inputs.data
+    artifact.finish_file(lambda path: found.write(path, data.queries, data.corpus))
 
 
 def _is_there(path: epath.Path) -> bool:
@@ -119,6 +206,27 @@ def _is_there(path: epath.Path) -> bool:
         if not found:
             say(f"          {path} is damaged; it is made again")
     return bool(mesh_lib.from_main(found))
+
+
+class _Blocks:
+    """Blocks of queries in the unfinished folder of an artefact."""
+
+    def __init__(self, artifact: Artifact, data: Dataset):
+        self._folder, self._data = artifact.partial, data
+
+    def load(self, number: int) -> Candidates | None:
+        path = self._path(number)
+        if not _is_there(path):
+            return None
+        return Candidates.read(path, self._data.queries, self._data.corpus)
+
+    def save(self, number: int, piece: Candidates) -> None:
+        if mesh_lib.is_main():
+            of = {"queries": self._data.queries, "corpus": self._data.corpus}
+            write_checked(self._path(number), functools.partial(piece.write, **of))
+
+    def _path(self, number: int) -> epath.Path:
+        return self._folder / f"block-{number:06d}.parquet"
 
 
 class _Chunks:
@@ -142,4 +250,4 @@ class _Chunks:
             write_checked(path, lambda aside: aside.write_bytes(buffer.getvalue()))
 
 
-STAGE = Stage(_search_artifacts, _make)
+STAGE = Stage(_artifacts, _inputs, make, _write)

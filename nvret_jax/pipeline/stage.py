@@ -1,12 +1,26 @@
-"""What a stage is: `artifacts(run)`, `make(run, artifact)` and `note(run, artifact)`."""
+"""What a stage is: what it makes, what it reads, and a function of values that makes it.
+
+`artifacts`, `inputs` and `note` alone know a run. `make` gets values: what the inputs are, opened,
+and the options of the stage; so it can be called without a workdir. The runner puts them together.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from nvret_jax.artifacts import Artifact
 from nvret_jax.pipeline.state import Run
+
+
+def begin(artifact: Artifact, inputs: Any) -> None:
+    """Opens the unfinished folder of an artefact that a stage makes piece by piece."""
+    artifact.begin()
+
+
+def begin_nothing(artifact: Artifact, inputs: Any) -> None:
+    """For an artefact that is written at once, or by what opens its folder itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +30,27 @@ class Stage:
     Attributes:
         artifacts: names what the stage would make, with the inputs that decide whether an earlier
             one still holds; computes nothing.
-        make: makes one of them.
+        inputs: (run, artifact) -> what `make` is called with: the inputs, opened, and the options.
+            Raises InputError where something is missing or out of date.
+        make: (inputs, options) -> what is made, as values.
+        write: (artifact, inputs, values): puts them into the workdir.
+        begin: (artifact, inputs): opens the artefact's unfinished folder, before `make`.
         note: what a user should know beside the reason why one is made; '' for nothing. Asked on
             the main process.
     """
 
     artifacts: Callable[[Run], list[Artifact]]
-    make: Callable[[Run, Artifact], None]
+    inputs: Callable[[Run, Artifact], tuple[Any, Any]]
+    make: Callable[[Any, Any], Any]
+    write: Callable[[Artifact, Any, Any], None]
+    begin: Callable[[Artifact, Any], None] = begin
     note: Callable[[Run, Artifact], str] = lambda run, artifact: ""
+
+    def bring(self, run: Run, artifact: Artifact) -> None:
+        """Makes one of the artefacts."""
+        self.bring_from(artifact, *self.inputs(run, artifact))
+
+    def bring_from(self, artifact: Artifact, inputs: Any, options: Any) -> None:
+        """Makes an artefact from inputs that are open."""
+        self.begin(artifact, inputs)
+        self.write(artifact, inputs, self.make(inputs, options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -28,34 +28,159 @@ from nvret_jax.training.examples import Examples
 from nvret_jax.training.options import Training
 
 
-def _train_artifacts(run: Run) -> list[Artifact]:
+@dataclasses.dataclass(frozen=True)
+class MinedSet:
+    """One training set, mined.
+
+    Attributes:
+        data: its queries and corpus.
+        digest: of its passages.
+        negatives: reads its table of negatives.
+        num_negatives: the most that mining kept of a query.
+        has_cosines: whether the scores in the table are cosines.
+        lengths: tokens that the student keeps, by kind of text.
+        encoder: gives the student, with its prompts for this set.
+        cuts: counts the texts that it cuts; lines for the terminal.
+        guide: reads vectors of all queries and passages by a teacher; None where no teacher is an
+            encoder.
+    """
+
+    data: Dataset
+    digest: str
+    negatives: Callable[[], Negatives]
+    num_negatives: int
+    has_cosines: bool
+    lengths: Mapping[str, int]
+    encoder: Callable[[], Encoder]
+    cuts: Callable[[], Sequence[str]] = tuple
+    guide: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dev:
+    """What guides training: dev queries against a small corpus.
+
+    Attributes:
+        data: the queries and the corpus that passages are taken from.
+        split: of the dev queries.
+        min_relevance: judgments from this grade on count.
+        passages, queries: how many there are at most; 0: all.
+        lengths: tokens that the student keeps, by kind of text.
+        backend: of the search.
+        hard: (ids of queries, depth) -> rows of passages that are hard for them, the hardest first.
+    """
+
+    data: Dataset
+    split: str
+    min_relevance: int
+    passages: int
+    queries: int
+    lengths: Mapping[str, int]
+    backend: str
+    hard: Callable[[Sequence[str], int], Iterable[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is trained, on what, and where it is kept.
+
+    Attributes:
+        encoder: the student as training finds it.
+        sets: all training sets by name, those that a stage names none of in this order.
+        seed: of draws.
+        places: where checkpoints and metrics go.
+        dev: what guides training; None: nothing does.
+        anew: whether the file of metrics is written again from the checkpoints.
+        needs_best, needs_last: which checkpoints of the last stage the result is made of.
+        first: puts into a new folder of checkpoints what can be gone on from.
+    """
+
+    encoder: Encoder
+    sets: Mapping[str, MinedSet]
+    seed: int
+    places: loop.Places | None
+    dev: Dev | None = None
+    anew: bool = False
+    needs_best: bool = False
+    needs_last: int = 1
+    first: Callable[[epath.Path], None] | None = None
+
+    def of(self, block: Training) -> tuple[str, ...]:
+        """The names of the sets that a stage draws from."""
+        return tuple(block.sets) or tuple(self.sets)
+
+
+def _artifacts(run: Run) -> list[Artifact]:
     return [run.checkpoints()]
 
 
-def _make_checkpoints(run: Run, artifact: Artifact) -> None:
+def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, dict[str, Training]]:
     for part in run.sets.values():
         run.need(part.negatives())
-    blocks = {name: _with_teacher_temperature(run, block) for name, block in run.stages.items()}
-    for name, block in blocks.items():
-        _check_negatives(run, name, block)
-    stages = [
-        loop.Stage(name, block, functools.partial(_batches, run, name), block.start)
-        for name, block in blocks.items()
-    ]
-    metrics_damaged = mesh_lib.is_main() and any(n.startswith("../") for n in artifact.lost())
-    artifact.begin(repair=True, first=functools.partial(_go_on, run, artifact))
+    inputs = inputs_at(
+        run, loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
+    )
+    stages = {name: _with_teacher_temperature(inputs, one) for name, one in run.stages.items()}
+    for name, block in stages.items():
+        _check_negatives(inputs, name, block)
     precision.say_cost("train", run.student.config.dtype, run.platform, "student.dtype")
-    places = loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
+    anew = mesh_lib.is_main() and any(name.startswith("../") for name in artifact.lost())
+    first = functools.partial(_go_on, run, artifact)
+    return dataclasses.replace(inputs, anew=anew, first=first), stages
+
+
+def inputs_at(run: Run, places: loop.Places | None = None) -> Inputs:
+    """What a run trains on; what a finished stage does not need is read when it is asked for.
+
+    Args:
+        places: where the training is kept; None: there is none.
+    """
     result = run.config.result
-    loop.train(
+    return Inputs(
         run.student.encoder,
-        stages,
+        {name: _training_set(part) for name, part in run.sets.items()},
+        run.config.seed,
         places,
-        _dev_score(run),
+        _dev(run),
         needs_best=result.pick == "best",
         needs_last=result.merge_last,
     )
-    loop.restore_metrics(places, stages, anew=metrics_damaged)
+
+
+def _begin(artifact: Artifact, inputs: Inputs) -> None:
+    artifact.begin(repair=True, first=inputs.first)
+
+
+def make(inputs: Inputs, options: Mapping[str, Training]) -> epath.Path:
+    """Trains the student, stage by stage.
+
+    Args:
+        inputs: its place has checkpoints if an earlier training was stopped.
+        options: of each stage, by name, in order.
+
+    Returns:
+        the folder of the checkpoints.
+
+    Raises:
+        InputError: there is nothing to learn from, or what `loop.train` refuses.
+    """
+    stages = [
+        loop.Stage(name, block, functools.partial(batches, inputs, options, name), block.start)
+        for name, block in options.items()
+    ]
+    loop.train(
+        inputs.encoder,
+        stages,
+        inputs.places,
+        None if inputs.dev is None else _dev_score(inputs.dev),
+        needs_best=inputs.needs_best,
+        needs_last=inputs.needs_last,
+    )
+    loop.restore_metrics(inputs.places, stages, anew=inputs.anew)
+    return inputs.places.checkpoints
+
+
+def _write(artifact: Artifact, inputs: Inputs, folder: epath.Path) -> None:
     artifact.finish_folder()
 
 
@@ -85,7 +210,7 @@ def _note(run: Run, artifact: Artifact) -> str:
     return "the finished training is kept until the new one is finished"
 
 
-def _with_teacher_temperature(run: Run, block: Training) -> Training:
+def _with_teacher_temperature(inputs: Inputs, block: Training) -> Training:
     """A stage's values with a temperature for the teacher's scores that suits what they are.
 
     Cosines lie close together: divided by 1, next to nothing tells the best passage from the worst.
@@ -93,32 +218,21 @@ def _with_teacher_temperature(run: Run, block: Training) -> Training:
     loss = block.loss
     if loss.distillation != "kl" or loss.teacher_temperature is not None:
         return block
-    names = sets.sets_of(run.config, block.sets)
-    cosines = all(_gives_cosines(run.sets[of]) for of in names)
+    cosines = all(inputs.sets[of].has_cosines for of in inputs.of(block))
     value = float(loss.student_temperature or loss.temperature) if cosines else 1.0
     what = "cosines, divided as the student's" if cosines else "not cosines"
     say(f"train     the teacher's scores are {what}: loss.teacher_temperature {value:g}")
     return dataclasses.replace(block, loss=dataclasses.replace(loss, teacher_temperature=value))
 
 
-def _gives_cosines(run: Run) -> bool:
-    """Whether the scores in a set's table of negatives are cosines."""
-    if run.rescored(run.teacher_names[0]) is not None:
-        return False
-    blocks = [run.block(name) for name in run.teacher_names]
-    return all(
-        teachers.kind(block.model) in ("encoder", "vectors") and block.normalize for block in blocks
-    )
-
-
-def _check_negatives(run: Run, name: str, block: Training) -> None:
+def _check_negatives(inputs: Inputs, name: str, block: Training) -> None:
     """Raises InputError where a stage would train on nothing; says how many rows lack negatives."""
     in_batch = block.loss.in_batch and block.batch_size > 1
     rows = without = 0
-    for of in sets.sets_of(run.config, block.sets):
-        part = run.sets[of]
-        counts = _read_negatives(part).negative_rows.counts
-        kept = min(block.num_negatives, part.config.mining.num_negatives)
+    for of in inputs.of(block):
+        one = inputs.sets[of]
+        counts = one.negatives().negative_rows.counts
+        kept = min(block.num_negatives, one.num_negatives)
         rows, without = rows + len(counts), without + int((np.minimum(counts, kept) == 0).sum())
     if without == rows and not in_batch:
         why = (
@@ -136,25 +250,20 @@ def _check_negatives(run: Run, name: str, block: Training) -> None:
         say(f"train     {without:,} of {rows:,} rows have no hard negative and {what}")
 
 
-def _read_negatives(run: Run) -> Negatives:
-    """The table of negatives of one set."""
-    data = run.train_data
-    return Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Blend:
+    """What a stage of training draws its batches from; tokenises it.
 
-
-def _batches(run: Run, name: str) -> Blend:
-    """What a stage of training draws its batches from; tokenises it."""
-    block = run.stages[name]
+    Args:
+        inputs: of the training.
+        stages: all of its stages.
+        name: of the one.
+    """
+    block = stages[name]
     # Stages of one run do not repeat each other's draws.
-    seed = (run.config.seed + list(run.stages).index(name)) % SEED.high
-    names = sets.sets_of(run.config, block.sets)
+    seed = (inputs.seed + list(stages).index(name)) % SEED.high
+    names = inputs.of(block)
     sources = [
-        Source(
-            of,
-            _examples(run.sets[of], block, seed),
-            share,
-            run.sets[of].text_digest(run.sets[of].train_data, "passages"),
-        )
+        Source(of, _examples(inputs.sets[of], block, seed), share, inputs.sets[of].digest)
         for of, share in zip(names, sets.shares_of(block, names), strict=True)
     ]
     blend = Blend.build(
@@ -174,29 +283,26 @@ def _batches(run: Run, name: str) -> Blend:
             f"training, stage {name}: no passage is a negative to any of the {rows:,} rows, as "
             "all are positives of the same queries; there is nothing to learn from"
         )
-    if len(run.stages) > 1 or len(sources) > 1:
+    if len(stages) > 1 or len(sources) > 1:
         counts = ", ".join(f"{of} {count:,}" for of, count in blend.counts().items())
         say(f"train     stage {name}: {blend.steps:,} steps; queries: {counts}")
     return blend
 
 
-def _examples(run: Run, block: Training, seed: int) -> Examples:
+def _examples(one: MinedSet, block: Training, seed: int) -> Examples:
     """Tokenised training data of one set, for one stage.
 
     Args:
-        run: of the set.
+        one: the set.
         block: of the stage.
         seed: of the stage.
     """
-    data, encoder = run.train_data, run.student.encoder
-    negatives = _read_negatives(run)
-
-    for table in ("passages", f"queries-{run.config.data.train_split}"):
-        say(truncation.of_side(run, run.student, "student", data, table).line())
+    encoder, negatives = one.encoder(), one.negatives()
+    for line in one.cuts():
+        say(line)
 
     def tokenizer(kind: str):
-        length = run.student.length(kind)
-        return lambda texts: encoder.tokenize(texts, kind=kind, max_length=length)
+        return lambda texts: encoder.tokenize(texts, kind=kind, max_length=one.lengths[kind])
 
     kinds = ("query", "passage")
     late = encoder.spec.late is not None
@@ -204,17 +310,17 @@ def _examples(run: Run, block: Training, seed: int) -> Examples:
     skips = encoder.spec.prompt_in_pooling != "all"
     return Examples.build(
         negatives,
-        data.queries.texts,
-        data.corpus.texts,
+        one.data.queries.texts,
+        one.data.corpus.texts,
         tokenizer("query"),
         tokenizer("passage"),
         batch_size=block.batch_size,
-        num_negatives=min(block.num_negatives, run.config.mining.num_negatives),
+        num_negatives=min(block.num_negatives, one.num_negatives),
         pad_id=encoder.tokenizer.pad_id,
         seed=seed,
         num_positives=loss.num_positives,
         teacher_scores=bool(loss.distillation),
-        guide=_guide(run) if loss.score_mask and loss.mask_by == "guide" else None,
+        guide=_guide(one) if loss.score_mask and loss.mask_by == "guide" else None,
         unpooled={kind: functools.partial(encoder.unpooled, kind=kind) for kind in kinds}
         if skips
         else None,
@@ -223,64 +329,120 @@ def _examples(run: Run, block: Training, seed: int) -> Examples:
     )
 
 
-def _guide(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of the training queries and of all passages by the first encoder teacher."""
-    data, split = run.train_data, run.config.data.train_split
-    if not run.guide:
+def _guide(one: MinedSet) -> tuple[np.ndarray, np.ndarray]:
+    if one.guide is None:
         raise InputError(
             "train.loss.mask_by='guide' needs a teacher that is an encoder; use 'student'"
         )
-    of_split = np.asarray(run.open(run.guide, data, f"queries-{split}")[:])
-    queries_qd = np.zeros((len(data.queries), of_split.shape[1]), np.float32)
-    queries_qd[[data.queries.row[i] for i in data.split_queries(split).ids]] = of_split
-    return queries_qd, np.asarray(run.open(run.guide, data, "passages")[:])
+    return one.guide()
 
 
-def _dev_score(run: Run) -> Callable[[Encoder], float] | None:
+def _dev_score(dev: Dev) -> Callable[[Encoder], float]:
     """nDCG@10 on some dev queries against a corpus small enough to embed again and again."""
-    if not run.dev_split or run.student.spec.late is not None:
-        return None
-    data, limit = run.train_data, run.config.train.dev_passages
-    qrels = data.qrels[run.dev_split]
-    ids = list(data.positives(run.dev_split, run.config.data.min_relevance))
-    ids = ids[: run.config.train.dev_queries or None]
-    corpus = data.corpus
-    if limit and limit < len(corpus):
+    qrels = dev.data.qrels[dev.split]
+    ids = list(dev.data.positives(dev.split, dev.min_relevance))[: dev.queries or None]
+    corpus = dev.data.corpus
+    if dev.passages and dev.passages < len(corpus):
         wanted = dict.fromkeys(corpus.row[p] for i in ids for p in qrels[i])
-        for row in _hard_first(run, ids, max(10, limit // len(ids))):
-            if len(wanted) >= limit:
+        for row in dev.hard(ids, max(10, dev.passages // len(ids))):
+            if len(wanted) >= dev.passages:
                 break
             wanted.setdefault(row)
         corpus = corpus.select(corpus.ids[row] for row in sorted(wanted))
     small = Dataset(
-        name=f"{data.name}-dev",
+        name=f"{dev.data.name}-dev",
         corpus=corpus,
-        queries=data.queries.select(ids),
-        qrels={run.dev_split: {i: qrels[i] for i in ids}},
+        queries=dev.data.queries.select(ids),
+        qrels={dev.split: {i: qrels[i] for i in ids}},
         fingerprint="",
     )
 
     def embedded(encoder: Encoder, kind: str, texts: Sequence[str]) -> np.ndarray:
         # At the lengths of training; the share that is cut was stated before it.
-        length = run.student.length(kind)
-        return encoder.encode(texts, kind=kind, max_length=length, warn=False)
+        return encoder.encode(texts, kind=kind, max_length=dev.lengths[kind], warn=False)
 
     def score(encoder: Encoder) -> float:
         result = retrieval.evaluate(
             encoder,
             small,
-            run.dev_split,
-            min_relevance=run.config.data.min_relevance,
+            dev.split,
+            min_relevance=dev.min_relevance,
             passage_embeddings=embedded(encoder, "passage", corpus.texts),
             query_embeddings=embedded(encoder, "query", small.queries.texts),
-            backend=run.config.search.backend,
+            backend=dev.backend,
         )
         return result.metrics["ndcg_cut_10"]
 
     return score
 
 
-def _hard_first(run: Run, ids: list[str], depth: int) -> list[int]:
+# --- what is read of a run -----------------------------------------------------------------------
+
+
+def _training_set(run: Run) -> MinedSet:
+    """The set of a run."""
+    data = run.train_data
+
+    def negatives() -> Negatives:
+        return Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+
+    def cuts() -> list[str]:
+        tables = ("passages", f"queries-{run.config.data.train_split}")
+        found = [truncation.of_side(run, run.student, "student", data, t) for t in tables]
+        return [one.line() for one in found]
+
+    return MinedSet(
+        data,
+        run.text_digest(data, "passages"),
+        negatives,
+        run.config.mining.num_negatives,
+        _gives_cosines(run),
+        _lengths(run),
+        lambda: run.student.encoder,
+        cuts,
+        functools.partial(_guide_of, run) if run.guide else None,
+    )
+
+
+def _lengths(run: Run) -> dict[str, int]:
+    return {kind: run.student.length(kind) for kind in ("query", "passage")}
+
+
+def _gives_cosines(run: Run) -> bool:
+    """Whether the scores in a set's table of negatives are cosines."""
+    if run.rescored(run.teacher_names[0]) is not None:
+        return False
+    blocks = [run.block(name) for name in run.teacher_names]
+    return all(
+        teachers.kind(block.model) in ("encoder", "vectors") and block.normalize for block in blocks
+    )
+
+
+def _guide_of(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of the training queries and of all passages by the first encoder teacher."""
+    data, split = run.train_data, run.config.data.train_split
+    of_split = np.asarray(run.open(run.guide, data, f"queries-{split}")[:])
+    queries_qd = np.zeros((len(data.queries), of_split.shape[1]), np.float32)
+    queries_qd[[data.queries.row[i] for i in data.split_queries(split).ids]] = of_split
+    return queries_qd, np.asarray(run.open(run.guide, data, "passages")[:])
+
+
+def _dev(run: Run) -> Dev | None:
+    if not run.dev_split or run.student.spec.late is not None:
+        return None
+    return Dev(
+        run.train_data,
+        run.dev_split,
+        run.config.data.min_relevance,
+        run.config.train.dev_passages,
+        run.config.train.dev_queries,
+        _lengths(run),
+        run.config.search.backend,
+        functools.partial(_hard_first, run),
+    )
+
+
+def _hard_first(run: Run, ids: Sequence[str], depth: int) -> list[int]:
     """Passage rows for a dev corpus: what the teacher ranks high for these queries, rank by rank.
 
     Where no teacher is an encoder: the passages in corpus order.
@@ -296,4 +458,4 @@ def _hard_first(run: Run, ids: list[str], depth: int) -> list[int]:
     return found_qk.T.ravel().tolist()
 
 
-STAGE = Stage(_train_artifacts, _make_checkpoints, _note)
+STAGE = Stage(_artifacts, _inputs, make, _write, begin=_begin, note=_note)

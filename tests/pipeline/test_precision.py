@@ -84,7 +84,7 @@ def test_the_dtype_reaches_the_encoder(
     monkeypatch.setattr(Encoder, "encoded", spied)
     run = made(project, tmp_path, platform, monkeypatch, embed_dtype=asked)
     for artifact in STAGES["embed"].artifacts(run):
-        STAGES["embed"].make(run, artifact)
+        STAGES["embed"].bring(run, artifact)
     assert set(seen) == {(expected, expected)}
     costs = "up to 15 times" in (out := capsys.readouterr().out)
     assert costs == (platform == "gpu")
@@ -94,7 +94,7 @@ def test_the_dtype_reaches_the_encoder(
 
 def test_another_dtype_makes_embeddings_again_and_names_the_key(project, tmp_path, monkeypatch):
     run = made(project, tmp_path, "cpu", monkeypatch)
-    STAGES["embed"].make(run, passages(run))
+    STAGES["embed"].bring(run, passages(run))
     assert passages(run).stale() is None
     again = made(project, tmp_path, "cpu", monkeypatch, embed_dtype="float32")
     assert passages(again).stale() is None  # what 'auto' was
@@ -104,7 +104,7 @@ def test_another_dtype_makes_embeddings_again_and_names_the_key(project, tmp_pat
 
 def test_auto_keeps_what_another_machine_made(project, tmp_path, monkeypatch):
     run = made(project, tmp_path, "tpu", monkeypatch)
-    STAGES["embed"].make(run, passages(run))
+    STAGES["embed"].bring(run, passages(run))
     here = made(project, tmp_path, "cpu", monkeypatch)
     assert passages(here).stale() is None
     assert here.embedding_dtype(passages(here), "teacher") == "bfloat16"

@@ -34,6 +34,11 @@ def run_of(config, workdir):
     return Run(config, Workdir.open(str(workdir), config.to_dict(), write=False))
 
 
+def batches_of(config, workdir, name):
+    run = run_of(config, workdir)
+    return train_stage.batches(train_stage.inputs_at(run), run.stages, name)
+
+
 @pytest.mark.slow
 def test_each_stage_leaves_its_checkpoints_and_its_lines(staged):
     _, workdir = staged
@@ -77,7 +82,7 @@ def test_sets_that_share_a_name_with_data_are_told_apart(pristine, tmp_path):
 
 def test_a_sets_prompt_stands_before_its_queries_alone(staged):
     config, workdir = staged
-    blend = train_stage._batches(run_of(config, workdir), "second")
+    blend = batches_of(config, workdir, "second")
     prompt = run_of(config, workdir).student.encoder.tokenize(["the wing"])[0][1:-1].tolist()
     starts = {True: 0, False: 0}
     data = load_dataset(config.data.train)
@@ -158,7 +163,7 @@ def test_stages_draw_differently_and_the_same_again(staged):
     config.train_stages.second.share_unit = "epochs"
     config.train_stages.second.batches = "homogeneous"
     first, second, again = (
-        train_stage._batches(run_of(config, workdir), name) for name in ("first", "second", "first")
+        batches_of(config, workdir, name) for name in ("first", "second", "first")
     )
     same = [
         np.array_equal(first.batch(i)["query_tokens"], again.batch(i)["query_tokens"])

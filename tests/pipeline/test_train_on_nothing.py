@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from nvret_jax import blocks
-from nvret_jax import config as config_lib
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.pipeline import train
 from nvret_jax.training.blend import Blend, Source
 from nvret_jax.training.examples import Examples
+from nvret_jax.training.loss_options import Loss
 from nvret_jax.training.options import Training
 
 
@@ -33,63 +32,46 @@ def table(hard, positives):
     )
 
 
-@dataclasses.dataclass
-class Part:
-    """What the checks know of a run."""
-
-    config: ConfigDict
-    sets: dict = dataclasses.field(default_factory=dict)
-    kind: str = "tiny:bert"
-    normalize: bool = True
-    teacher_names: tuple = ("teacher",)
-
-    def rescored(self, name):
-        return None
-
-    def block(self, name):
-        return ConfigDict({"model": self.kind, "normalize": self.normalize})
-
-    @property
-    def stage(self):
-        return blocks.read(Training, self.config.train)
-
-
 @pytest.fixture
-def part(monkeypatch):
-    def make(hard, **train_values):
-        config = config_lib.base()
-        config.train.update(train_values)
-        run = Part(config)
-        run.sets["train"] = run
-        monkeypatch.setattr(train, "_read_negatives", lambda _: table(hard, [[0], [1], [2]]))
-        return run
+def inputs():
+    """Inputs of a training on one set, as far as the checks read them."""
+
+    def make(hard, *, cosines=True):
+        one = train.MinedSet(
+            data=None,
+            digest="",
+            negatives=lambda: table(hard, [[0], [1], [2]]),
+            num_negatives=4,
+            has_cosines=cosines,
+            lengths={},
+            encoder=None,
+        )
+        return train.Inputs(None, {"train": one}, 0, None)
 
     return make
 
 
-def test_no_negative_at_all_is_an_error_with_numbers(part):
+def test_no_negative_at_all_is_an_error_with_numbers(inputs):
     for values, why in (
-        ({"in_batch_negatives": False}, "train.in_batch_negatives is false"),
+        ({"loss": Loss(in_batch=False)}, "train.in_batch_negatives is false"),
         ({"batch_size": 1}, "train.batch_size is 1"),
     ):
-        run = part([[], [], []], **values)
         with pytest.raises(InputError, match=f"none of the 3 rows has a hard negative .*{why}"):
-            train._check_negatives(run, "train", run.stage)
-    run = part([[3], [4], [5]], in_batch_negatives=False, num_negatives=0)
+            train._check_negatives(inputs([[], [], []]), "train", Training(**values))
+    block = Training(loss=Loss(in_batch=False), num_negatives=0)
     with pytest.raises(InputError, match=r"none of the 3 rows .*train.num_negatives=0"):
-        train._check_negatives(run, "train", run.stage)
+        train._check_negatives(inputs([[3], [4], [5]]), "train", block)
 
 
 @pytest.mark.parametrize(
     ("in_batch", "what"),
     [(True, "learn from in-batch negatives alone"), (False, "add nothing to the loss")],
 )
-def test_rows_without_a_hard_negative_are_counted(part, capsys, in_batch, what):
-    run = part([[3], [], []], in_batch_negatives=in_batch)
-    train._check_negatives(run, "train", run.stage)
+def test_rows_without_a_hard_negative_are_counted(inputs, capsys, in_batch, what):
+    block = Training(loss=Loss(in_batch=in_batch))
+    train._check_negatives(inputs([[3], [], []]), "train", block)
     assert capsys.readouterr().out == (f"train     2 of 3 rows have no hard negative and {what}\n")
-    run = part([[3], [4], [5]], in_batch_negatives=in_batch)
-    train._check_negatives(run, "train", run.stage)
+    train._check_negatives(inputs([[3], [4], [5]]), "train", block)
     assert capsys.readouterr().out == ""
 
 
@@ -114,22 +96,43 @@ def test_a_corpus_of_one_text_has_no_negatives():
     assert blend([[0], [1]], [[2], [0]]).without_negatives(in_batch=False) == (1, 2)
 
 
+@dataclasses.dataclass
+class Teachers:
+    """What is asked of a run about its teachers."""
+
+    model: str
+    normalize: bool
+    is_rescored: bool = False
+    teacher_names: tuple = ("teacher",)
+
+    def rescored(self, name):
+        return object() if self.is_rescored else None
+
+    def block(self, name):
+        return ConfigDict({"model": self.model, "normalize": self.normalize})
+
+
 @pytest.mark.parametrize(
-    ("kind", "normalize", "student", "expected"),
+    ("model", "normalize", "rescored", "expected"),
     [
-        ("tiny:bert", True, 0.0, 0.05),
-        ("tiny:bert", True, 0.2, 0.2),
-        ("vectors:x", True, 0.0, 0.05),
-        ("tiny:bert", False, 0.0, 1.0),
-        ("bm25:", True, 0.0, 1.0),
+        ("tiny:bert", True, False, True),
+        ("vectors:x", True, False, True),
+        ("tiny:bert", False, False, False),
+        ("bm25:", True, False, False),
+        ("tiny:bert", True, True, False),
     ],
 )
-def test_cosines_are_divided_as_the_students_are(part, kind, normalize, student, expected):
-    run = part([[3]])
-    run.kind, run.normalize = kind, normalize
-    run.config.train.loss.update({"distillation": "kl", "student_temperature": student})
-    block = train._with_teacher_temperature(run, run.stage)
-    assert block.loss.teacher_temperature == expected
-    assert run.config.train.loss.teacher_temperature is None
-    run.config.train.loss.teacher_temperature = 3.0
-    assert train._with_teacher_temperature(run, run.stage).loss.teacher_temperature == 3.0
+def test_which_scores_are_cosines(model, normalize, rescored, expected):
+    assert train._gives_cosines(Teachers(model, normalize, rescored)) == expected
+
+
+@pytest.mark.parametrize(
+    ("cosines", "student", "expected"), [(True, 0.0, 0.05), (True, 0.2, 0.2), (False, 0.0, 1.0)]
+)
+def test_cosines_are_divided_as_the_students_are(inputs, cosines, student, expected):
+    loss = Loss(distillation="kl", student_temperature=student)
+    of = inputs([[3]], cosines=cosines)
+    found = train._with_teacher_temperature(of, Training(loss=loss))
+    assert found.loss.teacher_temperature == expected
+    given = Training(loss=dataclasses.replace(loss, teacher_temperature=3.0))
+    assert train._with_teacher_temperature(of, given).loss.teacher_temperature == 3.0
