@@ -23,6 +23,7 @@ from nvret_jax.files import remove
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.pipeline import embed, truncation
 from nvret_jax.pipeline.encoders import Side
+from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.store import EmbeddingStore
@@ -112,7 +113,7 @@ def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
     stores = []
     for table in ("passages", f"queries-{split}"):
         item = run.embeddings(role, data, table)
-        reason = run.vectors_stale(item)
+        reason = run.stores.stale(item)
         if reason:
             if reason.startswith("damaged"):
                 say(f"evaluate  making {item.name} ({reason})")
@@ -122,7 +123,9 @@ def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
     ids, _ = retrieval.scored_queries(data, split, run.config.evaluation.min_relevance)
     row = data.split_queries(split).row
     queries_qd = np.asarray(all_queries[:])[[row[i] for i in ids]]
-    return Vectors(run.searched(passages), run.asked(queries_qd), encoder.width)
+    return Vectors(
+        run.searching.passages(passages), run.searching.queries(queries_qd), encoder.width
+    )
 
 
 def make(inputs: Inputs, options: EvaluationOptions) -> Scored:
@@ -197,7 +200,7 @@ def _cut_at(side: Side) -> str:
 
 def read_scores(run: Run) -> Scores:
     """What the stage wrote, for the model card and the report."""
-    found = json.loads(run.need(run.evaluation()).path.read_text())
+    found = json.loads(need(run.evaluation()).path.read_text())
     interval = found.get("ndcg_cut_10_difference_interval")
     return Scores(
         dataset=f"{found['dataset']} {found['split']}",

@@ -114,5 +114,5 @@ def opened(run: Run) -> Excluder:
         run.mining.judge,
         run.passage_texts,
         passages_nd,
-        run.make_index,
+        run.searching.index,
     )

@@ -22,6 +22,7 @@ from nvret_jax.mining.calibrate import check_enough
 from nvret_jax.models import embedding_model
 from nvret_jax.pipeline import sets
 from nvret_jax.pipeline.encoders import Side
+from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search import vectors
@@ -292,7 +293,7 @@ def _check_there(state: Run, asked: Sequence[str]) -> None:
                 continue
             for part in parts(state, needed):
                 for item in _made(part, needed):
-                    part.need(item)
+                    need(item)
 
 
 def _made(part: Run, stage: str) -> list[Any]:

@@ -9,6 +9,7 @@ from etils import epath
 
 from nvret_jax import teachers
 from nvret_jax.artifacts import Artifact
+from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search import vectors
 from nvret_jax.search.bm25 import Bm25Ranker
@@ -48,7 +49,12 @@ def open_ranker(run: Run, name: str, resume: epath.Path | None = None) -> Ranker
 
 
 def _dense(run: Run, queries_qd: np.ndarray, passages_nd, resume: epath.Path | None) -> Ranker:
-    return DenseRanker(run.asked(queries_qd), run.searched(passages_nd), run.make_index, resume)
+    return DenseRanker(
+        run.searching.queries(queries_qd),
+        run.searching.passages(passages_nd),
+        run.searching.index,
+        resume,
+    )
 
 
 def _random(run: Run, query_ids: Sequence[str]) -> Ranker:
@@ -73,7 +79,7 @@ def ranked(run: Run, artifact: Artifact, name: str) -> tuple[Candidates, Ranker]
         ranker = open_ranker(run, name, artifact.partial / "lists")
         return distinct(candidates, ranker, run.passage_texts)
     data = run.train_data
-    candidates = Candidates.read(run.need(rescored).path, data.queries, data.corpus)
+    candidates = Candidates.read(need(rescored).path, data.queries, data.corpus)
 
     def score_pairs(pairs: np.ndarray) -> np.ndarray:  # loads the model only if it is asked
         return run.rescorer.score_pairs(pairs)

@@ -21,6 +21,7 @@ from nvret_jax.mining.options import Options
 from nvret_jax.mining.survivors import Verdict, judge
 from nvret_jax.pipeline import exclusions, truncation
 from nvret_jax.pipeline.evaluate import read_scores
+from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.sets import MAIN_SET
 from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run
@@ -113,7 +114,7 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Report]:
     mined = sets if "mine" in stages else {}
     metrics = None
     if run.trains:
-        run.need(run.checkpoints())
+        need(run.checkpoints())
         metrics = read_metrics(run.workdir.metrics)
     inputs = Inputs(
         title=f"{run.config.name}: {what}",
@@ -122,7 +123,7 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Report]:
         sets=len(mined),
         mined=(_opened(part, title) for title, part in mined.items()),
         metrics=metrics,
-        audit={title: read_csv(run.need(part.audit()).path) for title, part in audited.items()},
+        audit={title: read_csv(need(part.audit()).path) for title, part in audited.items()},
         cuts=truncation.of_run(run),
         recipe=run.recipe(),
         environment={
@@ -139,7 +140,7 @@ def _opened(run: Run, title: str) -> MinedSet:
     data = run.train_data
     # The first teacher's candidates are shown.
     candidates, _ = distinct(run.read_candidates(run.teacher_names[0]), None, run.passage_texts)
-    negatives = Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+    negatives = Negatives.read(need(run.negatives()).path, data.queries, data.corpus)
     return MinedSet(
         title,
         data,

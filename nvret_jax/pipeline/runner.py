@@ -24,10 +24,11 @@ from nvret_jax.config import stage_names
 from nvret_jax.console import say
 from nvret_jax.errors import InputError, from_system
 from nvret_jax.pipeline import closing, preflight, rounds, truncation
+from nvret_jax.pipeline.made import MADE_BY
 from nvret_jax.pipeline.sets import MINING_STAGES
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.stages import STAGES
-from nvret_jax.pipeline.state import MADE_BY, Run
+from nvret_jax.pipeline.state import Run
 from nvret_jax.workdir import Workdir
 
 _MENDINGS = 10  # of one stage; a disk that damages more than that is no place for a run

@@ -20,12 +20,11 @@ from ml_collections import ConfigDict
 
 from nvret_jax import blocks, fingerprints, options, precision, teachers
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Artifact, Damaged
+from nvret_jax.artifacts import Artifact
 from nvret_jax.config import stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText, share_positives
-from nvret_jax.errors import InputError
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.export.options import Export
 from nvret_jax.fingerprints import About, Digest, digest
@@ -38,26 +37,16 @@ from nvret_jax.models.options import DTYPES, EncoderOptions
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline import said, sets
 from nvret_jax.pipeline.encoders import Loading, OwnSide, Rescorer, ServedSide, Side
+from nvret_jax.pipeline.made import Stores, need
+from nvret_jax.pipeline.searching import Searching
 from nvret_jax.report.options import Report
-from nvret_jax.search import rounded
-from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates
-from nvret_jax.search.options import Embed
+from nvret_jax.search.options import Embed, Search
 from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.training.loop import load_trained
 from nvret_jax.training.options import Training
 from nvret_jax.training.sums import DamagedCheckpoint
 from nvret_jax.workdir import Workdir
-
-# Kind of artefact -> the stage that makes it.
-MADE_BY = {
-    "embeddings": "embed",
-    "candidates": "search",
-    "audit": "audit",
-    "negatives": "mine",
-    "checkpoints": "train",
-    "evaluation": "evaluate",
-}
 
 
 def _once(describe: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,6 +67,7 @@ class Run:
 
     Attributes:
         config, workdir: what was given.
+        stores: finished embeddings.
         label: '' or, for one of several training sets, its folder below the whole run's workdir.
         loading: what models are read with, and those that are in memory.
         cut_counts: how many texts of a table a tokenizer cuts; see `truncation`.
@@ -101,7 +91,7 @@ class Run:
         self.config, self.workdir = config, workdir
         self._whole = whole
         self._described: dict[tuple, Any] = {}
-        self._checked: set[str] = set()  # embeddings whose chunks were read
+        self.stores = Stores()
         self.label = "" if whole is None else f"sets/{workdir.path.name}/"
         self.loading = self._loading() if whole is None else whole.loading
         self._read: dict[str, Dataset] = {} if whole is None else whole._read
@@ -274,39 +264,16 @@ class Run:
             [[row[p] for p in ids] for ids in self.positives().values()], np.int32
         )
 
-    def make_index(self, passages_nd):
-        """A search index over passages, as configured."""
-        config = self.config.search
-        return make_index(
-            passages_nd,
-            mesh=self.mesh,
-            backend=config.backend,
-            memory_bytes=int(config.memory_gib * 2**30) or None,
-        )
-
     @property
     def platform(self) -> str:
         """'cpu', 'gpu' or 'tpu': known before the mesh is, which may be one that cannot be."""
         return jax.default_backend()
 
-    def searched(self, passages_nd):
-        """Passages as a search for candidates or an evaluation multiplies them."""
-        passages_nd = rounded.passages(passages_nd, self.config.search.dtype)
-        precision.say_cost("search", str(passages_nd.dtype), self.platform, "search.dtype")
-        return passages_nd
-
-    def asked(self, queries_qd: np.ndarray) -> np.ndarray:
-        """Queries, likewise."""
-        return rounded.queries(queries_qd, self.config.search.dtype)
-
-    def search_parts(self, stored: str = "float32") -> dict[str, Any]:
-        """How vectors are multiplied, as a part: where it is not as they are stored.
-
-        Args:
-            stored: their dtype; '': it is not known.
-        """
-        dtype = self.config.search.dtype
-        return {} if dtype in ("auto", stored) else {"search.dtype": dtype}
+    @functools.cached_property
+    def searching(self) -> Searching:
+        """How vectors are searched."""
+        read = blocks.read(Search, self.config.search)
+        return Searching(read, lambda: self.mesh, self.platform)
 
     @functools.cached_property
     def _table_digests(self) -> dict[tuple[int, str], str]:
@@ -407,7 +374,7 @@ class Run:
         tables["queries"] = f"queries-{self.config.data.train_split}"
         if name in self.encoders:
             made = {what: self.embeddings(name, data, table) for what, table in tables.items()}
-            return made | self.search_parts()
+            return made | self.searching.parts()
         found = teachers.parts(
             "teacher" if name == "teacher" else f"teachers.{name}",
             self.block(name),
@@ -416,7 +383,7 @@ class Run:
             same_text=self.exclusions.same_text,
         )
         is_vectors = teachers.kind(self.block(name).model) == "vectors"
-        return found | (self.search_parts(stored="") if is_vectors else {})
+        return found | (self.searching.parts(stored="") if is_vectors else {})
 
     @functools.cached_property
     def rescorer(self) -> Rescorer | None:
@@ -536,7 +503,7 @@ class Run:
             for role in roles
             for table in ("passages", f"queries-{split}")
         }
-        parts |= self.search_parts()
+        parts |= self.searching.parts()
         parts |= self._values_of(EvaluationOptions, "evaluation")
         parts["judgments"] = parts_lib.judgments_part(data.qrels[split], test=True)
         parts["data.test_split"] = split
@@ -582,51 +549,18 @@ class Run:
 
     # --- what earlier stages made ---
 
-    def need(self, artifact: Artifact) -> Artifact:
-        """`artifact`, if it stands and holds.
-
-        Raises:
-            InputError: it does not; says why.
-        """
-        reason = artifact.stale()
-        if reason:
-            stage = MADE_BY.get(artifact.kind)
-            first = f"run --stages={stage} first" if stage else "run the stage that makes it"
-            how = reason if reason == "not there yet" else f"out of date ({reason})"
-            wrong = f"{artifact.path} is needed but {how}; {first}, or leave --stages out"
-            if reason.startswith("damaged"):
-                raise Damaged(wrong, artifact.kind, f"{artifact.path} is {reason}")
-            raise InputError(wrong)
-        return artifact
-
     def open(self, role: str, data: Dataset, table: str) -> EmbeddingStore:
         """Finished vectors, whose checksums were read once in this run."""
-        artifact = self.embeddings(role, data, table)
-        wrong = self.vectors_stale(artifact)
-        if wrong:
-            self.need(artifact)
-        return EmbeddingStore.open(artifact.path)
-
-    def vectors_stale(self, artifact: Artifact) -> str | None:
-        """`Artifact.stale` of embeddings, their chunks included, which it does not read."""
-        reason = artifact.stale()
-        if reason or artifact.name in self._checked:
-            return reason
-        damaged = EmbeddingStore.open(artifact.path).damaged_chunks()
-        if damaged:
-            artifact.note_damage({f"c/{i}/0": "is not as it was written" for i in damaged})
-            return artifact.stale()
-        self._checked.add(artifact.name)
-        return None
+        return self.stores.open(self.embeddings(role, data, table))
 
     def read_candidates(self, name: str) -> Candidates:
         """Finished candidates."""
         data = self.train_data
-        return Candidates.read(self.need(self.candidates(name)).path, data.queries, data.corpus)
+        return Candidates.read(need(self.candidates(name)).path, data.queries, data.corpus)
 
     @functools.cached_property
     def trained_student(self) -> Encoder:
-        artifact = self.need(self.checkpoints())
+        artifact = need(self.checkpoints())
         try:
             return load_trained(self.student.encoder, artifact.path, **self.config.result.to_dict())
         except DamagedCheckpoint as error:
@@ -634,7 +568,7 @@ class Run:
                 raise
             stage = error.folder.name
             artifact.note_damage({f"{stage}/{name}": why for name, why in error.lost.items()})
-            self.need(artifact)  # which says so
+            need(artifact)  # which says so
             raise
 
     @property

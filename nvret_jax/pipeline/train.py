@@ -20,6 +20,7 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import SEED
 from nvret_jax.pipeline import longer, sets, truncation
+from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.training import loop
@@ -116,7 +117,7 @@ def _artifacts(run: Run) -> list[Artifact]:
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, dict[str, Training]]:
     for part in run.sets.values():
-        run.need(part.negatives())
+        need(part.negatives())
     inputs = inputs_at(
         run, loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
     )
@@ -384,7 +385,7 @@ def _training_set(run: Run) -> MinedSet:
     data = run.train_data
 
     def negatives() -> Negatives:
-        return Negatives.read(run.need(run.negatives()).path, data.queries, data.corpus)
+        return Negatives.read(need(run.negatives()).path, data.queries, data.corpus)
 
     def cuts() -> list[str]:
         tables = ("passages", f"queries-{run.config.data.train_split}")
@@ -452,7 +453,7 @@ def _hard_first(run: Run, ids: Sequence[str], depth: int) -> list[int]:
         return list(range(len(data.corpus)))
     table = data.split_queries(run.dev_split)
     queries_qd = np.asarray(run.open(name, data, f"queries-{run.dev_split}")[:])
-    index = run.make_index(run.open(name, data, "passages"))
+    index = run.searching.index(run.open(name, data, "passages"))
     depth = min(len(data.corpus), depth)
     _, found_qk = index.search(queries_qd[[table.row[i] for i in ids]], depth)
     return found_qk.T.ravel().tolist()

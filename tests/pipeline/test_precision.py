@@ -115,12 +115,12 @@ def test_auto_keeps_what_another_machine_made(project, tmp_path, monkeypatch):
 def test_the_dtype_reaches_the_search(project, tmp_path, monkeypatch, capsys):
     vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     run = made(project, tmp_path, "tpu", monkeypatch)
-    assert run.searched(vectors) is vectors
-    run.searched(vectors)
+    assert run.searching.passages(vectors) is vectors
+    run.searching.passages(vectors)
     assert capsys.readouterr().out.count("up to 6 times") == 1
     narrow = made(project, tmp_path, "tpu", monkeypatch, search_dtype="bfloat16")
-    assert narrow.searched(vectors)[:].dtype.name == "bfloat16"
-    assert not np.array_equal(narrow.asked(vectors), vectors)
+    assert narrow.searching.passages(vectors)[:].dtype.name == "bfloat16"
+    assert not np.array_equal(narrow.searching.queries(vectors), vectors)
     assert "times" not in capsys.readouterr().out
     before, after = run.candidates("teacher"), narrow.candidates("teacher")
     assert after.parts["search.dtype"] == "bfloat16"
