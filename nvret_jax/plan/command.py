@@ -15,13 +15,13 @@ from nvret_jax import blocks as blocks_lib
 from nvret_jax.config import stages_of
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.options import check_arguments, number, whole
+from nvret_jax.pipeline.sets import sets_of
 from nvret_jax.plan import lengths, models, steps, training
 from nvret_jax.plan.chips import Chip, topology_mesh
 from nvret_jax.plan.report import advice, fits, heading, report
 from nvret_jax.plan.steps import Step
 from nvret_jax.precision import embedding_dtype
 from nvret_jax.search import checks, memory
-from nvret_jax.sets import sets_of
 from nvret_jax.teachers import kind
 from nvret_jax.training.options import Training
 

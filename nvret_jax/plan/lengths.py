@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
 from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
+from nvret_jax.pipeline.sets import MAIN_SET, read_data, set_config
 from nvret_jax.plan.models import Sketch
-from nvret_jax.sets import MAIN_SET, read_data, set_config
 from nvret_jax.training.widths import Grouped, Plan
 
 SAMPLED = 4096  # texts of a kind that are tokenised

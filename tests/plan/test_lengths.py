@@ -13,8 +13,8 @@ from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
+from nvret_jax.pipeline.sets import MAIN_SET
 from nvret_jax.plan import lengths, models, training
-from nvret_jax.sets import MAIN_SET
 from nvret_jax.training.options import Training
 from nvret_jax.training.widths import Grouped
 
