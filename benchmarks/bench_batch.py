@@ -28,10 +28,10 @@ import optax
 from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.models.bert import Bert, BertConfig
+from nvret_jax.models.backbones.bert import Bert, BertConfig
 from nvret_jax.models.encoder import EmbeddingModel
-from nvret_jax.training.examples import to_devices
-from nvret_jax.training.losses import Loss
+from nvret_jax.training.batches.examples import to_devices
+from nvret_jax.training.loss.losses import Loss
 from nvret_jax.training.step import init_optimizer, make_step
 
 

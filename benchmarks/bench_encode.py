@@ -121,8 +121,8 @@ def compare(args: argparse.Namespace) -> dict:
     """Runs both sides and returns the JSON object that is printed."""
     import numpy as np
 
-    from nvret_jax.data.dataset import load_dataset
-    from nvret_jax.models.resolve import resolve
+    from nvret_jax.data.load import load_dataset
+    from nvret_jax.models.pretrained.resolve import resolve
 
     corpus = load_dataset(args.data, splits=()).corpus
     # Spread over the corpus, which may be sorted by something.

@@ -59,7 +59,7 @@ def peak_mib() -> float:
 
 def read_texts(args: argparse.Namespace) -> tuple[list[str], list[str], list[list[int]]]:
     """Queries of the split that have a positive, the corpus, and each query's positive rows."""
-    from nvret_jax.data.dataset import load_dataset
+    from nvret_jax.data.load import load_dataset
 
     dataset = load_dataset(args.data, splits=(args.split,))
     row, corpus = dataset.corpus.row, list(dataset.corpus.texts)
@@ -214,7 +214,7 @@ def overlap(one: list[list[str]], other: list[list[str]]) -> float:
 
 def compare(args: argparse.Namespace) -> dict:
     """Runs the sides and returns the JSON object that is printed."""
-    from nvret_jax.models.resolve import resolve
+    from nvret_jax.models.pretrained.resolve import resolve
 
     queries, corpus, positives = read_texts(args)
     folder = os.fspath(resolve(args.model, download=args.download))

@@ -188,7 +188,7 @@ def _unit(vectors_nd: np.ndarray) -> np.ndarray:
 def _question(arguments):
     """(store, queries, ceilings, exclusions): PercPos over what `_make` made."""
     from nvret_jax.data.ragged import Ragged
-    from nvret_jax.search.ranker import score_pairs
+    from nvret_jax.search.rankers.ranker import score_pairs
     from nvret_jax.search.store import EmbeddingStore
 
     store = EmbeddingStore.open(Path(arguments.dir) / f"{arguments.passages}x{arguments.width}")
@@ -200,7 +200,7 @@ def _question(arguments):
 
 
 def _index(arguments, store):
-    from nvret_jax.search.stream import StreamIndex
+    from nvret_jax.search.index.stream import StreamIndex
 
     return StreamIndex(store, memory_bytes=int(arguments.memory_gib * 2**30))
 
@@ -247,7 +247,7 @@ def _speed(arguments) -> None:
     import jax.numpy as jnp
 
     from nvret_jax import mesh as mesh_lib
-    from nvret_jax.search import checks, steps, stream
+    from nvret_jax.search.index import checks, steps, stream
 
     store, queries_qd, ceiling_q, exclude = _question(arguments)
     index = _index(arguments, store)

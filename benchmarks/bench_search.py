@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.search.exact import ExactIndex
+from nvret_jax.search.index.exact import ExactIndex
 
 
 def main() -> None:

@@ -72,8 +72,8 @@ def make_task(args: argparse.Namespace, data: str) -> dict:
     """
     import numpy as np
 
-    from nvret_jax.data.dataset import load_dataset
-    from nvret_jax.search.bm25 import Bm25Ranker
+    from nvret_jax.data.load import load_dataset
+    from nvret_jax.search.rankers.bm25 import Bm25Ranker
 
     dataset = load_dataset(data, splits=("train",))
     place, judged = dataset.corpus.row, dataset.positives("train")
@@ -140,13 +140,14 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
     import numpy as np
     from etils import epath
 
-    from nvret_jax import blocks
     from nvret_jax import config as config_lib
     from nvret_jax.data.ragged import Ragged
     from nvret_jax.mining.negatives import Negatives
     from nvret_jax.models.encoder import Encoder
-    from nvret_jax.training import loop, widths
-    from nvret_jax.training.examples import Examples, Picked
+    from nvret_jax.options import blocks
+    from nvret_jax.training import loop
+    from nvret_jax.training.batches import length_groups
+    from nvret_jax.training.batches.examples import Examples, Picked
     from nvret_jax.training.options import Training
 
     encoder = Encoder.from_pretrained(args.folder, max_length=args.max_length, remat=args.remat)
@@ -215,7 +216,7 @@ def ours(args: argparse.Namespace, task: dict, channel: Channel) -> None:
                 channel.boundary()
             yield make(step)
 
-    widths.prefetched = in_turn
+    length_groups.prefetched = in_turn
     config = config_lib.base().train
     config.update(
         {"batch_size": args.batch, "steps": args.total, "temperature": TEMPERATURE, "warmup": 0.0}
@@ -418,7 +419,7 @@ def processor() -> str:
 
 def run(args: argparse.Namespace) -> dict:
     """All data sets; returns the JSON object that is printed."""
-    from nvret_jax.models.resolve import resolve
+    from nvret_jax.models.pretrained.resolve import resolve
 
     folder = os.fspath(resolve(args.model, download=args.download))
     found = {data: compare(args, data, folder) for data in args.data}

@@ -17,16 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from nvret_jax import arguments, blocks, options
-from nvret_jax.data.dataset import Dataset, TextTable, load_dataset
+from nvret_jax import options
+from nvret_jax.data import arguments
+from nvret_jax.data.dataset import Dataset, TextTable
+from nvret_jax.data.load import load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.retrieval import Evaluation, evaluate
 from nvret_jax.export.sentence_transformers import export
 from nvret_jax.mesh import make_mesh
-from nvret_jax.mining import exclusion, miner
-from nvret_jax.mining.calibrate import calibrate, check_enough
+from nvret_jax.mining import miner
+from nvret_jax.mining.audit.calibrate import calibrate, check_enough
+from nvret_jax.mining.exclude import exclusion
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import (
     COMPAT_TAKES,
@@ -38,12 +41,13 @@ from nvret_jax.mining.options import (
 )
 from nvret_jax.mining.rules import VALUES, beyond_cosines
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.options import blocks
 from nvret_jax.search import candidates as candidates_lib
-from nvret_jax.search import checks
-from nvret_jax.search.backend import BACKEND, make_index, search
-from nvret_jax.search.bm25 import Bm25Ranker
-from nvret_jax.search.distinct import distinct
-from nvret_jax.search.ranker import DenseRanker, Ranker
+from nvret_jax.search.index import checks
+from nvret_jax.search.index.backend import BACKEND, make_index, search
+from nvret_jax.search.rankers.bm25 import Bm25Ranker
+from nvret_jax.search.rankers.distinct import distinct
+from nvret_jax.search.rankers.ranker import DenseRanker, Ranker
 
 __all__ = [
     "Bm25Ranker",

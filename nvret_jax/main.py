@@ -2,7 +2,8 @@
 
 `python -m nvret_jax.main convert SOURCE TARGET` turns training data of one tool into another's.
 This file is how a command begins and ends: signals, streams, one line for a mistake, one set of
-exit statuses. What the flags ask for is in `command.py`, imported only once signals are handled.
+exit statuses. What the flags ask for is in `commands/train.py`, imported once signals
+are handled.
 
     0        done
     1        a bug, with its trace; or another process of the run was lost
@@ -16,8 +17,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from nvret_jax import peers, stops, streams
 from nvret_jax.errors import InputError, Preempted, from_system
+from nvret_jax.processes import peers, stops, streams
 
 
 def cli() -> None:
@@ -50,17 +51,17 @@ def run(argv: Sequence[str]) -> int:
         return 0
     for argument in argv[1:]:
         if match := re.fullmatch(r"--?help_config(?:=(.*))?", argument, re.DOTALL):
-            from nvret_jax import config_help
+            from nvret_jax.config import reference
 
-            print(config_help.text(match[1] or ""))
+            print(reference.text(match[1] or ""))
             return 0
     if argv[1:2] == ["convert"]:
-        from nvret_jax import convert
+        from nvret_jax.commands import convert
 
         return convert.main(argv[2:])
-    from nvret_jax import command
+    from nvret_jax.commands import train
 
-    return command.main(list(argv))
+    return train.main(list(argv))
 
 
 def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

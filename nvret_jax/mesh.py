@@ -29,8 +29,9 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from nvret_jax import options, peers, slurm
+from nvret_jax import options
 from nvret_jax.errors import InputError
+from nvret_jax.processes import peers, slurm
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -388,6 +389,12 @@ def agree(values: Mapping[str, Any], met: peers.Peers | None = None) -> None:
 def is_main() -> bool:
     """True on the one process that prints and writes what is written once."""
     return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints a line on the main process, at once."""
+    if is_main():
+        print(text, flush=True)
 
 
 def barrier(name: str) -> None:

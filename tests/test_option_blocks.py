@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from nvret_jax import blocks, config_help, options
 from nvret_jax import config as config_lib
+from nvret_jax import options
+from nvret_jax.config import reference
 from nvret_jax.errors import InputError
-from nvret_jax.options import block, choice, named, number, option, or_word, whole
+from nvret_jax.options import block, blocks, choice, named, number, option, or_word, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +118,14 @@ def test_every_option_of_a_config_says_what_it_is_for():
 
 def test_help_prints_all_options_or_those_of_a_block():
     keys = set(config_lib.flat_keys(config_lib.base()))
-    text = config_help.text()
+    text = reference.text()
     shown = {line.split(" = ")[0] for line in text.split("\n") if line and line[0] != " "}
     assert {key for key in keys if not key.startswith("student.")} <= shown
-    assert config_help.text("train.steps").startswith("train.steps = 0\n    Length of training")
+    assert reference.text("train.steps").startswith("train.steps = 0\n    Length of training")
     for about in ("student.lora_rank", "teachers.other.lora_rank", "sets.x.rule"):
-        assert config_help.text(about).startswith(f"{about} = "), about
-        assert "\n\n" not in config_help.text(about)
-    assert config_help.text("config.train_stages.x.loss").startswith("train_stages.x.loss.")
-    assert "\n\nmining.exclude.own_text = " in config_help.text("mining")
+        assert reference.text(about).startswith(f"{about} = "), about
+        assert "\n\n" not in reference.text(about)
+    assert reference.text("config.train_stages.x.loss").startswith("train_stages.x.loss.")
+    assert "\n\nmining.exclude.own_text = " in reference.text("mining")
     with pytest.raises(InputError, match=r"^--help_config=minig: .*; did you mean mining\?$"):
-        config_help.text("minig")
+        reference.text("minig")

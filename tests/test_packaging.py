@@ -16,7 +16,7 @@ import zipfile
 
 import pytest
 
-from nvret_jax import overrides
+from nvret_jax.config import overrides
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -6,11 +6,11 @@ import pathlib
 import command
 import pytest
 
-from nvret_jax import paths
-from nvret_jax.checks import check_paths
 from nvret_jax.config import base
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.config.checks import check_paths
+from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError, from_system
+from nvret_jax.files import paths
 
 ADDRESSES = ("gs://bucket/x", "s3://bucket/x", "file:///x/y", "https://example.org/x", "foo://x")
 

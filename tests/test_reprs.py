@@ -13,8 +13,8 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.evaluation.retrieval import MEASURES
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.rankers.vectors import Vectors
 from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.search.vectors import Vectors
 
 N = 100_000
 IDS = tuple(f"passage-{i}" for i in range(N))

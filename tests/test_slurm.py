@@ -2,8 +2,8 @@
 
 import pytest
 
-from nvret_jax import slurm
 from nvret_jax.errors import InputError
+from nvret_jax.processes import slurm
 
 
 def node(local, tasks, gpus, *, sees=None, **more):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from nvret_jax import stops
+from nvret_jax.processes import stops
 
 START = "import sys, time; from nvret_jax import stops; stops.install(); print('up', flush=True)\n"
 # Work of minutes inside one call of a C function.
@@ -139,7 +139,7 @@ def test_a_notebook_keeps_its_own_handlers():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-@pytest.mark.parametrize("module", ["nvret_jax", "nvret_jax.main", "nvret_jax.convert"])
+@pytest.mark.parametrize("module", ["nvret_jax", "nvret_jax.main", "nvret_jax.plan"])
 def test_a_signal_while_modules_are_imported(module):
     """Handlers come before everything that takes long to import."""
     body = (

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nvret_jax import progress
+from nvret_jax.processes import progress
 
 START = "import sys; from nvret_jax import streams; streams.install(); "
 

@@ -24,7 +24,7 @@ _MODULE = "sentence_transformers.models"
 
 def texts(count: int) -> list[str]:
     """`count` docstrings of installed packages, spread over all of them; repeated if too few."""
-    from nvret_jax.data.dataset import load_dataset
+    from nvret_jax.data.load import load_dataset
 
     found = load_dataset("pydocs:", splits=()).corpus.texts
     step = max(1, len(found) // count)

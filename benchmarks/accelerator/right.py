@@ -37,7 +37,7 @@ def embeddings(sizes: Sizes, place: pathlib.Path) -> dict:
     """`Encoder.encode` beside a BERT in float64: real MiniLM where its weights are installed."""
     from nvret_jax.errors import InputError
     from nvret_jax.models.encoder import Encoder
-    from nvret_jax.models.resolve import DEFAULT_MODEL, resolve
+    from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, resolve
 
     try:
         folder, model = pathlib.Path(os.fspath(resolve(DEFAULT_MODEL))), DEFAULT_MODEL
@@ -116,8 +116,8 @@ def attention(sizes: Sizes, place: pathlib.Path) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from nvret_jax.models import splash
-    from nvret_jax.models.grouped_attention import grouped_attention
+    from nvret_jax.models.attention import splash
+    from nvret_jax.models.attention.grouped import grouped_attention
 
     platform = jax.default_backend()
     kernel = {"gpu": "cudnn", "tpu": "splash"}.get(platform, "splash")
@@ -167,8 +167,8 @@ def search(sizes: Sizes, place: pathlib.Path) -> dict:
     """
     import jax.numpy as jnp
 
-    from nvret_jax.search.exact import ExactIndex
-    from nvret_jax.search.stream import StreamIndex
+    from nvret_jax.search.index.exact import ExactIndex
+    from nvret_jax.search.index.stream import StreamIndex
 
     rng = np.random.default_rng(0)
     n, q, d, k = 20_011, 96, 32, 50
@@ -206,7 +206,7 @@ def losses(sizes: Sizes, place: pathlib.Path) -> dict:
     import jax
 
     from nvret_jax import mesh as mesh_lib
-    from nvret_jax.training.losses import Loss, batch_loss
+    from nvret_jax.training.loss.losses import Loss, batch_loss
 
     rng = np.random.default_rng(0)
     rows, group, width = 48, 3, 64

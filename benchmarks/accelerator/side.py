@@ -109,7 +109,7 @@ def search_ours(task: dict) -> tuple[Callable[[], object], dict]:
     """`ExactIndex.search` with the passages on the devices."""
     import jax.numpy as jnp
 
-    from nvret_jax.search.exact import ExactIndex
+    from nvret_jax.search.index.exact import ExactIndex
 
     passages_nd, queries_qd = _vectors(task)
     index = ExactIndex(passages_nd.astype(jnp.dtype(task["dtype"])))
@@ -259,9 +259,9 @@ def train_ours(task: dict, channel: Channel) -> None:
     """`training.loop.train`, as the stage `train` calls it."""
     from etils import epath
 
-    from nvret_jax import blocks
     from nvret_jax import config as config_lib
     from nvret_jax.models.encoder import Encoder, LoraConfig
+    from nvret_jax.options import blocks
     from nvret_jax.training import loop
     from nvret_jax.training.options import Training
 

@@ -34,12 +34,12 @@ def plan(sizes: Sizes, place: pathlib.Path) -> dict:
     import jax.numpy as jnp
     from flax import nnx
 
-    from nvret_jax import blocks
     from nvret_jax import config as config_lib
     from nvret_jax import mesh as mesh_lib
     from nvret_jax.models.encoder import Encoder
+    from nvret_jax.options import blocks
     from nvret_jax.plan import models, training
-    from nvret_jax.training.examples import to_devices
+    from nvret_jax.training.batches.examples import to_devices
     from nvret_jax.training.options import Training
 
     batch = sizes.training["bert-base"]

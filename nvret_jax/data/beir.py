@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from absl import logging
 from etils import epath
 
-from nvret_jax import paths
-from nvret_jax.data import numbers
 from nvret_jax.data.dataset import (
+    MISSING,
     Dataset,
     Qrels,
     TextTable,
@@ -35,7 +34,11 @@ from nvret_jax.data.dataset import (
     safe_name,
     split_name,
 )
-from nvret_jax.data.lines import (
+from nvret_jax.data.mapped import TextWriter, distinct
+from nvret_jax.data.normalize import half_pair
+from nvret_jax.errors import InputError
+from nvret_jax.files import numbers, paths
+from nvret_jax.files.lines import (
     Mistakes,
     find_file,
     is_plain,
@@ -45,10 +48,6 @@ from nvret_jax.data.lines import (
     shown,
     stem,
 )
-from nvret_jax.data.mapped import TextWriter, distinct
-from nvret_jax.data.normalize import half_pair
-from nvret_jax.data.options import MISSING
-from nvret_jax.errors import InputError
 
 _HEADER = ("query-id", "corpus-id", "score")
 

@@ -21,11 +21,11 @@ from absl import logging
 from nvret_jax.data import splits as splits_lib
 from nvret_jax.data.dataset import Dataset, Given, Qrels, TextTable, content_hash
 from nvret_jax.data.interchange.rows import content_id
-from nvret_jax.data.lines import Mistakes, is_plain, shown
 from nvret_jax.data.mapped import TextWriter
 from nvret_jax.data.normalize import half_pair
 from nvret_jax.data.splits import Shares
 from nvret_jax.errors import InputError
+from nvret_jax.files.lines import Mistakes, is_plain, shown
 
 
 @dataclasses.dataclass

@@ -25,11 +25,11 @@ from nvret_jax.data import splits as splits_lib
 from nvret_jax.data.dataset import Asked, Dataset, safe_name
 from nvret_jax.data.folding import kept
 from nvret_jax.data.judged import read_judged
-from nvret_jax.data.lines import read_text, stem
 from nvret_jax.data.pairs import OPTIONS, fold_tables
-from nvret_jax.data.records import LAYOUT, READERS, Records, layout_of, open_records
-from nvret_jax.data.source import Source
 from nvret_jax.errors import InputError
+from nvret_jax.files.lines import read_text, stem
+from nvret_jax.files.records import LAYOUT, READERS, Records, layout_of, open_records
+from nvret_jax.files.source import Source
 
 CONVERTED = "refs/convert/parquet"
 Configs = dict[str, dict[str, list[str]]]  # config -> split -> files, relative to the folder

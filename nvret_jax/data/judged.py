@@ -15,15 +15,15 @@ from typing import Any
 
 from absl import logging
 
-from nvret_jax.data import numbers
 from nvret_jax.data.dataset import Asked, Dataset, Qrels, TextTable, content_hash
-from nvret_jax.data.interchange.fields import Json, kind
-from nvret_jax.data.lines import Mistakes, is_plain, shown
 from nvret_jax.data.mapped import TextWriter, distinct
 from nvret_jax.data.normalize import half_pair
-from nvret_jax.data.records import Records
 from nvret_jax.data.roles import plain
 from nvret_jax.errors import InputError
+from nvret_jax.files import numbers
+from nvret_jax.files.fields import Json, kind
+from nvret_jax.files.lines import Mistakes, is_plain, shown
+from nvret_jax.files.records import Records
 
 # By `roles.plain`, the usual one first.
 PASSAGE_ID = ("id", "corpus_id", "docid", "doc_id", "document_id", "pid", "passage_id")

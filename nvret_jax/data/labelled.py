@@ -43,12 +43,12 @@ from nvret_jax.data.dataset import (
     safe_name,
     split_name,
 )
-from nvret_jax.data.interchange.fields import kind
-from nvret_jax.data.lines import Mistakes, shown, stem
-from nvret_jax.data.numbers import decimal
 from nvret_jax.data.pydocs import build_pydocs
-from nvret_jax.data.records import PLAIN, Layout, Records, open_records
 from nvret_jax.errors import InputError
+from nvret_jax.files.fields import kind
+from nvret_jax.files.lines import Mistakes, shown, stem
+from nvret_jax.files.numbers import decimal
+from nvret_jax.files.records import PLAIN, Layout, Records, open_records
 
 TRAIN = "train"
 MIN_SCORE = 4.0

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nvret_jax import paths
 from nvret_jax.data.hashing import stable_hash
 from nvret_jax.errors import InputError
+from nvret_jax.files import paths
 
 if TYPE_CHECKING:
     import pyarrow as pa

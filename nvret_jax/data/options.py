@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from nvret_jax.data.dataset import READERS
+from nvret_jax.data.dataset import MISSING
+from nvret_jax.data.load import READERS
 from nvret_jax.options import choice, flag, option, path, text, whole
 
-MISSING = ("error", "drop")
 SCHEMES = tuple(name for name in READERS if name != "pydocs")  # before a path
 ROWS = whole(0, what="0 for all")
 GRADE = whole(1, what="a grade")

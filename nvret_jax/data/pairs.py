@@ -30,19 +30,19 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from nvret_jax import paths
 from nvret_jax.data import roles as roles_lib
 from nvret_jax.data import splits as splits_lib
 from nvret_jax.data.dataset import Asked, Dataset, safe_name, split_name
 from nvret_jax.data.folding import Fold
-from nvret_jax.data.interchange.fields import Json, kind
-from nvret_jax.data.lines import shown, stem
-from nvret_jax.data.numbers import decimal, whole_number
-from nvret_jax.data.records import LAYOUT, Records, find_files, layout_of, open_records
 from nvret_jax.data.roles import Roles
-from nvret_jax.data.source import Source
 from nvret_jax.data.splits import Shares
 from nvret_jax.errors import InputError
+from nvret_jax.files import paths
+from nvret_jax.files.fields import Json, kind
+from nvret_jax.files.lines import shown, stem
+from nvret_jax.files.numbers import decimal, whole_number
+from nvret_jax.files.records import LAYOUT, Records, find_files, layout_of, open_records
+from nvret_jax.files.source import Source
 
 SPLIT = ("split", "dev", "test", "seed", "near")
 OPTIONS = (*roles_lib.OPTIONS, "min_score", *SPLIT, "corpus", *LAYOUT)

@@ -27,10 +27,10 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from nvret_jax import paths
 from nvret_jax.data.near_copies import Groups, join_near
 from nvret_jax.data.normalize import keys
 from nvret_jax.errors import InputError
+from nvret_jax.files import paths
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 KEPT = 20_000  # texts from which on what was drawn is kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nvret_jax.artifacts import digest
+from nvret_jax.artifacts.fingerprints import digest
 from nvret_jax.data.dataset import Dataset, Given, Qrels
 
 

@@ -28,18 +28,18 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from nvret_jax import paths
 from nvret_jax.data import splits as splits_lib
 from nvret_jax.data.dataset import Asked, Dataset, safe_name
 from nvret_jax.data.folding import kept
-from nvret_jax.data.interchange.fields import Json
 from nvret_jax.data.judged import read_judged
-from nvret_jax.data.lines import stem
 from nvret_jax.data.pairs import OPTIONS, fold_tables
-from nvret_jax.data.records import Records, find_files, open_records
 from nvret_jax.data.roles import recognise
-from nvret_jax.data.source import Source
 from nvret_jax.errors import InputError
+from nvret_jax.files import paths
+from nvret_jax.files.fields import Json
+from nvret_jax.files.lines import stem
+from nvret_jax.files.records import Records, find_files, open_records
+from nvret_jax.files.source import Source
 
 _INFO = "dataset_info.json"
 _BEIR = ("passage", "query")  # splits beside those of judgments

@@ -16,10 +16,10 @@ from nvret_jax.data import interchange, splits
 from nvret_jax.data.dataset import Asked, Dataset, safe_name
 from nvret_jax.data.folding import Fold
 from nvret_jax.data.interchange.rows import Rows, content_id
-from nvret_jax.data.lines import stem
 from nvret_jax.data.pairs import SPLIT, split_options
-from nvret_jax.data.records import find_files
-from nvret_jax.data.source import Source
+from nvret_jax.files.lines import stem
+from nvret_jax.files.records import find_files
+from nvret_jax.files.source import Source
 
 
 def read_rows(source: Source, asked: Asked) -> Dataset:

@@ -37,8 +37,10 @@ import ir_measures
 import numpy as np
 from jax.sharding import Mesh
 
-from nvret_jax import arguments, options
-from nvret_jax.data.dataset import Dataset, load_dataset
+from nvret_jax import options
+from nvret_jax.data import arguments
+from nvret_jax.data.dataset import Dataset
+from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.search.options import Search
@@ -343,7 +345,7 @@ def evaluate_vectors(
     Raises:
         InputError: unknown split, no relevant judgment, vectors of another shape.
     """
-    from nvret_jax.search.backend import search
+    from nvret_jax.search.index.backend import search
 
     passages_nd = arguments.vectors(passages_nd, "evaluate: passage_embeddings")
     queries_qd = arguments.vectors(queries_qd, "evaluate: query_embeddings")

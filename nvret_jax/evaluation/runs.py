@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from nvret_jax import artifacts
+from nvret_jax.artifacts import artifact
 from nvret_jax.data import interchange
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.retrieval import Evaluation, as_run
@@ -66,6 +66,6 @@ def write_evaluation_json(
     if taken:
         raise InputError(f"{path}: extra key {taken[0]!r} would replace the evaluation's own")
     record |= {**(extra or {}), "per_query": evaluation.per_query}
-    artifacts.write_atomic(
+    artifact.write_atomic(
         path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )

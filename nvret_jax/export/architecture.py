@@ -29,9 +29,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvret_jax.models.bert import OFFSET_POSITIONS
-from nvret_jax.models.decoder_config import FLAVOURS
-from nvret_jax.models.rope import Rope
+from nvret_jax.models.backbones.bert import OFFSET_POSITIONS
+from nvret_jax.models.backbones.decoder_config import FLAVOURS
+from nvret_jax.models.backbones.rope import Rope
 
 # Class names by model_type, for a config.json that came without `architectures`.
 _ARCHITECTURES = {

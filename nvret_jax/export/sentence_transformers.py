@@ -51,13 +51,15 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from nvret_jax import artifacts, options, paths
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import options
+from nvret_jax.artifacts import artifact
 from nvret_jax.errors import InputError
 from nvret_jax.export import end_token, late_interaction, readers
 from nvret_jax.export.architecture import config_json
 from nvret_jax.export.model_card import ModelCard, render
 from nvret_jax.export.options import Export
+from nvret_jax.files import paths
 from nvret_jax.models.pooling import DenseConfig
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
@@ -120,10 +122,10 @@ def export(
     if mesh_lib.is_main():
         if os.path.islink(aside):  # it may be anybody's: nothing is written through it
             os.unlink(aside)
-        artifacts.remove(aside)
+        artifact.remove(aside)
     write_files(encoder, aside, dtype=dtype, card=card, matryoshka=matryoshka)
     if mesh_lib.is_main():
-        artifacts.remove(folder)
+        artifact.remove(folder)
         aside.rename(folder)
         for program, sentence in readers.describe(encoder.spec).items():
             logging.info("export: %s: %s", program, sentence)

@@ -23,7 +23,7 @@ from nvret_jax.mining.options import Options
 from nvret_jax.mining.rules import Rule, anchors
 from nvret_jax.mining.survivors import Pool, Tasks, TeacherCounts, survivors
 from nvret_jax.search.candidates import Candidates
-from nvret_jax.search.ranker import Ranker
+from nvret_jax.search.rankers.ranker import Ranker
 
 
 @dataclasses.dataclass(frozen=True)

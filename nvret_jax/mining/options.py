@@ -22,7 +22,7 @@ from etils import epath
 from nvret_jax import options as options_lib
 from nvret_jax.data.options import ROWS
 from nvret_jax.errors import InputError
-from nvret_jax.mining import overlap
+from nvret_jax.mining.exclude import overlap
 from nvret_jax.mining.rules import (
     MARGIN,
     MOST_RANKS,

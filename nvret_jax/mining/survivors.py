@@ -20,7 +20,7 @@ from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
 from nvret_jax.mining.rules import Rule
 from nvret_jax.search.candidates import Candidates
-from nvret_jax.search.ranker import Ranker
+from nvret_jax.search.rankers.ranker import Ranker
 
 CELLS = 1 << 22  # candidates judged at a time
 

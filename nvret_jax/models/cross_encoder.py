@@ -37,20 +37,26 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import progress as progress_lib
-from nvret_jax.data.batches import Batch, pad_batch, plan_batches
-from nvret_jax.data.model_folder import Fields, inside, read_object, shown
 from nvret_jax.data.normalize import half_pair
-from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
-from nvret_jax.models import weights
-from nvret_jax.models.bert import OFFSET_POSITIONS, Bert, BertConfig, Embeddings, check_mesh
-from nvret_jax.models.blocks import lookup
+from nvret_jax.models.attention.kernels import check_platform
+from nvret_jax.models.backbones.bert import (
+    OFFSET_POSITIONS,
+    Bert,
+    BertConfig,
+    Embeddings,
+    check_mesh,
+)
+from nvret_jax.models.backbones.blocks import lookup
+from nvret_jax.models.backbones.layer import Options, Weights, layer_norm
+from nvret_jax.models.buckets import Batch, pad_batch, plan_batches
 from nvret_jax.models.encoder import TOKENS_PER_DEVICE
-from nvret_jax.models.kernels import check_platform
-from nvret_jax.models.layer import Options, Weights, layer_norm
-from nvret_jax.models.resolve import resolve
-from nvret_jax.models.spec import check_max_length
+from nvret_jax.models.pretrained import weights
+from nvret_jax.models.pretrained.folder import Fields, inside, read_object, shown
+from nvret_jax.models.pretrained.resolve import resolve
+from nvret_jax.models.pretrained.spec import check_max_length
+from nvret_jax.models.pretrained.tokenizer import Tokenizer
+from nvret_jax.processes import progress as progress_lib
 
 MAX_LENGTH = 512  # where nobody says otherwise
 BLOCK = 16384  # pairs tokenised, sorted by length and scored at a time

@@ -20,12 +20,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from nvret_jax.models import latent as latent_lib
-from nvret_jax.models import lora, weights
+from nvret_jax.models import lora
+from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.latent import LatentAttention, LatentConfig
-from nvret_jax.models.layer import Options
 from nvret_jax.models.lora import LoraConfig
 from nvret_jax.models.pooling import DENSE_TABLE, Dense, Skip, check_pooling, l2_normalize, pool
-from nvret_jax.models.spec import EncoderSpec
+from nvret_jax.models.pretrained import weights
+from nvret_jax.models.pretrained.spec import EncoderSpec
 
 Paths = Mapping[weights.Path, Any]
 

@@ -31,23 +31,25 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nvret_jax import arguments, paths
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import options as options_lib
-from nvret_jax import progress as progress_lib
-from nvret_jax.data.batches import Batch
+from nvret_jax.data import arguments
 from nvret_jax.errors import InputError
-from nvret_jax.models import embedding_model, weights
+from nvret_jax.files import paths
+from nvret_jax.models import embedding_model
 from nvret_jax.models import lora as lora_lib
+from nvret_jax.models.attention.kernels import check_platform
+from nvret_jax.models.backbones.layer import Options
+from nvret_jax.models.buckets import Batch
 from nvret_jax.models.embedding_model import EmbeddingModel
-from nvret_jax.models.kernels import check_platform
-from nvret_jax.models.layer import Options
 from nvret_jax.models.lora import LoraConfig
-from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
 from nvret_jax.models.options import EncoderOptions
-from nvret_jax.models.resolve import DEFAULT_MODEL, resolve
-from nvret_jax.models.spec import EncoderSpec, read_spec
+from nvret_jax.models.pretrained import weights
+from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, resolve
+from nvret_jax.models.pretrained.spec import EncoderSpec, read_spec
 from nvret_jax.models.stream import Block, Stream
+from nvret_jax.models.tokenize import ModelTokenizer, TextTokens
+from nvret_jax.processes import progress as progress_lib
 
 __all__ = ["DEFAULT_MODEL", "EmbeddingModel", "Encoder", "EncoderSpec", "LoraConfig"]
 

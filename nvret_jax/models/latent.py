@@ -27,10 +27,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.data.model_folder import Fields
 from nvret_jax.errors import InputError
-from nvret_jax.models.layer import ACTIVATIONS, SIZES, Options, Weights, layer_norm
-from nvret_jax.models.weights import (
+from nvret_jax.models.backbones.layer import ACTIVATIONS, SIZES, Options, Weights, layer_norm
+from nvret_jax.models.pretrained.folder import Fields
+from nvret_jax.models.pretrained.weights import (
     COPY,
     FROM_HEADS,
     FUSED,

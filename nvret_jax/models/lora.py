@@ -33,11 +33,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.data.model_folder import Fields, inside, read_object, shown
 from nvret_jax.errors import InputError
-from nvret_jax.models import products, weights
-from nvret_jax.models.layer import PRODUCT, Options, dropout, in_use
+from nvret_jax.models import products
+from nvret_jax.models.backbones.layer import PRODUCT, Options, dropout, in_use
 from nvret_jax.models.options import ALL, LoraConfig
+from nvret_jax.models.pretrained import weights
+from nvret_jax.models.pretrained.folder import Fields, inside, read_object, shown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

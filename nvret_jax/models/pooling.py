@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nvret_jax.data.model_folder import Fields, shown
 from nvret_jax.errors import InputError
-from nvret_jax.models.layer import ACTIVATIONS, SIZES, Options, Weights
-from nvret_jax.models.weights import COPY, LINEAR, Table
+from nvret_jax.models.backbones.layer import ACTIVATIONS, SIZES, Options, Weights
+from nvret_jax.models.pretrained.folder import Fields, shown
+from nvret_jax.models.pretrained.weights import COPY, LINEAR, Table
 
 Skip = int | jax.Array | None
 

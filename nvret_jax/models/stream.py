@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.data.batches import Batch, pad_batch, plan_batches
+from nvret_jax.models.buckets import Batch, pad_batch, plan_batches
 
 # Texts tokenised, sorted by length and encoded at a time, at least: enough that sorting leaves
 # little padding, few enough that the host never holds the tokens of a whole corpus. A kill costs

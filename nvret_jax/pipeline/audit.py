@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from nvret_jax import blocks
-from nvret_jax.artifacts import Artifact
-from nvret_jax.console import say
+from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.evaluation.comparison import table_text
-from nvret_jax.mining import audit
+from nvret_jax.mesh import say
+from nvret_jax.mining.audit import audit
 from nvret_jax.mining.miner import Teacher
 from nvret_jax.mining.options import Audit, Options
+from nvret_jax.options import blocks
 from nvret_jax.pipeline import exclusions
 from nvret_jax.pipeline.exclusions import Excluder
 from nvret_jax.pipeline.ranked import ranked

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from nvret_jax import blocks, precision
-from nvret_jax.artifacts import Artifact
-from nvret_jax.console import say
+from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.data.dataset import Dataset, TextTable
+from nvret_jax.mesh import say
+from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.options import blocks
 from nvret_jax.pipeline import truncation
 from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run

@@ -16,23 +16,26 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from nvret_jax import fingerprints, paths, precision
+from nvret_jax.artifacts import fingerprints
+from nvret_jax.artifacts.fingerprints import Digest
 from nvret_jax.data.dataset import Dataset
-from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
-from nvret_jax.fingerprints import Digest
+from nvret_jax.files import paths
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.mining.rescoring import ScorePairs, text_scorer
-from nvret_jax.models import kernels, lora, weights
+from nvret_jax.models import lora, precision
+from nvret_jax.models.attention import kernels
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
 from nvret_jax.models.options import EncoderOptions, LoraConfig
-from nvret_jax.models.resolve import resolve
-from nvret_jax.models.spec import EncoderSpec, read_spec
+from nvret_jax.models.pretrained import weights
+from nvret_jax.models.pretrained.resolve import resolve
+from nvret_jax.models.pretrained.spec import EncoderSpec, read_spec
+from nvret_jax.models.pretrained.tokenizer import Tokenizer
+from nvret_jax.models.tokenize import ModelTokenizer, TextTokens
 from nvret_jax.options import parts_of
-from nvret_jax.training.start import randomised
+from nvret_jax.training.initial import randomised
 
 
 @dataclasses.dataclass

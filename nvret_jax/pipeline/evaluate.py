@@ -11,16 +11,16 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from nvret_jax import blocks
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Artifact
-from nvret_jax.console import say
+from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.evaluation import comparison, retrieval, runs
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.evaluation.options import EvaluationOptions
-from nvret_jax.files import remove
+from nvret_jax.files.atomic import remove
+from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.options import blocks
 from nvret_jax.pipeline import embed, truncation
 from nvret_jax.pipeline.encoders import Side
 from nvret_jax.pipeline.made import need

@@ -12,7 +12,7 @@ from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
-from nvret_jax.mining import exclusion, neighbours, verdicts
+from nvret_jax.mining.exclude import exclusion, neighbours, verdicts
 from nvret_jax.mining.options import Exclude, Judge
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.candidates import Candidates

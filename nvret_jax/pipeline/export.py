@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from nvret_jax import blocks
-from nvret_jax.artifacts import Artifact
-from nvret_jax.console import say
+from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.export.model_card import ModelCard, declared
 from nvret_jax.export.options import Export
 from nvret_jax.export.sentence_transformers import export
+from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.options import blocks
 from nvret_jax.pipeline.evaluate import read_scores
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run

@@ -23,7 +23,7 @@ from typing import Any
 
 from etils import epath
 
-from nvret_jax.fingerprints import differing
+from nvret_jax.artifacts.fingerprints import differing
 from nvret_jax.pipeline.parts import stage_prefix
 from nvret_jax.training.checkpoint import FINISHED, Finished, finished
 from nvret_jax.training.options import BEST_KEYS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvret_jax.artifacts import Artifact, Damaged
+from nvret_jax.artifacts.artifact import Artifact, Damaged
 from nvret_jax.errors import InputError
 from nvret_jax.search.store import EmbeddingStore
 

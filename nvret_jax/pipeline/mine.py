@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Artifact, write_atomic
-from nvret_jax.console import say
+from nvret_jax.artifacts.artifact import Artifact, write_atomic
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
-from nvret_jax.mining import given, verdicts
-from nvret_jax.mining.calibrate import calibrate
+from nvret_jax.mesh import say
+from nvret_jax.mining import given
+from nvret_jax.mining.audit.calibrate import calibrate
+from nvret_jax.mining.exclude import verdicts
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Mining

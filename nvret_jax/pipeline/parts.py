@@ -11,16 +11,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvret_jax import blocks, paths
+from nvret_jax.artifacts.fingerprints import About, Digest, Made, digest
+from nvret_jax.artifacts.workdir import flatten
+from nvret_jax.config import sets
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
-from nvret_jax.fingerprints import About, Digest, Made, digest
+from nvret_jax.files import paths
 from nvret_jax.mining.options import Mining, Options
-from nvret_jax.models.weights import file_sha256
-from nvret_jax.options import parts_of
-from nvret_jax.pipeline import sets
+from nvret_jax.models.pretrained.weights import file_sha256
+from nvret_jax.options import blocks, parts_of
 from nvret_jax.training.options import BEST_KEYS, LAST, STARTS, Result, Training
-from nvret_jax.workdir import flatten
 
 # Of the config, what says where and how a run runs and is no reason for anything.
 _WHERE = ("distributed.", "mesh.", "stages")

@@ -1,7 +1,7 @@
 """What is wrong with a run before anything is made: mesh, models, data, and what is not there yet.
 
-`checks.py` reads the values of a config alone. Here they meet the devices, the folders of the
-models and the data; a dry run says the same as a run. Nothing is computed, and no weights are
+`config/checks.py` reads the values of a config alone. Here they meet the devices, the folders of
+the models and the data; a dry run says the same as a run. Nothing is computed, and no weights are
 loaded. What would be refused hours later, in the stage that needs it, is refused here.
 """
 
@@ -13,20 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import options, teachers
+from nvret_jax import options
+from nvret_jax.config import sets
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
-from nvret_jax.mining import documents, given, verdicts
-from nvret_jax.mining.audit import check_any
-from nvret_jax.mining.calibrate import check_enough
+from nvret_jax.mining import given
+from nvret_jax.mining.audit.audit import check_any
+from nvret_jax.mining.audit.calibrate import check_enough
+from nvret_jax.mining.exclude import documents, verdicts
 from nvret_jax.models import embedding_model
-from nvret_jax.pipeline import sets
 from nvret_jax.pipeline.encoders import Side
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
-from nvret_jax.search import vectors
-from nvret_jax.search.run_file import RunRanker
+from nvret_jax.search.rankers import teachers, vectors
+from nvret_jax.search.rankers.run_file import RunRanker
 from nvret_jax.training.loop import check_batch
 from nvret_jax.training.options import Training
 

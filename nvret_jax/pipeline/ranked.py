@@ -7,17 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from nvret_jax import teachers
-from nvret_jax.artifacts import Artifact
+from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.state import Run
-from nvret_jax.search import vectors
-from nvret_jax.search.bm25 import Bm25Ranker
 from nvret_jax.search.candidates import Candidates
-from nvret_jax.search.distinct import distinct
-from nvret_jax.search.random_ranker import RandomRanker
-from nvret_jax.search.ranker import DenseRanker, ListRanker, Ranker
-from nvret_jax.search.run_file import RunRanker
+from nvret_jax.search.rankers import teachers, vectors
+from nvret_jax.search.rankers.bm25 import Bm25Ranker
+from nvret_jax.search.rankers.distinct import distinct
+from nvret_jax.search.rankers.random_ranker import RandomRanker
+from nvret_jax.search.rankers.ranker import DenseRanker, ListRanker, Ranker
+from nvret_jax.search.rankers.run_file import RunRanker
 
 
 def open_ranker(run: Run, name: str, resume: epath.Path | None = None) -> Ranker:

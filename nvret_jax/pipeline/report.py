@@ -10,26 +10,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvret_jax import __version__, blocks
-from nvret_jax.artifacts import Artifact
+from nvret_jax import __version__
+from nvret_jax.artifacts.artifact import Artifact
+from nvret_jax.config.sets import MAIN_SET
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.evaluation.comparison import Scores
-from nvret_jax.mining.audit import Row, read_csv
-from nvret_jax.mining.exclusion import Exclusions, Reason
+from nvret_jax.mining.audit.audit import Row, read_csv
+from nvret_jax.mining.exclude.exclusion import Exclusions, Reason
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.survivors import Verdict, judge
+from nvret_jax.options import blocks
 from nvret_jax.pipeline import exclusions, truncation
 from nvret_jax.pipeline.evaluate import read_scores
 from nvret_jax.pipeline.made import need
-from nvret_jax.pipeline.sets import MAIN_SET
 from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run
 from nvret_jax.report import report
 from nvret_jax.report.options import Report
 from nvret_jax.search.candidates import Candidates
-from nvret_jax.search.distinct import distinct
-from nvret_jax.training.writer import read_metrics
+from nvret_jax.search.rankers.distinct import distinct
+from nvret_jax.training.metric_writer import read_metrics
 
 _WHY = {
     Verdict.ABOVE: "at or above the ceiling",

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict, config_dict
 
+from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.pipeline.state import Run
-from nvret_jax.workdir import Workdir
 
 _IN_A_ROUND = ("embed", "search", "mine", "train")
 _OWN = ("pooling", "prompt_in_pooling", "bidirectional")  # which an export carries by itself

@@ -17,19 +17,22 @@ from collections.abc import Iterator, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from nvret_jax import checks, claim, options, paths, stops
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Artifact, Damaged
-from nvret_jax.config import stage_names
-from nvret_jax.console import say
+from nvret_jax import options
+from nvret_jax.artifacts import claim
+from nvret_jax.artifacts.artifact import Artifact, Damaged
+from nvret_jax.artifacts.workdir import Workdir
+from nvret_jax.config import checks, stage_names
+from nvret_jax.config.sets import MINING_STAGES
 from nvret_jax.errors import InputError, from_system
+from nvret_jax.files import paths
+from nvret_jax.mesh import say
 from nvret_jax.pipeline import closing, preflight, rounds, truncation
 from nvret_jax.pipeline.made import MADE_BY
-from nvret_jax.pipeline.sets import MINING_STAGES
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
-from nvret_jax.workdir import Workdir
+from nvret_jax.processes import stops
 
 _MENDINGS = 10  # of one stage; a disk that damages more than that is no place for a run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvret_jax.pipeline import sets
+from nvret_jax.config import sets
 from nvret_jax.pipeline.encoders import Side
 from nvret_jax.training.options import Training
 

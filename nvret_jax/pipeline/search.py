@@ -10,28 +10,30 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from nvret_jax import blocks, precision, progress
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Artifact
-from nvret_jax.console import say
+from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.files import is_whole, write_checked
+from nvret_jax.files.atomic import is_whole, write_checked
+from nvret_jax.mesh import say
 from nvret_jax.mining import rescoring
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.mining.rescoring import ChunkStore, ScorePairs
 from nvret_jax.mining.rules import anchors
+from nvret_jax.models import precision
+from nvret_jax.options import blocks
 from nvret_jax.pipeline import exclusions
 from nvret_jax.pipeline.exclusions import Excluder
 from nvret_jax.pipeline.ranked import open_ranker
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
+from nvret_jax.processes import progress
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.candidates import Candidates
-from nvret_jax.search.distinct import distinct
 from nvret_jax.search.options import Search
-from nvret_jax.search.ranker import DenseRanker, Ranker
+from nvret_jax.search.rankers.distinct import distinct
+from nvret_jax.search.rankers.ranker import DenseRanker, Ranker
 
 
 class Pieces(Protocol):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from nvret_jax import precision
-from nvret_jax.search import rounded
-from nvret_jax.search.backend import make_index
+from nvret_jax.models import precision
+from nvret_jax.search.index import rounded
+from nvret_jax.search.index.backend import make_index
 from nvret_jax.search.options import Search
 
 

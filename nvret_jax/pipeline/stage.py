@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from nvret_jax.artifacts import Artifact
+from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.pipeline.state import Run
 
 

@@ -18,35 +18,40 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvret_jax import blocks, fingerprints, options, precision, teachers
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.artifacts import Artifact
-from nvret_jax.config import stages_of
+from nvret_jax import options
+from nvret_jax.artifacts import fingerprints
+from nvret_jax.artifacts.artifact import Artifact
+from nvret_jax.artifacts.fingerprints import About, Digest, digest
+from nvret_jax.artifacts.workdir import Workdir
+from nvret_jax.config import sets, stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.reading import read_wanted
 from nvret_jax.data.same_text import SameText, share_positives
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.export.options import Export
-from nvret_jax.fingerprints import About, Digest, digest
 from nvret_jax.mining import given
 from nvret_jax.mining.options import Audit, Exclude, Mining, Options, calibrated, compatible
 from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.mining.rules import VALUES
+from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.options import DTYPES, EncoderOptions
+from nvret_jax.options import blocks
 from nvret_jax.pipeline import parts as parts_lib
-from nvret_jax.pipeline import said, sets
+from nvret_jax.pipeline import said
 from nvret_jax.pipeline.encoders import Loading, OwnSide, Rescorer, ServedSide, Side
 from nvret_jax.pipeline.made import Stores, need
 from nvret_jax.pipeline.searching import Searching
 from nvret_jax.report.options import Report
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.options import Embed, Search
+from nvret_jax.search.rankers import teachers
 from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.training.loop import load_trained
 from nvret_jax.training.options import Training
 from nvret_jax.training.sums import DamagedCheckpoint
-from nvret_jax.workdir import Workdir
 
 
 def _once(describe: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,7 +211,14 @@ class Run:
     @functools.cached_property
     def _datasets(self) -> dict[str, Dataset]:
         """By spec, so that training and test data that are the same are read once."""
-        return sets.read_data(self.config, self._read)
+        stages = set(self.config.stages)
+        return read_wanted(
+            self.config.data,
+            self._read,
+            trains=bool(stages - {"evaluate"}),
+            evaluates="evaluate" in stages,
+            download=self.config.download,
+        )
 
     @property
     def train_data(self) -> Dataset:

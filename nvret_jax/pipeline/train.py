@@ -10,22 +10,24 @@ import numpy as np
 from etils import epath
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import precision, teachers
-from nvret_jax.artifacts import Artifact
-from nvret_jax.console import say
+from nvret_jax.artifacts.artifact import Artifact
+from nvret_jax.config import sets
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
+from nvret_jax.mesh import say
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import SEED
-from nvret_jax.pipeline import longer, sets, truncation
+from nvret_jax.pipeline import longer, truncation
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
+from nvret_jax.search.rankers import teachers
 from nvret_jax.training import loop
-from nvret_jax.training.blend import Blend, Source
-from nvret_jax.training.examples import Examples
+from nvret_jax.training.batches.examples import Examples
+from nvret_jax.training.batches.mixture import Blend, Source
 from nvret_jax.training.options import Training
 
 

@@ -11,18 +11,18 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvret_jax import blocks as blocks_lib
 from nvret_jax.config import stages_of
+from nvret_jax.config.sets import sets_of
 from nvret_jax.data.dataset import Dataset
+from nvret_jax.models.precision import embedding_dtype
+from nvret_jax.options import blocks as blocks_lib
 from nvret_jax.options import check_arguments, number, whole
-from nvret_jax.pipeline.sets import sets_of
 from nvret_jax.plan import lengths, models, steps, training
 from nvret_jax.plan.chips import Chip, topology_mesh
 from nvret_jax.plan.report import advice, fits, heading, report
 from nvret_jax.plan.steps import Step
-from nvret_jax.precision import embedding_dtype
-from nvret_jax.search import checks, memory
-from nvret_jax.teachers import kind
+from nvret_jax.search.index import checks, memory
+from nvret_jax.search.rankers.teachers import kind
 from nvret_jax.training.options import Training
 
 PASSAGES, QUERIES = 1_000_000, 4096  # default sizes of a search

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from nvret_jax.config.sets import MAIN_SET, set_config
 from nvret_jax.data.dataset import Dataset
+from nvret_jax.data.reading import read_wanted
 from nvret_jax.errors import InputError
-from nvret_jax.models.model_tokenizer import ModelTokenizer, TextTokens
-from nvret_jax.pipeline.sets import MAIN_SET, read_data, set_config
+from nvret_jax.models.tokenize import ModelTokenizer, TextTokens
 from nvret_jax.plan.models import Sketch
-from nvret_jax.training.widths import Grouped, Plan
+from nvret_jax.training.batches.length_groups import Grouped, Plan
 
 SAMPLED = 4096  # texts of a kind that are tokenised
 
@@ -67,7 +68,7 @@ def read(
     texts = TextTokens(student.spec, ModelTokenizer.from_folder(student.folder), student.folder)
     rng = np.random.default_rng(config.seed)
     owned = [_own(config, name) for name in names]
-    parts = [_sampled(read_data(own, known)[own.data.train], own, rng, len(owned)) for own in owned]
+    parts = [_sampled(_data(own, known), own, rng, len(owned)) for own in owned]
 
     def count(kind: str, of_sources: Iterable[list[str]]) -> np.ndarray:
         joined = list(itertools.chain.from_iterable(of_sources))
@@ -81,6 +82,12 @@ def read(
         count("passage", passages),
         longest=dict(student.lengths),
     )
+
+
+def _data(config: ConfigDict, known: dict[str, Dataset]) -> Dataset:
+    data = config.data
+    read = read_wanted(data, known, trains=True, evaluates=False, download=config.download)
+    return read[data.train]
 
 
 def _own(config: ConfigDict, name: str) -> ConfigDict:

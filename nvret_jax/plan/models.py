@@ -14,16 +14,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvret_jax import blocks
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models import embedding_model, known
+from nvret_jax.models import embedding_model
 from nvret_jax.models import lora as lora_lib
-from nvret_jax.models.kernels import check_platform
-from nvret_jax.models.layer import Options
+from nvret_jax.models.attention.kernels import check_platform
+from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.options import EncoderOptions, LoraConfig
-from nvret_jax.models.resolve import resolve
-from nvret_jax.models.spec import EncoderSpec, check_max_length, read_spec
+from nvret_jax.models.pretrained import sizes
+from nvret_jax.models.pretrained.resolve import resolve
+from nvret_jax.models.pretrained.spec import EncoderSpec, check_max_length, read_spec
+from nvret_jax.options import blocks
 from nvret_jax.plan.flops import Shape, shape_of
 
 
@@ -184,12 +185,12 @@ def _folder(model: str, aside: epath.Path, key: str) -> tuple[epath.Path, bool]:
     try:
         return resolve(model, download=False), False
     except InputError as error:
-        if model.lower() not in {name.lower() for name in known.KNOWN}:
+        if model.lower() not in {name.lower() for name in sizes.KNOWN}:
             raise InputError(
                 f"{key}.model={model}: not on this machine ({error}), and not among the known "
-                f"architectures: {', '.join(known.KNOWN)}"
+                f"architectures: {', '.join(sizes.KNOWN)}"
             ) from None
-        return known.write(model, aside), True
+        return sizes.write(model, aside), True
 
 
 def _lora(wanted: EncoderOptions) -> LoraConfig | None:

@@ -21,17 +21,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.data.batches import plan_batches
 from nvret_jax.models import encoder as encoder_lib
+from nvret_jax.models.buckets import plan_batches
 from nvret_jax.models.stream import block_rows
 from nvret_jax.plan import flops as flops_lib
 from nvret_jax.plan.chips import Chip
 from nvret_jax.plan.flops import Flops
 from nvret_jax.plan.hlo import Collective, Program
 from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
-from nvret_jax.search import memory
-from nvret_jax.search import steps as search_steps
-from nvret_jax.search.grouped import group_size
+from nvret_jax.search.index import memory
+from nvret_jax.search.index import steps as search_steps
+from nvret_jax.search.index.grouped import group_size
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

@@ -21,16 +21,16 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.plan.lengths import Drawn, Lengths, usual
 from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
 from nvret_jax.plan.steps import Step, chosen, compile_step
-from nvret_jax.training import ring
-from nvret_jax.training.encode import ACCELERATOR_CHUNK_TOKENS, chunk_rows
+from nvret_jax.training.batches.length_groups import Groups
+from nvret_jax.training.gradcache import ACCELERATOR_CHUNK_TOKENS, chunk_rows
 from nvret_jax.training.loop import check_batch
-from nvret_jax.training.losses import Loss
+from nvret_jax.training.loss import ring
+from nvret_jax.training.loss.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer
 from nvret_jax.training.options import Training
 from nvret_jax.training.step import init_optimizer, make_step
-from nvret_jax.training.widths import Groups
 
-_BUCKET = 16  # of batch lengths, as in training/examples.py
+_BUCKET = 16  # of batch lengths, as in training/batches/examples.py
 
 
 def train_step(

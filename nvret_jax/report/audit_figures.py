@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nvret_jax.mining.audit import Row
+from nvret_jax.mining.audit.audit import Row
 from nvret_jax.report import figures
 from nvret_jax.report.figures import CEILING, DROPPED, INK, LINE, MUTED, NEGATIVE, POSITIVE, Chart
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from nvret_jax import artifacts
+from nvret_jax.artifacts import artifact
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.evaluation.retrieval import MEASURE_NAMES
-from nvret_jax.mining.audit import Row
+from nvret_jax.mining.audit.audit import Row
 from nvret_jax.report import audit_figures, figures
 
 # A passage longer than this many characters is folded, showing about this much of it.
@@ -172,7 +172,7 @@ class ReportData:
 
 def write(data: ReportData, path: epath.PathLike) -> None:
     """Builds the page and writes it whole."""
-    artifacts.write_atomic(epath.Path(path), build(data).encode("utf-8"))
+    artifact.write_atomic(epath.Path(path), build(data).encode("utf-8"))
 
 
 def build(data: ReportData) -> str:

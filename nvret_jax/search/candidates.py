@@ -14,7 +14,7 @@ from etils import epath
 from nvret_jax.data import tables
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.search.ranker import Ranker
+from nvret_jax.search.rankers.ranker import Ranker
 
 COLUMNS = ("query_id", "passage_ids", "scores", "positive_ids", "positive_scores")
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import progress
-from nvret_jax.artifacts import Artifact
-from nvret_jax.console import say
+from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.errors import InputError
-from nvret_jax.files import remove, write_atomic
+from nvret_jax.files.atomic import remove, write_atomic
+from nvret_jax.mesh import say
+from nvret_jax.processes import progress
 from nvret_jax.search.store import EmbeddingStore
 
 # (texts, which are wanted: bool [N]) -> (rows, their vectors float32), in any order; called on

@@ -27,10 +27,10 @@ from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.console import say
+from nvret_jax.artifacts.fingerprints import digest
 from nvret_jax.errors import InputError
-from nvret_jax.files import remove, write_atomic
-from nvret_jax.fingerprints import digest
+from nvret_jax.files.atomic import remove, write_atomic
+from nvret_jax.mesh import say
 from nvret_jax.training import sums
 from nvret_jax.training.sums import DamagedCheckpoint
 

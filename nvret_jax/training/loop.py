@@ -28,23 +28,23 @@ from etils import epath
 from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import progress
-from nvret_jax.console import say
 from nvret_jax.errors import InputError, Preempted, stopped
+from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.processes import progress
 from nvret_jax.training import sums
+from nvret_jax.training.batches.examples import local_rows, to_devices
+from nvret_jax.training.batches.length_groups import Grouped, within
 from nvret_jax.training.checkpoint import SCORE, Checkpoints, finished, make_sound
-from nvret_jax.training.encode import chunk_budget
-from nvret_jax.training.examples import local_rows, to_devices
-from nvret_jax.training.losses import Loss
+from nvret_jax.training.gradcache import chunk_budget
+from nvret_jax.training.initial import check_start, load_trained, randomised, started
+from nvret_jax.training.loss.losses import Loss
+from nvret_jax.training.metric_writer import MetricWriter, NoWriter, read_metrics, restore
 from nvret_jax.training.optimizer import make_optimizer, schedule
 from nvret_jax.training.options import BEST, LAST, STUDENT, Training
 from nvret_jax.training.preemption import FLAGS, Preemption, mains
 from nvret_jax.training.stage import Batches, Places, Stage
-from nvret_jax.training.start import check_start, load_trained, randomised, started
 from nvret_jax.training.step import init_optimizer, make_step
-from nvret_jax.training.widths import Grouped, within
-from nvret_jax.training.writer import MetricWriter, NoWriter, read_metrics, restore
 
 __all__ = [
     "Batches",

@@ -25,7 +25,7 @@ from nvret_jax.options import (
     whole,
 )
 from nvret_jax.search.options import MOST_TOKENS
-from nvret_jax.training.loss_options import Loss
+from nvret_jax.training.loss.options import Loss
 
 SHARE_UNITS = ("epochs", "weight")
 BATCHES = ("homogeneous", "mixed")

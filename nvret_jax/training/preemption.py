@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import stops
+from nvret_jax.processes import stops
 
 FLAGS = "preempted"  # its name in a batch and among the metrics of a step
 

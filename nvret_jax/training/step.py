@@ -17,9 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.encode import Texts, encode_sides, fsdp_way, whole_weights
-from nvret_jax.training.losses import Loss, batch_loss
-from nvret_jax.training.multivector import token_mask
+from nvret_jax.training.gradcache import Texts, encode_sides, fsdp_way, whole_weights
+from nvret_jax.training.loss.losses import Loss, batch_loss
+from nvret_jax.training.loss.maxsim import token_mask
 from nvret_jax.training.preemption import FLAGS
 
 Metrics = dict[str, jax.Array]

@@ -18,7 +18,7 @@ from etils import epath
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.files import files_below, remove, sha256_of, write_atomic
+from nvret_jax.files.atomic import files_below, remove, sha256_of, write_atomic
 
 _SUMS, _METRICS = "{}.sums.json", "{}.metrics.jsonl"
 _OWN = re.compile(r"(\d+)\.(sums\.json|metrics\.jsonl)")

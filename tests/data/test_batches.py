@@ -11,14 +11,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret_jax.data.batches import (
-    batch_size,
-    bucket,
-    length_buckets,
-    pad_batch,
-    plan_batches,
-)
 from nvret_jax.errors import InputError
+from nvret_jax.models.buckets import batch_size, bucket, length_buckets, pad_batch, plan_batches
 from nvret_jax.models.encoder import TOKENS_PER_DEVICE
 from nvret_jax.models.stream import block_rows
 

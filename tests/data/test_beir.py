@@ -9,7 +9,7 @@ import pytest
 
 from nvret_jax.data import beir, mapped
 from nvret_jax.data.beir import read_beir
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError
 
 CORPUS = [

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvret_jax.data import hub
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError
 
 CORPUS = {"_id": ["007", "08"], "title": ["", "T"], "text": ["seven", "eight"]}

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvret_jax.data import labelled
-from nvret_jax.data.dataset import load_dataset
-from nvret_jax.data.source import Source, parse
+from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError
+from nvret_jax.files.source import Source, parse
 
 ROWS = [
     {"text": "where is my card", "label": 0, "label_text": "Card arrival", "split": "train"},

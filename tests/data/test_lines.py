@@ -2,8 +2,8 @@
 
 import pytest
 
-from nvret_jax.data.lines import Mistakes, lines
 from nvret_jax.errors import InputError
+from nvret_jax.files.lines import Mistakes, lines
 
 
 def test_lines_keep_their_numbers_and_lose_marks_and_line_ends(tmp_path):

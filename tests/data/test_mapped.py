@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvret_jax.data import dataset, mapped
-from nvret_jax.data.dataset import TextTable, content_hash, load_dataset
+from nvret_jax.data.dataset import TextTable, content_hash
+from nvret_jax.data.load import load_dataset
 from nvret_jax.data.mapped import IdRows, MappedTexts, TextWriter
 
 

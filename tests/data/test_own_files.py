@@ -6,7 +6,7 @@ import own_files
 import pytest
 import tiny_models
 
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.load import load_dataset
 
 COMMANDS = own_files.commands()
 # Sources whose negatives come with them.

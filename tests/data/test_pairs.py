@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from absl import logging
 
-from nvret_jax.data.dataset import load_dataset
 from nvret_jax.data.interchange.rows import content_id
+from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError
 
 TEXTS = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from own_files import EMPTY, prepare
 
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -109,7 +109,7 @@ def test_tensorflow_is_not_imported(tmp_path):
     folder = beir(tmp_path / "beir" / "tiny" / "1.0.0", 1)
     program = (
         "import sys\n"
-        "from nvret_jax.data.dataset import load_dataset\n"
+        "from nvret_jax.data.load import load_dataset\n"
         f"load_dataset('tfds:{folder}')\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from nvret_jax.data.tokenizer import Tokenizer
 from nvret_jax.errors import InputError
+from nvret_jax.models.pretrained.tokenizer import Tokenizer
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] a b c wing lift ##s drag , .".split()
 

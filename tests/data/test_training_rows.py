@@ -6,7 +6,7 @@ import pytest
 from interchange import interchange_samples as samples
 
 from nvret_jax.data import interchange
-from nvret_jax.data.dataset import READERS, ROW_FORMATS, load_dataset
+from nvret_jax.data.load import READERS, ROW_FORMATS, load_dataset
 from nvret_jax.errors import InputError
 
 

@@ -14,7 +14,7 @@ import command
 import tiny_models
 import tiny_project
 
-from nvret_jax import convert
+from nvret_jax.commands import convert
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
@@ -67,11 +67,10 @@ def run_shell(line: str, more: list[str]) -> str:
     words = shlex.split(line)
     assert words[:2] == ["python", "-m"], line
     module, arguments = words[2], words[3:]
-    if module == "nvret_jax.convert" or arguments[:1] == ["convert"]:
+    if arguments[:1] == ["convert"]:
         out = io.StringIO()
-        arguments = arguments[1:] if arguments[:1] == ["convert"] else arguments
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            assert convert.main(arguments) == 0, line
+            assert convert.main(arguments[1:]) == 0, line
         return out.getvalue()
     assert module in ("nvret_jax.main", "nvret_jax"), line
     done = command.inside(*arguments, *more, "--config.distributed.mode=off")

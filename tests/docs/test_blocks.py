@@ -16,8 +16,8 @@ import doc_blocks
 import pytest
 from doc_blocks import ROOT, blocks, filled, pattern, run_shell, shell_commands
 
-from nvret_jax import checks, overrides
 from nvret_jax import config as config_lib
+from nvret_jax.config import checks, overrides
 
 SCALING, EVALUATION = "docs/scaling.md", "docs/evaluation.md"
 # (page, first line) -> why the block itself does not run in these tests.
@@ -168,14 +168,14 @@ def test_the_readme_and_the_pages_that_use_its_run(place, capsys):
         if kind(block) == "here":
             perform(block, place, {})
     shutil.copy(place / "runs/mine/evaluation/mine.trec", place / "run.trec")
-    run_shell("python -m nvret_jax.convert workdir:runs/mine nemo:data", [])
+    run_shell("python -m nvret_jax convert workdir:runs/mine nemo:data", [])
     for block in blocks("docs/interchange.md"):
         perform(block, place, {})
     lost = capsys.readouterr().out  # `convert.convert` prints
     assert (place / "converted/corpus.jsonl").exists(), lost
     page = (ROOT / "docs/interchange.md").read_text()
     (line,) = re.findall(r"`(out\.parquet: this format has no place for [^`]*)`", page)
-    said = run_shell("python -m nvret_jax.convert workdir:runs/mine st-triplet:out.parquet", [])
+    said = run_shell("python -m nvret_jax convert workdir:runs/mine st-triplet:out.parquet", [])
     assert re.search(pattern(line), said), said
 
 
@@ -210,7 +210,7 @@ def test_overrides_that_are_listed_are_accepted():
 
 
 def test_labelled_rows_are_read(tmp_path):
-    from nvret_jax.data.dataset import load_dataset
+    from nvret_jax.data.load import load_dataset
 
     (block,) = blocks("docs/labelled.md")
     file = tmp_path / "rows.jsonl"

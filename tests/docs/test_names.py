@@ -14,9 +14,9 @@ from doc_blocks import ROOT
 import nvret_jax.api
 from nvret_jax import config as config_lib
 from nvret_jax.config import STAGES
-from nvret_jax.data.dataset import READERS
 from nvret_jax.data.interchange import FORMATS
-from nvret_jax.teachers import SCHEMES
+from nvret_jax.data.load import READERS
+from nvret_jax.search.rankers.teachers import SCHEMES
 
 PAGES = [*doc_blocks.PAGES, "CHANGELOG.md"]
 DOCSTRINGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py"))
@@ -125,7 +125,7 @@ def test_stages_extras_flags_and_configs_exist(page):
     extras = project["optional-dependencies"]
     for listed in re.findall(r"'\.\[([\w,]+)\]'", text):
         assert set(listed.split(",")) <= set(extras)
-    source = text_of("nvret_jax/command.py")
+    source = text_of("nvret_jax/commands/train.py")
     flags = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
     known = {"workdir", "stages", "dry_run", "plan", "plan_passages"}
     assert known <= flags
@@ -151,7 +151,7 @@ def test_every_format_has_a_row():
 
 
 def test_every_option_of_the_loss_is_described():
-    from nvret_jax.training.losses import Loss
+    from nvret_jax.training.loss.losses import Loss
 
     page = text_of("docs/training.md")
     for field in dataclasses.fields(Loss):
@@ -168,7 +168,7 @@ def test_pages_do_not_speak_in_private_metaphors():
 
 
 def test_the_page_of_options_is_that_of_the_code():
-    from nvret_jax import config_help
+    from nvret_jax.config import reference
 
-    message = "run: python -m nvret_jax.config_help > docs/options.md"
-    assert text_of("docs/options.md") == config_help.page(), message
+    message = "run: python -m nvret_jax.config.reference > docs/options.md"
+    assert text_of("docs/options.md") == reference.page(), message

@@ -18,7 +18,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "models"))
 import tiny_models  # noqa: E402
 
-from nvret_jax.models.resolve import DEFAULT_MODEL, resolve  # noqa: E402
+from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, resolve  # noqa: E402
 
 SETTINGS = {
     "bert": {"model_type": "bert"},

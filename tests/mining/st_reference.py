@@ -24,18 +24,18 @@ from sentence_transformers.util import mine_hard_negatives
 
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.interchange import sentence_transformers as forms
-from nvret_jax.data.interchange.fields import Notes
 from nvret_jax.data.interchange.rows import from_negatives
 from nvret_jax.data.ragged import Ragged
+from nvret_jax.files.fields import Notes
 from nvret_jax.mining.miner import Teacher, mine
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Options, compatible
 from nvret_jax.mining.rescoring import rescore
 from nvret_jax.mining.rules import Rule, anchors
 from nvret_jax.mining.survivors import Tasks, survivors
-from nvret_jax.search.backend import make_index
 from nvret_jax.search.candidates import Candidates, find
-from nvret_jax.search.ranker import DenseRanker
+from nvret_jax.search.index.backend import make_index
+from nvret_jax.search.rankers.ranker import DenseRanker
 
 torch.set_num_threads(1)  # these products are tiny
 FILTERS = ("max_score", "min_score", "absolute_margin", "relative_margin")

@@ -14,8 +14,8 @@ from nvret_jax.data.hashing import stable_hash, uniform01
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.comparison import table_text
-from nvret_jax.mining import audit as audit_lib
-from nvret_jax.mining import hidden as hidden_lib
+from nvret_jax.mining.audit import audit as audit_lib
+from nvret_jax.mining.audit import holdout as hidden_lib
 from nvret_jax.mining.options import Audit, Options
 from nvret_jax.mining.rules import Rule
 
@@ -294,8 +294,8 @@ def test_cranfield_gives_the_shares_found_before():
         pytest.skip("needs NVRET_DATA (a folder with cranfield in BEIR layout)")
     import nvret_jax.api as nv
     from nvret_jax.search import candidates as candidates_lib
-    from nvret_jax.search.backend import make_index
-    from nvret_jax.search.ranker import DenseRanker
+    from nvret_jax.search.index.backend import make_index
+    from nvret_jax.search.rankers.ranker import DenseRanker
 
     data = nv.load_dataset(f"beir:{folder}/cranfield")
     positives = {q: ids for split in data.qrels for q, ids in data.positives(split).items()}

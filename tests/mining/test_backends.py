@@ -12,8 +12,8 @@ from nvret_jax.mining.miner import Teacher, mine
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.rules import Rule
 from nvret_jax.search import candidates
-from nvret_jax.search.backend import make_index
-from nvret_jax.search.ranker import DenseRanker
+from nvret_jax.search.index.backend import make_index
+from nvret_jax.search.rankers.ranker import DenseRanker
 
 
 def mined(backend, queries_qd, passages_nd, positives, options, depth):

@@ -11,9 +11,9 @@ from mining_reference import MatrixRanker, table
 
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.mining import calibrate as calibrate_lib
-from nvret_jax.mining import hidden as hidden_lib
-from nvret_jax.mining import unlabelled
+from nvret_jax.mining.audit import calibrate as calibrate_lib
+from nvret_jax.mining.audit import holdout as hidden_lib
+from nvret_jax.mining.audit import rank_estimate
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.rules import Rule
 
@@ -228,11 +228,11 @@ def _estimates(scores_qn, rows, known, percents):
         excluded=Ragged.from_rows([[]] * count, np.int32),
         query_ids=[f"q{i}" for i in range(count)],
     )
-    law = unlabelled.rank_law(hidden)
+    law = rank_estimate.rank_law(hidden)
     passage_ids = [f"p{i}" for i in range(scores_qn.shape[1])]
     for percent in percents:
         trial = hidden_lib.try_rule(hidden, Options(), Rule(percent=percent), passage_ids)
-        share, drawn = unlabelled.estimate(trial, hidden, law, resamples=300, seed=0)
+        share, drawn = rank_estimate.estimate(trial, hidden, law, resamples=300, seed=0)
         upper = hidden_lib.interval(drawn)[1]
         yield percent, share, upper, share_at(scores_qn, rows, known, percent)
 
@@ -296,11 +296,11 @@ def test_without_labels_the_estimate_is_the_formula():
         excluded=Ragged.from_rows([[]] * 40, np.int32),
         query_ids=[f"q{i}" for i in range(40)],
     )
-    law = unlabelled.rank_law(hidden)
+    law = rank_estimate.rank_law(hidden)
     assert (law.first, law.relevant) == (1, 2)
     one = Options(num_negatives=1)
     trial = hidden_lib.try_rule(hidden, one, Rule("naive"), [f"p{i}" for i in range(12)])
-    share, drawn = unlabelled.estimate(trial, hidden, law, resamples=100, seed=0)
+    share, drawn = rank_estimate.estimate(trial, hidden, law, resamples=100, seed=0)
     # Behind a positive that is first stands rank 2: (2 - 1) 0.25 / 0.75; elsewhere rank 1:
     # (2 - 1) 0.5 / 0.5.
     assert share == pytest.approx(0.5 * (1 / 3) + 0.5 * 1)

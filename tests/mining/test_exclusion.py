@@ -10,10 +10,10 @@ from nvret_jax.data.normalize import normalize
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
-from nvret_jax.mining import documents, exclusion, neighbours, overlap
-from nvret_jax.mining.exclusion import Exclusions, Reason
+from nvret_jax.mining.exclude import documents, exclusion, neighbours, overlap
+from nvret_jax.mining.exclude.exclusion import Exclusions, Reason
 from nvret_jax.mining.options import Exclude
-from nvret_jax.search import backend
+from nvret_jax.search.index import backend
 
 
 def lists(ragged):

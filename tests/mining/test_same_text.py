@@ -11,8 +11,9 @@ from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.normalize import normalize
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText, share_positives
-from nvret_jax.mining import exclusion, sampling
-from nvret_jax.mining.exclusion import Reason
+from nvret_jax.mining import sampling
+from nvret_jax.mining.exclude import exclusion
+from nvret_jax.mining.exclude.exclusion import Reason
 from nvret_jax.mining.options import Exclude
 
 few = settings(max_examples=25, deadline=None)

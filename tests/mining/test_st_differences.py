@@ -14,7 +14,7 @@ import st_reference as st
 from mining_reference import MatrixRanker, table
 
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.mining.exclusion import own_text
+from nvret_jax.mining.exclude.exclusion import own_text
 from nvret_jax.mining.miner import Teacher, mine
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.rules import Rule

@@ -19,12 +19,12 @@ pytest.importorskip("sentence_transformers")
 import sentence_transformers
 import st_reference as st
 
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.load import load_dataset
 from nvret_jax.mining.rules import anchors
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.resolve import DEFAULT_MODEL, resolve
-from nvret_jax.search.backend import make_index
-from nvret_jax.search.ranker import DenseRanker
+from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, resolve
+from nvret_jax.search.index.backend import make_index
+from nvret_jax.search.rankers.ranker import DenseRanker
 
 pytestmark = pytest.mark.parity
 NEAR = {"their vectors": 1e-6, "our vectors": 2e-6}  # of scores, by who embedded

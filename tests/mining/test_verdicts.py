@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.mining.options import VERDICT_MODES
-from nvret_jax.mining.verdicts import (
+from nvret_jax.mining.exclude.verdicts import (
     WORDS,
     Answer,
     Verdicts,
     read_verdicts,
     write_questions,
 )
+from nvret_jax.mining.options import VERDICT_MODES
 
 QUERIES = TextTable(tuple(f"q{i}" for i in range(6)), [f"query {i}" for i in range(6)])
 CORPUS = TextTable(tuple(f"p{i}" for i in range(12)), [f"passage {i}" for i in range(12)])

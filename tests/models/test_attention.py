@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nvret_jax.errors import InputError
-from nvret_jax.models.attention import attention
+from nvret_jax.models.attention.attention import attention
 from nvret_jax.models.pooling import l2_normalize, pool
 
 RNG = np.random.default_rng(0)

@@ -270,8 +270,8 @@ def test_key_tables_fit_the_models_at_their_real_sizes(name):
     """Every key and shape transformers has for the model, and no other; nothing is allocated."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from nvret_jax.models import weights
-    from nvret_jax.models.families import FAMILIES
+    from nvret_jax.models.backbones.families import FAMILIES
+    from nvret_jax.models.pretrained import weights
 
     model_type, sizes = REAL[name]
     config = transformers.AutoConfig.for_model(model_type, **sizes)

@@ -9,8 +9,8 @@ from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models.bert import Bert, BertConfig, check_mesh
-from nvret_jax.models.layer import Options
+from nvret_jax.models.backbones.bert import Bert, BertConfig, check_mesh
+from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.options import REMAT
 
 CONFIG = BertConfig.from_hf(tiny_models.config())
@@ -72,7 +72,7 @@ def test_dropout_belongs_to_the_example(mesh):
 
 
 def test_dropout_keeps_the_mean(mesh):
-    from nvret_jax.models.layer import dropout
+    from nvret_jax.models.backbones.layer import dropout
 
     x = jnp.ones((4, 5000))
     keys = jax.random.split(jax.random.key(0), 4)

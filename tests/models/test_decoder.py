@@ -11,10 +11,10 @@ from tiny_backbones import CASES, DECODERS, TEXTS
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models.decoder_config import DecoderConfig, check_mesh
+from nvret_jax.models.backbones.decoder_config import DecoderConfig, check_mesh
+from nvret_jax.models.backbones.families import FAMILIES
+from nvret_jax.models.backbones.rope import Rope, inverse_frequencies
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.families import FAMILIES
-from nvret_jax.models.rope import Rope, inverse_frequencies
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_grouped_attention_is_refused_where_there_is_none(tmp_path):
 def test_long_texts_go_through_in_blocks_and_give_the_same(causal, window, monkeypatch):
     import jax.numpy as jnp
 
-    from nvret_jax.models import grouped_attention as module
+    from nvret_jax.models.attention import grouped as module
 
     rng = np.random.default_rng(0)
     q = jnp.asarray(rng.standard_normal((2, 21, 2, 3, 4)), jnp.float32)

@@ -14,7 +14,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.models import encoder as encoder_lib
 from nvret_jax.models import stream as stream_lib
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.resolve import DEFAULT_MODEL, PACKAGES
+from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, PACKAGES
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TEXTS = tiny_models.texts(40)

@@ -11,7 +11,7 @@ import safetensors.numpy
 import tiny_models
 
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.resolve import DEFAULT_MODEL, resolve
+from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, resolve
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 2e-5

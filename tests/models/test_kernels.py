@@ -14,14 +14,14 @@ import virtual_devices
 from tiny_backbones import TEXTS
 
 from nvret_jax.errors import InputError
-from nvret_jax.models import cudnn, kernels, splash
 from nvret_jax.models import encoder as encoder_lib
-from nvret_jax.models.attention import attention
-from nvret_jax.models.bert import Bert, BertConfig
+from nvret_jax.models.attention import cudnn, kernels, splash
+from nvret_jax.models.attention.attention import attention
+from nvret_jax.models.attention.grouped import grouped_attention
+from nvret_jax.models.backbones.bert import Bert, BertConfig
+from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.grouped_attention import grouped_attention
-from nvret_jax.models.layer import Options
 
 # name -> tokens, lengths, kv heads, group, head width, causal, window
 CASES = {

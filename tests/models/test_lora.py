@@ -16,9 +16,10 @@ from tiny_backbones import TEXTS
 
 from nvret_jax.errors import InputError
 from nvret_jax.export.sentence_transformers import export
-from nvret_jax.models import lora, weights
+from nvret_jax.models import lora
+from nvret_jax.models.backbones.families import FAMILIES
 from nvret_jax.models.encoder import Encoder, LoraConfig
-from nvret_jax.models.families import FAMILIES
+from nvret_jax.models.pretrained import weights
 
 CONFIG = LoraConfig(rank=3, alpha=6.0, targets=("q_proj", "o_proj", "mlp.down_proj"))
 

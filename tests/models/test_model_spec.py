@@ -7,9 +7,9 @@ import tiny_models
 
 from nvret_jax.errors import InputError
 from nvret_jax.export.sentence_transformers import export
-from nvret_jax.models import spec as spec_lib
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.spec import read_spec
+from nvret_jax.models.pretrained import spec as spec_lib
+from nvret_jax.models.pretrained.spec import read_spec
 
 
 @pytest.fixture

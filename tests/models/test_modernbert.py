@@ -7,8 +7,8 @@ import tiny_backbones
 from tiny_backbones import TEXTS
 
 from nvret_jax.errors import InputError
+from nvret_jax.models.backbones.modernbert import ModernBertConfig
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.modernbert import ModernBertConfig
 
 NAMES = ["modernbert", "modernbert-biases"]
 
@@ -55,7 +55,7 @@ def test_a_local_layer_sees_its_surroundings_only(encoders):
     import jax
     from flax import nnx
 
-    from nvret_jax.models.modernbert import ModernBert
+    from nvret_jax.models.backbones.modernbert import ModernBert
 
     config = tiny_backbones.config("modernbert") | {
         "layer_types": ["sliding_attention"] * 4,

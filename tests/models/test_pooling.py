@@ -13,8 +13,8 @@ from tiny_backbones import LATE, TEXTS
 
 from nvret_jax.errors import InputError
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.late_interaction import LateInteraction, read
 from nvret_jax.models.pooling import DenseConfig, pool
+from nvret_jax.models.pretrained.late_interaction import LateInteraction, read
 
 RNG = np.random.default_rng(0)
 

@@ -13,10 +13,10 @@ from tokenizers import pre_tokenizers, processors
 from nvret_jax.errors import InputError
 from nvret_jax.export.sentence_transformers import export
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.models import model_tokenizer
+from nvret_jax.models import tokenize
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.model_tokenizer import common_prefix
-from nvret_jax.training.examples import Examples
+from nvret_jax.models.tokenize import common_prefix
+from nvret_jax.training.batches.examples import Examples
 
 SPACE, TIGHT = "ask a question: ", "ask a question:"
 
@@ -182,7 +182,7 @@ def test_a_length_without_room_behind_the_prompt_is_refused(folder, kind):
 def test_a_lower_cased_prompt_is_counted_as_it_is_read(folder):
     upper = load(folder, SPACE.upper())
     spec = dataclasses.replace(upper.spec, lowercase=True)
-    texts = model_tokenizer.TextTokens(spec, upper.tokenizer, upper.folder)
+    texts = tokenize.TextTokens(spec, upper.tokenizer, upper.folder)
     tokens = texts.tokenize(["Wing"], "query")
     expected = load(folder).tokenize(["wing"], kind="query")
     np.testing.assert_array_equal(tokens[0], expected[0])

@@ -13,10 +13,11 @@ import jax
 import pytest
 from flax import nnx
 
-from nvret_jax.models import embedding_model, known
-from nvret_jax.models.layer import Options
-from nvret_jax.models.spec import read_spec
-from nvret_jax.models.weights import BERT_TABLE
+from nvret_jax.models import embedding_model
+from nvret_jax.models.backbones.layer import Options
+from nvret_jax.models.pretrained import sizes
+from nvret_jax.models.pretrained.spec import read_spec
+from nvret_jax.models.pretrained.weights import BERT_TABLE
 
 ROOT = pathlib.Path(__file__).parent / "real_configs"
 
@@ -113,10 +114,10 @@ def test_a_published_model_is_read_and_built_as_its_maker_states(name):
     assert parameters(spec) == stated.parameters
 
 
-@pytest.mark.parametrize("name", known.KNOWN)
+@pytest.mark.parametrize("name", sizes.KNOWN)
 def test_the_table_of_known_sizes_says_what_the_folders_say(name, tmp_path):
     real, _ = read_spec(folder(name))
-    table, _ = read_spec(known.write(name, tmp_path))
+    table, _ = read_spec(sizes.write(name, tmp_path))
     assert table.backbone == real.backbone
     assert (table.pooling, table.normalize) == (real.pooling, real.normalize)
     assert (table.width, table.max_length) == (real.width, real.max_length)

@@ -5,9 +5,9 @@ import pytest
 import tiny_models
 
 from nvret_jax.errors import InputError
-from nvret_jax.models import resolve as resolve_lib
-from nvret_jax.models.resolve import DEFAULT_MODEL, PACKAGES, resolve
-from nvret_jax.models.weights import file_sha256
+from nvret_jax.models.pretrained import resolve as resolve_lib
+from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, PACKAGES, resolve
+from nvret_jax.models.pretrained.weights import file_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +198,7 @@ def test_a_repository_without_safetensors_says_what_it_has(tmp_path, monkeypatch
     (folder / file).parent.mkdir(parents=True)
     (folder / file).write_text("")
     (folder / "config.json").write_text("{}")
-    from nvret_jax.models.weights import weight_files
+    from nvret_jax.models.pretrained.weights import weight_files
 
     if "/" not in file:
         with pytest.raises(InputError, match=message):

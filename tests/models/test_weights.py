@@ -10,8 +10,8 @@ from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models import weights
-from nvret_jax.models.bert import Bert, BertConfig
+from nvret_jax.models.backbones.bert import Bert, BertConfig
+from nvret_jax.models.pretrained import weights
 
 HF = tiny_models.config()
 CONFIG = BertConfig.from_hf(HF)

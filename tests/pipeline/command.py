@@ -16,10 +16,11 @@ import tiny_project
 import virtual_devices
 from absl.testing import flagsaver
 
-from nvret_jax import command, main, pipeline
+from nvret_jax import main, pipeline
+from nvret_jax.commands import train
 
 # These, and libraries that they load, define flags; `flagsaver` must know them before.
-assert command.main
+assert train.main
 assert pipeline.run
 CONFIG = f"--config={tiny_project.ROOT / 'configs' / 'quickstart.py'}"
 

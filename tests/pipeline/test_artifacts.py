@@ -5,9 +5,9 @@ import json
 import pytest
 from etils import epath
 
-from nvret_jax.artifacts import Digest, write_atomic
+from nvret_jax.artifacts.artifact import Digest, write_atomic
+from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.errors import InputError
-from nvret_jax.workdir import Workdir
 
 CONFIG = {
     "name": "x",

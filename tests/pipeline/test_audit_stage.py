@@ -7,7 +7,7 @@ import command
 import pytest
 import tiny_project
 
-from nvret_jax.mining.audit import COLUMNS, read_csv
+from nvret_jax.mining.audit.audit import COLUMNS, read_csv
 
 AUDIT = f"--config={tiny_project.ROOT / 'configs' / 'audit.py'}"
 
@@ -88,7 +88,7 @@ def test_another_audit_value_makes_the_audit_again_and_nothing_before_it(audited
 
 
 def test_a_value_is_calibrated_and_written_down(project, tmp_path, monkeypatch):
-    monkeypatch.setattr("nvret_jax.mining.calibrate.ENOUGH", 4)
+    monkeypatch.setattr("nvret_jax.mining.audit.calibrate.ENOUGH", 4)
     workdir = tmp_path / "w"
     result = command.inside(
         command.CONFIG,

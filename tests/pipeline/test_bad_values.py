@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import recipe_project
 
-from nvret_jax import api, blocks, checks, options, pipeline
+from nvret_jax import api, options, pipeline
 from nvret_jax import config as config_lib
+from nvret_jax.config import checks
 from nvret_jax.errors import InputError
 from nvret_jax.mining.options import Options
-from nvret_jax.options import Choice, Combined, Either, Flag, Many, Number, Text
-from nvret_jax.training.losses import Loss
+from nvret_jax.options import Choice, Combined, Either, Flag, Many, Number, Text, blocks
+from nvret_jax.training.loss.losses import Loss
 
 NAN, INF = math.nan, math.inf
 HUGE = (10**9, 10**12, 10**18, 10**30, -(10**30), 1e308)

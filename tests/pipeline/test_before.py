@@ -11,7 +11,7 @@ import doc_blocks
 import pytest
 import tiny_project
 
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.load import load_dataset
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.pipeline import closing, truncation
 

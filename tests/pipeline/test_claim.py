@@ -13,14 +13,14 @@ import command
 import pytest
 import tiny_project
 
-from nvret_jax import claim as claim_lib
-from nvret_jax.claim import RECORD, Claim
+from nvret_jax.artifacts import claim as claim_lib
+from nvret_jax.artifacts.claim import RECORD, Claim
+from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.errors import InputError
-from nvret_jax.workdir import Workdir
 
 HOLD = """
 import sys, time
-from nvret_jax.claim import Claim
+from nvret_jax.artifacts.claim import Claim
 held = Claim(sys.argv[1])
 print("held", flush=True)
 time.sleep(600)

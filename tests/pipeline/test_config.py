@@ -6,10 +6,11 @@ import pathlib
 import command
 import pytest
 
-from nvret_jax import blocks, checks
 from nvret_jax import config as config_lib
+from nvret_jax.config import checks
 from nvret_jax.errors import InputError
 from nvret_jax.mining.options import Mining
+from nvret_jax.options import blocks
 from nvret_jax.training.options import Training
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -129,12 +130,12 @@ def test_all_mistakes_come_in_one_message():
 
 
 def test_the_words_of_choices_are_those_that_modules_act_on():
-    from nvret_jax.mining import exclusion
+    from nvret_jax.mining.exclude import exclusion
     from nvret_jax.mining.options import OWN_TEXT
     from nvret_jax.models import pooling
     from nvret_jax.models.options import POOLINGS
-    from nvret_jax.training import losses
-    from nvret_jax.training.loss_options import TERMS
+    from nvret_jax.training.loss import losses
+    from nvret_jax.training.loss.options import TERMS
 
     assert set(OWN_TEXT) == {*exclusion.FORMS, "off"}
     assert POOLINGS == pooling.MODES

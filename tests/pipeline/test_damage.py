@@ -15,8 +15,8 @@ import pytest
 import tiny_project
 from breakage import cut, remove, write
 
-from nvret_jax import artifacts
-from nvret_jax import workdir as workdir_lib
+from nvret_jax.artifacts import artifact
+from nvret_jax.artifacts import workdir as workdir_lib
 from nvret_jax.search import candidates
 from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.training import loop
@@ -167,7 +167,7 @@ def test_a_full_disk(pristine, tmp_path, monkeypatch, place):
     target = {
         "table": (pyarrow.parquet, "write_table"),
         "embeddings": (EmbeddingStore, "write_chunk"),  # in a thread
-        "record": (artifacts.Artifact, "_prepared"),
+        "record": (artifact.Artifact, "_prepared"),
         "config.json": (workdir_lib, "write_atomic"),
     }[place]
     argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine)]

@@ -8,7 +8,7 @@ import pytest
 import tiny_models
 import tiny_project
 
-from nvret_jax import convert
+from nvret_jax.commands import convert
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import tiny_project
 
 from nvret_jax import pipeline
 from nvret_jax.api import Encoder
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.artifacts.workdir import Workdir
+from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError
 from nvret_jax.pipeline import train as train_stage
 from nvret_jax.pipeline.state import Run
-from nvret_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module", params=[pytest.param("seen", marks=pytest.mark.slow), "unseen"])

@@ -11,9 +11,9 @@ import tiny_project
 
 from nvret_jax import config as config_lib
 from nvret_jax import pipeline
+from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.pipeline.state import Run
 from nvret_jax.training.checkpoint import Checkpoints
-from nvret_jax.workdir import Workdir
 
 STEADY = {"schedule": "constant", "warmup": 2, "chunk_tokens": -1}
 

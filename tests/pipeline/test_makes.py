@@ -23,9 +23,9 @@ from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.pipeline import audit, embed, evaluate, export, mine, report, search, train
 from nvret_jax.pipeline.exclusions import Excluder
 from nvret_jax.report.options import Report
-from nvret_jax.search.backend import make_index
+from nvret_jax.search.index.backend import make_index
 from nvret_jax.search.options import Embed, Search
-from nvret_jax.search.ranker import DenseRanker
+from nvret_jax.search.rankers.ranker import DenseRanker
 from nvret_jax.training import loop
 from nvret_jax.training.options import Training
 

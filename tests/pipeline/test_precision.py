@@ -7,12 +7,12 @@ import pytest
 import tiny_project
 
 from nvret_jax import config as config_lib
-from nvret_jax import precision
-from nvret_jax.checks import wrong_values
+from nvret_jax.artifacts.workdir import Workdir
+from nvret_jax.config.checks import wrong_values
+from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
-from nvret_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import command
 import pytest
 
 from nvret_jax import pipeline
-from nvret_jax.training.widths import Groups, within
+from nvret_jax.training.batches.length_groups import Groups, within
 
 BM25 = "--config.teacher.model=bm25:"
 REFUSED = {

@@ -9,13 +9,13 @@ import pytest
 import tiny_project
 
 from nvret_jax import config as config_lib
-from nvret_jax import fingerprints
+from nvret_jax.artifacts import fingerprints
+from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.config import flat_keys
+from nvret_jax.config.sets import MINING_STAGES
 from nvret_jax.errors import InputError
-from nvret_jax.pipeline.sets import MINING_STAGES
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
-from nvret_jax.workdir import Workdir
 
 # Values that say where and how a run runs; what comes out is the same.
 NO_MATTER = (

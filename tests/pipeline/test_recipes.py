@@ -8,17 +8,18 @@ import pytest
 import recipe_project
 import tiny_project
 
-from nvret_jax import blocks, pipeline
 from nvret_jax import config as config_lib
+from nvret_jax import pipeline
 from nvret_jax.api import Encoder
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.artifacts.workdir import Workdir
+from nvret_jax.config import sets
+from nvret_jax.data.load import load_dataset
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.options import blocks
 from nvret_jax.pipeline import report as report_stage
-from nvret_jax.pipeline import sets
 from nvret_jax.pipeline import train as train_stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")

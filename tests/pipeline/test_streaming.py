@@ -5,7 +5,7 @@ import pytest
 import tiny_project
 
 from nvret_jax.data import tables
-from nvret_jax.search import memory
+from nvret_jax.search.index import memory
 
 
 @pytest.fixture(scope="module")

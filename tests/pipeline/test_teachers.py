@@ -9,7 +9,7 @@ import tiny_cross_encoders
 import tiny_project
 
 from nvret_jax.data import tables
-from nvret_jax.data.dataset import load_dataset
+from nvret_jax.data.load import load_dataset
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.search.candidates import Candidates

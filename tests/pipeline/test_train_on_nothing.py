@@ -10,9 +10,9 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.pipeline import train
-from nvret_jax.training.blend import Blend, Source
-from nvret_jax.training.examples import Examples
-from nvret_jax.training.loss_options import Loss
+from nvret_jax.training.batches.examples import Examples
+from nvret_jax.training.batches.mixture import Blend, Source
+from nvret_jax.training.loss.options import Loss
 from nvret_jax.training.options import Training
 
 

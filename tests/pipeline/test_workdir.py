@@ -8,11 +8,11 @@ import stat
 
 import pytest
 
-from nvret_jax import fingerprints
-from nvret_jax.artifacts import Damaged
+from nvret_jax.artifacts import fingerprints
+from nvret_jax.artifacts.artifact import Damaged
+from nvret_jax.artifacts.workdir import Workdir, check_table
 from nvret_jax.errors import InputError
-from nvret_jax.files import write_atomic
-from nvret_jax.workdir import Workdir, check_table
+from nvret_jax.files.atomic import write_atomic
 
 CONFIG = {"name": "x", "data": {"train": "pydocs:", "test": "pydocs:"}}
 

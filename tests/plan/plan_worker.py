@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.models.encoder import Encoder, LoraConfig
+from nvret_jax.options import blocks
 from nvret_jax.plan import models, training
-from nvret_jax.training.examples import to_devices
+from nvret_jax.training.batches.examples import to_devices
 from nvret_jax.training.optimizer import make_optimizer
 from nvret_jax.training.options import Training
 from nvret_jax.training.step import init_optimizer

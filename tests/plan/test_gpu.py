@@ -4,8 +4,8 @@ import jax
 import pytest
 import tiny_backbones
 
-from nvret_jax import blocks
 from nvret_jax import config as config_lib
+from nvret_jax.options import blocks
 from nvret_jax.plan import chips, models, training
 from nvret_jax.plan.report import fits, report
 from nvret_jax.training.options import Training

@@ -6,8 +6,9 @@ import pytest
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models import encoder, known
-from nvret_jax.models.spec import read_spec
+from nvret_jax.models import encoder
+from nvret_jax.models.pretrained import sizes
+from nvret_jax.models.pretrained.spec import read_spec
 from nvret_jax.plan import flops, models
 
 # Numbers of weights as the hub shows them, less what an encoder has no use for: BERT's pooler, a
@@ -34,17 +35,17 @@ WIDTHS = {"nvidia/NV-Embed-v2": 4096, "Qwen/Qwen3-Embedding-4B": 2560}
 
 
 def sketched(name, tmp_path, dtype="bfloat16"):
-    spec, _ = read_spec(known.write(name, tmp_path), dtype=dtype)
+    spec, _ = read_spec(sizes.write(name, tmp_path), dtype=dtype)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     return models.sketch(spec, mesh, name=name), mesh
 
 
-@pytest.mark.parametrize("name", known.KNOWN)
+@pytest.mark.parametrize("name", sizes.KNOWN)
 def test_a_known_model_has_as_many_weights_as_its_authors_say(name, tmp_path):
     sketch, _ = sketched(name, tmp_path)
     assert sketch.shape.weights == WEIGHTS[name]
     assert sketch.spec.width == WIDTHS.get(name, sketch.spec.width)
-    assert sketch.spec.max_length == known.KNOWN[name].max_length
+    assert sketch.spec.max_length == sizes.KNOWN[name].max_length
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_float32_is_counted_apart(tmp_path):
 
 
 def test_names_are_found_in_any_case_and_others_refused(tmp_path):
-    known.write("baai/BGE-base-en-v1.5", tmp_path)
+    sizes.write("baai/BGE-base-en-v1.5", tmp_path)
     assert read_spec(tmp_path)[0].pooling == "cls"
     with pytest.raises(InputError, match="nobody/nothing: the table of known architectures has"):
-        known.write("nobody/nothing", tmp_path)
+        sizes.write("nobody/nothing", tmp_path)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tiny_models
 
-from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
+from nvret_jax.config.sets import MAIN_SET
 from nvret_jax.errors import InputError
-from nvret_jax.pipeline.sets import MAIN_SET
+from nvret_jax.options import blocks
 from nvret_jax.plan import lengths, models, training
+from nvret_jax.training.batches.length_groups import Grouped
 from nvret_jax.training.options import Training
-from nvret_jax.training.widths import Grouped
 
 BATCH, NEGATIVES, CHUNK = 32, 3, 128
 

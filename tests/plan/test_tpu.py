@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import pytest
 import tiny_backbones
 
-from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax.errors import InputError
+from nvret_jax.options import blocks
 from nvret_jax.plan import chips, models, steps, training
 from nvret_jax.plan.report import fits, report
-from nvret_jax.search import memory
-from nvret_jax.search import steps as search_steps
+from nvret_jax.search.index import memory
+from nvret_jax.search.index import steps as search_steps
 from nvret_jax.training.options import Training
 
 pytest.importorskip("libtpu", reason="needs libtpu, which compiles for TPUs without one")

@@ -13,10 +13,10 @@ import tiny_backbones
 import tiny_models
 import virtual_devices
 
-from nvret_jax import blocks
 from nvret_jax import config as config_lib
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
+from nvret_jax.options import blocks
 from nvret_jax.plan import models, steps, training
 from nvret_jax.plan.chips import CHIPS
 from nvret_jax.plan.report import advice

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from nvret_jax.mining.audit import Row
+from nvret_jax.mining.audit.audit import Row
 from nvret_jax.report import audit_figures
 
 

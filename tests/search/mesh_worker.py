@@ -18,8 +18,8 @@ import numpy as np
 from search_reference import exclusions, integers
 
 from nvret_jax.mesh import make_mesh
-from nvret_jax.search import exact
-from nvret_jax.search.stream import StreamIndex
+from nvret_jax.search.index import exact
+from nvret_jax.search.index.stream import StreamIndex
 
 
 def cases():

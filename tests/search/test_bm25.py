@@ -11,7 +11,7 @@ from rank_reference import all_scores, assert_ranks_as_its_scores_say
 
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.search.bm25 import METHODS, Bm25Ranker
+from nvret_jax.search.rankers.bm25 import METHODS, Bm25Ranker
 
 WORDS = "wing flow heat shock layer plate body speed cell gene The OF".split()
 

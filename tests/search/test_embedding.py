@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from etils import epath
 
+from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.errors import InputError
 from nvret_jax.search.embedding import embed_texts
 from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.workdir import Workdir
 
 COUNT, WIDTH = 50, 3
 VECTORS = np.random.default_rng(0).normal(size=(COUNT, WIDTH)).astype(np.float32)

@@ -15,7 +15,7 @@ from search_reference import (
 
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import make_mesh
-from nvret_jax.search import exact, grouped, memory, steps
+from nvret_jax.search.index import exact, grouped, memory, steps
 
 ONE = make_mesh(devices=jax.devices()[:1])
 
@@ -178,7 +178,7 @@ def _bad(rows, row, value):
     ],
 )
 def test_bad_input(search, change, words):
-    from nvret_jax.search import faiss_index
+    from nvret_jax.search.index import faiss_index
 
     arguments = {
         "queries_qd": np.ones((2, 3), np.float32),

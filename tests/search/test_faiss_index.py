@@ -15,7 +15,7 @@ from search_reference import (
 
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import make_mesh
-from nvret_jax.search import backend, exact, faiss_index
+from nvret_jax.search.index import backend, exact, faiss_index
 from nvret_jax.search.options import BACKENDS
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.search import exact, memory, steps
+from nvret_jax.search.index import exact, memory, steps
 
 ONE = mesh_lib.make_mesh(devices=jax.devices()[:1])
 

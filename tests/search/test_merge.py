@@ -7,7 +7,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax.mesh import make_mesh
-from nvret_jax.search import steps
+from nvret_jax.search.index import steps
 
 QUERIES, K = 512, 100
 LISTS = 8 * QUERIES * K  # bytes of one device's scores and rows

@@ -9,7 +9,7 @@ from rank_reference import all_scores, assert_ranks_as_its_scores_say
 from nvret_jax.data import hashing
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.search.random_ranker import RandomRanker
+from nvret_jax.search.rankers.random_ranker import RandomRanker
 
 QUERIES = [f"q{i}" for i in range(7)]
 PASSAGES = [f"p{i}" for i in range(41)]
@@ -104,7 +104,7 @@ def test_another_seed_is_another_draw():
 
 def test_ranks_do_not_change_at_tile_borders(monkeypatch):
     want = RandomRanker(QUERIES, PASSAGES, POSITIVES).rank(np.arange(7), 41)
-    monkeypatch.setattr("nvret_jax.search.random_ranker._TILE", 8)
+    monkeypatch.setattr("nvret_jax.search.rankers.random_ranker._TILE", 8)
     got = RandomRanker(QUERIES, PASSAGES, POSITIVES).rank(np.arange(7), 41)
     np.testing.assert_array_equal(got[1], want[1])
 

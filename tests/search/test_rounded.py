@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.search import backend, rounded
-from nvret_jax.search.ranker import DenseRanker
+from nvret_jax.search.index import backend, rounded
+from nvret_jax.search.rankers.ranker import DenseRanker
 
 BFLOAT16 = ml_dtypes.bfloat16
 

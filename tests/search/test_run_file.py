@@ -10,7 +10,7 @@ from rank_reference import rank_by_hand
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.rules import Rule, anchors
-from nvret_jax.search.run_file import RunRanker
+from nvret_jax.search.rankers.run_file import RunRanker
 
 QUERIES = ["q0", "q1", "q2"]
 PASSAGES = [f"p{i}" for i in range(8)]
@@ -118,7 +118,7 @@ def test_the_ceiling_of_a_positive_that_is_not_listed_keeps_nothing(tmp_path, ru
 def test_scores_win_over_ranks_that_contradict_them_and_it_is_said_once(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
-        "nvret_jax.search.run_file.logging.warning", lambda text, *a: said.append(text % a)
+        "nvret_jax.search.rankers.run_file.logging.warning", lambda text, *a: said.append(text % a)
     )
     path = write(tmp_path, ["q0 Q0 p1 1 0.5 t", "q0 Q0 p2 2 0.75 t", "q1 Q0 p1 9 1 t"])
     assert listed(read(path))["q0"] == [("p2", 0.75), ("p1", 0.5)]

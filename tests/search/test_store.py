@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nvret_jax.errors import InputError
-from nvret_jax.search import exact
+from nvret_jax.search.index import exact
 from nvret_jax.search.store import EmbeddingStore
 
 

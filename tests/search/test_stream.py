@@ -12,7 +12,7 @@ from search_reference import assert_same, brute_force, exclusions, integers
 
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import make_mesh
-from nvret_jax.search import backend, exact, memory, resume, steps, stream
+from nvret_jax.search.index import backend, exact, memory, resume, steps, stream
 from nvret_jax.search.store import EmbeddingStore
 
 ONE = make_mesh(devices=jax.devices()[:1])

@@ -9,10 +9,10 @@ import pytest
 
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.search import exact
-from nvret_jax.search.ranker import DenseRanker, gather_rows
+from nvret_jax.search.index import exact
+from nvret_jax.search.rankers.ranker import DenseRanker, gather_rows
+from nvret_jax.search.rankers.vectors import fingerprint, open_pair, open_vectors
 from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.search.vectors import fingerprint, open_pair, open_vectors
 
 FORMS = ("npy", "npz", "parquet", "zarr")
 N, WIDTH = 23, 5

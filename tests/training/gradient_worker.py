@@ -19,10 +19,10 @@ from flax import nnx
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.plan.hlo import Program
-from nvret_jax.training.examples import to_devices
-from nvret_jax.training.losses import Loss, batch_loss
+from nvret_jax.training.batches.examples import to_devices
+from nvret_jax.training.batches.length_groups import Groups
+from nvret_jax.training.loss.losses import Loss, batch_loss
 from nvret_jax.training.step import make_step
-from nvret_jax.training.widths import Groups
 
 ROWS, TOKENS = 16, 12
 LORA = LoraConfig(rank=2, alpha=4.0)

@@ -15,9 +15,9 @@ from flax import nnx
 from loss_reference import make_batch
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.losses import Loss, batch_loss
+from nvret_jax.training.batches.length_groups import Groups, profile
+from nvret_jax.training.loss.losses import Loss, batch_loss
 from nvret_jax.training.step import init_optimizer, make_step
-from nvret_jax.training.widths import Groups, profile
 
 TERMS = ("query_to_passage", "passage_to_query", "query_to_query")
 # name: options, what the batch is like

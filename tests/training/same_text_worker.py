@@ -18,9 +18,9 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.normalize import normalize
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.training.blend import Blend, Source
-from nvret_jax.training.examples import Examples
-from nvret_jax.training.losses import Loss, batch_loss
+from nvret_jax.training.batches.examples import Examples
+from nvret_jax.training.batches.mixture import Blend, Source
+from nvret_jax.training.loss.losses import Loss, batch_loss
 
 BATCH, HARD = 8, 2
 

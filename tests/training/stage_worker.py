@@ -75,7 +75,7 @@ class Batches:
 
 def config(**changes):
     """The options of a short stage; `loss`: a dict of changes."""
-    from nvret_jax.training.loss_options import Loss
+    from nvret_jax.training.loss.options import Loss
     from nvret_jax.training.options import Training
 
     loss = Loss(**changes.pop("loss", {}))

@@ -15,7 +15,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.training import loop
-from nvret_jax.training.examples import Examples
+from nvret_jax.training.batches.examples import Examples
 from nvret_jax.training.options import Training
 
 QUERIES = ["wing flow", "heat", "the gene cell", "shock at speed"]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.training.blend import Blend, Source
-from nvret_jax.training.examples import Examples
+from nvret_jax.training.batches.examples import Examples
+from nvret_jax.training.batches.mixture import Blend, Source
 
 few = settings(max_examples=12, deadline=None)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret_jax.training.deal import ROUND, Deal
+from nvret_jax.training.batches.mixing_order import ROUND, Deal
 
 counts_of_sources = st.lists(st.integers(0, 2500), min_size=1, max_size=5).filter(sum)
 

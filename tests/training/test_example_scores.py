@@ -8,7 +8,7 @@ import pytest
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.training.examples import Examples
+from nvret_jax.training.batches.examples import Examples
 
 QUERIES, PASSAGES = 6, 40
 

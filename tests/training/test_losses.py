@@ -10,7 +10,7 @@ from loss_reference import make_batch, reference
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.training.losses import Loss, batch_loss
+from nvret_jax.training.loss.losses import Loss, batch_loss
 
 ALL = ("query_to_passage", "passage_to_query", "query_to_query", "passage_to_passage")
 BOTH = ("query_to_passage", "passage_to_query")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.losses import Loss, batch_loss
+from nvret_jax.training.loss.losses import Loss, batch_loss
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

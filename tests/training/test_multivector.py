@@ -9,8 +9,8 @@ from loss_reference import make_batch, reference
 from test_losses import ALL, run
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.losses import Loss
-from nvret_jax.training.multivector import max_sim, max_sim_own, token_mask
+from nvret_jax.training.loss.losses import Loss
+from nvret_jax.training.loss.maxsim import max_sim, max_sim_own, token_mask
 
 
 @pytest.fixture(autouse=True)

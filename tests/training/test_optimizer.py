@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nvret_jax.errors import InputError
-from nvret_jax.training.encode import chunk_rows
+from nvret_jax.training.gradcache import chunk_rows
 from nvret_jax.training.optimizer import decay_mask, schedule
 from nvret_jax.training.options import Training
 

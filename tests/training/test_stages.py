@@ -14,7 +14,7 @@ from flax import nnx
 
 from nvret_jax.errors import InputError
 from nvret_jax.models.encoder import Encoder, LoraConfig
-from nvret_jax.training import loop, merging, start
+from nvret_jax.training import initial, loop, merging
 from nvret_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 pytestmark = pytest.mark.usefixtures("programs")
@@ -336,10 +336,10 @@ def test_a_model_gives_adapters_nothing(undisturbed, tmp_path):
 
 
 def test_scratch_is_new_weights_by_seed(encoder):
-    found = stage_worker.flat(start.randomised(encoder, 3))
-    again = stage_worker.flat(start.randomised(encoder, 3))
+    found = stage_worker.flat(initial.randomised(encoder, 3))
+    again = stage_worker.flat(initial.randomised(encoder, 3))
     assert_same(again, found)
-    assert differ(stage_worker.flat(start.randomised(encoder, 4)), found)
+    assert differ(stage_worker.flat(initial.randomised(encoder, 4)), found)
     assert found["backbone.layers.key_bias"].any() == 0
     assert (found["backbone.layers.mlp_norm_scale"] == 1).all()
     kernels = [value for name, value in found.items() if name.endswith("kernel")]

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 from test_ring import WAYS, Answers, assert_close
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training.encode import Texts, chunk_rows, encode_sides, fsdp_way
-from nvret_jax.training.losses import Loss
+from nvret_jax.training.gradcache import Texts, chunk_rows, encode_sides, fsdp_way
+from nvret_jax.training.loss.losses import Loss
 from nvret_jax.training.step import init_optimizer, make_step
 
 

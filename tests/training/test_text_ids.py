@@ -11,8 +11,8 @@ import virtual_devices
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.training.losses import Loss, batch_loss
-from nvret_jax.training.text_ids import SetTexts, name_passages
+from nvret_jax.training.batches.text_ids import SetTexts, name_passages
+from nvret_jax.training.loss.losses import Loss, batch_loss
 
 WORKER = Path(__file__).parent / "same_text_worker.py"
 

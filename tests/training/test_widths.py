@@ -10,9 +10,9 @@ import pytest
 from test_examples import build
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.training import widths
-from nvret_jax.training.encode import Texts, chunk_rows, encode_sides
-from nvret_jax.training.widths import Grouped, Groups, group, plans, profile
+from nvret_jax.training.batches import length_groups
+from nvret_jax.training.batches.length_groups import Grouped, Groups, group, plans, profile
+from nvret_jax.training.gradcache import Texts, chunk_rows, encode_sides
 
 
 def test_a_profile_is_the_longest_of_each_rank_over_the_devices():
@@ -157,7 +157,7 @@ def test_every_text_has_room_on_every_device(parts):
 
 
 def test_processes_take_the_same_groups(monkeypatch):
-    monkeypatch.setattr(widths, "_BUCKET", 2)
+    monkeypatch.setattr(length_groups, "_BUCKET", 2)
     batches = grouped(steps=100_000)
     assert "passage_groups" in batches.batch(0, 0, 4)
     for step in range(4):

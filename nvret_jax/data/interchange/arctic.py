@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from nvret_jax.data.interchange import fields, files
-from nvret_jax.data.interchange.fields import Json, Notes
 from nvret_jax.data.interchange.rows import Builder, Rows, Texts, need_rows, tell_losses
 from nvret_jax.errors import InputError
+from nvret_jax.files import fields, streams
+from nvret_jax.files.fields import Json, Notes
 
 _ORIGINAL = "ORIGINAL_ID"
 
@@ -51,7 +51,7 @@ def _read_texts(
     path: epath.Path, what: str, enter: Callable[..., int], notes: Notes
 ) -> dict[int, int]:
     """Enters the texts; number of the file -> row."""
-    table = files.Parquet(path, f"the table of {what}_TEXT")
+    table = streams.Parquet(path, f"the table of {what}_TEXT")
     names = [f"{what}_ID", f"{what}_TEXT"]
     table.need(*names)
     _check_numbers(table, names[0])
@@ -72,7 +72,7 @@ def _read_texts(
     return rows
 
 
-def _check_numbers(table: files.Parquet, name: str) -> None:
+def _check_numbers(table: streams.Parquet, name: str) -> None:
     kind = table.schema.field(name).type
     if not pa.types.is_integer(kind):
         raise InputError(f"{table.path}: column '{name}' must be whole numbers, got {kind}")
@@ -84,7 +84,7 @@ def _number(record: Json, name: str, where: str) -> int:
     return record[name]
 
 
-def _left_out(table: files.Parquet, names: list[str], notes: Notes) -> None:
+def _left_out(table: streams.Parquet, names: list[str], notes: Notes) -> None:
     for name in table.names:
         if name not in names:
             notes.add(str(table.path), f"column '{name}' is left out")
@@ -93,7 +93,7 @@ def _left_out(table: files.Parquet, names: list[str], notes: Notes) -> None:
 def _read_relations(
     path: epath.Path, queries: dict[int, int], documents: dict[int, int], notes: Notes
 ) -> Iterator[tuple[int, tuple[list[int], list[int]]]]:
-    table = files.Parquet(path, "the relations")
+    table = streams.Parquet(path, "the relations")
     names = ["QUERY_ID", "DOCUMENT_ID"]
     table.need(*names)
     for name in names:
@@ -143,7 +143,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     relations = _relations(rows, where, notes)
     if not relations:
         raise InputError(f"{where}: no row has a passage; there is nothing to write")
-    with files.whole_folder(path) as folder:
+    with streams.whole_folder(path) as folder:
         _write_texts(rows.queries, queries, "QUERY", folder / "queries.parquet")
         _write_texts(rows.passages, documents, "DOCUMENT", folder / "documents.parquet")
         schema = pa.schema(
@@ -154,7 +154,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
                 {"QUERY_ID": queries[q], "DOCUMENT_ID": documents[d], "RELEVANCE": relevance}
                 for (q, d), relevance in relations.items()
             )
-            return files.write_parquet(file, schema, records)
+            return streams.write_parquet(file, schema, records)
 
 
 def is_uint64(name: str) -> bool:
@@ -213,4 +213,4 @@ def _write_texts(table: Texts, numbers: list[int], what: str, path: epath.Path) 
             }
             for row in range(len(table))
         )
-        files.write_parquet(file, pa.schema(columns), records)
+        streams.write_parquet(file, pa.schema(columns), records)

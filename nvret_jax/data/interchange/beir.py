@@ -20,11 +20,11 @@ import numpy as np
 from etils import epath
 
 from nvret_jax.data import beir as beir_lib
-from nvret_jax.data.interchange import fields, files
-from nvret_jax.data.interchange.fields import Json, Notes
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, Texts, need_rows, tell_losses
-from nvret_jax.data.lines import find_file, is_plain, stem
 from nvret_jax.errors import InputError
+from nvret_jax.files import fields, streams
+from nvret_jax.files.fields import Json, Notes
+from nvret_jax.files.lines import find_file, is_plain, stem
 
 _OWN = frozenset(
     ("query_id", "positive_ids", "negative_ids", "positive_scores", "negative_scores", "extra")
@@ -50,11 +50,11 @@ def read(path: epath.Path, notes: Notes) -> Rows:
     except (ValueError, OSError) as error:
         raise InputError(f"{folder}: cannot be read ({error})") from None
     builder = Builder()
-    for where, record in files.json_lines(find_file(folder / "corpus.jsonl"), "passages"):
+    for where, record in streams.json_lines(find_file(folder / "corpus.jsonl"), "passages"):
         extra = fields.rest(record, frozenset(("_id", "title", "text")), where)
         name = fields.identifier(record["_id"], "_id", where, notes)
         builder.passage(where, record["text"], name, record.get("title"), extra)
-    for where, record in files.json_lines(find_file(folder / "queries.jsonl"), "queries"):
+    for where, record in streams.json_lines(find_file(folder / "queries.jsonl"), "queries"):
         extra = fields.rest(record, frozenset(("_id", "text")), where)
         name = fields.identifier(record["_id"], "_id", where, notes)
         builder.query(where, record["text"], name, extra)
@@ -104,7 +104,7 @@ def _read_negatives(
 ) -> None:
     """Adds the rows of the file, and takes their queries out of `judged`."""
     records, positives_of = [], {}
-    for where, record in files.json_lines(path, "rows of negatives"):
+    for where, record in streams.json_lines(path, "rows of negatives"):
         for key in sorted(record.keys() - _OWN):
             raise InputError(f"{where}: key '{key}' is not known; put it under 'extra'")
         query = fields.identifier(fields.need(record, "query_id", where), "query_id", where, notes)
@@ -154,7 +154,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     for table, what in ((rows.queries, "query"), (rows.passages, "passage")):
         _check(table, what, str(folder), notes)
     lines = _qrels(rows, str(folder), notes)
-    with files.whole_folder(folder) as aside:
+    with streams.whole_folder(folder) as aside:
         _write_texts(aside / "corpus.jsonl", rows.passages, rows.has_titles, notes)
         _write_texts(aside / "queries.jsonl", rows.queries, False, notes)
         (aside / "qrels").mkdir()
@@ -162,7 +162,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
         (aside / "qrels" / f"{split or 'train'}.tsv").write_bytes(text.encode())
         (aside / "negatives").mkdir()
         with (aside / "negatives" / f"{split or 'train'}.jsonl").open("wb") as file:
-            return files.write_json_lines(file, (_record(rows, row) for row in rows))
+            return streams.write_json_lines(file, (_record(rows, row) for row in rows))
 
 
 def _check(table: Texts, what: str, where: str, notes: Notes) -> None:
@@ -216,7 +216,7 @@ def _write_texts(path: epath.Path, table: Texts, titled: bool, notes: Notes) -> 
             yield fields.with_extra(record, table.extra.get(row, {}), str(path), notes)
 
     with path.open("wb") as file:
-        files.write_json_lines(file, records())
+        streams.write_json_lines(file, records())
 
 
 def _record(rows: Rows, row: Row) -> Json:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from nvret_jax.data.interchange import fields, files
-from nvret_jax.data.interchange.fields import Json, Notes
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
+from nvret_jax.files import fields, streams
+from nvret_jax.files.fields import Json, Notes
 
 _OWN = frozenset(("query", "pos", "neg", "pos_scores", "neg_scores"))
 
@@ -28,7 +28,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
         InputError: a line that is not as above, by file, line and key.
     """
     builder = Builder()
-    for where, record in files.json_lines(path, "training rows of FlagEmbedding"):
+    for where, record in streams.json_lines(path, "training rows of FlagEmbedding"):
         query = builder.query(where, fields.text(record, "query", where))
         rows, scores = [], []
         for key in ("pos", "neg"):
@@ -45,8 +45,8 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     """Writes a FlagEmbedding file, scores for rows that have any; returns how many lines."""
     need_rows(rows, str(path))
     tell_losses(rows, {"scores", "extra"}, str(path), notes)
-    with files.whole_file(path) as file:
-        return files.write_json_lines(file, _records(rows, str(path), notes))
+    with streams.whole_file(path) as file:
+        return streams.write_json_lines(file, _records(rows, str(path), notes))
 
 
 def _records(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from etils import epath
 
-from nvret_jax import paths
 from nvret_jax.data.interchange import (
     arctic,
     beir,
@@ -19,10 +18,11 @@ from nvret_jax.data.interchange import (
     tevatron,
     three_table,
 )
-from nvret_jax.data.interchange.fields import Notes
 from nvret_jax.data.interchange.rows import Rows
 from nvret_jax.data.interchange.runs import Run
 from nvret_jax.errors import InputError
+from nvret_jax.files import paths
+from nvret_jax.files.fields import Notes
 
 Say = Callable[[str], None]
 

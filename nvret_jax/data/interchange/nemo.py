@@ -25,10 +25,10 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from nvret_jax.data.interchange import fields, files
-from nvret_jax.data.interchange.fields import UNKNOWN, Json, Notes
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, need_rows, said_of, tell_losses
 from nvret_jax.errors import InputError
+from nvret_jax.files import fields, streams
+from nvret_jax.files.fields import UNKNOWN, Json, Notes
 
 _OWN = frozenset(("question_id", "question", "corpus_id", "pos_doc", "neg_doc"))
 _OWN_DOCUMENT = frozenset(("id", "score"))
@@ -44,7 +44,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
         InputError: something that is not as above, by file, row and key.
     """
     path = path / "train.json" if path.is_dir() else path
-    whole = files.json_file(path, "'corpus' and 'data'")
+    whole = streams.json_file(path, "'corpus' and 'data'")
     builder = Builder()
     corpora = _read_corpora(builder, path, whole, notes)
     fields.need(whole, "data", str(path))
@@ -78,7 +78,7 @@ def _read_corpora(
             raise InputError(f"{where}: path {folder!r} is not a folder beside the file")
         folder = path.parent / folder
         source = folder / "merlin_metadata.json"
-        metadata = files.json_file(source, "the metadata of a corpus")
+        metadata = streams.json_file(source, "the metadata of a corpus")
         fields.rest(metadata, frozenset(), str(source))
         name = fields.text(metadata, "corpus_id", str(source))
         if name in corpora:
@@ -95,7 +95,7 @@ def _read_passages(builder: Builder, folder: epath.Path, notes: Notes) -> Iterat
         raise InputError(f"{folder}: no parquet file; expected one with columns id and text")
     first: dict[str, str] = {}
     for part in parts:
-        table = files.Parquet(part, "the passages")
+        table = streams.Parquet(part, "the passages")
         table.need("id", "text")
         for name in table.names:
             if name not in ("id", "text"):
@@ -157,7 +157,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
         notes.add(where, "has rows without a positive, which NeMo does not take")
     meta = rows.meta.get("nemo", {})
     corpora = _corpora(rows, meta, where, notes)
-    with files.whole_folder(path) as folder:
+    with streams.whole_folder(path) as folder:
         for name, (metadata, passages) in corpora.items():
             _write_corpus(rows, folder / name, metadata, passages)
         with (folder / "train.json").open("wb") as file:
@@ -187,7 +187,7 @@ def _write_corpus(rows: Rows, folder: epath.Path, metadata: Json, passages: list
     table = rows.passages
     with (folder / "train.parquet").open("wb") as file:
         records = ({"id": table.ids[p], "text": table.full(p)} for p in passages)
-        files.write_parquet(file, schema, records)
+        streams.write_parquet(file, schema, records)
 
 
 def _write_file(
@@ -204,7 +204,7 @@ def _write_file(
         corpus = _corpus_of(row, members, where)
         record = _record(rows, row, corpus, scored, where, notes)
         file.write(b",\n" if number else b"\n")
-        file.write(files.dump_line(record).rstrip(b"\n"))
+        file.write(streams.dump_line(record).rstrip(b"\n"))
     file.write(b"\n]}\n")
 
 
@@ -246,7 +246,7 @@ def read_inline(path: epath.Path, notes: Notes) -> Rows:
         InputError: a line that is not as above.
     """
     builder = Builder()
-    for where, record in files.json_lines(path, "training rows of NeMo, texts inside"):
+    for where, record in streams.json_lines(path, "training rows of NeMo, texts inside"):
         key = "question" if "query" not in record and "question" in record else "query"
         text, name = fields.text(record, key, where), record.get("question_id")
         if name is not None:
@@ -300,5 +300,5 @@ def write_inline(rows: Rows, path: epath.Path, notes: Notes) -> int:
                 ]
             yield fields.with_extra(record, row.extra, str(path), notes)
 
-    with files.whole_file(path) as file:
-        return files.write_json_lines(file, records())
+    with streams.whole_file(path) as file:
+        return streams.write_json_lines(file, records())

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from nvret_jax.data.interchange.fields import UNKNOWN, Json, Notes
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
+from nvret_jax.files.fields import UNKNOWN, Json, Notes
 
 PASSAGE_EXTRA = "passage_extra"  # key of a row's extra: passage id -> what it says in this row
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from nvret_jax.data.interchange import files
-from nvret_jax.data.lines import is_plain
-from nvret_jax.data.numbers import decimal
 from nvret_jax.errors import InputError
+from nvret_jax.files import streams
+from nvret_jax.files.lines import is_plain
+from nvret_jax.files.numbers import decimal
 
 Run = dict[str, dict[str, float]]
 FORMS = ("trec", "tevatron-run", "msmarco")
@@ -51,7 +51,7 @@ def read_run(path: epath.PathLike, form: str = "trec") -> Run:
     _check_form(form, str(path))
     run: Run = {}
     ranks: set[tuple[str, int]] = set()
-    for where, line in files.lines(path, f"a run ({_COLUMNS[form]})"):
+    for where, line in streams.lines(path, f"a run ({_COLUMNS[form]})"):
         query, passage, rank, score = _columns(line, form, where)
         if form == "msmarco":
             if (query, rank) in ranks:
@@ -141,7 +141,7 @@ def write_run(
         raise InputError(f"{where}: the run is empty; there is nothing to write")
     if not is_plain(tag):
         raise InputError(f"{where}: tag {tag!r} must be one word")
-    with files.whole_file(path) as file:
+    with streams.whole_file(path) as file:
         count = 0
         for line in _lines(run, form, tag, where):
             file.write(line.encode())

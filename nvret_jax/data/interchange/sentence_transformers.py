@@ -29,10 +29,10 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from nvret_jax.data.interchange import fields, files
-from nvret_jax.data.interchange.fields import UNKNOWN, Json, Notes
 from nvret_jax.data.interchange.rows import Builder, Merger, Row, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
+from nvret_jax.files import fields, streams
+from nvret_jax.files.fields import UNKNOWN, Json, Notes
 
 FORMS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 _LABELS = ("label", "labels", "score", "scores")
@@ -70,10 +70,10 @@ def reader(form: str) -> Callable[[epath.Path, Notes], Rows]:
 def _open(path: epath.Path) -> tuple[list[str], Iterator[tuple[str, Json]]]:
     """Column names, and ('place', record) one by one."""
     if path.suffix == ".parquet":
-        table = files.Parquet(path, "training rows")
+        table = streams.Parquet(path, "training rows")
         return table.names, table.records(table.names)
     _check_suffix(path)
-    records = files.json_lines(path, "training rows")
+    records = streams.json_lines(path, "training rows")
     first = next(records)
     return list(first[1]), _alike(first, records)
 
@@ -247,11 +247,11 @@ def writer(form: str, *, scored: bool) -> Callable[[Rows, epath.Path, Notes], in
         writing = _Writing(rows, str(path), notes, scored)
         schema = writing.schema(form)
         records = writing.records(form)
-        with files.whole_file(path) as file:
+        with streams.whole_file(path) as file:
             if path.suffix == ".parquet":
-                count = files.write_parquet(file, schema, records)
+                count = streams.write_parquet(file, schema, records)
             else:
-                count = files.write_json_lines(file, records)
+                count = streams.write_json_lines(file, records)
             if not count:
                 raise InputError(f"{path}: no row has what {form} needs; there is nothing to write")
         return count

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 from etils import epath
 
-from nvret_jax.data.interchange import fields, files
-from nvret_jax.data.interchange.fields import Json, Notes
 from nvret_jax.data.interchange.rows import Builder, Merger, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
+from nvret_jax.files import fields, streams
+from nvret_jax.files.fields import Json, Notes
 
 _OWN = frozenset(("query_id", "document_ids", "scores", "extra"))
 
@@ -58,7 +58,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
     return builder.build()
 
 
-def _tables(folder: epath.Path, name: str) -> Iterator[files.Parquet]:
+def _tables(folder: epath.Path, name: str) -> Iterator[streams.Parquet]:
     """The file of this name, or the files in the folder of this name."""
     file, parts = folder / f"{name}.parquet", folder / name
     found = [file]
@@ -67,7 +67,7 @@ def _tables(folder: epath.Path, name: str) -> Iterator[files.Parquet]:
         if not found:
             raise InputError(f"{parts}: holds no parquet file; expected the table '{name}'")
     for part in found:
-        yield files.Parquet(part, f"the table '{name}'")
+        yield streams.Parquet(part, f"the table '{name}'")
 
 
 def _read_texts(
@@ -106,7 +106,7 @@ def _as_list(value: object, key: str, where: str) -> object:
 def _extra(record: Json, where: str) -> Json:
     extra = fields.rest(record, _OWN, where)
     if record.get("extra") is not None:
-        ours = files.parse_json(fields.text(record, "extra", where), f"{where}, column 'extra'")
+        ours = streams.parse_json(fields.text(record, "extra", where), f"{where}, column 'extra'")
         if not isinstance(ours, dict):
             raise InputError(f"{where}: 'extra' must be a JSON object, got {fields.kind(ours)}")
         extra |= fields.rest(ours, frozenset(), where)
@@ -118,7 +118,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     need_rows(rows, str(path))
     where = str(path)
     tell_losses(rows, {"ids", "scores", "extra", "passages", "queries"}, where, notes)
-    with files.whole_folder(path) as folder:
+    with streams.whole_folder(path) as folder:
         for name, what in (("queries", "query"), ("documents", "document")):
             table = rows.queries if name == "queries" else rows.passages
             schema = pa.schema({f"{what}_id": pa.string(), what: pa.string()})
@@ -126,14 +126,14 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
                 records = (
                     {f"{what}_id": table.ids[i], what: table.full(i)} for i in range(len(table))
                 )
-                files.write_parquet(file, schema, records)
+                streams.write_parquet(file, schema, records)
         columns = {"query_id": pa.string(), "document_ids": pa.list_(pa.string())}
         if rows.has_scores:
             columns["scores"] = pa.list_(pa.float64())
         if any(rows.extra):
             columns["extra"] = pa.string()
         with (folder / "train.parquet").open("wb") as file:
-            count = files.write_parquet(file, pa.schema(columns), _records(rows, where, notes))
+            count = streams.write_parquet(file, pa.schema(columns), _records(rows, where, notes))
             if not count:
                 raise InputError(f"{where}: no row has a positive; there is nothing to write")
     return count

@@ -8,7 +8,7 @@ import sys
 import pytest
 from interchange_samples import jsonl, parquet
 
-from nvret_jax import convert
+from nvret_jax.commands import convert
 from nvret_jax.data import interchange
 from nvret_jax.errors import InputError
 
@@ -94,7 +94,7 @@ def test_help_has_a_line_for_every_format(capsys):
 
 def test_the_module_runs_as_a_command_and_prints_its_error(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", {"query": "q", "pos": ["a"], "neg": []})
-    command = [sys.executable, "-m", "nvret_jax.convert", f"flagembedding:{path}"]
+    command = [sys.executable, "-m", "nvret_jax", "convert", f"flagembedding:{path}"]
     done = subprocess.run([*command, f"tevatron:{tmp_path}/b"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 record as tevatron" in done.stdout

@@ -5,7 +5,7 @@ import json
 import pytest
 from interchange_samples import example, jsonl, parquet
 
-from nvret_jax import convert
+from nvret_jax.commands import convert
 from nvret_jax.data import interchange
 from nvret_jax.errors import InputError
 

@@ -1,0 +1,1 @@
+"""Artefacts: made whole, known by a fingerprint, and kept in a workdir."""

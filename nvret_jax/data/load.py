@@ -1,0 +1,168 @@
+"""The one door through which data sets come in: `load_dataset("scheme:rest")`.
+
+The scheme is looked up in `READERS`; a new source is a module, a function and a line here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+from nvret_jax import options
+from nvret_jax.data import labelled
+from nvret_jax.data.beir import read_beir
+from nvret_jax.data.dataset import MISSING, Asked, Dataset
+from nvret_jax.data.hub import read_hub
+from nvret_jax.data.pairs import read_pairs
+from nvret_jax.data.pydocs import build_pydocs
+from nvret_jax.data.tfds import read_tfds
+from nvret_jax.data.training_rows import read_rows
+from nvret_jax.errors import InputError
+from nvret_jax.files import paths
+from nvret_jax.files.records import LAYOUT, layout_of
+from nvret_jax.files.source import Source, parse
+
+
+def _read_beir(source: Source, asked: Asked) -> Dataset:
+    source.check(())
+    folder = _place(source, "folder", "/data/scifact")
+    return read_beir(folder, asked.splits, allow_empty=asked.allow_empty, missing=asked.missing)
+
+
+def _read_pydocs(source: Source, asked: Asked) -> Dataset:
+    source.check(())
+    if source.place:
+        raise InputError(f"dataset '{source.shown}': 'pydocs:' takes nothing after the colon")
+    return build_pydocs(asked.splits)
+
+
+def _read_labelled(source: Source, asked: Asked) -> Dataset:
+    readers = {"labels": labelled.read_labels, "examples": labelled.read_examples}
+    source.check(LAYOUT)
+    file, layout = _place(source, "file", "/data/train.jsonl"), layout_of(source)
+    read = readers[source.scheme]
+    return read(file, asked.splits, allow_empty=asked.allow_empty, layout=layout)
+
+
+def _read_sts(source: Source, asked: Asked) -> Dataset:
+    source.check(("min_score", *LAYOUT))
+    file, layout = _place(source, "file", "/data/train.jsonl"), layout_of(source)
+    score, empty = source.number("min_score", labelled.MIN_SCORE), asked.allow_empty
+    return labelled.read_sts(file, asked.splits, min_score=score, allow_empty=empty, layout=layout)
+
+
+def _read_pairs(source: Source, asked: Asked) -> Dataset:
+    _place(source, "file", "/data/faq.csv")
+    return read_pairs(source, asked)
+
+
+def _read_rows(source: Source, asked: Asked) -> Dataset:
+    _place(source, "file or folder", "/data/train.jsonl")
+    return read_rows(source, asked)
+
+
+def _read_hf(source: Source, asked: Asked) -> Dataset:
+    _place(source, "folder or the hub's data set", "mteb/scifact")
+    return read_hub(source, asked)
+
+
+def _read_tfds(source: Source, asked: Asked) -> Dataset:
+    _place(source, "prepared data set", "beir/scifact")
+    return read_tfds(source, asked)
+
+
+def _place(source: Source, what: str, example: str) -> str:
+    if not source.place:
+        scheme = source.scheme
+        raise InputError(f"dataset '{scheme}:': name the {what}, as in '{scheme}:{example}'")
+    return source.place
+
+
+# The formats of training rows that are read without being converted first; `interchange` has them.
+ROW_FORMATS = (
+    "flagembedding",
+    "tevatron",
+    "tevatron-ids",
+    "nemo",
+    "nemo-inline",
+    "st-triplet",
+    "st-triplet-scores",
+    "st-n-tuple",
+    "st-n-tuple-scores",
+    "st-labeled-pair",
+    "st-labeled-pair-scores",
+    "st-labeled-list",
+    "st-labeled-list-scores",
+    "three-table",
+    "arctic",
+)
+READERS: dict[str, Callable[[Source, Asked], Dataset]] = {
+    "beir": _read_beir,
+    "pairs": _read_pairs,
+    "hf": _read_hf,
+    "tfds": _read_tfds,
+    "pydocs": _read_pydocs,
+    "labels": _read_labelled,
+    "examples": _read_labelled,
+    "sts": _read_sts,
+    **dict.fromkeys(ROW_FORMATS, _read_rows),
+}
+
+
+_TAKES = {
+    "spec": options.text("a data set, such as beir:DIR"),
+    "splits": options.many(options.text("the name of a split"), unset=True),
+    "allow_empty": options.flag(),
+    "missing": options.choice(*MISSING),
+    "download": options.flag(),
+}
+
+
+def load_dataset(
+    spec: str | os.PathLike,
+    *,
+    splits: str | Sequence[str] | None = None,
+    allow_empty: bool = False,
+    missing: str = "error",
+    download: bool = False,
+) -> Dataset:
+    """Reads the dataset that `spec` names.
+
+    Args:
+        spec: 'pairs:FILE' (questions and answers, triplets, scored pairs; see pairs.py),
+            'beir:FOLDER' (BEIR layout), 'hf:FOLDER' or 'hf:OWNER/NAME' (Hugging Face), 'tfds:NAME'
+            (TensorFlow Datasets, prepared), 'pydocs:' (docstrings of the installed packages),
+            'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py), or a format of training
+            rows and its file, such as 'flagembedding:FILE'. Options follow a question mark:
+            'pairs:faq.csv?query=ask&test=0.2'. A path, such as
+            `pathlib.Path("data/scifact")`, is a folder in BEIR layout, or a table of pairs.
+        splits: the splits to read, all of which must exist, or one; None reads all there are.
+        allow_empty: keep passages and queries without any text instead of refusing them.
+        missing: 'error', or 'drop' to leave out judgments of passages and queries that are not
+            there, and rows of pairs with a blank text.
+        download: whether the Hugging Face hub may be asked; else its local cache alone is read.
+
+    Raises:
+        InputError: unknown scheme, or whatever is wrong with the data, in one line.
+    """
+    if isinstance(spec, os.PathLike):
+        spec = f"{'pairs' if os.path.isfile(spec) else 'beir'}:{os.fspath(spec)}"
+    splits = (splits,) if isinstance(splits, str) else splits
+    options.check_arguments("load_dataset", locals(), _TAKES)
+    scheme = spec.partition(":")[0]
+    if scheme not in READERS:
+        names = [name for name in READERS if name not in ROW_FORMATS]
+        known = ", ".join(f"'{name}:'" for name in names) + ", and formats such as 'flagembedding:'"
+        hint = f"'pairs:{spec}' for a table" if "." in spec else f"'beir:{spec}' for a folder"
+        if ":" not in spec:
+            raise InputError(f"dataset '{spec}': no scheme; known are {known}; as in {hint}")
+        raise InputError(
+            f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}; tables of any kind "
+            "are read as 'pairs:FILE'"
+        )
+    source = parse(spec)
+    if source.place:
+        place = paths.local(source.place, f"dataset '{scheme}:'")
+        source = dataclasses.replace(source, place=str(place))
+    return READERS[scheme](source, Asked(splits, allow_empty, missing, download))

@@ -1,0 +1,51 @@
+"""What a run reads of its data: the splits it trains on and evaluates, each source once."""
+
+from __future__ import annotations
+
+from nvret_jax.data.dataset import Dataset
+from nvret_jax.data.load import load_dataset
+from nvret_jax.data.options import Data
+from nvret_jax.data.subset import subset
+
+
+def read_wanted(
+    data: Data, read: dict[str, Dataset], *, trains: bool, evaluates: bool, download: bool
+) -> dict[str, Dataset]:
+    """The data sets that are trained on and evaluated; the same source for both is one data set.
+
+    Args:
+        data: what is read, and how much of it.
+        read: whole data sets that were read before; gets those that are read now.
+        trains: whether the training split is wanted, with the dev split where there is one.
+        evaluates: whether the test split is wanted.
+        download: whether the network may be used.
+
+    Returns:
+        source -> its data set, with the wanted splits.
+
+    Raises:
+        InputError: what `load_dataset` raises, or a split does not exist.
+    """
+    wanted: dict[str, list[str]] = {}
+    if data.train and trains:
+        wanted.setdefault(data.train, []).append(data.train_split)
+    if data.test and evaluates:
+        wanted.setdefault(data.test, []).append(data.test_split)
+    loaded = {}
+    for spec, splits in wanted.items():
+        if spec not in read:
+            read[spec] = load_dataset(
+                spec, allow_empty=data.allow_empty, missing=data.missing, download=download
+            )
+        whole = read[spec]
+        if spec == data.train and data.dev_split in whole.qrels:
+            splits = [*splits, data.dev_split]
+        for split in splits:
+            whole.split_qrels(split)  # names the splits there are when one is missing
+        loaded[spec] = subset(
+            whole,
+            list(dict.fromkeys(splits)),
+            max_queries=data.max_queries,
+            max_passages=data.max_passages,
+        )
+    return loaded

@@ -1,0 +1,445 @@
+"""Files of records: CSV, TSV, JSON, JSON lines, Parquet or Arrow, as people have them.
+
+Choices:
+
+- The suffix says what a file is; `.gz` and `.zst` may follow it.
+- CSV is RFC 4180's: fields in double quotes may hold commas, line ends and doubled quotes. The
+  delimiter (comma, semicolon, tab or bar) is the one by which the first lines have one width, so
+  the files of Excel are read in every locale, and so is its line `sep=;`. Rows of nothing but
+  delimiters, and columns without a name that hold nothing, are what a spreadsheet leaves around a
+  table: they are not read.
+- TSV has no quoting, so a quote in a sentence is a character like others and cannot swallow lines.
+- Text is UTF-8, or UTF-16 with a byte order mark. Any other encoding has to be named: which one it
+  is cannot be seen from the bytes.
+- CSV and TSV begin with a line of column names, or `header=no` numbers the columns from 1, as lines
+  of JSON that are arrays are numbered. Their values are strings, whatever they look like: an id
+  keeps its zeros.
+- The columns of JSON lines are the keys of the first line. A key that comes up later is there from
+  then on.
+- Parquet and Arrow are read in batches, so that a file larger than memory can be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import glob as glob_lib
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from nvret_jax.errors import InputError
+from nvret_jax.files.fields import Json, kind
+from nvret_jax.files.lines import bytes_of, csv_reader, read_text, shown, stem
+from nvret_jax.files.source import Source
+from nvret_jax.files.streams import json_values, lines, parse_json
+
+BATCH = 8192  # rows of a column-wise file turned into Python at a time
+_DELIMITERS = ",;\t|"
+_HEAD = 1 << 16  # characters in which the delimiter is looked for
+_SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+_NOT_DATA = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a text file is written, where its bytes do not show it.
+
+    Attributes:
+        encoding: a codec of Python, such as 'cp1252'; None: UTF-8, or UTF-16 with its mark.
+        delimiter: of CSV; None: found in the first lines.
+        header: whether the first row names the columns.
+    """
+
+    encoding: str | None = None
+    delimiter: str | None = None
+    header: bool = True
+
+
+PLAIN = Layout()
+LAYOUT = ("encoding", "delimiter", "header")  # its options, behind the name of a source
+
+
+def layout_of(source: Source) -> Layout:
+    """The layout that the options of a source give.
+
+    Raises:
+        InputError: a value that cannot be.
+    """
+    names = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
+    delimiter = source.options.get("delimiter")
+    delimiter = names.get(delimiter, delimiter) if delimiter is not None else None
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        words = ", ".join(names)
+        raise InputError(
+            f"{source.shown}: option delimiter={shown(delimiter)}: expected one character, or one "
+            f"of {words}"
+        )
+    header = source.choice("header", ("yes", "no"), "yes") == "yes"
+    return Layout(source.options.get("encoding"), delimiter, header)
+
+
+@dataclass(frozen=True)
+class Records:
+    """A file of records.
+
+    Attributes:
+        path: the file.
+        names: its columns; of JSON lines, more may join while the file is read.
+        read: columns to read -> ('file:line', or for parquet 'file, row n', and the record) of
+            each row; may be called once.
+    """
+
+    path: epath.Path
+    names: list[str]
+    read: Callable[[Sequence[str]], Iterator[tuple[str, Json]]]
+
+    def column(self, *choices: str) -> str:
+        """The first of these columns that is there.
+
+        Raises:
+            InputError: none of them is.
+        """
+        for name in choices:
+            if name in self.names:
+                return name
+        wanted = " or ".join(f"'{name}'" for name in choices)
+        there = ", ".join(map(str, self.names)) or "none"
+        raise InputError(f"{self.path}: lacks the column {wanted}; columns there: {there}")
+
+
+def find_files(place: str, what: str) -> list[epath.Path]:
+    """The files of records that a place names, in natural order of their names.
+
+    Args:
+        place: a file; a pattern with '*', '?' or '[…]', where '**' stands for any folders; or a
+            folder, which means the files of records in it.
+        what: what they should hold, for messages.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = epath.Path(place)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown(place, 100)}: is not a file name ({reason})") from None
+    if is_folder:
+        found = [file for file in path.iterdir() if _is_data(file)]
+        if not found:
+            known = ", ".join(READERS)
+            raise InputError(f"{place}: no file with {what} in this folder; suffixes: {known}")
+        return sorted(found, key=_natural)
+    if exists or not glob_lib.has_magic(place):
+        return [path]
+    found = [epath.Path(name) for name in glob_lib.glob(place, recursive=True)]
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise InputError(f"{place}: no file has such a name; it should hold {what}")
+    return sorted(found, key=_natural)
+
+
+def _is_data(path: epath.Path) -> bool:
+    hidden = path.name.startswith((".", "_")) or path.name in _NOT_DATA
+    return not hidden and stem(path)[1] in READERS and stem(path)[1] != ".txt" and path.is_file()
+
+
+def _natural(path: epath.Path) -> list[Any]:
+    parts = re.split(r"(\d+)", str(path))
+    return [int(part) if part.isdigit() and part.isascii() else part for part in parts]
+
+
+def open_records(path: epath.PathLike, what: str, layout: Layout = PLAIN) -> Records:
+    """Opens a file by its suffix: see `READERS`; .gz or .zst behind it.
+
+    Args:
+        path: any path `etils.epath` reads.
+        what: what it should hold, for messages.
+        layout: of CSV and TSV, where the bytes do not show it.
+
+    Raises:
+        InputError: no such file, another suffix, a damaged file, or one without records.
+    """
+    path = epath.Path(path)
+    _, suffix = stem(path)
+    if suffix in _SHEETS:
+        raise InputError(f"{path}: is a workbook; save the sheet as 'CSV UTF-8' and name that file")
+    if suffix not in READERS:
+        known = ", ".join(READERS)
+        raise InputError(f"{path}: expected a file with {what}, named {known}; got '{suffix}'")
+    return READERS[suffix](path, what, layout)
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def _open_json_lines(path: epath.Path, what: str, layout: Layout) -> Records:
+    return _of_values(path, json_values(path, what))
+
+
+def _open_json(path: epath.Path, what: str, layout: Layout) -> Records:
+    """An array of objects, an object that holds one, or lines of JSON under this name."""
+    start = [line.strip() for _, line in itertools.islice(lines(path, what), 2)]
+    if len(start) == 2 and all(line[0] == "{" and line[-1] == "}" for line in start):
+        return _open_json_lines(path, what, layout)
+    whole = parse_json(read_text(path, what) or "null", str(path))
+    if isinstance(whole, dict):
+        lists = [value for value in whole.values() if isinstance(value, list)]
+        nested = [value for value in lists if value and isinstance(value[0], dict)]
+        whole = nested[0] if len(nested) == 1 else [whole]
+    if not isinstance(whole, list) or not whole:
+        raise InputError(f"{path}: expected an array of objects with {what}")
+    return _of_values(path, ((f"{path}, item {n}", value) for n, value in enumerate(whole, 1)))
+
+
+def _of_values(path: epath.Path, values: Iterator[tuple[str, Any]]) -> Records:
+    records = _objects(values)
+    first = next(records)
+    names = list(first[1])
+    known = set(names)
+
+    def read(_: Sequence[str]) -> Iterator[tuple[str, Json]]:
+        for where, record in itertools.chain([first], records):
+            for name in record:
+                if name not in known:
+                    known.add(name)
+                    names.append(name)
+            yield where, record
+
+    return Records(path, names, read)
+
+
+def _objects(values: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Json]]:
+    """Objects, or arrays with their places as keys; all are of the first one's kind."""
+    first: type | None = None
+    for where, value in values:
+        first = first or (list if isinstance(value, list) else dict)
+        if not isinstance(value, first):
+            expected = "array" if first is list else "object"
+            raise InputError(f"{where}: expected a JSON {expected}, got {kind(value)}")
+        if first is list:
+            value = {str(number): item for number, item in enumerate(value, 1)}
+        yield where, value
+
+
+# --- CSV and TSV ---------------------------------------------------------------------------------
+
+
+def _open_csv(path: epath.Path, what: str, layout: Layout) -> Records:
+    with _text(path, what, layout) as text:
+        head = text.read(_HEAD)
+    skip, delimiter = 0, layout.delimiter
+    if said := re.match(r"sep=(.)\r?\n?", head):
+        skip, delimiter = 1, delimiter or said[1]
+        head = head[said.end() :]
+    delimiter = delimiter or _delimiter(head)
+    return _open_table(path, what, layout, {"delimiter": delimiter, "strict": True}, skip)
+
+
+def _open_tsv(path: epath.Path, what: str, layout: Layout) -> Records:
+    dialect = {"delimiter": layout.delimiter or "\t", "quoting": csv.QUOTE_NONE, "strict": True}
+    return _open_table(path, what, layout, dialect, 0)
+
+
+def _delimiter(head: str) -> str:
+    """The delimiter by which the first lines have one width; the widest of several."""
+    best, best_rank = ",", (False, 0)
+    for delimiter in _DELIMITERS:
+        rows = []
+        with contextlib.suppress(csv.Error):
+            for row in csv_reader(io.StringIO(head, newline=""), delimiter=delimiter):
+                rows.append(row)
+        if len(head) >= _HEAD and len(rows) > 1:
+            rows.pop()  # cut short
+        widths = {len(row) for row in rows[:50] if any(cell.strip() for cell in row)}
+        width = len(rows[0]) if rows else 1
+        rank = (len(widths) == 1 and width > 1, width)
+        if rank > best_rank and width > 1:
+            best, best_rank = delimiter, rank
+    return best
+
+
+def _open_table(
+    path: epath.Path, what: str, layout: Layout, dialect: dict[str, Any], skip: int
+) -> Records:
+    rows = _fields(path, what, layout, dialect, skip)
+    where, names = next(rows, (None, None))
+    if names is None:
+        raise InputError(f"{path}: empty; expected a line of column names, then the {what}")
+    if not layout.header:
+        rows = itertools.chain([(where, names)], rows)
+        names = [str(number) for number in range(1, len(names) + 1)]
+    names = [name.strip().strip("\ufeff") for name in names]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: the column name '{twice}' occurs twice")
+
+    def read(_: Sequence[str]) -> Iterator[tuple[str, Json]]:
+        empty = True
+        for place, cells in rows:
+            if len(cells) != len(names):
+                shown_names = ", ".join(name or "''" for name in names)
+                raise InputError(
+                    f"{place}: expected {len(names)} columns ({shown_names}), got {len(cells)}"
+                )
+            record = dict(zip(names, cells, strict=True))
+            if record.pop("", "").strip():
+                raise InputError(f"{place}: has a value in a column without a name; name it")
+            empty = False
+            yield place, record
+        if empty:
+            raise InputError(f"{path}: has column names and no rows")
+
+    return Records(path, [name for name in names if name], read)
+
+
+def _fields(
+    path: epath.Path, what: str, layout: Layout, dialect: dict[str, Any], skip: int
+) -> Iterator[tuple[str, list[str]]]:
+    """('file:line', fields) of every row that is not blank; a row may be several lines."""
+    with _text(path, what, layout) as text:
+        for _ in range(skip):
+            text.readline()
+        reader = csv_reader(text, **dialect)
+        while True:
+            where = f"{path}:{reader.line_num + skip + 1}"
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(f"{where}: cannot be read as a table ({error})") from None
+            if any(field.strip() for field in fields):
+                yield where, fields
+
+
+@contextlib.contextmanager
+def _text(path: epath.Path, what: str, layout: Layout) -> Iterator[io.TextIOWrapper]:
+    """An open text file; bytes that are not of its encoding are an InputError with their line."""
+    with bytes_of(path, what) as file:
+        encoding = layout.encoding or _encoding(path, what)
+        try:
+            text = io.TextIOWrapper(file, encoding, newline="")
+            yield text
+        except UnicodeDecodeError:
+            if encoding == "utf-8-sig":
+                _refuse_bytes(path, what)
+            raise InputError(f"{path}: is not {encoding}; name another with ?encoding=") from None
+        except LookupError:
+            raise InputError(
+                f"{path}: encoding={shown(encoding)}: no encoding that Python knows, such as cp1252"
+            ) from None
+
+
+def _encoding(path: epath.Path, what: str) -> str:
+    with bytes_of(path, what) as file:
+        mark = file.read(2)
+    return "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
+def _refuse_bytes(path: epath.Path, what: str) -> None:
+    """Raises InputError with the line of the first byte that is not UTF-8."""
+    try:
+        read_text(path, what)
+    except InputError as error:
+        raise InputError(
+            f"{str(error).partition(';')[0]}; save the file as UTF-8, or name its encoding, as in "
+            "?encoding=cp1252 (what Excel writes as 'CSV' in western Europe and America)"
+        ) from None
+
+
+# --- Parquet and Arrow ---------------------------------------------------------------------------
+
+
+def _open_parquet(path: epath.Path, what: str, layout: Layout) -> Records:
+    import pyarrow.parquet as pq  # see tables.py
+
+    def opened(file: Any) -> tuple[Any, Callable[[Sequence[str]], Iterable[Any]]]:
+        parquet = pq.ParquetFile(file)
+        return parquet.schema_arrow, lambda names: parquet.iter_batches(BATCH, columns=list(names))
+
+    return _open_columns(path, what, opened, "parquet")
+
+
+def _open_arrow(path: epath.Path, what: str, layout: Layout) -> Records:
+    import pyarrow as pa
+
+    def opened(file: Any) -> tuple[Any, Callable[[Sequence[str]], Iterable[Any]]]:
+        try:
+            reader = pa.ipc.open_stream(file)
+            batches: Iterable[Any] = reader
+        except pa.ArrowInvalid:
+            file.seek(0)
+            reader = pa.ipc.open_file(file)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        return reader.schema, lambda names: (batch.select(list(names)) for batch in batches)
+
+    return _open_columns(path, what, opened, "Arrow")
+
+
+def _open_columns(path: epath.Path, what: str, opened: Callable, form: str) -> Records:
+    import pyarrow as pa
+
+    @contextlib.contextmanager
+    def damage() -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            raise InputError(f"{path}: cannot be read as {form} ({error})") from None
+
+    with _seekable(path, what) as file, damage():
+        schema = opened(file)[0]
+    if len(set(schema.names)) != len(schema.names):
+        raise InputError(f"{path}: a column name occurs twice among {schema.names}")
+
+    def batches(names: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        number = 1
+        with _seekable(path, what) as file:
+            with damage():
+                found = iter(opened(file)[1](names))
+            while True:
+                with damage():
+                    batch = next(found, None)
+                    if batch is not None:
+                        batch.validate(full=True)
+                if batch is None:
+                    break
+                yield number, batch
+                number += batch.num_rows
+        if number == 1:
+            raise InputError(f"{path}: has no rows")
+
+    def read(names: Sequence[str]) -> Iterator[tuple[str, Json]]:
+        for number, batch in batches(names):
+            for start in range(0, batch.num_rows, BATCH):
+                with damage():
+                    rows = batch.slice(start, BATCH).to_pylist()
+                for offset, record in enumerate(rows, number + start):
+                    yield f"{path}, row {offset}", record
+
+    return Records(path, list(schema.names), read)
+
+
+@contextlib.contextmanager
+def _seekable(path: epath.Path, what: str) -> Iterator[Any]:
+    with bytes_of(path, what) as file:
+        seekable = hasattr(file, "seekable") and file.seekable()
+        yield file if seekable else io.BytesIO(file.read())
+
+
+READERS: dict[str, Callable[[epath.Path, str, Layout], Records]] = {
+    ".jsonl": _open_json_lines,
+    ".json": _open_json,
+    ".csv": _open_csv,
+    ".tsv": _open_tsv,
+    ".txt": _open_csv,
+    ".parquet": _open_parquet,
+    ".arrow": _open_arrow,
+    ".feather": _open_arrow,
+}

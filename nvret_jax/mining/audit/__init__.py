@@ -1,0 +1,1 @@
+"""How many mined negatives are false, estimated."""

@@ -1,0 +1,306 @@
+"""How many mined negatives are positives nobody told the miner about, by rule, value and teacher.
+
+Of a query with several positives one stays visible and the others are hidden (`mining.hidden`).
+Mining then knows the visible one alone: it is the anchor, and it alone decides what is excluded as
+its copy. Every rule and value is tried on the same queries, and compared with naive mining.
+
+Judged positives are a lower bound of what is relevant: a passage that nobody judged counts as a
+true negative here. Shares compare rules and teachers on one data set, not data sets with each
+other. docs/audit.md says how to read each column.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
+from nvret_jax.errors import InputError
+from nvret_jax.mining.audit.holdout import (
+    hide,
+    interval,
+    queries_to_audit,
+    ratio,
+    resampled_shares,
+    try_rule,
+    visible_positives,
+    visible_rows,
+)
+from nvret_jax.mining.options import Options
+from nvret_jax.mining.rules import VALUES, Rule
+from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.rankers.ranker import Ranker
+
+__all__ = [
+    "COLUMNS",
+    "Row",
+    "audit",
+    "audit_table",
+    "csv_text",
+    "read_csv",
+    "rules_to_try",
+    "value_text",
+    "visible_positives",
+    "visible_rows",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One rule with its value, tried with one teacher; the fields are the columns of the CSV.
+
+    Attributes:
+        dataset, teacher: names.
+        rule, value: value is '' for naive; both are joined by '+' for rules that are combined.
+        false_negative_share: hidden positives / mined negatives, over all queries.
+        low, high: its 95 % bootstrap interval over queries.
+        hardness: mean over mined negatives of 1 - (anchor - score) / |anchor|, which is
+            score / anchor for a positive anchor: the `percent` on whose ceiling it would lie.
+        fill: mined negatives / wanted ones.
+        cost: true negatives thrown out for each hidden positive thrown out, both among the stored
+            candidates that rank ahead of a query's last negative: what a false negative avoided
+            costs in good, hard negatives. nan where no hidden positive was thrown out.
+        gap: mean over mined negatives of anchor - score, in the teacher's unit.
+        cut, cut_low, cut_high: the naive share minus this one, with its paired interval.
+        relative_cut, relative_low, relative_high: the same divided by the naive share.
+        queries: queries looked at, all with at least two positives.
+        slots: mined negatives.
+        false_negatives: hidden positives among them.
+    """
+
+    dataset: str
+    teacher: str
+    rule: str
+    value: str
+    false_negative_share: float
+    low: float
+    high: float
+    hardness: float
+    fill: float
+    cost: float
+    gap: float
+    cut: float
+    cut_low: float
+    cut_high: float
+    relative_cut: float
+    relative_low: float
+    relative_high: float
+    queries: int
+    slots: int
+    false_negatives: int
+
+
+def check_any(audited: int, queries: int, dataset: str) -> None:
+    """Raises InputError where no query has two positives."""
+    if not audited:
+        raise InputError(
+            f"audit: none of the {queries} queries of {dataset!r} has two positives, and "
+            "hiding one takes two; audit a data set with several positives per query"
+        )
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+
+
+def audit(
+    candidates: Candidates,
+    ranker: Ranker | None,
+    options: Options,
+    rules: Sequence[Rule],
+    *,
+    visible: np.ndarray,
+    excluded: Ragged,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+    dataset: str,
+    teacher: str,
+    max_queries: int = 0,
+    resamples: int = 2000,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    texts: SameText | None = None,
+) -> list[Row]:
+    """Tries rules on one teacher's candidates.
+
+    Args:
+        candidates: of Q queries, with all positives known.
+        ranker: of the same queries, for the second search; None: the stored candidates are all.
+        options: how to mine; its rule is replaced by each of `rules`.
+        rules: what is tried; naive is tried in any case, and comes first.
+        visible: int64 [Q], from `visible_positives`.
+        excluded: int32, per query of all Q what is excluded when only its visible positive is
+            known.
+        query_ids: of the Q queries.
+        passage_ids: of all N passages.
+        dataset, teacher: names for the rows.
+        max_queries: queries looked at; 0: all with at least two positives.
+        resamples: behind each interval.
+        seed: of the bootstrap and of the choice of queries.
+        progress: called with the description of each rule before it is tried.
+        texts: of the corpus, with candidates and ranker over its distinct texts; see
+            `search.distinct`.
+
+    Returns:
+        A row for each rule, in the order of `rules`, naive first.
+
+    Raises:
+        InputError: no query has two positives.
+    """
+    numbers = queries_to_audit(candidates.positive_rows, query_ids, max_queries, seed)
+    check_any(len(numbers), len(candidates), dataset)
+    hidden = hide(
+        candidates,
+        ranker,
+        numbers,
+        visible,
+        excluded=excluded.take(numbers),
+        query_ids=query_ids,
+        texts=texts,
+    )
+    naive = dataclasses.replace(options.rule, name="naive")
+    rules = [naive, *(rule for rule in rules if rule.name != "naive")]
+    trials = []
+    for rule in rules:
+        if progress is not None:
+            progress(rule.describe())
+        trials.append(try_rule(hidden, options, rule, passage_ids))
+    shares = resampled_shares(trials, hidden.query_ids, resamples=resamples, seed=seed)
+    wanted = options.num_negatives * len(numbers)
+    return [
+        _row(dataset, teacher, rule, trial, trials[0], shares[i], shares[0], wanted)
+        for i, (rule, trial) in enumerate(zip(rules, trials, strict=True))
+    ]
+
+
+def _row(dataset, teacher, rule, trial, naive, shares_b, naive_b, wanted) -> Row:
+    low, high = interval(shares_b)
+    cut_low, cut_high = interval(naive_b - shares_b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative_low, relative_high = interval(1.0 - shares_b / naive_b)
+    return Row(
+        dataset=dataset,
+        teacher=teacher,
+        rule=rule.name,
+        value=value_text(rule),
+        false_negative_share=trial.share,
+        low=low,
+        high=high,
+        hardness=trial.hardness,
+        fill=int(trial.slots_q.sum()) / wanted,
+        cost=ratio(trial.thrown_true, trial.thrown_hidden),
+        gap=trial.gap,
+        cut=naive.share - trial.share,
+        cut_low=cut_low,
+        cut_high=cut_high,
+        relative_cut=1.0 - ratio(trial.share, naive.share),
+        relative_low=relative_low,
+        relative_high=relative_high,
+        queries=len(trial.slots_q),
+        slots=int(trial.slots_q.sum()),
+        false_negatives=int(trial.hits_q.sum()),
+    )
+
+
+def rules_to_try(options: Options, values: Mapping[str, Sequence[float]]) -> list[Rule]:
+    """Naive, each rule with each of its values, and last the options' rule if none of these is it.
+
+    Args:
+        options: its rule gives ranks, bounds and the like to all; shifts for which its `max_rank`
+            leaves no room are left out.
+        values: to try, by rule; see `mining.options.Audit`.
+    """
+    base = options.rule
+    room = base.max_rank - options.num_negatives
+    if base.max_rank:
+        values = {**values, "shifted": [shift for shift in values["shifted"] if shift <= room]}
+    tried = [dataclasses.replace(base, name="naive")]
+    for name, list_of_values in values.items():
+        for value in list_of_values:
+            tried.append(dataclasses.replace(base, name=name, **{VALUES[name]: value}))
+    if (base.name, value_text(base)) not in {(rule.name, value_text(rule)) for rule in tried}:
+        tried.append(base)
+    return tried
+
+
+def value_text(rule: Rule) -> str:
+    """The value or values of a rule, as the CSV has them."""
+    names = [VALUES[name] for name in rule.names if VALUES[name]]
+    return "+".join(f"{getattr(rule, name):g}" for name in names)
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as CSV; numbers with six digits, nothing where there is no number."""
+    import csv
+    import io
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        cells = dataclasses.astuple(row)
+        writer.writerow([_cell(value) if isinstance(value, float) else value for value in cells])
+    return out.getvalue()
+
+
+def read_csv(path: epath.PathLike) -> list[Row]:
+    """The rows that `csv_text` wrote.
+
+    Raises:
+        InputError: another file.
+    """
+    import csv
+
+    path = epath.Path(path)
+    kinds = [field.type for field in dataclasses.fields(Row)]
+    convert = {"str": str, "int": int, "float": lambda cell: float(cell) if cell else math.nan}
+    try:
+        header, *lines = csv.reader(path.read_text().splitlines())
+        if tuple(header) != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(header)}")
+        return [
+            Row(*(convert[kind](cell) for kind, cell in zip(kinds, line, strict=True)))
+            for line in lines
+        ]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is not the table of an audit ({error})") from None
+
+
+def audit_table(rows: Sequence[Row]):
+    """A `rich.table.Table`, a block for each data set and teacher."""
+    from rich.table import Table
+
+    table = Table(title="False negatives by rule", title_justify="left")
+    for name in ("data set", "teacher", "rule"):
+        table.add_column(name, no_wrap=True)
+    for name in ("value", "false neg.", "95 % interval", "hardness", "fill", "cost", "cut"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for i, row in enumerate(rows):
+        block = (row.dataset, row.teacher)
+        first = i == 0 or block != (rows[i - 1].dataset, rows[i - 1].teacher)
+        last = i + 1 == len(rows) or block != (rows[i + 1].dataset, rows[i + 1].teacher)
+        table.add_row(
+            *(block if first else ("", "")),
+            row.rule,
+            row.value,
+            _shown(row.false_negative_share, ".1%"),
+            f"{row.low:.1%} … {row.high:.1%}" if row.slots else "",
+            _shown(row.hardness, ".3f"),
+            f"{row.fill:.1%}",
+            _shown(row.cost, ".2f"),
+            "" if row.rule == "naive" else _shown(row.relative_cut, ".0%"),
+            end_section=last,
+        )
+    return table
+
+
+def _shown(value: float, form: str) -> str:
+    return "" if math.isnan(value) else format(value, form)
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"

@@ -1,0 +1,1 @@
+"""What can never be a negative, whatever its score."""

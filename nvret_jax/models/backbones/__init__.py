@@ -1,0 +1,1 @@
+"""Backbones: the layers between token ids and hidden states."""

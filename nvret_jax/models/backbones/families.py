@@ -1,0 +1,89 @@
+"""Which backbone stands behind a `model_type`, and how its checkpoints are read.
+
+A family is found by the `model_type` of config.json, never by a model's name. Some embedders on
+the hub bring code of their own for what is a known architecture with bidirectional attention
+(`own_code`): their code is not run, ours is instead of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from nvret_jax.models.backbones import bert, decoder, decoder_config, modernbert
+from nvret_jax.models.pretrained import weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A backbone and its conversion.
+
+    Attributes:
+        config: class with `from_hf(config, where)`, `vocab_size`, `hidden_size`, `max_tokens`.
+        backbone: class of the module, built as (config, options=, param_dtype=, rngs=).
+        check_mesh: raises InputError where a mesh cannot cut it.
+        table, prefixes, ignored: for `weights.load`.
+        pooling, normalize, prompt_in_pooling: where the folder does not say.
+        prompts, max_length: of queries and of passages, where no file could say them.
+        own_code: whether `auto_map` names code that this package is instead of.
+    """
+
+    config: Any
+    backbone: Any
+    check_mesh: Callable[..., None]
+    table: weights.Table
+    prefixes: tuple[str, ...]
+    ignored: tuple[str, ...]
+    pooling: str | None = None
+    normalize: bool = False
+    prompt_in_pooling: str = "all"
+    prompts: tuple[str, str] | None = None
+    max_length: int | None = None
+    own_code: bool = False
+
+
+_BERT = Family(
+    config=bert.BertConfig,
+    backbone=bert.Bert,
+    check_mesh=bert.check_mesh,
+    table=weights.BERT_TABLE,
+    prefixes=weights.BERT_PREFIXES,
+    ignored=weights.IGNORED,
+)
+_MODERNBERT = Family(
+    config=modernbert.ModernBertConfig,
+    backbone=modernbert.ModernBert,
+    check_mesh=bert.check_mesh,
+    table=modernbert.MODERNBERT_TABLE,
+    prefixes=modernbert.MODERNBERT_PREFIXES,
+    ignored=modernbert.MODERNBERT_IGNORED,
+)
+_DECODER = Family(
+    config=decoder_config.DecoderConfig,
+    backbone=decoder.Decoder,
+    check_mesh=decoder_config.check_mesh,
+    table=decoder.DECODER_TABLE,
+    prefixes=decoder.DECODER_PREFIXES,
+    ignored=decoder.DECODER_IGNORED,
+)
+_EMBEDDER = dataclasses.replace(_DECODER, pooling="mean", normalize=True, own_code=True)
+
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(bert.OFFSET_POSITIONS, _BERT),
+    "modernbert": _MODERNBERT,
+    **dict.fromkeys(("mistral", "llama", "qwen2", "qwen3"), _DECODER),
+    # nvidia/llama-nemotron-embed-1b-v2, once llama-3.2-nv-embedqa-1b-v2. Its card gives the length,
+    # and the prompts that NVIDIA's own tools take for this type where a folder names none.
+    "llama_bidirec": dataclasses.replace(
+        _EMBEDDER, prompts=("query: ", "passage: "), max_length=8192
+    ),
+    # nvidia/NV-Retriever-v1: instructions are left out of its mean (arXiv 2407.15831, App. B).
+    "nvretriever": dataclasses.replace(_EMBEDDER, prompt_in_pooling="none"),
+    # nvidia/NV-Embed-v2. Its code leaves as many tokens out as the instruction has, but begins
+    # with the first of the text, which no instruction has: its last token stays in.
+    "nvembed": dataclasses.replace(_EMBEDDER, pooling="latent", prompt_in_pooling="last"),
+    # nvidia/omni-embed-nemotron-3b and its base: the text side.
+    "nvomniembed": _EMBEDDER,
+    **dict.fromkeys(("qwen2_5_omni_thinker", "qwen2_5_omni"), _DECODER),
+}

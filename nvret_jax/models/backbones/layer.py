@@ -1,0 +1,166 @@
+"""What the layers of every backbone are made of: options, dropout, LayerNorm, activations.
+
+A layer is a `Weights` module: it declares the logical axes of each of its weights beside them, and
+takes a weight into use by name, in the dtype and layout it is computed with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.errors import InputError
+from nvret_jax.models.attention.kernels import check_options
+from nvret_jax.models.options import REMAT
+from nvret_jax.models.pretrained.folder import INT32
+
+# What a product with a weight gives is marked by this name, for remat='dots' to keep.
+PRODUCT = "product"
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, by erf as torch has it; `jax.nn.gelu` takes the slower erfc."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
+
+
+ACTIVATIONS = {
+    "gelu": _gelu,
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+# The sizes that every backbone has, and how large each may be: beyond what any model has by a
+# factor of ten or more, and small enough that building its shapes does not hang.
+SIZES = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 18,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 14,
+    "intermediate_size": 1 << 22,
+    "max_position_embeddings": INT32,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model is run, which its weights do not care about.
+
+    Attributes:
+        dtype: of the products ('float32', 'bfloat16').
+        dropout: rate on embeddings, attention probabilities and both residual branches.
+        remat: of `options.REMAT`, what the backward pass computes again instead of keeping it, from
+            nothing to most: 'none'; 'attention', the scores of all heads (arXiv 2205.05198);
+            'dots', all but the products with weights; 'full', whole layers.
+        attention: of `options.ATTENTION`; see `kernels.py`.
+        wide: products of a narrow dtype give float32, and what lies between them is float32.
+    """
+
+    dtype: str = "float32"
+    dropout: float = 0.0
+    remat: str = "none"
+    attention: str = "xla"
+    wide: bool = False
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise InputError(f"dtype={self.dtype!r}: expected float32, bfloat16 or float16")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"dropout={self.dropout}: expected a rate in [0, 1)")
+        if self.remat not in REMAT:  # True and False, of old, among them
+            raise InputError(f"remat={self.remat!r} is unknown; known: {', '.join(REMAT)}")
+        check_options(self.attention, dtype=self.dtype, drops=self.dropout > 0.0)
+
+    @property
+    def inner_dtype(self) -> str:
+        """Of what a product with a weight gives, and of all up to the next one."""
+        return "float32" if self.wide else self.dtype
+
+    @property
+    def precision(self) -> jax.lax.Precision | None:
+        return jax.lax.Precision.HIGHEST if self.dtype == "float32" else None
+
+
+def dropout(x: jax.Array, keys_b: jax.Array | None, place: int, rate: float) -> jax.Array:
+    """Drops entries of x [B, ...] at `rate`, by each example's own key. No key or no rate: x.
+
+    A draw depends on (key, place, index within the example) and nothing else; `place` tells the
+    uses of one key apart.
+    """
+    if keys_b is None or rate == 0.0:
+        return x
+    keys_b = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_b, place)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys_b)
+    keep = jax.reshard(keep, jax.typeof(x).sharding.spec)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def layer_norm(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last axis, float32 in and out."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + eps) * scale_d + bias_d
+
+
+def in_use(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A weight in the layout it is computed with: the `mesh.GATHERED` axes whole.
+
+    Args:
+        value: the weight as it lies at rest, or within `shard_map` this device's part of it.
+        axes: its logical axes.
+    """
+    for dim, name in enumerate(axes):
+        if name in mesh_lib.GATHERED and (cut := mesh_lib.cut_here(name)):
+            value = gathered(value, dim, cut)
+    spec = mesh_lib.spec(*axes, compute=True)
+    # A weight that nothing is done to stays an input of the scan over layers, which keeps no copy
+    # of it for the backward pass. Even a reshard to the same layout would be something.
+    lies = jax.typeof(value).sharding
+    if lies.mesh.empty or _padded(lies.spec, value.ndim) == _padded(spec, value.ndim):
+        return value
+    return jax.reshard(value, spec)
+
+
+def _padded(spec: P, ndim: int) -> tuple[Any, ...]:
+    entries = ((e,) if isinstance(e, str) else tuple(e or ()) for e in spec)
+    return (*entries, *((),) * (ndim - len(spec)))
+
+
+def gathered(value: jax.Array, dim: int, axes: tuple[str, ...]) -> jax.Array:
+    """All parts of an array along mesh axes that are manual here, joined along a dimension."""
+    mesh = jax.sharding.get_abstract_mesh()
+    run = functools.partial(jax.lax.all_gather, axis_name=axes, axis=dim, tiled=True)
+    # Its transpose is a sum over devices, which JAX 0.10 and 0.12 cannot compile for an array that
+    # is split over an axis that is not manual. So for this all are.
+    rest = set(mesh.axis_names) - set(mesh.manual_axes)
+    if rest:
+        spec = jax.typeof(value).sharding.spec
+        run = jax.shard_map(run, in_specs=spec, out_specs=spec, axis_names=rest, check_vma=False)
+    return run(value)
+
+
+class Weights(nnx.Module):
+    """A module that knows the logical axes of each of its weights.
+
+    Attributes:
+        whole: names of weights that are not cut along the `mesh.GATHERED` axes, whatever `AXES`
+            says: they were gathered before.
+    """
+
+    AXES: ClassVar[dict[str, tuple[str | None, ...]]] = {}
+    whole: tuple[str, ...] = ()
+
+    def _use(self, name: str, dtype: Any) -> jax.Array:
+        """The weight in the dtype and layout it is computed with."""
+        value = getattr(self, name)[...].astype(dtype)
+        return value if name in self.whole else in_use(value, self.AXES[name])

@@ -1,0 +1,1 @@
+"""The processes of a command: signals, streams, peers, progress."""

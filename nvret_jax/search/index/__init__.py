@@ -1,0 +1,1 @@
+"""Exact search over vectors: on device, streamed, and by FAISS."""

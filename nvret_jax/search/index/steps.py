@@ -1,0 +1,249 @@
+"""The jitted steps of an exact search: score a tile, fold it into the lists, merge the lists.
+
+Shared by the index that holds its passages (`exact`) and the one that streams them (`stream`), and
+compiled for devices nobody owns by `nvret_jax.plan`. What depends on the platform is taken from the
+mesh's devices, never from the backend of this process.
+
+Choices, and why:
+
+* **Order.** (score descending, row ascending), on any mesh and any tile size. `lax.top_k` puts the
+  lower position first among equals, so it is enough that positions ascend with rows everywhere:
+  the running list stands before the new tile, and groups are put back in row order before the
+  second top-k. The last merge sorts by (score, row), so shards may own rows in any pattern.
+* **Group maxima.** `lax.top_k` over a whole score row costs as much as the matmul. An element of
+  the top-k lies in one of the k groups that come first by (maximum descending, group ascending):
+  every group before its own holds an element that is better. So we take maxima of groups of
+  contiguous passages (one pass, `grouped`), the top-k of those, and then look only into k groups.
+* **One top-k for the running list and the members** of those groups: a list and a tile's own k
+  best would be sorted twice.
+* **Ceiling and exclusions** turn scores into -inf before the maxima, so a query is never starved:
+  it gets the k best of what it may have.
+* **Precision.** float32 passages are multiplied at `Precision.HIGHEST`, so CPU, GPU and TPU agree
+  to float32 rounding. bfloat16 passages are multiplied as bfloat16 with float32 accumulation: on
+  accelerators always, on a CPU where it has units for that and the queries lose nothing by it
+  (`query_dtype`); elsewhere a tile is widened as it is scored. Scores are float32 always: narrow
+  `top_k` is many times slower on a CPU.
+* **Row numbers** are int32. A tile that lies wholly behind the last passage may begin past 2^31;
+  its row numbers wrap round, but the differences to them that masks are made from stay right.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.search.index.grouped import group_size, multiply
+
+SPLIT = 1 << 18  # values from which a top-k is cut into pieces on a CPU
+PIECES = 16  # pieces a top-k is cut into on a CPU; blocks of queries are multiples of it
+ROWS = mesh_lib.RULES["rows"]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT32 = np.dtype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def fold(mesh: Mesh, k: int, per_shard: int, limit: int | None):
+    """The jitted step for one tile: (best | None, scratch, tile, first row, queries, masks) ->
+    (best, scratch).
+
+    `best` is (scores, rows), each [shards, Q, k] split over the shards; `scratch` is what the
+    function of that name gave. Both are donated, so go on with what comes back. The tile is
+    [shards * tile, D] split by rows; shard s owns the rows from `first row + s * per_shard`.
+    `masks` may hold `ceiling_q` [Q] and `pairs_2m` (query, row) [2, M]. `limit` is the number of
+    passages where rows past the end exist and must be masked, else None.
+    """
+    platform = platform_of(mesh)
+
+    # Scratch is only written: without keep_unused jit would drop the argument, and its memory.
+    @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)
+    def step(best, scratch, tile_nd, first_row, queries_qd, masks):
+        local = functools.partial(
+            _fold_tile, k=k, per_shard=per_shard, limit=limit, platform=platform
+        )
+        best, scores = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(P(ROWS), P(ROWS, None), P(), P(), P()),
+            out_specs=P(ROWS),
+        )(best, tile_nd, first_row, queries_qd, masks)
+        return best, None if scratch is None else scores
+
+    return step
+
+
+def scratch(mesh: Mesh, queries: int, tile: int) -> jax.Array | None:
+    """Memory for the scores of one step, [shards, Q, tile] float32, handed from step to step.
+
+    On a CPU every step would otherwise get fresh pages for them from the kernel, and touching
+    those for the first time takes nearly as long as the product. Accelerators keep their memory:
+    None.
+    """
+    if platform_of(mesh) != "cpu":
+        return None
+    shape = (mesh_lib.shards(mesh, "rows"), queries, tile)
+    where = NamedSharding(mesh, P(ROWS))
+    return jax.make_array_from_callback(
+        shape, where, lambda _: np.zeros((1, queries, tile), np.float32)
+    )
+
+
+def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, limit, platform):
+    """On one device: scores its tile and folds it into its running list of the k best.
+
+    Back come the list and the scores themselves, for whom they are to be written to.
+    """
+    n = len(tile_nd)
+    offset = jax.lax.axis_index(ROWS) * per_shard + first_row  # row number of the tile's first row
+    ceiling_q, columns = masks.get("ceiling_q"), None if limit is None else limit - offset
+    with jax.named_scope("scores"):
+        scores = multiply(queries_qd, tile_nd, group_size(n, k, platform), platform)
+    excluded = None
+    if "pairs_2m" in masks:
+        query_m, row_m = masks["pairs_2m"]
+        column_m = row_m - offset
+        # Of another tile: one past the end is dropped, where a negative one would wrap round.
+        excluded = query_m, jnp.where((column_m < 0) | (column_m > n), n, column_m)
+    with jax.named_scope("top_k"):
+        maxima_qg, scores = scores.maxima(excluded, ceiling_q, columns)
+        values, columns_of = _chosen(scores, maxima_qg, k, ceiling_q, columns)
+        if best is None:
+            values, position = top_k(_at_least(values, k), k, platform)
+            rows = columns_of(position) + offset
+        else:
+            # The running list stands first: its rows are lower, so they win ties.
+            values, position = top_k(jnp.concatenate([best[0][0], values], axis=1), k, platform)
+            known = jnp.take_along_axis(best[1][0], jnp.minimum(position, k - 1), axis=1)
+            found = columns_of(jnp.maximum(position - k, 0)) + offset
+            rows = jnp.where(position < k, known, found)
+        rows = jnp.where(values > -jnp.inf, rows, -1)
+    return (values[None], rows[None]), scores.whole()[None]
+
+
+def _chosen(scores, maxima_qg, k, ceiling_q, columns):
+    """Scores [Q, C] that hold the k best of a tile, columns ascending, and how to find the columns.
+
+    The second is a function: positions [Q, k] among the first -> columns of the tile [Q, k].
+    """
+    if scores.group == 1:
+        return maxima_qg, lambda position_qk: position_qk
+    maxima_qk, groups_qk = top_k(maxima_qg, k, scores.platform)
+    groups_qk = jnp.sort(groups_qk, axis=1)
+    members_qkm = scores.members(groups_qk, ceiling_q, columns)
+    # k maxima reach the least of them, so nothing below it can be among the k best. Said in
+    # advance it spares a heap-based top-k most of its insertions. (A minimum, not the last column:
+    # XLA joins a slice of a top-k with the top-k's own slice of a sort, which leaves a whole sort.)
+    least_q = jnp.min(maxima_qk, axis=1)
+    members_qkm = jnp.where(members_qkm >= least_q[:, None, None], members_qkm, -jnp.inf)
+
+    def columns_of(position_qk):
+        chosen_qk = jnp.take_along_axis(groups_qk, position_qk // scores.group, axis=1)
+        return chosen_qk * scores.group + position_qk % scores.group
+
+    return members_qkm.reshape(len(members_qkm), -1), columns_of
+
+
+def _at_least(values_qn, k):
+    """`values` [Q, n], with -inf added where n is less than k."""
+    short = max(0, k - values_qn.shape[1])
+    return jnp.pad(values_qn, ((0, 0), (0, short)), constant_values=-jnp.inf)
+
+
+def top_k(values_qn, k, platform):
+    """`lax.top_k` over the last axis, lower position first among equals.
+
+    A CPU runs one top-k on one thread, but runs separate ones side by side (as soon as a program
+    has some dozens of steps): there the rows of a large one are cut into pieces.
+    """
+    pieces = math.gcd(values_qn.shape[0], PIECES)
+    if pieces == 1 or values_qn.size < SPLIT or platform != "cpu":
+        return jax.lax.top_k(values_qn, k)
+    parts = [jax.lax.top_k(part, k) for part in jnp.split(values_qn, pieces)]
+    return tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
+
+
+@functools.lru_cache(maxsize=8)
+def merge(mesh: Mesh):
+    """The jitted last step: running lists [shards, Q, k] -> the answer [Q, k], replicated.
+
+    Each device merges the lists of its share of the queries and hands the answer to the others: it
+    receives 2 / shards of the bytes of all lists, and sorts 1 / shards of them.
+    """
+    shards = mesh_lib.shards(mesh, "rows")
+
+    def local(values, rows):
+        values, rows = values[0], rows[0]
+        queries, k = values.shape
+        if shards > 1:
+            values, rows = (_by_query(lists_qk, shards) for lists_qk in (values, rows))
+            worst_first, rows = jax.lax.sort((-values, rows), dimension=1, num_keys=2)
+            values, rows = -worst_first[:, :k], rows[:, :k]
+        whole = functools.partial(
+            jax.lax.all_gather, axis_name=ROWS, axis=0, tiled=True, to="invarying"
+        )
+        return whole(values)[:queries], whole(rows)[:queries]
+
+    @jax.jit
+    def merge_lists(values, rows):
+        return jax.shard_map(local, mesh=mesh, in_specs=(P(ROWS), P(ROWS)), out_specs=(P(), P()))(
+            values, rows
+        )
+
+    return merge_lists
+
+
+def _by_query(lists_qk, shards):
+    """On one device: from its list of all queries to all lists of its queries, [Q / S, S k]."""
+    lists_qk = jnp.pad(lists_qk, ((0, -len(lists_qk) % shards), (0, 0)))
+    return jax.lax.all_to_all(lists_qk, ROWS, split_axis=0, concat_axis=1, tiled=True)
+
+
+# --- what the platform decides --------------------------------------------------------------------
+
+
+def platform_of(mesh: Mesh) -> str:
+    """'cpu', 'gpu' or 'tpu': what the mesh's devices are, whatever this process runs on."""
+    return next(iter(mesh.devices.flat)).platform
+
+
+def stored_dtype(dtype) -> np.dtype:
+    """What passages of a dtype are held as on a device: bfloat16 as it is, the rest as float32."""
+    return BFLOAT16 if np.dtype(dtype) == BFLOAT16 else FLOAT32
+
+
+def query_dtype(stored: np.dtype, platform: str, queries_qd: np.ndarray) -> np.dtype:
+    """What queries are multiplied as with passages held as `stored`; the tile follows them.
+
+    A CPU multiplies bfloat16 as such only where that is quick and exact: it has the instructions,
+    and every query is a bfloat16 number already. (Products are then exact in float32; with
+    avx512_bf16 the scores do not depend on the shapes of tile and block either, as float32's do.)
+    """
+    if stored != BFLOAT16:
+        return FLOAT32
+    if platform != "cpu":
+        return BFLOAT16
+    queries_qd = np.asarray(queries_qd)
+    if not cpu_multiplies_bfloat16():
+        return FLOAT32
+    if queries_qd.dtype == BFLOAT16:
+        return BFLOAT16
+    same = np.array_equal(queries_qd.astype(BFLOAT16).astype(FLOAT32), queries_qd)
+    return BFLOAT16 if same else FLOAT32
+
+
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products; elsewhere they are emulated."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_bf16" in words or "amx_bf16" in words

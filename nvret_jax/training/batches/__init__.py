@@ -1,0 +1,1 @@
+"""Batches: whose rows come when, which texts are in them, and at what lengths."""

@@ -1,0 +1,107 @@
+"""Where training metrics go: metrics.jsonl always, TensorBoard files beside, on one process.
+
+Steps are counted over all stages of a run; a line also names its stage. A resumed run first takes
+metrics.jsonl back to what it was at the checkpoint it goes on from, which holds a copy of it, and
+writes the event files anew; so both read as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import tensorboardX
+from etils import epath
+
+from nvret_jax.errors import InputError
+from nvret_jax.files.atomic import remove, write_atomic
+
+
+class MetricWriter:
+    """Scalars by step. Use as a context manager."""
+
+    def __init__(self, jsonl: epath.Path, tensorboard: epath.Path, *, stage: str, before: str):
+        """Opens both.
+
+        Args:
+            jsonl: the file; replaced.
+            tensorboard: the folder of event files; written anew.
+            stage: the stage that writes.
+            before: lines that come first: what the checkpoint that is gone on from covers.
+        """
+        restore(jsonl, tensorboard, before)
+        self._file = epath.Path(jsonl).open("a")
+        self._stage = stage
+        self._board = tensorboardX.SummaryWriter(str(tensorboard))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """One line, one point per scalar.
+
+        Raises:
+            InputError: a value is not finite; the run cannot recover from that.
+        """
+        for name, value in scalars.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"training: {name} is {value} at step {step}; lower train.learning_rate or "
+                    "raise train.temperature"
+                )
+        line = {"step": step, "stage": self._stage, **scalars}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class NoWriter:
+    """What the other processes have."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Does what a process that does not write does."""
+        del step, scalars
+
+    def __enter__(self) -> NoWriter:
+        return self
+
+    def __exit__(self, *unused) -> None:
+        pass
+
+
+def restore(jsonl: epath.Path, tensorboard: epath.Path, text: str) -> None:
+    """Makes both as they were when metrics.jsonl held `text`."""
+    jsonl = epath.Path(jsonl)
+    write_atomic(jsonl, text)
+    remove(tensorboard)
+    if not text:
+        return
+    with tensorboardX.SummaryWriter(str(tensorboard)) as board:
+        for line in _lines(jsonl):
+            step = line.pop("step")
+            for name, value in line.items():
+                if name != "stage":
+                    board.add_scalar(f"train/{name}", value, step)
+
+
+def read_metrics(jsonl: epath.Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file, oldest first; a missing file has none."""
+    return _lines(jsonl)
+
+
+def _lines(jsonl: epath.Path) -> list[dict[str, Any]]:
+    jsonl = epath.Path(jsonl)
+    out = []
+    if jsonl.exists():
+        for text in jsonl.read_text().splitlines():
+            try:
+                out.append(json.loads(text))
+            except ValueError:
+                break  # the last line of a process that was killed while it wrote
+    return out
