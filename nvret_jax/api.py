@@ -102,7 +102,7 @@ def mine(
         positives: for each query the numbers of its relevant passages, at least one; a number
             alone is a list of one. Not their ids, nor their texts. Queries with equal texts share
             theirs, unless `exclude.same_text` is off.
-        teacher: an encoder, which embeds both sides, or anything else that ranks (`search.ranker`,
+        teacher: an encoder, which embeds both sides, or anything else that ranks (`search.rankers`,
             such as `Bm25Ranker(queries, passages)`); or several, the most accurate first. Not
             needed when both embeddings are given.
         query_embeddings: float [Q, D]; unit length, so that scores are cosines. An array, a
@@ -111,7 +111,7 @@ def mine(
         rule, percent, margin, threshold, shift, anchor, ranks, max_rank, min_score, keep_equal: see
             `mining.rules.Rule`; the defaults are the paper's best (TopK-PercPos, 95 %). 'auto' for
             percent or margin chooses the value for each teacher, on at least 100 queries; see
-            `mining.calibrate`.
+            `mining.audit.calibrate`.
         num_negatives: kept per query; a query the corpus cannot serve gets fewer, see `short`.
         sampling, sample_from, sample_temperature: see `mining.sampling`.
         ensemble: how several teachers make one list; see `mining.ensemble`.

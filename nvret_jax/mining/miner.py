@@ -90,11 +90,11 @@ def mine(
     Args:
         teachers: at least one, the most accurate first.
         options: how.
-        excluded: int32, per query passages that are never negatives (`mining.exclusion`), judged
+        excluded: int32, per query passages that are never negatives, judged
             positives aside.
         query_ids: of the Q queries of the candidates; draws depend on them.
         passage_ids: of all N passages.
-        texts: of the corpus, with teachers over its distinct texts (`search.distinct`): no task
+        texts: of the corpus, with teachers over its distinct texts (`rankers.distinct`): no task
             has a text twice, but where an ensemble repeats what two teachers agree on. None: every
             id is a text of its own.
 

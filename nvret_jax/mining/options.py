@@ -158,7 +158,7 @@ class Exclude:
     Attributes:
         own_text: 'normalized', 'strip' (only space at the ends is ignored) or 'off'.
         same_text: equal normalised texts are one passage: no copy of a positive is a negative, and
-            a query has a text among its negatives once (`data.same_text`, `search.distinct`).
+            a query has a text among its negatives once (`data.same_text`, `rankers.distinct`).
         cosine: passages this near to a positive by vectors, above 0 to 1; 0 is off.
         jaccard: passages that share this much of their word 3-shingles with a positive, above 0
             to 1; 0 is off.

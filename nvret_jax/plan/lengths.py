@@ -1,8 +1,8 @@
 """The lengths of a config's own texts, so that a training step is planned at the widths it runs at.
 
-A run plans its widths from the batches of its stage (`training.widths`). Here the batches are drawn
-from the same queries with their positives, and from random passages of the corpus in the place of
-negatives, which are not mined yet. Nothing but text and a tokenizer is read.
+A run plans its widths from the batches of its stage (`training.batches.length_groups`). Here the
+batches are drawn from the same queries with their positives, and from random passages of the corpus
+in the place of negatives, which are not mined yet. Nothing but text and a tokenizer is read.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _sampled(
 
 @dataclasses.dataclass
 class Drawn:
-    """Batches of such lengths: what `training.widths` asks of a stage's batches.
+    """Batches of such lengths: what `training.batches.length_groups` asks of a stage's batches.
 
     Attributes:
         lengths_of: the sample.

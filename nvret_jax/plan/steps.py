@@ -304,7 +304,7 @@ def _step_rows(passages: int, tokens: int, token_budget: int, shards: int, few: 
 def search_step(
     mesh: Mesh, shape: tuple[int, int], dtype, queries: int, k: int, memory_bytes: int
 ) -> Step:
-    """The step of an exact search with a ceiling per query: `search.steps.fold`.
+    """The step of an exact search with a ceiling per query: `search.index.steps.fold`.
 
     Its bytes are read from the program: XLA's own count takes every operand of every operation,
     also those that stay in on-chip memory.

@@ -49,7 +49,7 @@ def false_negatives(rows: Sequence[Row], name: str = "audit") -> Chart:
     """The share of false negatives over hardness, for the rows of one data set and teacher.
 
     Args:
-        rows: of `mining.audit`; those that mined nothing are left out.
+        rows: of `mining.audit.audit`; those that mined nothing are left out.
         name: prefix of the drawing's ids, its own for each chart of a page.
     """
     rows = [row for row in rows if row.slots and np.isfinite(row.hardness)]

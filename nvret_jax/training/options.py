@@ -1,5 +1,5 @@
 """The options of training and of what is made of the trained weights; those of the loss are in
-`loss_options.py`.
+`loss/options.py`.
 """
 
 from __future__ import annotations

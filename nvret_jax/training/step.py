@@ -1,6 +1,6 @@
 """One training step, compiled once per batch shape: encode, loss, gradient, update.
 
-How a batch is encoded in chunks, and its gradient with it: encode.py.
+How a batch is encoded in chunks, and its gradient with it: gradcache.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many mined negatives are positives nobody told the miner about, by rule, value and teacher.
 
-Of a query with several positives one stays visible and the others are hidden (`mining.hidden`).
+Of a query with several positives one stays visible and the others are hidden (holdout.py).
 Mining then knows the visible one alone: it is the anchor, and it alone decides what is excluded as
 its copy. Every rule and value is tried on the same queries, and compared with naive mining.
 
@@ -143,7 +143,7 @@ def audit(
         seed: of the bootstrap and of the choice of queries.
         progress: called with the description of each rule before it is tried.
         texts: of the corpus, with candidates and ranker over its distinct texts; see
-            `search.distinct`.
+            `search.rankers.distinct`.
 
     Returns:
         A row for each rule, in the order of `rules`, naive first.

@@ -4,9 +4,9 @@ Which value that is depends on the teacher and on the data (0.90 to 0.99 is seen
 is measured, on at most `max_queries` training queries, in one of two ways:
 
     labels   at least `ENOUGH` queries have two positives or more: one stays visible, and the share
-             of the hidden ones among the mined negatives is counted (`mining.hidden`)
+             of the hidden ones among the mined negatives is counted (`mining.audit.holdout`)
     ranks    otherwise: the share is estimated from where the teacher ranks the one positive that
-             is known (`mining.unlabelled`)
+             is known (`mining.audit.rank_estimate`)
 
 Choices:
 
@@ -112,7 +112,7 @@ def calibrate(
         resamples: behind each interval.
         teacher: its name, for the record.
         texts: of the corpus, with candidates and ranker over its distinct texts; see
-            `search.distinct`.
+            `search.rankers.distinct`.
 
     Raises:
         InputError: the rule has no such value, there are too few queries, or the target is missed

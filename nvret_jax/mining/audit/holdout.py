@@ -1,7 +1,7 @@
 """One positive of a query left visible, the others hidden: what mining takes of the hidden ones.
 
 A hidden positive that is mined is a false negative for certain. The audit reports it rule by rule
-(`mining.audit`), calibration looks for the value that keeps it small (`mining.calibrate`). Choices:
+(audit.py), calibration looks for the value that keeps it small (calibrate.py). Choices:
 
 - The visible positive is drawn by a hash of (seed, query id, passage id): the same on any machine,
   for any order of rows, and for every teacher.

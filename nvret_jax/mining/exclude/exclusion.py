@@ -10,8 +10,8 @@ and each carries the reason why. Choices:
 - Everything is a join over arrays: passages are hashed or numbered once, and pairs of query and
   passage are single int64 numbers. Nothing holds positives times passages.
 - Near copies by vectors are exact: from each positive the search goes on, twice as deep each time,
-  until it has passed the threshold (`mining.neighbours`). Near copies by words come from MinHash
-  and are confirmed one by one (`mining.overlap`).
+  until it has passed the threshold (neighbours.py). Near copies by words come from MinHash
+  and are confirmed one by one (overlap.py).
 - Every list is ascending, so the result does not depend on the order in which anything was found.
 """
 
@@ -113,7 +113,7 @@ def build(
         positive_rows: int32, judged positives of each query.
         settings: what to make.
         passages_nd, search: see `near_copies`; needed for `settings.cosine` only.
-        verdict_rows: int32, passages a judge has ruled out per query; see `mining.verdicts`.
+        verdict_rows: int32, passages a judge has ruled out per query; see verdicts.py.
         texts: of the corpus, where it is at hand.
 
     Returns:
@@ -241,7 +241,7 @@ def overlapping(
 ) -> Ragged:
     """Passages that share at least `threshold` of their word 3-shingles with a positive.
 
-    The measure is Jaccard's, exact for every pair that is reported; see `mining.overlap` for what
+    The measure is Jaccard's, exact for every pair that is reported; see overlap.py for what
     can be missed. The positives are among the rows.
 
     Raises:

@@ -6,8 +6,8 @@ make up step i follows from the seed alone: every epoch has a permutation, made 
 by array operations. A process builds only the rows that its devices hold. A resumed run therefore
 continues with exactly the batches it would have had.
 
-`Examples` is one data set. A batch comes about in two steps, because blend.py puts rows of several
-sets into one: `pick` says which texts it has, `fill` lays their tokens and ids out at given widths.
+`Examples` is one data set. A batch is made in two steps, because mixture.py joins rows of several
+sets: `pick` says which texts it has, `fill` lays their tokens and ids out at given widths.
 """
 
 from __future__ import annotations

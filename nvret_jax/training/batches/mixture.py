@@ -1,8 +1,8 @@
 """A stage's batches from several data sets: whose rows come when, and how they share a batch.
 
 A *source* is one data set, tokenised with its own prompts and lengths. A *unit* is what is dealt to
-a source at once (deal.py): a whole batch where batches are homogeneous, a row where they are
-mixed. Choices:
+a source at once (mixing_order.py): a whole batch where batches are homogeneous, a row where they
+are mixed. Choices:
 
 - The j-th row of a source is the j-th row of its own endless shuffled order, with the positives it
   would have drawn there, whatever it shares a batch with.

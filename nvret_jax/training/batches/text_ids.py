@@ -1,6 +1,6 @@
 """What passages are called in a batch: equal texts have one id, across all sets of a stage.
 
-The masks of the loss compare ids (contrast.py). An id here names a text, not a row of a corpus, so
+The masks of the loss compare ids (terms.py). An id here names a text, not a row of a corpus, so
 a copy of a positive under another id, in another row of the batch or in another set, is masked as
 the positive itself is. Equal means what it means in mining: `data.same_text`.
 

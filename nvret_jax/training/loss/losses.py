@@ -2,7 +2,7 @@
 
 A row of a batch is a query with G passages, the first P of them its positives, the others its hard
 negatives; an empty slot has id -1. A row's own scores [B, G] are always at hand; everything between
-rows is a *term* (contrast.py), summed up by one of two ways that agree (ring.py).
+rows is a *term* (terms.py), summed up by one of two ways that agree (ring.py).
 
 Ids travel to the loss. A passage of the global batch that carries the id of any judged positive of
 a query is no negative to it, wherever on the mesh it was encoded. Nothing is a negative just
@@ -247,7 +247,7 @@ def _sides(
     ceiling_b: jax.Array | None,
     guide: tuple[jax.Array, jax.Array] | None,
 ) -> dict[str, tuple[Side, Any]]:
-    """What the masks need to know of queries, passages and positive passages; see contrast.py."""
+    """What the masks need to know of queries, passages and positive passages; see terms.py."""
     size, group = rows.ids_bg.shape
     positives = slice(0, loss.num_positives)
     row_b = jax.reshard(jnp.arange(size, dtype=jnp.int32), mesh_lib.spec("batch"))

@@ -68,7 +68,7 @@ def gathered(
         term: what is contrasted.
         anchors: [A, (T,) D], split over the batch axis.
         columns: [C, (S,) D], split over the batch axis.
-        left, right: what the masks need of both; see contrast.py.
+        left, right: what the masks need of both; see terms.py.
         scale: 1 / temperature, a scalar.
         tile: columns at a time, where scores take more than one number a pair.
     """
