@@ -10,7 +10,7 @@ import pytest
 
 WORKER = """
 import json, sys, time
-from nvret_jax import peers, stops
+from nvret_jax.processes import peers, stops
 index, count = int(sys.argv[1]), int(sys.argv[2])
 stops.install()
 these = peers.Peers(index, count)
@@ -138,7 +138,8 @@ def test_a_stranger_is_not_heard():
 
 MEETING = """
 import socket, sys, time
-from nvret_jax import mesh, peers, stops
+from nvret_jax import mesh
+from nvret_jax.processes import peers, stops
 port, index, count, seconds = map(int, sys.argv[1:])
 stops.install()
 enter = peers.Peers._enter
@@ -247,7 +248,7 @@ def test_a_number_that_is_taken_and_another_count_are_refused_and_disturb_nobody
 def test_what_the_runtime_says_before_it_aborts_takes_one_line(joining, line, expected):
     body = (
         "import os, sys, threading\n"
-        "from nvret_jax import peers, stops, streams\n"
+        "from nvret_jax.processes import peers, stops, streams\n"
         "streams.install(); undo = streams.only_python(peers.hears); peers.joins('h:1', 5)\n"
         f"{'' if joining else 'peers.joined()'}\n"
         "os.write(2, b'E1126 coordination_service_agent.cc:289] Polled an error\\n')\n"

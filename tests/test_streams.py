@@ -9,7 +9,7 @@ import pytest
 
 from nvret_jax.processes import progress
 
-START = "import sys; from nvret_jax import streams; streams.install(); "
+START = "import sys; from nvret_jax.processes import streams; streams.install(); "
 
 
 def test_output_that_is_not_utf8_is_escaped():
@@ -70,7 +70,7 @@ def test_tqdm_disable_is_heard(monkeypatch, terminal):
     errors = io.StringIO()
     errors.isatty = lambda: terminal
     script = (
-        "import sys, time; from nvret_jax import progress; progress.EVERY = 0.0\n"
+        "import sys, time; from nvret_jax.processes import progress; progress.EVERY = 0.0\n"
         f"progress._redraws = lambda: {terminal}\n"
         "with progress.bar(total=3, desc='a', unit='b') as bar: bar.update(); bar.update()\n"
     )

@@ -25,7 +25,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.files import paths
 from nvret_jax.options import Takes, mistake, shown
 
-_PACKAGE = pathlib.Path(__file__).parent
+_PACKAGE = pathlib.Path(__file__).parents[1]
 _UNSET = "None"
 NO_CONFIG = "--config is missing; for a first run: --config=configs/quickstart.py"
 _EXPECTED = {

@@ -56,7 +56,7 @@ def test_config_keys_exist(page):
             if not key.endswith((".py", ".md", ".html", ".jsonl", ".json", ".parquet")):
                 named.add(key)
     # An artefact, a function, and the word for any key.
-    named -= {"audit.csv", "search.backend.make_index", "key"}
+    named -= {"audit.csv", "search.index.backend.make_index", "key"}
     assert {key for key in named if not exists(key)} == set()
 
 
@@ -87,10 +87,18 @@ def test_paths_of_the_repository_exist(page):
 
 @pytest.mark.parametrize("page", ["docs/architecture.md"])
 def test_modules_named_in_words_exist(page):
-    names = re.findall(r"`([\w/]+\.py|[a-z_]+/)`", text_of(page))
-    assert len(names) > 10
+    text = text_of(page)
+    names = re.findall(r"`([\w/]+\.py|[a-z_]+/)`", text)
+    layout = text[text.index("```\nnvret_jax/") :].split("```")[1]
+    folders = re.findall(r"^  (\w+/|\w+\.py) ", layout, re.MULTILINE)
+    top = {p.name + "/" * p.is_dir() for p in (ROOT / "nvret_jax").iterdir() if p.name[0] != "_"}
+    assert set(folders) == {name for name in top if name.endswith(("/", ".py"))}
+    of = re.findall(r"^  (\w+/) |(?<=[ ;])([a-z_]+/)(?= \(|:|  )", layout, re.MULTILINE)
+    for folder, inner in of:
+        at = folder or at
+        assert (ROOT / "nvret_jax" / at / inner).is_dir(), inner
     for name in names:
-        inside = (ROOT / "nvret_jax" / name, ROOT / "nvret_jax/search" / name, ROOT / name)
+        inside = (ROOT / "nvret_jax" / name, ROOT / name)
         artefacts = ("checkpoints/", "export/", "tensorboard/", "fingerprints/")
         assert name in artefacts or any(path.exists() for path in inside), name
 

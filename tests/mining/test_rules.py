@@ -12,37 +12,44 @@ from nvret_jax.mining.rules import Rule, anchors
 SCORE = st.floats(-1, 1, width=32)
 
 
-@given(anchor=SCORE, score=SCORE, value=st.floats(0, 1, width=32))
-def test_each_rule_keeps_what_the_paper_keeps(anchor, score, value):
-    def kept(rule):
-        return bool(np.float32(score) < rule.ceilings(np.array([anchor]))[0])
+# What a rule keeps: scores below (abs: up to) this limit, compared as exactly as float64 can.
+LIMITS = {
+    "abs": lambda anchor, value: value,
+    "margin_pos": lambda anchor, value: anchor - value,
+    "perc_pos": lambda anchor, value: anchor - abs(anchor) * (1.0 - value),
+}
 
-    assert kept(Rule("naive"))
-    assert kept(Rule("shifted"))
-    assert kept(Rule("abs", threshold=value)) == (np.float32(score) <= np.float32(value))
-    assert kept(Rule("margin_pos", margin=value)) == (
-        np.float32(score) < np.float32(np.float64(anchor) - value)
-    )
-    if anchor >= 0:
-        assert kept(Rule("perc_pos", percent=value)) == (
-            np.float32(score) < np.float32(anchor - abs(anchor) * (1.0 - value))
-        )
+
+def near(limit, steps):
+    """The float32 that many steps from the one nearest to `limit`."""
+    score = np.float32(limit)
+    for _ in range(abs(steps)):
+        score = np.nextafter(score, np.float32(np.sign(steps) * 9))
+    return score
 
 
 @given(
     anchor=SCORE,
+    free=SCORE,
+    steps=st.none() | st.integers(-2, 2),
     value=st.floats(0, 1),
-    steps=st.integers(-2, 2),
-    name=st.sampled_from(["margin_pos", "perc_pos"]),
+    name=st.sampled_from(list(LIMITS)),
 )
-def test_no_rounding_decides_about_a_score_beside_the_ceiling(anchor, value, steps, name):
+def test_each_rule_keeps_what_the_paper_keeps(anchor, free, steps, value, name):
+    """Any score, and those next to the limit, where rounding would decide."""
     anchor = np.float64(anchor)
-    limit = anchor - value if name == "margin_pos" else anchor - abs(anchor) * (1.0 - value)
-    score = np.float32(limit)
-    for _ in range(abs(steps)):
-        score = np.nextafter(score, np.float32(np.sign(steps) * 9))
-    ceiling = Rule(name, margin=value, percent=value).ceilings(np.array([anchor]))[0]
-    assert bool(score < ceiling) == bool(np.float64(score) < limit)
+    limit = LIMITS[name](anchor, np.float32(value) if name == "abs" else value)
+    score = np.float32(free) if steps is None else near(limit, steps)
+    rule = Rule(name, threshold=value, margin=value, percent=value)
+    kept = bool(score < rule.ceilings(np.array([anchor]))[0])
+    exact = np.float64(score)
+    assert kept == bool(exact <= limit if name == "abs" else exact < limit)
+
+
+@given(anchor=SCORE, score=SCORE)
+def test_rules_without_a_ceiling_keep_every_score(anchor, score):
+    for name in ("naive", "shifted"):
+        assert np.float32(score) < Rule(name).ceilings(np.array([anchor]))[0]
 
 
 @given(anchor=SCORE, percent=st.floats(0.01, 1))

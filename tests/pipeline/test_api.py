@@ -38,7 +38,7 @@ def test_mine_keeps_the_hardest_below_95_percent_of_the_positive():
         ({"positives": [[0], []]}, "positives: query 1 has no positive"),
         ({"passage_embeddings": None}, "give a teacher"),
         ({"query_embeddings": np.ones((3, 4), np.float32)}, "3 query embeddings for 2 texts"),
-        ({"passage_embeddings": np.ones((3, 5), np.float32)}, "4"),
+        ({"passage_embeddings": np.ones((3, 5), np.float32)}, "4 wide and passages 5"),
         ({"rule": "best"}, "mine: rule='best': expected one of naive"),
         ({"backend": "gpu"}, "auto, device, faiss"),
     ],

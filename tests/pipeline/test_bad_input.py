@@ -224,12 +224,6 @@ def test_bad_input(row, pristine, tmp_path):
     check(row, pristine, tmp_path)
 
 
-def test_the_table_is_long_and_its_names_differ():
-    names = [row.name for row in TABLE]
-    assert len(names) == len(set(names)) >= 60
-    assert sum(bool(row.alone) for row in TABLE) >= 8
-
-
 def test_a_mistyped_flag_does_not_keep_the_workdir(pristine, tmp_path):
     argv = [command.CONFIG, f"--workdir={tmp_path / 'w'}", *command.flags_of(pristine)]
     refused = command.inside(*argv, "--stages=embed", "--config.teacher.model=owner/absent")

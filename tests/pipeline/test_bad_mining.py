@@ -194,8 +194,3 @@ TABLE = [
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name.replace(" ", "-"))
 def test_bad_mining(row, pristine, tmp_path):
     check(row, pristine, tmp_path)
-
-
-def test_the_table_is_long_and_its_names_differ():
-    names = [row.name for row in TABLE]
-    assert len(names) == len(set(names)) >= 60

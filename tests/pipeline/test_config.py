@@ -25,7 +25,8 @@ def load(path, arg=""):
 
 def test_the_default_is_valid_and_the_papers():
     config = config_lib.base()
-    assert checks.validate(config) is None
+    assert checks.mistakes(config) == []
+    checks.validate(config)
     assert (config.mining.rule, config.mining.percent) == ("perc_pos", 0.95)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import threading
 import time
 
 import pyarrow.parquet as pq
@@ -121,33 +122,47 @@ def test_a_stage_does_not_use_what_is_out_of_date(finished):
     assert "mining.percent 0.95 → 0.8" in line
 
 
-def kill_inside(folder, workdir, stage, delay):
-    """Runs until `stage` has begun, waits, kills with SIGKILL. False if it had nothing to do."""
+def written(workdir):
+    """What a run has left so far: its files, and its lines of metrics."""
+    files = {str(path) for path in workdir.rglob("*") if path.is_file()}
+    log = workdir / "metrics.jsonl"
+    lines = log.read_text().count("\n") if log.exists() else 0
+    return files | {f"line {i}" for i in range(lines)}
+
+
+def kill_inside(folder, workdir, stage, writes):
+    """Kills with SIGKILL once `stage` has begun and left `writes` new files or lines of metrics.
+
+    Returns:
+        Whether the stage had not ended by then.
+    """
     process = tiny_project.start(folder, workdir)
-    begun = False
-    for line in process.stdout:
-        if line.startswith(f"{stage:<9} making"):
-            begun = True
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+    reader.start()
+
+    def printed(words):
+        return any(line.startswith(f"{stage:<9} {words}") for line in lines.copy())
+
+    while not printed("making") and process.poll() is None:
+        time.sleep(0.001)
+    before = written(workdir)
+    while process.poll() is None and not printed("done"):
+        if len(written(workdir) - before) >= writes:
             break
-    if begun:
-        time.sleep(delay)
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return begun
-
-
-def seconds(output, stage):
-    (line,) = [x for x in output.splitlines() if x.startswith(f"{stage:<9} done in")]
-    return float(line.split()[-2])
+    process.wait()
+    reader.join(10)
+    return printed("making") and not printed("done")
 
 
 @pytest.mark.slow
 def test_killed_in_three_stages(finished):
-    folder, undisturbed, output = finished
+    folder, undisturbed, _ = finished
     workdir = folder / "killed-thrice"
     for stage in ("embed", "train", "evaluate"):
-        # Half of what the stage took, and little enough that a faster second run is still in it.
-        assert kill_inside(folder, workdir, stage, min(2.0, 0.5 * seconds(output, stage)))
+        assert kill_inside(folder, workdir, stage, 4)
     tiny_project.run(folder, workdir)
     assert_same_artifacts(workdir, undisturbed)
 
@@ -175,14 +190,12 @@ def test_sigterm_in_training_saves_and_the_same_command_goes_on(finished):
 
 @pytest.mark.slow
 def test_killed_three_times_in_every_stage(finished):
-    folder, undisturbed, output = finished
+    folder, undisturbed, _ = finished
     workdir = folder / "killed"
     kills = dict.fromkeys(DEFAULT_STAGES, 0)
     for stage in DEFAULT_STAGES:
-        whole = seconds(output, stage)
-        for share in (0.05, 0.4, 0.75):
-            # What an earlier kill left finished makes the rest shorter.
-            kills[stage] += kill_inside(folder, workdir, stage, share * whole / (1 + kills[stage]))
+        for writes in (0, 1, 3):
+            kills[stage] += kill_inside(folder, workdir, stage, writes)
     assert all(kills.values()), kills
     print("kills per stage:", kills)
     tiny_project.run(folder, workdir)

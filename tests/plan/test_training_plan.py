@@ -146,7 +146,8 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 
 
 _UNEVEN = """
-from nvret_jax import blocks, config as config_lib, mesh as mesh_lib
+from nvret_jax import config as config_lib, mesh as mesh_lib
+from nvret_jax.options import blocks
 from nvret_jax.training.options import Training
 from nvret_jax.plan import models, steps, training
 config = config_lib.base()
