@@ -10,7 +10,10 @@ import pytest
 
 from nvret_jax.processes import stops
 
-START = "import sys, time; from nvret_jax.processes import stops; stops.install(); print('up', flush=True)\n"
+START = (
+    "import sys, time; from nvret_jax.processes import stops; stops.install(); "
+    "print('up', flush=True)\n"
+)
 # Work of minutes inside one call of a C function.
 LONG = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"
 # A library that swallows what is raised in its callback.

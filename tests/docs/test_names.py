@@ -94,6 +94,7 @@ def test_modules_named_in_words_exist(page):
     top = {p.name + "/" * p.is_dir() for p in (ROOT / "nvret_jax").iterdir() if p.name[0] != "_"}
     assert set(folders) == {name for name in top if name.endswith(("/", ".py"))}
     of = re.findall(r"^  (\w+/) |(?<=[ ;])([a-z_]+/)(?= \(|:|  )", layout, re.MULTILINE)
+    at = ""
     for folder, inner in of:
         at = folder or at
         assert (ROOT / "nvret_jax" / at / inner).is_dir(), inner
