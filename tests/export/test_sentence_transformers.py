@@ -8,7 +8,9 @@ import types
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+import tiny_models
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.comparison import Scores
@@ -20,72 +22,28 @@ WORDS = "how do i sort an array with numpy return a copy of the values in order 
 TEXTS = ["how do i sort an array", "return a copy of the values", "numpy", "an unseen word"]
 
 
-def make_tiny(folder, *, pooling="mean", normalize=True, pooler=True, baked_padding=True):
-    """A BERT of 2 layers and 32 dimensions with random weights, as sentence-transformers saves."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
+def make_tiny(folder, *, pooling="mean", normalize=True):
+    """A tiny BERT whose folder has what published ones have: prompts, padding, a card, old keys."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(set(WORDS.split()))]
-    vocab = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    config = {
+        "architectures": ["BertForMaskedLM"],
+        "vocab_size": len(words),
+        "num_hidden_layers": 2,
+        "transformers_version": "4.8.2",
+        "_name_or_path": "/somewhere/else",
+    }
+    tiny_models.write(folder, pooling=pooling, normalize=normalize, **config)
+    tokenizer = Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.add_special_tokens(words[:4])
-    if baked_padding:
-        tokenizer.enable_truncation(5)
-        tokenizer.enable_padding(length=5)
-    folder.mkdir(parents=True)
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=5)
     tokenizer.save(str(folder / "tokenizer.json"))
-
-    width, ffn, layers, positions = 32, 64, 2, 40
-    rng = np.random.default_rng(0)
-    tensors = {}
-
-    def add(name, *shape, base=0.0):
-        tensors[name] = (base + rng.normal(0, 0.2, shape)).astype(np.float32)
-
-    add("embeddings.word_embeddings.weight", len(vocab), width)
-    add("embeddings.position_embeddings.weight", positions, width)
-    add("embeddings.token_type_embeddings.weight", 2, width)
-    norms = ["embeddings.LayerNorm"]
-    for i in range(layers):
-        at = f"encoder.layer.{i}"
-        for name, out, inside in (
-            ("attention.self.query", width, width),
-            ("attention.self.key", width, width),
-            ("attention.self.value", width, width),
-            ("attention.output.dense", width, width),
-            ("intermediate.dense", ffn, width),
-            ("output.dense", width, ffn),
-        ):
-            add(f"{at}.{name}.weight", out, inside)
-            add(f"{at}.{name}.bias", out)
-        norms += [f"{at}.attention.output.LayerNorm", f"{at}.output.LayerNorm"]
-    for name in norms:
-        add(f"{name}.weight", width, base=1.0)
-        add(f"{name}.bias", width)
-    if pooler:
-        add("pooler.dense.weight", width, width)
-        add("pooler.dense.bias", width)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-    config = {
-        "architectures": ["BertForMaskedLM"],
-        "model_type": "bert",
-        "vocab_size": len(vocab),
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "intermediate_size": ffn,
-        "hidden_act": "gelu",
-        "max_position_embeddings": positions,
-        "transformers_version": "4.8.2",
-        "_name_or_path": "/somewhere/else",
-    }
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     files = {
-        "config.json": config,
-        "sentence_bert_config.json": {"max_seq_length": 24, "do_lower_case": False},
         "tokenizer_config.json": {
             "tokenizer_class": "BertTokenizer",
             "pad_token": "[PAD]",
@@ -95,21 +53,11 @@ def make_tiny(folder, *, pooling="mean", normalize=True, pooler=True, baked_padd
             "model_max_length": 512,
             "name_or_path": "/somewhere/else",
         },
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": width,
-            "pooling_mode_cls_token": pooling == "cls",
-            "pooling_mode_mean_tokens": pooling == "mean",
-        },
-        "modules.json": [
-            {"idx": i, "name": str(i), "path": at, "type": f"sentence_transformers.models.{kind}"}
-            for i, (at, kind) in enumerate(modules[: 3 if normalize else 2])
-        ],
         "config_sentence_transformers.json": {
             "prompts": {"query": "query: ", "passage": "passage: "}
         },
     }
     for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content))
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# Tiny\n")
