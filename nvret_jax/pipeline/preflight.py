@@ -7,6 +7,7 @@ loaded. What would be refused hours later, in the stage that needs it, is refuse
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,12 @@ from nvret_jax.mining.audit.audit import check_any
 from nvret_jax.mining.audit.calibrate import check_enough
 from nvret_jax.mining.exclude import documents, verdicts
 from nvret_jax.models import embedding_model
+from nvret_jax.pipeline import ranked
 from nvret_jax.pipeline.encoders import Side
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
-from nvret_jax.search.rankers import teachers, vectors
-from nvret_jax.search.rankers.run_file import RunRanker
+from nvret_jax.search.rankers import teachers
 from nvret_jax.training.loop import check_batch
 from nvret_jax.training.options import Training
 
@@ -233,15 +234,11 @@ def _check_judgments(state: Run) -> None:
 
 def _check_ranking(part: Run, name: str) -> None:
     """Reads what a teacher's file or folder says of the training queries."""
-    data, block = part.train_data, part.block(name)
-    scheme, rest = teachers.kind(block.model), block.model.partition(":")[2]
-    queries = data.queries.select(part.positives())
-    if part.candidates(name).stale() is None:
-        return
-    if scheme == "run":
-        RunRanker.read(rest, queries.ids, data.corpus.ids, part.positive_rows())
-    if scheme == "vectors":
-        vectors.open_pair(rest, data.corpus.ids, queries.ids, normalize=block.normalize)
+    model = part.block(name).model
+    kind = teachers.kind(model)
+    if kind is not None and kind.place and part.candidates(name).stale() is not None:
+        read_only = dataclasses.replace(ranked.task(part, name), dense=lambda *vectors: None)
+        teachers.open_ranker(model, read_only)
 
 
 def _check_exclusions(part: Run) -> None:

@@ -188,7 +188,7 @@ class Run:
         return {
             name: self._side(name, self.block(name))
             for name in self.teacher_names
-            if teachers.kind(self.block(name).model) == "encoder"
+            if teachers.is_encoder(self.block(name).model)
         }
 
     @property
@@ -394,8 +394,8 @@ class Run:
             seed=self.config.seed,
             same_text=self.exclusions.same_text,
         )
-        is_vectors = teachers.kind(self.block(name).model) == "vectors"
-        return found | (self.searching.parts(stored="") if is_vectors else {})
+        by_vectors = teachers.has_vectors(self.block(name).model)
+        return found | (self.searching.parts(stored="") if by_vectors else {})
 
     @functools.cached_property
     def rescorer(self) -> Rescorer | None:

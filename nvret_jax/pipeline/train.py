@@ -416,9 +416,7 @@ def _gives_cosines(run: Run) -> bool:
     if run.rescored(run.teacher_names[0]) is not None:
         return False
     blocks = [run.block(name) for name in run.teacher_names]
-    return all(
-        teachers.kind(block.model) in ("encoder", "vectors") and block.normalize for block in blocks
-    )
+    return all(teachers.has_vectors(block.model) and block.normalize for block in blocks)
 
 
 def _guide_of(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from nvret_jax.plan.chips import Chip, topology_mesh
 from nvret_jax.plan.report import advice, fits, heading, report
 from nvret_jax.plan.steps import Step
 from nvret_jax.search.index import checks, memory
-from nvret_jax.search.rankers.teachers import kind
+from nvret_jax.search.rankers.teachers import is_encoder
 from nvret_jax.training.options import Training
 
 PASSAGES, QUERIES = 1_000_000, 4096  # default sizes of a search
@@ -82,7 +82,7 @@ def planned(
     teachers = {
         name: models.read(block, mesh, key=_key(name))
         for name, block in blocks.items()
-        if kind(block.model) == "encoder"
+        if is_encoder(block.model)
     }
     trained = {name: blocks_lib.read(Training, one) for name, one in stages_of(config).items()}
     dropout = max(train.dropout for train in trained.values())
