@@ -29,31 +29,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nvret_jax.models.backbones import families
 from nvret_jax.models.backbones.bert import OFFSET_POSITIONS
 from nvret_jax.models.backbones.decoder_config import FLAVOURS
 from nvret_jax.models.backbones.rope import Rope
 
-# Class names by model_type, for a config.json that came without `architectures`.
-_ARCHITECTURES = {
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-    "camembert": "CamembertModel",
-    "modernbert": "ModernBertModel",
-    "mistral": "MistralModel",
-    "llama": "LlamaModel",
-    "qwen2": "Qwen2Model",
-    "qwen3": "Qwen3Model",
-    "nvembed": "NVEmbedModel",
-}
-# What an architecture of somebody's own is beneath its name.
-_PLAIN = {
-    "llama_bidirec": "llama",
-    "nvretriever": "mistral",
-    "nvomniembed": "qwen2",
-    "qwen2_5_omni_thinker": "qwen2",
-    "qwen2_5_omni": "qwen2",
-}
 BERT_TYPES = tuple(OFFSET_POSITIONS)
 # Fields that text-embeddings-inference has no default for and that no embedding depends on, or
 # that the reader of config.json fills with the same value, as Hugging Face's defaults.
@@ -101,8 +81,7 @@ _DROPPED = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_
 
 def written_type(spec: Any) -> str:
     """The `model_type` of an export of `spec`."""
-    model_type = spec.architecture["model_type"]
-    return _PLAIN.get(model_type, model_type)
+    return families.written_type(spec.architecture["model_type"])
 
 
 def config_json(
@@ -132,7 +111,7 @@ def config_json(
         _fill_token_ids(config, token_ids or {})
     model_type = config["model_type"]
     # The task class a checkpoint was trained as (BertForMaskedLM, …) is not what is written here.
-    config["architectures"] = [_ARCHITECTURES.get(model_type, f"{model_type.title()}Model")]
+    config["architectures"] = [families.class_name(model_type)]
     for name in [name for name in config if name in _STALE or name.startswith("_")]:
         del config[name]
     return config | {"torch_dtype": dtype, "dtype": dtype, "transformers_version": _FORMAT}

@@ -27,6 +27,8 @@ class Family:
         pooling, normalize, prompt_in_pooling: where the folder does not say.
         prompts, max_length: of queries and of passages, where no file could say them.
         own_code: whether `auto_map` names code that this package is instead of.
+        class_name: of transformers' class, for a config.json that came without `architectures`.
+        written_as: the plain `model_type` under which an export is written; empty: the same one.
     """
 
     config: Any
@@ -41,6 +43,8 @@ class Family:
     prompts: tuple[str, str] | None = None
     max_length: int | None = None
     own_code: bool = False
+    class_name: str = ""
+    written_as: str = ""
 
 
 _BERT = Family(
@@ -69,21 +73,48 @@ _DECODER = Family(
 )
 _EMBEDDER = dataclasses.replace(_DECODER, pooling="mean", normalize=True, own_code=True)
 
+
+def _as(family: Family, class_name: str) -> Family:
+    return dataclasses.replace(family, class_name=class_name)
+
+
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(bert.OFFSET_POSITIONS, _BERT),
-    "modernbert": _MODERNBERT,
-    **dict.fromkeys(("mistral", "llama", "qwen2", "qwen3"), _DECODER),
+    "bert": _as(_BERT, "BertModel"),
+    "roberta": _as(_BERT, "RobertaModel"),
+    "xlm-roberta": _as(_BERT, "XLMRobertaModel"),
+    "camembert": _as(_BERT, "CamembertModel"),
+    "modernbert": _as(_MODERNBERT, "ModernBertModel"),
+    "mistral": _as(_DECODER, "MistralModel"),
+    "llama": _as(_DECODER, "LlamaModel"),
+    "qwen2": _as(_DECODER, "Qwen2Model"),
+    "qwen3": _as(_DECODER, "Qwen3Model"),
     # nvidia/llama-nemotron-embed-1b-v2, once llama-3.2-nv-embedqa-1b-v2. Its card gives the length,
     # and the prompts that NVIDIA's own tools take for this type where a folder names none.
     "llama_bidirec": dataclasses.replace(
-        _EMBEDDER, prompts=("query: ", "passage: "), max_length=8192
+        _EMBEDDER, prompts=("query: ", "passage: "), max_length=8192, written_as="llama"
     ),
     # nvidia/NV-Retriever-v1: instructions are left out of its mean (arXiv 2407.15831, App. B).
-    "nvretriever": dataclasses.replace(_EMBEDDER, prompt_in_pooling="none"),
+    "nvretriever": dataclasses.replace(_EMBEDDER, prompt_in_pooling="none", written_as="mistral"),
     # nvidia/NV-Embed-v2. Its code leaves as many tokens out as the instruction has, but begins
     # with the first of the text, which no instruction has: its last token stays in.
-    "nvembed": dataclasses.replace(_EMBEDDER, pooling="latent", prompt_in_pooling="last"),
+    "nvembed": dataclasses.replace(
+        _as(_EMBEDDER, "NVEmbedModel"), pooling="latent", prompt_in_pooling="last"
+    ),
     # nvidia/omni-embed-nemotron-3b and its base: the text side.
-    "nvomniembed": _EMBEDDER,
-    **dict.fromkeys(("qwen2_5_omni_thinker", "qwen2_5_omni"), _DECODER),
+    "nvomniembed": dataclasses.replace(_EMBEDDER, written_as="qwen2"),
+    **dict.fromkeys(
+        ("qwen2_5_omni_thinker", "qwen2_5_omni"), dataclasses.replace(_DECODER, written_as="qwen2")
+    ),
 }
+
+
+def written_type(model_type: str) -> str:
+    """The `model_type` under which an export of this architecture is written."""
+    family = FAMILIES.get(model_type)
+    return (family.written_as if family else "") or model_type
+
+
+def class_name(model_type: str) -> str:
+    """The class that transformers loads a written `model_type` as, without a task's head."""
+    family = FAMILIES.get(model_type)
+    return (family.class_name if family else "") or f"{model_type.title()}Model"
