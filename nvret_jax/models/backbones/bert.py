@@ -40,8 +40,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.models import lora
 from nvret_jax.models.attention.attention import attention
-from nvret_jax.models.attention.kernels import check_heads
-from nvret_jax.models.backbones.blocks import check_tokens, declared_axes, lookup, scan_layers
+from nvret_jax.models.backbones.blocks import Backbone, lookup
 from nvret_jax.models.backbones.layer import (
     ACTIVATIONS,
     SIZES,
@@ -229,6 +228,8 @@ class Layer(Weights):
         hidden_btd: jax.Array,
         lengths_b: jax.Array,
         keys_b: jax.Array | None,
+        shared: None,
+        own: None,
         *,
         config: BertConfig,
         options: Options,
@@ -267,58 +268,7 @@ class Layer(Weights):
             return residual(hidden_btd, dropout(out_btd, keys_b, 2, rate), "mlp")
 
 
-class Bert(nnx.Module):
-    """The encoder. Call it under `jax.set_mesh`, with arguments sharded over "batch"."""
+class Bert(Backbone):
+    """BERT, RoBERTa and their descendants, without a pooler."""
 
-    def __init__(
-        self,
-        config: BertConfig,
-        *,
-        options: Options | None = None,
-        param_dtype: Any = "float32",
-        rngs: nnx.Rngs,
-    ):
-        self.config, self.options = config, options or Options()
-        check_heads(self.options.attention, config.head_dim)
-        self.embeddings = Embeddings(config, param_dtype=param_dtype, rngs=rngs)
-        keys_l = jax.random.split(rngs.params(), config.num_hidden_layers)
-        self.layers = jax.vmap(
-            lambda key: Layer(config, param_dtype=param_dtype, rngs=nnx.Rngs(params=key))
-        )(keys_l)
-
-    def logical_axes(self) -> dict[tuple[str, str], tuple[str | None, ...]]:
-        """Path of each weight -> logical axis of each of its dimensions, as it lies at rest."""
-        return declared_axes(self)
-
-    def __call__(
-        self,
-        tokens_bt: jax.Array,
-        lengths_b: jax.Array,
-        *,
-        dropout_keys_b: jax.Array | None = None,
-    ) -> jax.Array:
-        """Token vectors of right-padded sequences.
-
-        Args:
-            tokens_bt: int32 [B, T]; what stands in the padding is of no consequence.
-            lengths_b: int32 [B], real tokens, 1..T.
-            dropout_keys_b: typed PRNG keys [B], one an example; None: no dropout.
-
-        Returns:
-            float32 [B, T, D]; finite but meaningless at padded positions.
-
-        Raises:
-            InputError: T exceeds the positions the model has (at trace time).
-        """
-        config, options = self.config, self.options
-        check_tokens(tokens_bt.shape[1], config.max_tokens)
-        keys_b = dropout_keys_b if lora.draws(self.layers, options) else None
-        with jax.named_scope("embeddings"):
-            hidden_btd = self.embeddings(tokens_bt, config)
-            # A place of its own: layers fold in their index first, the embeddings its end.
-            hidden_btd = dropout(hidden_btd, keys_b, config.num_hidden_layers, options.dropout)
-
-        def block(hidden_btd: jax.Array, layer: Layer, keys_b: jax.Array | None) -> jax.Array:
-            return layer(hidden_btd, lengths_b, keys_b, config=config, options=options)
-
-        return scan_layers(block, hidden_btd, self.layers, keys_b, remat=options.remat)
+    EMBEDDINGS, LAYER = Embeddings, Layer

@@ -1,9 +1,9 @@
-"""Blocks that the backbones (`bert.py`, `decoder.py`, `modernbert.py`) are built from."""
+"""What the backbones (`bert.py`, `decoder.py`, `modernbert.py`) have in common."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
 from nvret_jax.models import lora
-from nvret_jax.models.backbones.layer import PRODUCT
+from nvret_jax.models.attention.kernels import check_heads
+from nvret_jax.models.backbones.layer import PRODUCT, Options, dropout
 
 TABLE = "word"  # what every backbone calls its token table
 
@@ -55,6 +56,94 @@ def declared_axes(model: nnx.Module) -> dict[tuple[str, str], tuple[str | None, 
         names = lora.axes(module.AXES, name)
         axes[part, name] = (None, *names) if part == "layers" else names
     return axes
+
+
+class Backbone(nnx.Module):
+    """Embeddings, stacked layers, and what follows them: from token ids to hidden states.
+
+    A subclass names the classes of its parts and, where its layers need them, the arrays they
+    share or that differ between them. Call it under `jax.set_mesh`, with arguments sharded over
+    "batch".
+
+    Attributes:
+        EMBEDDINGS: called as (tokens_bt, config) -> float32 [B, T, D].
+        LAYER: called as (hidden_btd, lengths_b, keys_b, shared, own, config=, options=).
+    """
+
+    EMBEDDINGS: ClassVar[Any]
+    LAYER: ClassVar[Any]
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        options: Options | None = None,
+        param_dtype: Any = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.options = config, options or Options()
+        check_heads(self.options.attention, config.head_dim, windowed=self.windowed(config))
+        self.embeddings = self.EMBEDDINGS(config, param_dtype=param_dtype, rngs=rngs)
+        keys_l = jax.random.split(rngs.params(), config.num_hidden_layers)
+        self.layers = jax.vmap(
+            lambda key: self.LAYER(config, param_dtype=param_dtype, rngs=nnx.Rngs(params=key))
+        )(keys_l)
+
+    def logical_axes(self) -> dict[tuple[str, str], tuple[str | None, ...]]:
+        """Path of each weight -> logical axis of each of its dimensions, as it lies at rest."""
+        return declared_axes(self)
+
+    @staticmethod
+    def windowed(config: Any) -> bool:
+        """Whether some layer attends within a window only."""
+        return False
+
+    def shared(self, tokens: int) -> Any:
+        """Arrays that every layer reads, for texts of that many tokens."""
+        return None
+
+    def per_layer(self, tokens: int) -> Any:
+        """A tree of arrays [L, …] of which each layer reads its row."""
+        return None
+
+    def last(self, hidden_btd: jax.Array) -> jax.Array:
+        """What follows the last layer."""
+        return hidden_btd
+
+    def __call__(
+        self,
+        tokens_bt: jax.Array,
+        lengths_b: jax.Array,
+        *,
+        dropout_keys_b: jax.Array | None = None,
+    ) -> jax.Array:
+        """Token vectors of right-padded sequences.
+
+        Args:
+            tokens_bt: int32 [B, T]; padding may hold any ids.
+            lengths_b: int32 [B], real tokens, 1..T.
+            dropout_keys_b: typed PRNG keys [B], one per example; None: no dropout.
+
+        Returns:
+            float32 [B, T, D]; finite but meaningless at padded positions.
+
+        Raises:
+            InputError: T exceeds the positions the model has (at trace time).
+        """
+        config, options, tokens = self.config, self.options, tokens_bt.shape[1]
+        check_tokens(tokens, config.max_tokens)
+        keys_b = dropout_keys_b if lora.draws(self.layers, options) else None
+        with jax.named_scope("embeddings"):
+            hidden_btd = self.embeddings(tokens_bt, config)
+            # Layers fold in their index first; the embeddings fold in the index after the last.
+            hidden_btd = dropout(hidden_btd, keys_b, config.num_hidden_layers, options.dropout)
+        shared = self.shared(tokens)
+
+        def block(hidden_btd: jax.Array, layer: Any, keys_b: Any, own: Any = None) -> jax.Array:
+            return layer(hidden_btd, lengths_b, keys_b, shared, own, config=config, options=options)
+
+        xs, remat = self.per_layer(tokens), options.remat
+        return self.last(scan_layers(block, hidden_btd, self.layers, keys_b, remat=remat, xs=xs))
 
 
 def scan_layers(

@@ -31,8 +31,7 @@ from flax import nnx
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.models import lora
 from nvret_jax.models.attention.grouped import grouped_attention
-from nvret_jax.models.attention.kernels import check_heads
-from nvret_jax.models.backbones.blocks import check_tokens, declared_axes, lookup, scan_layers
+from nvret_jax.models.backbones.blocks import Backbone, lookup
 from nvret_jax.models.backbones.decoder_config import DecoderConfig
 from nvret_jax.models.backbones.layer import ACTIVATIONS, Options, Weights, dropout
 from nvret_jax.models.backbones.rope import angles, rotate
@@ -57,12 +56,12 @@ class Embeddings(Weights):
 
     AXES: ClassVar = {"word": (None, "embed")}
 
-    def __init__(self, config: Any, *, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, param_dtype: Any, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(config.initializer_range)
         shape = (config.vocab_size, config.hidden_size)
         self.word = nnx.Param(normal(rngs.params(), shape, param_dtype))
 
-    def __call__(self, tokens_bt: jax.Array) -> jax.Array:
+    def __call__(self, tokens_bt: jax.Array, config: DecoderConfig) -> jax.Array:
         """int32 [B, T] -> float32 [B, T, D]."""
         return lookup(self.word[...], tokens_bt)
 
@@ -126,8 +125,9 @@ class Layer(Weights):
         self,
         hidden_btd: jax.Array,
         lengths_b: jax.Array,
-        turns: tuple[jax.Array, jax.Array],
         keys_b: jax.Array | None,
+        turns: tuple[jax.Array, jax.Array],
+        own: None,
         *,
         config: DecoderConfig,
         options: Options,
@@ -185,56 +185,23 @@ class FinalNorm(Weights):
         return rms_norm(hidden_btd, self._use("norm_scale", jnp.float32), config.rms_norm_eps)
 
 
-class Decoder(nnx.Module):
-    """The encoder. Call it under `jax.set_mesh`, with arguments sharded over "batch"."""
+class Decoder(Backbone):
+    """Decoders such as Llama, Mistral and Qwen, causal or bidirectional."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        options: Options | None = None,
-        param_dtype: Any = "float32",
-        rngs: nnx.Rngs,
-    ):
-        self.config, self.options = config, options or Options()
-        check_heads(self.options.attention, config.head_dim)
-        self.embeddings = Embeddings(config, param_dtype=param_dtype, rngs=rngs)
-        keys_l = jax.random.split(rngs.params(), config.num_hidden_layers)
-        self.layers = jax.vmap(
-            lambda key: Layer(config, param_dtype=param_dtype, rngs=nnx.Rngs(params=key))
-        )(keys_l)
+    EMBEDDINGS, LAYER = Embeddings, Layer
+
+    def __init__(self, config: DecoderConfig, *, param_dtype: Any = "float32", **more: Any):
+        super().__init__(config, param_dtype=param_dtype, **more)
         self.final = FinalNorm(config, param_dtype=param_dtype)
 
-    def logical_axes(self) -> dict[tuple[str, str], tuple[str | None, ...]]:
-        """Path of each weight -> logical axis of each of its dimensions, as it lies at rest."""
-        return declared_axes(self)
+    def shared(self, tokens: int) -> tuple[jax.Array, jax.Array]:
+        """The angles of rotary positions."""
+        return angles(self.config.rope, self.config.head_dim, tokens)
 
-    def __call__(
-        self,
-        tokens_bt: jax.Array,
-        lengths_b: jax.Array,
-        *,
-        dropout_keys_b: jax.Array | None = None,
-    ) -> jax.Array:
-        """Token vectors of right-padded sequences; arguments and result as of `bert.Bert`.
-
-        Raises:
-            InputError: T exceeds the positions the model has (at trace time).
-        """
-        config, options = self.config, self.options
-        check_tokens(tokens_bt.shape[1], config.max_tokens)
-        keys_b = dropout_keys_b if lora.draws(self.layers, options) else None
-        with jax.named_scope("embeddings"):
-            hidden_btd = self.embeddings(tokens_bt)
-            hidden_btd = dropout(hidden_btd, keys_b, config.num_hidden_layers, options.dropout)
-        turns = angles(config.rope, config.head_dim, tokens_bt.shape[1])
-
-        def block(hidden_btd: jax.Array, layer: Layer, keys_b: jax.Array | None) -> jax.Array:
-            return layer(hidden_btd, lengths_b, turns, keys_b, config=config, options=options)
-
-        hidden_btd = scan_layers(block, hidden_btd, self.layers, keys_b, remat=options.remat)
+    def last(self, hidden_btd: jax.Array) -> jax.Array:
+        """The final norm."""
         with jax.named_scope("final_norm"):
-            return self.final(hidden_btd, config)
+            return self.final(hidden_btd, self.config)
 
 
 # HF's names; the same for all flavours, behind a prefix.

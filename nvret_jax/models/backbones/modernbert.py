@@ -29,8 +29,7 @@ from flax import nnx
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.models import lora
 from nvret_jax.models.attention.grouped import grouped_attention
-from nvret_jax.models.attention.kernels import check_heads
-from nvret_jax.models.backbones.blocks import check_tokens, declared_axes, lookup, scan_layers
+from nvret_jax.models.backbones.blocks import Backbone, lookup
 from nvret_jax.models.backbones.layer import (
     ACTIVATIONS,
     SIZES,
@@ -236,6 +235,7 @@ class Layer(Weights):
         hidden_btd: jax.Array,
         lengths_b: jax.Array,
         keys_b: jax.Array | None,
+        turns: tuple[jax.Array, jax.Array],
         own: dict[str, jax.Array],
         *,
         config: ModernBertConfig,
@@ -244,6 +244,7 @@ class Layer(Weights):
         """float32 [B, T, D] -> float32 [B, T, D]; `own` is what tells this layer from others."""
         rate, eps = options.dropout, config.norm_eps
         act_btd = mesh_lib.spec("batch", None, None)
+        cos_tk, sin_tk = (x[own["kind"]] for x in turns)
         product = functools.partial(lora.product, self, options=options, keys_b=keys_b)
         drop = functools.partial(dropout, keys_b=keys_b, place=0, rate=rate)
         with jax.named_scope("attention"):
@@ -259,8 +260,8 @@ class Layer(Weights):
                 recompute=options.remat == "attention",
             )
             qkv = (
-                rotate(q_bthk, own["cos"], own["sin"])[:, :, :, None],
-                rotate(k_bthk, own["cos"], own["sin"]),
+                rotate(q_bthk, cos_tk, sin_tk)[:, :, :, None],
+                rotate(k_bthk, cos_tk, sin_tk),
                 v_bthk,
             )
             if options.attention == "xla":
@@ -282,74 +283,44 @@ class Layer(Weights):
             return hidden_btd + dropout(out_btd, keys_b, 2, rate).astype(jnp.float32)
 
 
-class ModernBert(nnx.Module):
-    """The encoder. Call it under `jax.set_mesh`, with arguments sharded over "batch"."""
+class ModernBert(Backbone):
+    """ModernBERT: local and global layers in turn, the local ones within a window."""
 
-    def __init__(
-        self,
-        config: ModernBertConfig,
-        *,
-        options: Options | None = None,
-        param_dtype: Any = "float32",
-        rngs: nnx.Rngs,
-    ):
-        self.config, self.options = config, options or Options()
-        windowed = any(config.layer_is_local)
-        check_heads(self.options.attention, config.head_dim, windowed=windowed)
-        self.embeddings = Embeddings(config, param_dtype=param_dtype, rngs=rngs)
+    EMBEDDINGS, LAYER = Embeddings, Layer
+
+    def __init__(self, config: ModernBertConfig, *, param_dtype: Any = "float32", **more: Any):
+        super().__init__(config, param_dtype=param_dtype, **more)
         self.attention_norms = AttentionNorms(config, param_dtype=param_dtype)
-        keys_l = jax.random.split(rngs.params(), config.num_hidden_layers)
-        self.layers = jax.vmap(
-            lambda key: Layer(config, param_dtype=param_dtype, rngs=nnx.Rngs(params=key))
-        )(keys_l)
         self.final = Norm(config, param_dtype=param_dtype)
 
-    def logical_axes(self) -> dict[tuple[str, str], tuple[str | None, ...]]:
-        """Path of each weight -> logical axis of each of its dimensions, as it lies at rest."""
-        return declared_axes(self)
+    @staticmethod
+    def windowed(config: ModernBertConfig) -> bool:
+        """Whether some layer attends within a window only."""
+        return any(config.layer_is_local)
 
-    def __call__(
-        self,
-        tokens_bt: jax.Array,
-        lengths_b: jax.Array,
-        *,
-        dropout_keys_b: jax.Array | None = None,
-    ) -> jax.Array:
-        """Token vectors of right-padded sequences; arguments and result as of `bert.Bert`.
+    def shared(self, tokens: int) -> tuple[jax.Array, jax.Array]:
+        """cos and sin of rotary positions, by kind of layer."""
+        turns = [angles(rope, self.config.head_dim, tokens) for rope in _ropes(self.config)]
+        cos_ctk, sin_ctk = (jnp.stack(both) for both in zip(*turns, strict=True))
+        return cos_ctk, sin_ctk
 
-        Raises:
-            InputError: T exceeds the positions the model has (at trace time).
-        """
-        config, options = self.config, self.options
-        tokens = tokens_bt.shape[1]
-        check_tokens(tokens, config.max_tokens)
-        keys_b = dropout_keys_b if lora.draws(self.layers, options) else None
-        with jax.named_scope("embeddings"):
-            hidden_btd = self.embeddings(tokens_bt, config)
-            hidden_btd = dropout(hidden_btd, keys_b, config.num_hidden_layers, options.dropout)
+    def per_layer(self, tokens: int) -> dict[str, jax.Array]:
+        """What tells layers apart: their kind, their window and their first norm."""
+        config = self.config
         kinds_l = jnp.asarray(config.layer_is_local, jnp.int32)
         scale_ld, bias_ld = self.attention_norms.stacked(config)
-        turns = [angles(rope, config.head_dim, tokens) for rope in _ropes(config)]
-        cos_ctk, sin_ctk = (jnp.stack(both) for both in zip(*turns, strict=True))
-
-        def block(
-            hidden_btd: jax.Array, layer: Layer, keys_b: jax.Array | None, own: dict[str, jax.Array]
-        ) -> jax.Array:
-            own = own | {"cos": cos_ctk[own["kind"]], "sin": sin_ctk[own["kind"]]}
-            return layer(hidden_btd, lengths_b, keys_b, own, config=config, options=options)
-
-        own = {
+        return {
             "kind": kinds_l,
             "is_first": jnp.arange(config.num_hidden_layers) == 0,
             "window": jnp.where(kinds_l == 1, config.window, tokens),
             "scale": scale_ld,
             "bias": bias_ld,
         }
-        hidden_btd = scan_layers(
-            block, hidden_btd, self.layers, keys_b, remat=options.remat, xs=own
-        )
+
+    def last(self, hidden_btd: jax.Array) -> jax.Array:
+        """The final norm."""
         with jax.named_scope("final_norm"):
-            return self.final(hidden_btd, config)
+            return self.final(hidden_btd, self.config)
 
 
 def _ropes(config: ModernBertConfig) -> tuple[Rope, Rope]:
