@@ -159,7 +159,7 @@ def train(model: str, sizes: Sizes, place: pathlib.Path) -> dict:
 
 
 def sweep_tokens(sizes: Sizes, place: pathlib.Path) -> dict:
-    """Seconds of encoding by tokens per step and device: what `TOKENS_PER_DEVICE` should be."""
+    """Seconds of encoding by tokens per step and device: what `step_tokens` should be."""
     from benchmarks.accelerator.side import fastest_attention
     from nvret_jax.models.encoder import Encoder
 
@@ -193,7 +193,7 @@ def sweep_attention(sizes: Sizes, place: pathlib.Path) -> dict:
 
 
 def sweep_chunks(sizes: Sizes, place: pathlib.Path) -> dict:
-    """Seconds per step by tokens of a chunk: what `ACCELERATOR_CHUNK_TOKENS` should be."""
+    """Seconds per step by tokens of a chunk: what `chunk_tokens` should be."""
     batch = sizes.training["bert-base"]
     folder = folders.make(place, "bert-base", sizes.models["bert-base"], batch.length)
     task = {"kind": "train", "folder": os.fspath(folder), "place": os.fspath(place), "lora": 0}

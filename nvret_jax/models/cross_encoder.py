@@ -20,7 +20,6 @@ Choices:
 
 from __future__ import annotations
 
-import collections
 import functools
 import hashlib
 import json
@@ -34,9 +33,9 @@ import numpy as np
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.data.normalize import half_pair
 from nvret_jax.errors import InputError
 from nvret_jax.models.attention.kernels import check_platform
@@ -49,17 +48,14 @@ from nvret_jax.models.backbones.bert import (
 )
 from nvret_jax.models.backbones.blocks import lookup
 from nvret_jax.models.backbones.layer import Options, Weights, layer_norm
-from nvret_jax.models.buckets import Batch, pad_batch, plan_batches
-from nvret_jax.models.encoder import TOKENS_PER_DEVICE
+from nvret_jax.models.batched import Batched
 from nvret_jax.models.pretrained import weights
 from nvret_jax.models.pretrained.folder import Fields, inside, read_object, shown
 from nvret_jax.models.pretrained.resolve import resolve
 from nvret_jax.models.pretrained.spec import check_max_length
 from nvret_jax.models.pretrained.tokenizer import Tokenizer
-from nvret_jax.processes import progress as progress_lib
 
 MAX_LENGTH = 512  # where nobody says otherwise
-BLOCK = 16384  # pairs tokenised, sorted by length and scored at a time
 _TOKENIZED = 1024  # pairs tokenised at a time
 # A token and its type travel as one number, so that a batch of pairs is a batch like any other.
 _TYPE = 1 << 24
@@ -183,12 +179,6 @@ class PairModel(nnx.Module):
             return self.head(hidden_btd)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score(graphdef: Any, state: Any, packed_bt: jax.Array, lengths_b: jax.Array) -> jax.Array:
-    scores_b = nnx.merge(graphdef, state)(packed_bt, lengths_b)
-    return jax.reshard(scores_b, P(None))  # whole on every process, to be read there
-
-
 class CrossEncoder:
     """A model that scores pairs of texts, on a mesh.
 
@@ -267,7 +257,7 @@ class CrossEncoder:
         head = _read_head(folder, config.hidden_size, ROBERTA_HEAD if roberta else BERT_HEAD)
         labels = head["out_kernel"].shape[1]
         options = Options(dtype=dtype, attention=attention)
-        check_platform(attention, mesh.devices.flat[0].platform)
+        check_platform(attention, platforms.of(mesh))
 
         def build() -> PairModel:
             rngs = nnx.Rngs(0)
@@ -333,30 +323,22 @@ class CrossEncoder:
             InputError: a pair is not two strings, or a score is not finite (naming the pair).
         """
         _check_pairs(pairs)
-        shards = mesh_lib.shards(self.mesh, "batch")
-        if token_budget is None:
-            token_budget = TOKENS_PER_DEVICE.get(self.mesh.devices.flat[0].platform, 65536)
-        if token_budget < 1:
+        if token_budget is not None and token_budget < 1:
             raise InputError(f"token_budget={token_budget}: expected a positive number of tokens")
-        scores = np.empty(len(pairs), np.float32)
-        bar = progress_lib.bar(
-            total=len(pairs),
-            desc="score pairs",
-            unit=" pairs",
-            show=progress and mesh_lib.is_main(),
+        batched = Batched(
+            self.mesh,
+            (self._graphdef, self._state),
+            self.tokenize,
+            max_length=self.max_length,
+            pad_id=self.tokenizer.pad_id,
+            token_budget=token_budget,
+            noun="the score of pair",
+            folder=self.folder,
         )
-        with bar, jax.set_mesh(self.mesh):
-            for start in range(0, len(pairs), BLOCK):
-                block = pairs[start : start + BLOCK]
-                out = scores[start : start + len(block)]
-                self._score_block(block, out, token_budget * shards, shards, bar)
-                bad = np.flatnonzero(~np.isfinite(out))
-                if bad.size:
-                    raise InputError(
-                        f"the score of pair {start + bad[0]} is {out[bad[0]]} ({bad.size} such in "
-                        f"this block of {len(block)}); the weights in {self.folder} are damaged, "
-                        "or dtype overflows: try dtype='float32'"
-                    )
+        scores = np.empty(len(pairs), np.float32)
+        bar = ("score pairs", " pairs") if progress else None
+        for block, rows, scores_b in batched.run(pairs, bar=bar):
+            scores[block.start + rows] = scores_b
         return scores
 
     def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
@@ -375,54 +357,6 @@ class CrossEncoder:
                 f"{self.config.vocab_size} (config.json: vocab_size); they do not belong together"
             )
         return tokens
-
-    def _score_block(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        out: np.ndarray,
-        token_budget: int,
-        multiple_of: int,
-        bar: Any,
-    ) -> None:
-        """Fills `out` with the scores of `pairs`."""
-        tokens = self.tokenize(pairs)
-        plan = plan_batches(
-            [len(packed) for packed in tokens],
-            max_length=self.max_length,
-            token_budget=token_budget,
-            multiple_of=multiple_of,
-            few_sizes=True,
-        )
-        waiting: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
-
-        def fetch() -> None:
-            rows, scores_b = waiting.popleft()
-            real = rows >= 0
-            out[rows[real]] = np.asarray(scores_b.addressable_data(0))[real]
-            bar.update(int(real.sum()))
-
-        for rows, length in plan:
-            batch = pad_batch(tokens, rows, length, self.tokenizer.pad_id)
-            waiting.append((batch.rows, self._step(batch)))
-            if len(waiting) > 1:  # one step late: the device never waits for the host
-                fetch()
-        while waiting:
-            fetch()
-
-    def _step(self, batch: Batch) -> jax.Array:
-        """Dispatches one batch; returns at once, with an array that is still being computed."""
-
-        def put(x: np.ndarray, *axes: str | None) -> jax.Array:
-            # Every process holds the whole batch and hands its devices their part.
-            target = mesh_lib.sharding(self.mesh, *axes)
-            return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
-
-        return _score(
-            self._graphdef,
-            self._state,
-            put(batch.tokens_bt, "batch", None),
-            put(batch.lengths_b, "batch"),
-        )
 
 
 def _read_config(folder: epath.Path) -> tuple[dict[str, Any], BertConfig]:

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import functools
 
+from nvret_jax import platforms
 from nvret_jax.mesh import say
-
-# How many times as long a product takes in float32 as in bfloat16, at most, and why.
-COSTS = {
-    "tpu": (6, "6 bfloat16 products make a float32 one on a TPU's matrix unit"),
-    "gpu": (15, "989 against 67 TFLOP/s on an H100, by its data sheet; TF32 is not used"),
-}
 
 
 def embedding_dtype(asked: str, own: str, platform: str) -> str:
@@ -36,9 +31,10 @@ def embedding_dtype(asked: str, own: str, platform: str) -> str:
 
 def cost(dtype: str, platform: str) -> str | None:
     """What float32 costs on an accelerator, for people; None elsewhere."""
-    if dtype != "float32" or platform not in COSTS:
+    found = platforms.limits(platform).float32_cost
+    if dtype != "float32" or found is None:
         return None
-    factor, why = COSTS[platform]
+    factor, why = found
     return f"products in float32 take up to {factor} times as long as in bfloat16 ({why})"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from nvret_jax import platforms
 from nvret_jax.artifacts import fingerprints
 from nvret_jax.artifacts.fingerprints import Digest
 from nvret_jax.data.dataset import Dataset
@@ -258,7 +259,7 @@ class Side:
         Args:
             asked: `embed.dtype`.
         """
-        name, platform = self.config.attention, self.loading.mesh().devices.flat[0].platform
+        name, platform = self.config.attention, platforms.of(self.loading.mesh())
         embeds = precision.embedding_dtype(asked, self.config.dtype, platform)
         for dtype in (self.config.dtype, embeds):
             kernels.check_options(name, dtype=dtype, drops=self.dropout > 0)

@@ -12,14 +12,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import options
+from nvret_jax import options, platforms
 from nvret_jax.artifacts import fingerprints
 from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.artifacts.fingerprints import About, Digest, digest
@@ -279,7 +278,7 @@ class Run:
     @property
     def platform(self) -> str:
         """'cpu', 'gpu' or 'tpu': known before the mesh is, which may be one that cannot be."""
-        return jax.default_backend()
+        return platforms.here()
 
     @functools.cached_property
     def searching(self) -> Searching:

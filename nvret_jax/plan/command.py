@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from nvret_jax import platforms
 from nvret_jax.config import stages_of
 from nvret_jax.config.sets import sets_of
 from nvret_jax.data.dataset import Dataset
@@ -114,7 +115,7 @@ def planned(
     embedders = dict(teachers) if "embed" in stages else {}
     if "evaluate" in stages or "train" in stages:
         embedders["student"] = student
-    platform = mesh.devices.flat[0].platform
+    platform = platforms.of(mesh)
     embedders = {
         name: models.in_dtype(
             sketch, mesh, embedding_dtype(config.embed.dtype, sketch.spec.dtype, platform)

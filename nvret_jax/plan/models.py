@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model
 from nvret_jax.models import lora as lora_lib
@@ -93,7 +94,7 @@ def sketch(
         InputError: the mesh cannot cut it, it takes no adapters, or no such kernel is there.
     """
     embedding_model.check_mesh(spec, mesh)
-    platform = mesh.devices.flat[0].platform
+    platform = platforms.of(mesh)
     check_platform(attention, platform)
     options = Options(
         dtype=spec.dtype,

@@ -21,9 +21,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.models import encoder as encoder_lib
+from nvret_jax import platforms
+from nvret_jax.models import batched
+from nvret_jax.models.batched import block_rows
 from nvret_jax.models.buckets import plan_batches
-from nvret_jax.models.stream import block_rows
 from nvret_jax.plan import flops as flops_lib
 from nvret_jax.plan.chips import Chip
 from nvret_jax.plan.flops import Flops
@@ -237,7 +238,7 @@ def chosen(model: Sketch) -> frozenset[str]:
 def embed_step(
     model: Sketch, mesh: Mesh, passages: int, *, token_budget: int = 0, who: str = "teacher"
 ) -> Step:
-    """A step that embeds passages of full length: `models.encoder._embed`.
+    """A step that embeds passages of full length: `models.batched.apply`.
 
     Args:
         model: the encoder.
@@ -247,8 +248,7 @@ def embed_step(
         who: the encoder's part in the run.
     """
     tokens = model.lengths["passage"]
-    platform = mesh.devices.flat[0].platform
-    budget = token_budget or encoder_lib.TOKENS_PER_DEVICE.get(platform, 65536)
+    budget = token_budget or platforms.step_tokens(platforms.of(mesh), model.spec.dtype)
     shards = mesh_lib.shards(mesh, "batch")
     block = min(passages, block_rows(budget * shards, tokens))
     few = passages > block
@@ -267,7 +267,7 @@ def embed_step(
         skip,
     )
     return compile_step(
-        encoder_lib._embed,
+        batched.apply,
         arguments,
         mesh,
         name=f"embed ({who}): {model.describe()}",
@@ -321,7 +321,7 @@ def search_step(
         InputError: sizes that cannot be, or that do not fit whatever is done.
     """
     n, width = shape
-    platform = search_steps.platform_of(mesh)
+    platform = platforms.of(mesh)
     shards = mesh_lib.shards(mesh, "rows")
     plan = memory.estimate(shape, dtype, queries, k, shards, memory_bytes, platform=platform)
     tile, block = plan.tile, plan.query_block

@@ -6,7 +6,6 @@ batch, or at the widths that the texts of a config run at (`lengths`).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,13 +17,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.plan.lengths import Drawn, Lengths, usual
 from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
 from nvret_jax.plan.steps import Step, chosen, compile_step
 from nvret_jax.training.batches.length_groups import Groups
-from nvret_jax.training.gradcache import ACCELERATOR_CHUNK_TOKENS, chunk_rows
+from nvret_jax.training.gradcache import chunk_budget, chunk_rows
 from nvret_jax.training.loop import check_batch
-from nvret_jax.training.loss import ring
 from nvret_jax.training.loss.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer
 from nvret_jax.training.options import Training
@@ -60,7 +59,8 @@ def train_step(
     """
     check_batch(config, mesh_lib.shards(mesh, "batch"))
     loss = config.loss_for(model.spec.width)
-    tokens, shards = _chunk_tokens(config, mesh), mesh_lib.shards(mesh, "batch")
+    tokens = chunk_budget(config.chunk_tokens, platforms.of(mesh))
+    shards = mesh_lib.shards(mesh, "batch")
     passages = loss.num_positives + config.num_negatives
     local = {"query": config.batch_size // shards}
     local["passage"] = passages * local["query"]
@@ -77,8 +77,8 @@ def train_step(
             0,
             _steps(config, lengths),
         )
-        budget = -1 if model.spec.late is not None else tokens or -1
-        groups, useful = usual(drawn, shards, budget, mesh.devices.flat[0].platform)
+        budget = -1 if model.spec.late is not None else tokens
+        groups, useful = usual(drawn, shards, budget, platforms.of(mesh))
     most = model.spec.backbone.max_tokens
     groups = {
         side: Groups(plan.rows, tuple(min(width, most) for width in plan.widths))
@@ -155,12 +155,6 @@ def _shares(plan: Groups) -> list[str]:
     return [f"{width} ({rows / sum(plan.rows):.0%})" for rows, width in pairs]
 
 
-def _chunk_tokens(config: Training, mesh: Mesh) -> int:
-    """`train.chunk_tokens`, chosen for the planned chip and not for the one that plans."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return config.chunk_tokens or (0 if on_cpu else ACCELERATOR_CHUNK_TOKENS)
-
-
 def train_arguments(
     model: Sketch,
     config: Training,
@@ -176,8 +170,6 @@ def train_arguments(
     `groups` are the widths of each side's texts; default: all at the longest. Shardings are those
     of the arrays that `training.loop.train` places.
     """
-    if mesh.devices.flat[0].platform != "cpu" and not loss.tile_pairs:
-        loss = dataclasses.replace(loss, tile_pairs=ring.ACCELERATOR_TILE_PAIRS)
     optimizer = make_optimizer(config, _steps(config))
     adapters_drop = model.lora is not None and model.lora.dropout > 0
     with jax.set_mesh(mesh):
@@ -188,7 +180,7 @@ def train_arguments(
             optimizer,
             mesh=mesh,
             loss=loss,
-            chunk_tokens=_chunk_tokens(config, mesh),
+            chunk_tokens=config.chunk_tokens,
             recompute=config.recompute,
             gather=config.gather,
             memory_bytes=memory_bytes,

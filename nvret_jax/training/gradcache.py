@@ -33,15 +33,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.models.backbones.blocks import TABLE
 from nvret_jax.models.backbones.layer import gathered
 from nvret_jax.training.batches.length_groups import Groups
-
-# Tokens a device encodes at a time. A CPU is fastest when a chunk stays in its cache; on an
-# accelerator 16,384 fill the matrix units and keep BERT-large's activations under some 25 GiB,
-# where a whole batch of 160 × 256 tokens would take six times that.
-CHUNK_TOKENS = {"cpu": 1024}
-ACCELERATOR_CHUNK_TOKENS = 16384
 
 
 class Texts(NamedTuple):
@@ -66,11 +61,14 @@ _WHOLE_SHARE = 1 / 3
 Encode = Callable[[Any, Any, Texts], jax.Array]
 
 
-def chunk_budget(tokens: int) -> int:
-    """Tokens a device encodes at a time where a config says `tokens`; -1: all of them."""
-    if tokens == 0:
-        return CHUNK_TOKENS.get(jax.default_backend(), ACCELERATOR_CHUNK_TOKENS)
-    return tokens
+def chunk_budget(tokens: int, platform: str = "") -> int:
+    """Tokens a device encodes at a time where a config says `tokens`; -1: all of them.
+
+    Args:
+        tokens: 0: as the platform can take.
+        platform: 'cpu', 'gpu' or 'tpu'; '': this process's.
+    """
+    return platforms.limits(platform).chunk_tokens if tokens == 0 else tokens
 
 
 def chunk_rows(tokens: int, width: int, rows: int) -> int:
@@ -130,7 +128,8 @@ def encode_sides(
         plan = plan or Groups((local,), (width,))
         assert sum(plan.rows) == local, f"groups of {plan.rows} rows, but a device has {local}"
         plans.append(plan)
-    device = _Device(encode, tuple(plans), chunk_tokens, recompute, dtype, fsdp)
+    budget = chunk_budget(chunk_tokens, platforms.of(mesh))
+    device = _Device(encode, tuple(plans), budget, recompute, dtype, fsdp)
     return _over_mesh(device, mesh)(learned, fixed, tuple(sides))
 
 

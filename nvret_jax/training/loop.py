@@ -28,6 +28,7 @@ from etils import epath
 from flax import nnx
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.errors import InputError, Preempted, stopped
 from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
@@ -315,9 +316,10 @@ class _StageRun:
         if not hasattr(batches, "lengths"):
             return batches
         # Vectors of tokens cannot be put back together where widths differ.
-        late = self.encoder.spec.late is not None
-        budget = -1 if late else chunk_budget(self.config.chunk_tokens)
-        return Grouped(batches, mesh_lib.shards(self.encoder.mesh, "batch"), budget)
+        late, mesh = self.encoder.spec.late is not None, self.encoder.mesh
+        platform = platforms.of(mesh)
+        budget = -1 if late else chunk_budget(self.config.chunk_tokens, platform)
+        return Grouped(batches, mesh_lib.shards(mesh, "batch"), budget, platform)
 
     def _step_fn(self, graph: Any, optimizer: optax.GradientTransformation, loss: Loss):
         config, lora = self.config, self.encoder.lora

@@ -11,10 +11,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
+from nvret_jax.models.batched import block_rows
 from nvret_jax.models.buckets import batch_size, bucket, length_buckets, pad_batch, plan_batches
-from nvret_jax.models.encoder import TOKENS_PER_DEVICE
-from nvret_jax.models.stream import block_rows
 
 
 def test_buckets_are_what_the_docstring_says():
@@ -158,7 +158,7 @@ def test_nine_in_ten_tokens_computed_are_text_whatever_the_devices(name):
     lengths = np.repeat(np.arange(len(counts)), counts)
     line = [f"{name}, {len(lengths):,} texts of {lengths.mean():.0f} tokens"]
     for devices in (1, 8, 64, 256):
-        budget = TOKENS_PER_DEVICE["tpu"] * devices
+        budget = platforms.step_tokens("tpu", "float32") * devices
         assert len(lengths) <= block_rows(budget, 256)  # so one block is all of it
         plan = plan_batches(lengths, max_length=256, token_budget=budget, multiple_of=devices)
         useful = lengths.sum() / sum(len(rows) * length for rows, length in plan)

@@ -18,7 +18,8 @@ from nvret_jax.errors import InputError
 from nvret_jax.models import lora
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.pretrained.spec import SETTINGS_FILES, read_spec
+from nvret_jax.models.pretrained.settings import SETTINGS_FILES
+from nvret_jax.models.pretrained.spec import read_spec
 
 DEEP = "[" * 100_000 + "]" * 100_000
 LONG = "1" + "0" * 10_000  # more digits than Python makes a number of

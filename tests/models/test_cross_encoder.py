@@ -13,6 +13,7 @@ import tiny_models
 import virtual_devices
 
 from nvret_jax.errors import InputError
+from nvret_jax.models import batched
 from nvret_jax.models.cross_encoder import CrossEncoder
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -71,7 +72,8 @@ def test_the_order_and_company_of_pairs_do_not_matter(bert):
 
 def test_blocks_do_not_show(bert, monkeypatch):
     want = bert.score(PAIRS)
-    monkeypatch.setattr("nvret_jax.models.cross_encoder.BLOCK", 7)
+    for name, value in {"SMALL_BLOCK": 7, "BLOCK": 7, "BLOCK_STEPS": 0}.items():
+        monkeypatch.setattr(batched, name, value)
     monkeypatch.setattr("nvret_jax.models.cross_encoder._TOKENIZED", 3)
     np.testing.assert_allclose(bert.score(PAIRS), want, atol=1e-5)
 

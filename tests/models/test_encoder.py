@@ -10,9 +10,9 @@ import pytest
 import tiny_models
 from flax import nnx
 
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
-from nvret_jax.models import encoder as encoder_lib
-from nvret_jax.models import stream as stream_lib
+from nvret_jax.models import batched
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, PACKAGES
 
@@ -50,9 +50,9 @@ def test_rows_follow_the_input_whatever_the_batches(encoder, emb_nd):
 
 
 def test_blocks_do_not_show(encoder, emb_nd, monkeypatch):
-    monkeypatch.setattr(stream_lib, "SMALL_BLOCK", 7)
-    monkeypatch.setattr(stream_lib, "BLOCK", 7)
-    monkeypatch.setattr(stream_lib, "BLOCK_STEPS", 0)
+    monkeypatch.setattr(batched, "SMALL_BLOCK", 7)
+    monkeypatch.setattr(batched, "BLOCK", 7)
+    monkeypatch.setattr(batched, "BLOCK_STEPS", 0)
     np.testing.assert_allclose(encoder.encode(TEXTS, progress=True), emb_nd, atol=2e-6)
 
 
@@ -163,9 +163,9 @@ def test_bfloat16_casts_the_kernels_once_and_stays_near_float32(folder, encoder,
 
 
 def test_a_narrow_step_is_twice_as_large_on_a_cpu_only():
-    assert encoder_lib._token_budget("cpu", "float32") == 1024
-    assert encoder_lib._token_budget("cpu", "bfloat16") == 2048
-    assert encoder_lib._token_budget("gpu", "bfloat16") == 65536
+    assert platforms.step_tokens("cpu", "float32") == 1024
+    assert platforms.step_tokens("cpu", "bfloat16") == 2048
+    assert platforms.step_tokens("gpu", "bfloat16") == 65536
 
 
 @pytest.mark.slow
@@ -195,9 +195,9 @@ def test_bfloat16_ranks_real_passages_nearly_as_float32_does():
 
 
 def test_a_mistake_in_a_later_block_is_still_reported(encoder, monkeypatch):
-    monkeypatch.setattr(stream_lib, "SMALL_BLOCK", 3)
-    monkeypatch.setattr(stream_lib, "BLOCK", 3)
-    monkeypatch.setattr(stream_lib, "BLOCK_STEPS", 0)
+    monkeypatch.setattr(batched, "SMALL_BLOCK", 3)
+    monkeypatch.setattr(batched, "BLOCK", 3)
+    monkeypatch.setattr(batched, "BLOCK_STEPS", 0)
     calls = []
 
     def tokenize(block, **kwargs):

@@ -8,7 +8,7 @@ import tiny_models
 from nvret_jax.errors import InputError
 from nvret_jax.export.sentence_transformers import export
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.pretrained import spec as spec_lib
+from nvret_jax.models.pretrained import settings
 from nvret_jax.models.pretrained.spec import read_spec
 
 
@@ -55,7 +55,7 @@ def test_both_spellings_of_pooling(folder, config, mode):
 
 def test_silence_about_pooling_is_mean_and_said(folder, monkeypatch):
     said = []
-    monkeypatch.setattr(spec_lib.logging, "warning", lambda *args: said.append(args[0] % args[1:]))
+    monkeypatch.setattr(settings.logging, "warning", lambda *args: said.append(args[0] % args[1:]))
     (folder / "modules.json").unlink()
     for _ in range(2):
         spec, _ = read_spec(folder)
@@ -180,8 +180,8 @@ def test_max_length_must_fit_the_positions(folder, length):
 def said(monkeypatch):
     """What is said in warnings, each only once a process."""
     lines = []
-    monkeypatch.setattr(spec_lib.logging, "warning", lambda *args: lines.append(args[0] % args[1:]))
-    spec_lib._say_once.cache_clear()
+    monkeypatch.setattr(settings.logging, "warning", lambda *args: lines.append(args[0] % args[1:]))
+    settings.say_once.cache_clear()
     return lines
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
-from nvret_jax.models import encoder
+from nvret_jax.models import batched
 from nvret_jax.models.pretrained import sizes
 from nvret_jax.models.pretrained.spec import read_spec
 from nvret_jax.plan import flops, models
@@ -61,7 +61,7 @@ def test_operations_counted_by_hand_are_those_of_the_traced_program(name, tmp_pa
     sketch, mesh = sketched(name, tmp_path)
     texts, tokens = 3, 48
     with jax.set_mesh(mesh):
-        traced = encoder._embed.trace(
+        traced = batched.apply.trace(
             sketch.graphdef,
             sketch.state,
             models.placed(jax.ShapeDtypeStruct((texts, tokens), jnp.int32), mesh, "batch", None),
@@ -79,7 +79,7 @@ def test_operations_counted_by_hand_are_those_of_the_traced_program(name, tmp_pa
 def test_float32_is_counted_apart(tmp_path):
     sketch, mesh = sketched("intfloat/multilingual-e5-small", tmp_path, dtype="float32")
     with jax.set_mesh(mesh):
-        traced = encoder._embed.trace(
+        traced = batched.apply.trace(
             sketch.graphdef,
             sketch.state,
             models.placed(jax.ShapeDtypeStruct((2, 16), jnp.int32), mesh, "batch", None),

@@ -8,12 +8,12 @@ import pytest
 import tiny_backbones
 
 from nvret_jax import config as config_lib
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.options import blocks
 from nvret_jax.plan import chips, models, steps, training
 from nvret_jax.plan.report import fits, report
 from nvret_jax.search.index import memory
-from nvret_jax.search.index import steps as search_steps
 from nvret_jax.training.options import Training
 
 pytest.importorskip("libtpu", reason="needs libtpu, which compiles for TPUs without one")
@@ -22,7 +22,7 @@ pytest.importorskip("libtpu", reason="needs libtpu, which compiles for TPUs with
 @pytest.fixture(scope="module")
 def planned():
     mesh, chip = chips.topology_mesh("v5e:2x2")
-    assert search_steps.platform_of(mesh) == "tpu"
+    assert platforms.of(mesh) == "tpu"
     return steps.search_step(mesh, (100_000, 64), jnp.bfloat16, 100, 20, 1 << 28), chip
 
 

@@ -13,6 +13,7 @@ from search_reference import (
     integers,
 )
 
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import make_mesh
 from nvret_jax.search.index import exact, grouped, memory, steps
@@ -206,7 +207,7 @@ def test_group_size_divides_and_leaves_enough_groups():
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_steps_of_an_accelerator_give_the_same_answers(monkeypatch, platform):
     """Ties, ceilings, exclusions that empty a group, a tile with padding: as on a CPU."""
-    monkeypatch.setattr(steps, "platform_of", lambda mesh: platform)
+    monkeypatch.setattr(platforms, "of", lambda mesh: platform)
     steps.fold.cache_clear()
     rng = np.random.default_rng(11)
     passages_nd, queries_qd = integers(rng, 9000), integers(rng, 24)

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import options
+from nvret_jax import options, platforms
 from nvret_jax.data import arguments
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import say
@@ -118,7 +118,7 @@ def make_index(
         1,
         mesh_lib.shards(mesh, "rows"),
         budget,
-        platform=steps.platform_of(mesh),
+        platform=platforms.of(mesh),
         tile=tile,
         chunk_rows=getattr(passages_nd, "chunk_rows", 1),
     )
@@ -140,8 +140,8 @@ def choose(backend: str, shape: tuple[int, int] | None = None, budget: int | Non
     faiss_bytes = 4 * shape[0] * shape[1] if shape and budget else 0
     if backend != "auto":
         chosen, why = backend, "as asked"
-    elif jax.default_backend() != "cpu":
-        chosen, why = "device", f"JAX runs on {jax.default_backend()}"
+    elif platforms.here() != "cpu":
+        chosen, why = "device", f"JAX runs on {platforms.here()}"
     elif jax.process_count() > 1:
         chosen, why = "device", f"{jax.process_count()} processes share the passages"
     elif faiss_bytes and faiss_bytes > budget:

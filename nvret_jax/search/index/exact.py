@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.processes import progress as progress_lib
 from nvret_jax.search.index import checks, memory, steps, tiles
 
@@ -103,7 +104,7 @@ class ExactIndex:
         self.mesh = mesh_lib.make_mesh() if mesh is None else mesh
         self._passages_dtype = np.dtype(passages_nd.dtype)
         self._dtype = steps.stored_dtype(passages_nd.dtype)
-        self._platform = steps.platform_of(self.mesh)
+        self._platform = platforms.of(self.mesh)
         self._budget = memory_bytes or UNLIMITED
         self.plan, self._scratch = None, None
         n = self.shape[0]

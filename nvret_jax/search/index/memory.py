@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.search.index import grouped, steps
 
@@ -38,10 +39,6 @@ DEVICE_SHARE = 0.92  # of what a device has free, where nobody said how much to 
 HOST_SHARE = 0.5  # of the host's free memory, likewise
 TILES_HELD = 2  # on a device while streaming: the one in use and the next
 BLOCKS_IN_FLIGHT = 2
-# Bytes a step needs for each byte of scores, and for each byte of the k best groups' members, by
-# XLA's own account of the compiled step (a ceiling and excluded rows included); for a GPU
-# an assumption.
-COPIES = {"cpu": (1.1, 1.1), "gpu": (2.25, 2.25), "tpu": (1.05, 4.0)}
 GIB = 2**30
 
 
@@ -351,8 +348,8 @@ def _step_bytes(tile: int, block: int, k: int, platform: str) -> int:
     group = grouped.group_size(tile, k, platform)
     members = k + (k * group if group > 1 else tile)
     masked = 4 * min(grouped.MASKED, block * tile) if platform == "cpu" else 0
-    of_scores, of_members = COPIES[platform]
-    copies = int(4 * block * (of_scores * tile + of_members * members))
+    row = platforms.limits(platform)
+    copies = int(4 * block * (row.score_copies * tile + row.member_copies * members))
     return copies + masked + 4 * 8 * block * k
 
 

@@ -41,6 +41,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.search.index.grouped import group_size, multiply
 
 SPLIT = 1 << 18  # values from which a top-k is cut into pieces on a CPU
@@ -61,7 +62,7 @@ def fold(mesh: Mesh, k: int, per_shard: int, limit: int | None):
     `masks` may hold `ceiling_q` [Q] and `pairs_2m` (query, row) [2, M]. `limit` is the number of
     passages where rows past the end exist and must be masked, else None.
     """
-    platform = platform_of(mesh)
+    platform = platforms.of(mesh)
 
     # Scratch is only written: without keep_unused jit would drop the argument, and its memory.
     @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)
@@ -87,7 +88,7 @@ def scratch(mesh: Mesh, queries: int, tile: int) -> jax.Array | None:
     those for the first time takes nearly as long as the product. Accelerators keep their memory:
     None.
     """
-    if platform_of(mesh) != "cpu":
+    if platforms.of(mesh) != "cpu":
         return None
     shape = (mesh_lib.shards(mesh, "rows"), queries, tile)
     where = NamedSharding(mesh, P(ROWS))
@@ -207,11 +208,6 @@ def _by_query(lists_qk, shards):
 
 
 # --- what the platform decides --------------------------------------------------------------------
-
-
-def platform_of(mesh: Mesh) -> str:
-    """'cpu', 'gpu' or 'tpu': what the mesh's devices are, whatever this process runs on."""
-    return next(iter(mesh.devices.flat)).platform
 
 
 def stored_dtype(dtype) -> np.dtype:

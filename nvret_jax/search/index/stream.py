@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import say
 from nvret_jax.processes import progress as progress_lib
@@ -75,7 +76,7 @@ class StreamIndex:
         self.plan = None
         self._passages_nd, self._tile = passages_nd, tile
         self._dtype = steps.stored_dtype(passages_nd.dtype)
-        self._platform = steps.platform_of(self.mesh)
+        self._platform = platforms.of(self.mesh)
         self._shards = mesh_lib.shards(self.mesh, "rows")
 
     def __len__(self) -> int:

@@ -34,16 +34,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from nvret_jax import platforms
 from nvret_jax.training.stage import Batches, prefetched
 
 _BUCKET = 8  # widths are multiples of this
 _SAMPLED_ROWS = 65_536  # queries looked at to make a plan, and
 _SAMPLED_STEPS = (16, 256)  # the fewest and the most steps they are of
 _WORTH = 0.01  # share of a batch's tokens that a further group must save at least
-# Tokens that a device could train on while it compiles a group: a small model's on a CPU, a large
-# one's on an accelerator.
-_COMPILE_TOKENS = {"cpu": 16_384}
-_ACCELERATOR_COMPILE_TOKENS = 262_144
 # What a chunk costs beside its tokens, as a share of a full one: 117 tokens of 1,024 for MiniLM on
 # a CPU. Gradients of all weights are added up, and the products are small.
 _CHUNK = 1 / 8
@@ -154,7 +151,7 @@ def plans(
         compilation, one that holds the half of them with the fewest tokens. If there are more steps
         than these, behind it a roomier one, and one that holds whatever comes.
     """
-    compiling = _COMPILE_TOKENS.get(platform or jax.default_backend(), _ACCELERATOR_COMPILE_TOKENS)
+    compiling = platforms.limits(platform).compile_tokens
     tokens_s = sum(profiles_sr.sum(axis=1) for profiles_sr in profiles.values())
     price = max(_WORTH * float(tokens_s.mean()), compiling / steps)
 

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.models.pooling import l2_normalize
 from nvret_jax.training.loss import ring as ring_lib
@@ -313,7 +314,7 @@ def _term(loss, name, queries, passages, sides, mesh, scale) -> Contrast:
     read_left, read_right = (*read_left, "ceiling", *_OPTIONAL), (*read_right, *_OPTIONAL)
     left = {k: v for k, v in left.items() if k in read_left}
     right = {k: v for k, v in sides[right_name].items() if k in read_right}
-    tile = ring_lib.tile_side(loss.tile_pairs, anchors, columns)
+    tile = ring_lib.tile_side(loss.tile_pairs, anchors, columns, platforms.of(mesh))
     how = ring_lib.gathered
     if loss.method == "ring":
         how = functools.partial(ring_lib.ring, mesh=mesh)

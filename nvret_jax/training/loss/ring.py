@@ -31,23 +31,20 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.training.loss.terms import NO_NEGATIVES, Contrast, Side, Term
 
-# Pairs of tokens in a tile: what a device computes at a time. 4 MiB of float32 scores on a CPU,
-# 64 MiB elsewhere, several times, of which most compilers keep two or three.
-TILE_PAIRS = {"cpu": 2**20}
-ACCELERATOR_TILE_PAIRS = 2**24
 
-
-def tile_side(pairs: int, anchors: jax.Array, columns: jax.Array) -> int:
+def tile_side(pairs: int, anchors: jax.Array, columns: jax.Array, platform: str) -> int:
     """Texts along each side of a tile.
 
     Args:
-        pairs: budget of token pairs; 0: chosen for the device.
+        pairs: budget of token pairs; 0: as the platform can take.
         anchors, columns: [A, D] and [C, D], or [A, T, D] and [C, S, D].
+        platform: of the devices: 'cpu', 'gpu' or 'tpu'.
     """
     if pairs == 0:
-        pairs = TILE_PAIRS.get(jax.default_backend(), ACCELERATOR_TILE_PAIRS)
+        pairs = platforms.limits(platform).tile_pairs
     tokens = anchors.shape[1] * columns.shape[1] if anchors.ndim == 3 else 1
     return max(1, math.isqrt(max(1, pairs // tokens)))
 

@@ -1,9 +1,12 @@
-"""Texts through an encoder, as one stream that keeps the devices busy.
+"""Texts through one compiled step, in batches of about equal lengths: one loop for all encoders.
 
-Texts are sorted by length in blocks, which grow with the devices. Results come back one step late.
-A thread prepares the next block meanwhile: it tokenises the texts and plans their batches. Of
-several processes each tokenises its share, and they exchange the tokens in the middle of a block's
-steps, so that the next block is ready when its turn comes.
+Texts are sorted by length in blocks, which grow with the devices. Results come back one step late,
+so that devices never wait for the host. A thread prepares the next block meanwhile: it tokenises
+the texts and plans their batches. Of several processes each tokenises its share, and they exchange
+the tokens in the middle of a block's steps, so that the next block is ready when its turn comes.
+
+What a text is (a query, a passage, a pair of both) and what comes out (a vector, one for each
+token, a score) is the caller's: this module sees tokens go in and arrays come out.
 """
 
 from __future__ import annotations
@@ -11,13 +14,22 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
+from nvret_jax.errors import InputError
 from nvret_jax.models.buckets import Batch, pad_batch, plan_batches
+from nvret_jax.processes import progress as progress_lib
 
 # Texts tokenised, sorted by length and encoded at a time, at least: enough that sorting leaves
 # little padding, few enough that the host never holds the tokens of a whole corpus. A kill costs
@@ -61,41 +73,123 @@ class Block:
     plan: list[tuple[np.ndarray, int]]
 
 
+# One compiled step per (kind of model, shape of batch, mesh), shared by all models of the process:
+# the weights are an argument, so that other weights compile nothing.
+@functools.partial(jax.jit, static_argnums=0)
+def apply(
+    graphdef: Any,
+    state: Any,
+    tokens_bt: jax.Array,
+    lengths_b: jax.Array,
+    skip_b: jax.Array | None = None,
+) -> jax.Array:
+    """What a model makes of one batch, whole on every device; call it under `jax.set_mesh`.
+
+    Args:
+        graphdef, state: of a module that is called with the rest, and with `skip` if it is not
+            None.
+        tokens_bt: int32 [B, T], sharded over "batch".
+        lengths_b: int32 [B], real tokens of each.
+        skip_b: int32 [B], tokens at the beginning that are not pooled; None: all are.
+    """
+    more = {} if skip_b is None else {"skip": skip_b}
+    out = nnx.merge(graphdef, state)(tokens_bt, lengths_b, **more)
+    return jax.reshard(out, P(*(None,) * out.ndim))  # whole on every process, to be read there
+
+
+def plain(tokens: Tokens) -> tuple[Tokens, Sequence[int], np.ndarray | None]:
+    """`Batched.prepare` where every token is seen and pooled."""
+    return tokens, [len(ids) for ids in tokens], None
+
+
 @dataclasses.dataclass(frozen=True)
-class Stream:
-    """How texts become embeddings.
+class Batched:
+    """How texts become what a model makes of them.
 
     Attributes:
+        mesh: where it is computed.
+        model: (graphdef, state) as of `apply`.
         tokenize: texts -> tokens of each.
-        prepare: tokens -> (tokens that get a vector, how many are seen, how many are not pooled).
-        step: (batch, tokens not pooled [B] or None) -> embeddings, whole on every process; it only
-            dispatches.
         max_length: tokens of the longest text.
-        token_budget: of a step on all devices.
-        multiple_of: rows of a step are a multiple of this.
         pad_id: fills what no text covers.
-        few_sizes: of `plan_batches`; a stream of more than one block has few sizes anyway.
+        prepare: tokens -> (tokens that get a vector, how many are seen, how many are not pooled).
+        token_budget: tokens (padding included) of a step per device the batch is split over; None:
+            by platform and `dtype`.
+        dtype: of the products.
+        few_sizes: of `plan_batches`; more than one block has few sizes anyway.
+        noun: of what comes out, for messages: 'the embedding of text'.
+        folder: the model's, likewise.
     """
 
-    tokenize: Callable[[Sequence[str]], Tokens]
-    prepare: Callable[[Tokens], tuple[Tokens, Sequence[int], np.ndarray | None]]
-    step: Callable[[Batch, np.ndarray | None], jax.Array]
+    mesh: Mesh
+    model: tuple[Any, Any]
+    tokenize: Callable[[Sequence[Any]], Tokens]
     max_length: int
-    token_budget: int
-    multiple_of: int
     pad_id: int
+    prepare: Callable[[Tokens], tuple[Tokens, Sequence[int], np.ndarray | None]] = plain
+    token_budget: int | None = None
+    dtype: str = "float32"
     few_sizes: bool = True
+    noun: str = "the embedding of text"
+    folder: epath.PathLike = ""
+
+    @property
+    def shards(self) -> int:
+        """Devices that a batch is split over; the rows of a step are a multiple of it."""
+        return mesh_lib.shards(self.mesh, "batch")
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step on all devices."""
+        budget = self.token_budget
+        if budget is None:
+            budget = platforms.step_tokens(platforms.of(self.mesh), self.dtype)
+        return budget * self.shards
 
     def run(
-        self, texts: Sequence[str], wanted: np.ndarray | None = None
+        self,
+        texts: Sequence[Any],
+        wanted: np.ndarray | None = None,
+        *,
+        bar: tuple[str, str] | None = None,
     ) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
-        """Yields (block, rows in it, their embeddings) step by step.
+        """Yields (block, rows in it, what the model makes of them) step by step; all are finite.
+
+        All processes must call it, and take what it yields at the same pace.
 
         Args:
             texts: the same on every process.
             wanted: bool [len(texts)]; a block without a wanted text is left out. None: all are.
+            bar: (what is done, the unit) of a progress bar on the main process; None: no bar.
+
+        Raises:
+            InputError: something of what comes out is not finite (naming the first text).
         """
-        size = block_rows(self.token_budget, self.max_length)
+        progress = progress_lib.bar(
+            total=len(texts),
+            desc=bar[0] if bar else "",
+            unit=bar[1] if bar else "",
+            show=bar is not None and mesh_lib.is_main(),
+        )
+        bad: list[int] = []  # rows of the present block that are not finite
+        with progress:
+            for block, rows, out in self._steps(texts, wanted):
+                progress.update(len(rows))
+                finite = np.isfinite(out).reshape(len(rows), -1).all(axis=1)
+                bad += (block.start + rows[~finite]).tolist()
+                if bad and not block.left:
+                    raise InputError(
+                        f"{self.noun} {min(bad)} is not finite ({len(bad)} such in this block of "
+                        f"{len(block.tokens)}); the weights in {self.folder} are damaged, or dtype "
+                        "overflows: try dtype='float32'"
+                    )
+                if not bad:
+                    yield block, rows, out
+
+    def _steps(
+        self, texts: Sequence[Any], wanted: np.ndarray | None
+    ) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
+        size = block_rows(self.step_tokens, self.max_length)
         starts = [
             start
             for start in range(0, len(texts), size)
@@ -117,8 +211,8 @@ class Stream:
             plan = plan_batches(
                 [len(ids) for ids in tokens],
                 max_length=self.max_length,
-                token_budget=self.token_budget,
-                multiple_of=self.multiple_of,
+                token_budget=self.step_tokens,
+                multiple_of=self.shards,
                 few_sizes=few_sizes,
             )
             return Block(starts[number], tokens, seen, skip, len(tokens), plan)
@@ -159,7 +253,23 @@ class Stream:
         lengths_b = [max(1, block.seen[row]) if row >= 0 else 1 for row in rows.tolist()]
         batch = dataclasses.replace(batch, lengths_b=np.asarray(lengths_b, np.int32))
         skip_b = None if block.skip is None else np.where(rows >= 0, block.skip[rows], 0)
-        return self.step(batch, skip_b)
+        return self._applied(batch, skip_b)
+
+    def _applied(self, batch: Batch, skip_b: np.ndarray | None) -> jax.Array:
+        """Dispatches one batch; returns at once, with an array that is still being computed."""
+
+        def put(x: np.ndarray, *axes: str | None) -> jax.Array:
+            # Every process holds the whole batch and hands its devices their part.
+            target = mesh_lib.sharding(self.mesh, *axes)
+            return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
+
+        with jax.set_mesh(self.mesh):  # not longer: who encodes may have another one
+            return apply(
+                *self.model,
+                put(batch.tokens_bt, "batch", None),
+                put(batch.lengths_b, "batch"),
+                None if skip_b is None else put(skip_b.astype(np.int32), "batch"),
+            )
 
 
 def _share(count: int) -> tuple[int, int]:
