@@ -11,9 +11,12 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
 
 from etils import epath
+
+from nvret_jax.errors import InputError
 
 _THREADS = 8  # hashing lets other threads run; a disk likes several readers
 _PERMISSIONS = 0o777
@@ -40,6 +43,62 @@ def remove(path: epath.PathLike) -> None:
         shutil.rmtree(path)
     elif os.path.lexists(path):
         os.unlink(path)
+
+
+@contextlib.contextmanager
+def whole_file(path: epath.Path) -> Iterator[IO[bytes]]:
+    """An open file that gets the name `path` once the block ends without an exception.
+
+    Raises:
+        InputError: the path cannot be written, or a text to be written is not Unicode.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file to write")
+    aside = path.parent / f"{path.name}.partial"
+    with _cleaned(path, aside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            yield file
+        aside.replace(path)
+
+
+@contextlib.contextmanager
+def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
+    """An empty folder that gets the name `path` once the block ends without an exception.
+
+    Raises:
+        InputError: there is something at `path` already, or it cannot be written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: already there and not an empty folder; name a new one")
+    aside = path.parent / f"{path.name}.partial"
+    with _cleaned(path, aside):
+        remove(aside)
+        aside.mkdir(parents=True)
+        yield aside
+        if path.exists():
+            path.rmdir()
+        aside.rename(path)
+
+
+@contextlib.contextmanager
+def _cleaned(path: epath.Path, aside: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        _discard(aside)
+        raise InputError(f"{path}: cannot be written, a text is not Unicode ({error})") from None
+    except OSError as error:
+        _discard(aside)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except BaseException:
+        _discard(aside)
+        raise
+
+
+def _discard(path: epath.Path) -> None:
+    with contextlib.suppress(OSError):
+        remove(path)
 
 
 def write_checked(path: epath.PathLike, write: Callable[[epath.Path], object]) -> None:

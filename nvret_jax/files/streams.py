@@ -1,7 +1,5 @@
 """Files in and out: JSON lines, JSON, parquet; whole or not at all.
 
-- `whole_file` and `whole_folder` build the target aside and rename it, so that a conversion that
-  fails leaves what was there. A file is replaced; a folder that holds anything is refused.
 - JSON lines are read and written one at a time; parquet goes in row groups of `CHUNK` rows.
 - Text files are read from .gz and .zst, too.
 - Whatever a damaged file makes a library raise comes out as `InputError`.
@@ -24,65 +22,6 @@ from nvret_jax.files.lines import bytes_of, json_value, read_text
 from nvret_jax.files.lines import lines as numbered_lines
 
 CHUNK = 10_000  # rows of a parquet file written or turned into Python at a time
-
-
-@contextlib.contextmanager
-def whole_file(path: epath.Path) -> Iterator[IO[bytes]]:
-    """An open file that gets the name `path` once the block ends without an exception.
-
-    Raises:
-        InputError: the path cannot be written, or a text to be written is not Unicode.
-    """
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file to write")
-    aside = path.parent / f"{path.name}.partial"
-    with _cleaned(path, aside):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            yield file
-        aside.replace(path)
-
-
-@contextlib.contextmanager
-def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
-    """An empty folder that gets the name `path` once the block ends without an exception.
-
-    Raises:
-        InputError: there is something at `path` already, or it cannot be written.
-    """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path}: already there and not an empty folder; name a new one")
-    aside = path.parent / f"{path.name}.partial"
-    with _cleaned(path, aside):
-        _remove(aside)
-        aside.mkdir(parents=True)
-        yield aside
-        if path.exists():
-            path.rmdir()
-        aside.rename(path)
-
-
-@contextlib.contextmanager
-def _cleaned(path: epath.Path, aside: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except UnicodeEncodeError as error:
-        _remove(aside)
-        raise InputError(f"{path}: cannot be written, a text is not Unicode ({error})") from None
-    except OSError as error:
-        _remove(aside)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
-    except BaseException:
-        _remove(aside)
-        raise
-
-
-def _remove(path: epath.Path) -> None:
-    with contextlib.suppress(OSError):
-        if path.is_dir():
-            path.rmtree()
-        elif path.exists():
-            path.unlink()
 
 
 def lines(path: epath.Path, what: str) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.data.dataset import Dataset
-from nvret_jax.evaluation import comparison, retrieval, runs
+from nvret_jax.evaluation import comparison, output, retrieval
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.files.atomic import remove
@@ -172,13 +172,15 @@ def _write(artifact: Artifact, inputs: Inputs, scored: Scored) -> None:
         else:
             _write_run(earlier, scored.before)
         _write_run(folder / f"{name}.trec", after)
-    artifact.write_file(lambda path: runs.write_evaluation_json(path, after, scored.said))
+    artifact.write_file(lambda path: output.write_evaluation_json(path, after, scored.said))
     say(scored.table)
     say(scored.said["measured"])
 
 
 def _write_run(path: epath.Path, result: retrieval.Evaluation) -> None:
-    runs.write_trec_run(path, result.query_ids, result.passage_ids, result.scores_qk, result.ids_qk)
+    output.write_trec_run(
+        path, result.query_ids, result.passage_ids, result.scores_qk, result.ids_qk
+    )
 
 
 def _measured(run: Run) -> str:

@@ -13,8 +13,8 @@ import tiny_models
 import virtual_devices
 from tiny_backbones import TEXTS
 
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
-from nvret_jax.models import encoder as encoder_lib
 from nvret_jax.models.attention import cudnn, kernels, splash
 from nvret_jax.models.attention.attention import attention
 from nvret_jax.models.attention.grouped import grouped_attention
@@ -68,7 +68,7 @@ def interpreted(monkeypatch):
 
 def pretend_a_gpu(monkeypatch):
     """What asks for the platform is told 'gpu', and the mesh's own answer does not count."""
-    monkeypatch.setattr(encoder_lib, "_platform", lambda mesh: "gpu")
+    monkeypatch.setattr(platforms, "of", lambda mesh: "gpu")
     monkeypatch.setattr(kernels, "check_platform", lambda name, platform: None)
 
 
@@ -265,13 +265,14 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.models import encoder as encoder_lib, kernels, splash
+from nvret_jax import platforms
+from nvret_jax.models.attention import kernels, splash
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 out, folders = sys.argv[1], sys.argv[2:]
 splash.INTERPRET = True
 kernels.check_platform = lambda name, platform: None
-encoder_lib._platform = lambda mesh: "gpu"
+platforms.of = lambda mesh: "gpu"
 real, shapes = jax.nn.dot_product_attention, set()
 
 def by_xla(q, *args, implementation, **kwargs):

@@ -32,7 +32,7 @@ def lines(form):
                 "trec": f"{query} Q0 {passage} {rank} {score} tag",
                 "colbert": f"{query}\t{passage}\t{rank}\t{score}",
                 "msmarco": f"{query}\t{passage}\t{rank}",
-                "tevatron": f"{query}\t{passage}\t{score}",
+                "tevatron-run": f"{query}\t{passage}\t{score}",
             }[form]
 
 
@@ -62,7 +62,7 @@ WANT = {
 }
 
 
-@pytest.mark.parametrize("form", ["trec", "colbert", "msmarco", "tevatron"])
+@pytest.mark.parametrize("form", ["trec", "colbert", "msmarco", "tevatron-run"])
 @pytest.mark.parametrize("forced", [False, True])
 def test_every_form_is_told_and_read(tmp_path, form, forced):
     ranker = read(write(tmp_path, lines(form)), form=form if forced else None)
@@ -79,7 +79,7 @@ def test_every_form_is_told_and_read(tmp_path, form, forced):
 
 
 def test_rank_filters_the_list_by_ceiling_and_exclusions(tmp_path):
-    ranker = read(write(tmp_path, lines("tevatron")))
+    ranker = read(write(tmp_path, lines("tevatron-run")))
     table = np.full((3, 8), -np.inf)
     for query, hits in WANT.items():
         for passage, score in hits:
@@ -98,7 +98,7 @@ def test_rank_filters_the_list_by_ceiling_and_exclusions(tmp_path):
 
 
 def test_what_is_not_listed_scores_as_the_lowest_listed(tmp_path):
-    ranker = read(write(tmp_path, lines("tevatron")))
+    ranker = read(write(tmp_path, lines("tevatron-run")))
     pairs = Ragged.from_rows([[7, 0, 1, 4], [3, 6, 0], [1]], np.int32)
     got = ranker.score(np.array([1, 0, 2]), pairs)
     assert got.tolist() == [3.0, -1.0, 2.5, -1.0, 0.125, 0.25, 0.125, 0.0]
@@ -107,7 +107,7 @@ def test_what_is_not_listed_scores_as_the_lowest_listed(tmp_path):
 
 @pytest.mark.parametrize("rule", [Rule("margin_pos", margin=0.0), Rule("perc_pos", percent=1.0)])
 def test_the_ceiling_of_a_positive_that_is_not_listed_keeps_nothing(tmp_path, rule):
-    ranker = read(write(tmp_path, lines("tevatron")))
+    ranker = read(write(tmp_path, lines("tevatron-run")))
     one = np.array([1])
     unlisted = Ragged.from_rows([[0]], np.int32)
     scores = Ragged(unlisted.offsets, ranker.score(one, unlisted))
@@ -118,7 +118,7 @@ def test_the_ceiling_of_a_positive_that_is_not_listed_keeps_nothing(tmp_path, ru
 def test_scores_win_over_ranks_that_contradict_them_and_it_is_said_once(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
-        "nvret_jax.search.rankers.run_file.logging.warning", lambda text, *a: said.append(text % a)
+        "nvret_jax.files.runs.logging.warning", lambda text, *a: said.append(text % a)
     )
     path = write(tmp_path, ["q0 Q0 p1 1 0.5 t", "q0 Q0 p2 2 0.75 t", "q1 Q0 p1 9 1 t"])
     assert listed(read(path))["q0"] == [("p2", 0.75), ("p1", 0.5)]
@@ -134,10 +134,10 @@ def test_scores_win_over_ranks_that_contradict_them_and_it_is_said_once(tmp_path
     [
         (["q0\tp1\t1", "q0\tp2\t2", "q1\tp2\t1"], "msmarco"),
         (["q0\tp1\t2", "q0\tp2\t1", "q1\tp2\t1"], "msmarco"),
-        (["q0\tp1\t3", "q0\tp2\t2"], "tevatron"),  # no rank 1
-        (["q0\tp1\t1", "q0\tp2\t1"], "tevatron"),  # the same rank twice
-        (["q0\tp1\t1", "q0\tp2\t0.5"], "tevatron"),
-        (["q0\tp1\t1", "q0\tp2\t0"], "tevatron"),
+        (["q0\tp1\t3", "q0\tp2\t2"], "tevatron-run"),  # no rank 1
+        (["q0\tp1\t1", "q0\tp2\t1"], "tevatron-run"),  # the same rank twice
+        (["q0\tp1\t1", "q0\tp2\t0.5"], "tevatron-run"),
+        (["q0\tp1\t1", "q0\tp2\t0"], "tevatron-run"),
         (["q0 p1 1", "q0 p2 2"], "msmarco"),
     ],
 )
@@ -148,10 +148,10 @@ def test_three_columns_are_ranks_only_where_they_can_be(tmp_path, content, form)
 def test_forced_forms_settle_what_columns_leave_open(tmp_path):
     path = write(tmp_path, ["q0\tp1\t1", "q0\tp2\t2"])
     assert listed(read(path))["q0"] == [("p1", -1), ("p2", -2)]
-    assert listed(read(path, form="tevatron"))["q0"] == [("p2", 2), ("p1", 1)]
-    with pytest.raises(InputError, match=r"run.txt:1: 3 columns, expected 6 \(trec\)"):
+    assert listed(read(path, form="tevatron-run"))["q0"] == [("p2", 2), ("p1", 1)]
+    with pytest.raises(InputError, match=r"run.txt:1: 3 columns, expected 6 \(trec: query Q0"):
         read(path, form="trec")
-    with pytest.raises(InputError, match="form 'csv'; expected one of trec"):
+    with pytest.raises(InputError, match="no form 'csv'; expected one of trec"):
         read(path, form="csv")
 
 
@@ -176,17 +176,23 @@ def test_ids_with_spaces_are_read_where_tabs_separate(tmp_path):
     [
         ("", "an empty run"),
         ("\n \n", "an empty run"),
-        ("q0 Q0 p1 1 0.5 t\nq0 Q0 p2 2 0.5\n", ":2: 5 columns, expected 6 (trec)"),
+        (
+            "q0 Q0 p1 1 0.5 t\nq0 Q0 p2 2 0.5\n",
+            ":2: 5 columns, expected 6 (trec: query Q0 passage rank score tag)",
+        ),
         ("q0 Q0 p1 1 0.5 t\n\nq0 Q0 px 2 0.5 t\n", ":3: passage 'px' is not among the 8"),
-        ("q0 Q0 p1 1 high t\n", ":1: 'high' in column 5 is not a number (trec)"),
-        ("q0 Q0 p1 first 0.5 t\n", ":1: 'first' in column 4 is not a number (trec)"),
-        ("q0\tp1\t0.5\nq0\tp2\tnan\n", ":2: score nan is not a finite"),
-        ("q0\tp1\tinf\n", ":1: score inf is not a finite"),
-        ("q0\tp1\t1e39\n", ":1: score 1e+39 is not a finite"),
+        ("q0 Q0 p1 1 high t\n", ":1: score 'high' is not a number"),
+        ("q0 Q0 p1 first 0.5 t\n", ":1: rank 'first' is not a whole number from 0"),
+        ("q0\tp1\t0.5\nq0\tp2\tnan\n", ":2: score 'nan' is not a finite float32 number"),
+        ("q0\tp1\tinf\n", ":1: score 'inf' is not a finite float32 number"),
+        ("q0\tp1\t1e39\n", ":1: score '1e39' is not a finite float32 number"),
         (
             "q0\tp1\t3\nq1\tp1\t2\nq0\tp1\t1\n",
             ":3: passage 'p1' again for query 'q0', after line 1",
         ),
+        ("q0 Q0 p1 -1 0.5 t\n", ":1: rank '-1' is not a whole number from 0"),
+        ("q0 Q0 p1 1.5 0.5 t\n", ":1: rank '1.5' is not a whole number from 0"),
+        ("\tp1\t0.5\n", ":1: an id is empty"),
         ("q0 p1\n", ":1: 2 columns, expected 6, 4 or 3"),
         ("x\tp1\t1\ny\tp1\t1\n", "none of its 2 queries is among the 3 wanted; one of them is 'x'"),
     ],
@@ -204,7 +210,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
         read(tmp_path / "none.txt")
     path = tmp_path / "run"
     path.write_bytes(b"q0\tp1\t1\nq0\t\xff\t2\n")
-    with pytest.raises(InputError, match="not UTF-8"):
+    with pytest.raises(InputError, match="run:2: byte 0xff is not UTF-8"):
         read(path)
     path.write_text("q0\tp1\t0.5\n")
     with pytest.raises(InputError, match="1 lists for 3 queries"):
@@ -224,5 +230,5 @@ def test_what_a_run_lacks_is_said_with_numbers(tmp_path):
 @pytest.mark.parametrize("score", ["1_0", "１", "0x1", "1" * 5000])
 def test_numbers_of_other_spellings_are_refused(tmp_path, score):
     path = write(tmp_path, f"q0 Q0 p1 1 {score} t\n")
-    with pytest.raises(InputError, match="in column 5 is not a number"):
+    with pytest.raises(InputError, match=r":1: score .* is not a number"):
         read(path)

@@ -10,7 +10,7 @@ lost where; `python -m nvret_jax.main convert --help` the names.
 
 from nvret_jax.data.interchange.formats import FORMATS, Format, find, read, write
 from nvret_jax.data.interchange.rows import Builder, Rows, Texts, content_id, from_negatives
-from nvret_jax.data.interchange.runs import Run, read_run, write_run
+from nvret_jax.files.runs import Run, read_run, write_run
 
 __all__ = [
     "FORMATS",

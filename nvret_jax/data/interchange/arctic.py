@@ -21,7 +21,7 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Rows, Texts, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import fields, streams
+from nvret_jax.files import atomic, fields, streams
 from nvret_jax.files.fields import Json, Notes
 
 _ORIGINAL = "ORIGINAL_ID"
@@ -143,7 +143,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     relations = _relations(rows, where, notes)
     if not relations:
         raise InputError(f"{where}: no row has a passage; there is nothing to write")
-    with streams.whole_folder(path) as folder:
+    with atomic.whole_folder(path) as folder:
         _write_texts(rows.queries, queries, "QUERY", folder / "queries.parquet")
         _write_texts(rows.passages, documents, "DOCUMENT", folder / "documents.parquet")
         schema = pa.schema(

@@ -22,7 +22,7 @@ from etils import epath
 from nvret_jax.data import beir as beir_lib
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, Texts, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import fields, streams
+from nvret_jax.files import atomic, fields, streams
 from nvret_jax.files.fields import Json, Notes
 from nvret_jax.files.lines import find_file, is_plain, stem
 
@@ -154,7 +154,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     for table, what in ((rows.queries, "query"), (rows.passages, "passage")):
         _check(table, what, str(folder), notes)
     lines = _qrels(rows, str(folder), notes)
-    with streams.whole_folder(folder) as aside:
+    with atomic.whole_folder(folder) as aside:
         _write_texts(aside / "corpus.jsonl", rows.passages, rows.has_titles, notes)
         _write_texts(aside / "queries.jsonl", rows.queries, False, notes)
         (aside / "qrels").mkdir()

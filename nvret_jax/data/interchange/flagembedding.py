@@ -15,7 +15,7 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import fields, streams
+from nvret_jax.files import atomic, fields, streams
 from nvret_jax.files.fields import Json, Notes
 
 _OWN = frozenset(("query", "pos", "neg", "pos_scores", "neg_scores"))
@@ -45,7 +45,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     """Writes a FlagEmbedding file, scores for rows that have any; returns how many lines."""
     need_rows(rows, str(path))
     tell_losses(rows, {"scores", "extra"}, str(path), notes)
-    with streams.whole_file(path) as file:
+    with atomic.whole_file(path) as file:
         return streams.write_json_lines(file, _records(rows, str(path), notes))
 
 

@@ -13,16 +13,15 @@ from nvret_jax.data.interchange import (
     beir,
     flagembedding,
     nemo,
-    runs,
     sentence_transformers,
     tevatron,
     three_table,
 )
 from nvret_jax.data.interchange.rows import Rows
-from nvret_jax.data.interchange.runs import Run
 from nvret_jax.errors import InputError
-from nvret_jax.files import paths
+from nvret_jax.files import paths, runs
 from nvret_jax.files.fields import Notes
+from nvret_jax.files.runs import Run
 
 Say = Callable[[str], None]
 
@@ -66,9 +65,10 @@ def _st_formats() -> dict[str, Format]:
     return found
 
 
-def _run_format(form: str, about: str) -> Format:
+def _run_format(form: str) -> Format:
+    columns = runs.FORMS[form]
     return Format(
-        about,
+        f"a run of {len(columns)} columns: {' '.join(columns)}",
         "run",
         lambda path, notes: runs.read_run(path, form),
         lambda run, path, notes: runs.write_run(run, path, form),
@@ -125,9 +125,7 @@ FORMATS: dict[str, Format] = {
         beir.read,
         beir.write,
     ),
-    "trec": _run_format("trec", "a run of 6 columns: query Q0 passage rank score tag"),
-    "msmarco": _run_format("msmarco", "a run of 3 columns: query, passage, rank"),
-    "tevatron-run": _run_format("tevatron-run", "a run of 3 columns: query, passage, score"),
+    **{form: _run_format(form) for form in runs.FORMS},
 }
 
 

@@ -27,7 +27,7 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, need_rows, said_of, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import fields, streams
+from nvret_jax.files import atomic, fields, streams
 from nvret_jax.files.fields import UNKNOWN, Json, Notes
 
 _OWN = frozenset(("question_id", "question", "corpus_id", "pos_doc", "neg_doc"))
@@ -157,7 +157,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
         notes.add(where, "has rows without a positive, which NeMo does not take")
     meta = rows.meta.get("nemo", {})
     corpora = _corpora(rows, meta, where, notes)
-    with streams.whole_folder(path) as folder:
+    with atomic.whole_folder(path) as folder:
         for name, (metadata, passages) in corpora.items():
             _write_corpus(rows, folder / name, metadata, passages)
         with (folder / "train.json").open("wb") as file:
@@ -300,5 +300,5 @@ def write_inline(rows: Rows, path: epath.Path, notes: Notes) -> int:
                 ]
             yield fields.with_extra(record, row.extra, str(path), notes)
 
-    with streams.whole_file(path) as file:
+    with atomic.whole_file(path) as file:
         return streams.write_json_lines(file, records())

@@ -31,7 +31,7 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Merger, Row, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import fields, streams
+from nvret_jax.files import atomic, fields, streams
 from nvret_jax.files.fields import UNKNOWN, Json, Notes
 
 FORMS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
@@ -247,7 +247,7 @@ def writer(form: str, *, scored: bool) -> Callable[[Rows, epath.Path, Notes], in
         writing = _Writing(rows, str(path), notes, scored)
         schema = writing.schema(form)
         records = writing.records(form)
-        with streams.whole_file(path) as file:
+        with atomic.whole_file(path) as file:
             if path.suffix == ".parquet":
                 count = streams.write_parquet(file, schema, records)
             else:

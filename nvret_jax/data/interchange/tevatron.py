@@ -31,7 +31,7 @@ from nvret_jax.data.interchange.rows import (
     tell_losses,
 )
 from nvret_jax.errors import InputError
-from nvret_jax.files import fields, streams
+from nvret_jax.files import atomic, fields, streams
 from nvret_jax.files.fields import Json, Notes
 
 _OWN = frozenset(("query_id", "query", "positive_passages", "negative_passages"))
@@ -99,7 +99,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     need_rows(rows, str(path))
     holds = {"ids", "titles", "scores", "extra", "passage_extra"}
     tell_losses(rows, holds, str(path), notes)
-    with streams.whole_file(path) as file:
+    with atomic.whole_file(path) as file:
         return streams.write_json_lines(file, _records(rows, str(path), notes))
 
 
@@ -176,7 +176,7 @@ def write_ids(rows: Rows, path: epath.Path, notes: Notes) -> int:
     need_rows(rows, str(path))
     holds = {"ids", "titles", "scores", "extra", "passage_extra", "passages"}
     tell_losses(rows, holds, str(path), notes)
-    with streams.whole_folder(path) as folder:
+    with atomic.whole_folder(path) as folder:
         with (folder / "corpus.jsonl").open("wb") as file:
             streams.write_json_lines(file, _corpus(rows, str(path), notes))
         with (folder / "train.jsonl").open("wb") as file:

@@ -22,7 +22,7 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Merger, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import fields, streams
+from nvret_jax.files import atomic, fields, streams
 from nvret_jax.files.fields import Json, Notes
 
 _OWN = frozenset(("query_id", "document_ids", "scores", "extra"))
@@ -118,7 +118,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     need_rows(rows, str(path))
     where = str(path)
     tell_losses(rows, {"ids", "scores", "extra", "passages", "queries"}, where, notes)
-    with streams.whole_folder(path) as folder:
+    with atomic.whole_folder(path) as folder:
         for name, what in (("queries", "query"), ("documents", "document")):
             table = rows.queries if name == "queries" else rows.passages
             schema = pa.schema({f"{what}_id": pa.string(), what: pa.string()})

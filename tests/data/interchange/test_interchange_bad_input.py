@@ -104,7 +104,7 @@ LINES = [
     ("trec", ["q Q0 p 1 0.5"], ":1: 5 columns, expected 6"),
     ("trec", ["q Q0 p one 0.5 t"], "rank 'one' is not a whole number"),
     ("trec", ["q Q0 p 1 high t"], "score 'high' is not a number"),
-    ("trec", ["q Q0 p 1 nan t"], "is not a finite number"),
+    ("trec", ["q Q0 p 1 nan t"], "is not a finite float32 number"),
     ("trec", ["q Q0 p 1 1 t", "q Q0 p 2 1 t"], ":2: passage 'p' again for query 'q'"),
     ("trec", [], "empty"),
     ("msmarco", ["q\tp\t0"], "rank '0' is not a whole number from 1"),

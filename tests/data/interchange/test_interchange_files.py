@@ -13,7 +13,8 @@ from nvret_jax.data import interchange
 from nvret_jax.data.load import load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.files import streams
+from nvret_jax.files import runs, streams
+from nvret_jax.search.rankers.run_file import RunRanker
 
 
 def read(name, path):
@@ -579,7 +580,7 @@ def test_runs_are_read_best_first(tmp_path):
     assert run == {"q": {"a": 0.75, "b": 0.5}, "r": {"a": -0.001}}
     assert list(run["q"]) == ["a", "b"]
     (tmp_path / "m").write_text("q\tb b\t2\nq\ta\t1\n")
-    assert interchange.read_run(tmp_path / "m", "msmarco") == {"q": {"a": 1.0, "b b": 0.5}}
+    assert interchange.read_run(tmp_path / "m", "msmarco") == {"q": {"a": -1.0, "b b": -2.0}}
 
 
 def test_runs_are_written_with_ranks_from_one_and_ties_in_their_order(tmp_path):
@@ -592,6 +593,25 @@ def test_runs_are_written_with_ranks_from_one_and_ties_in_their_order(tmp_path):
     assert (tmp_path / "m").read_text() == "q\tb\t1\nq\ta\t2\nq\tc\t3\n"
     interchange.write_run(run, tmp_path / "t", "tevatron-run")
     assert (tmp_path / "t").read_text().split("\n")[2] == "q\tc\t0.30000000000000004"
+    interchange.write_run(run, tmp_path / "c", "colbert")
+    assert (tmp_path / "c").read_text().split("\n")[1] == "q\ta\t2\t0.5"
+
+
+@pytest.mark.parametrize("form", list(runs.FORMS))
+def test_a_teacher_and_a_conversion_read_the_same_from_every_form(form, tmp_path):
+    run = {"r": {"a": -2.5, "c": -3.0}, "q": {"b": 0.5, "c": 0.25, "a": 0.125}}
+    runs.write_run(run, tmp_path / "r", form)
+    read = runs.read_run(tmp_path / "r", None)
+    assert runs.read(tmp_path / "r").form == form
+    ranker = RunRanker.read(
+        tmp_path / "r", ["q", "r"], ["a", "b", "c"], Ragged.from_rows([[0], [0]], np.int32)
+    )
+    scores, rows = ranker.rank(np.arange(2), 3)
+    for query, scores_k, rows_k in zip(["q", "r"], scores, rows, strict=True):
+        listed = {"abc"[row]: float(s) for s, row in zip(scores_k, rows_k, strict=True) if row >= 0}
+        assert list(listed.items()) == list(read[query].items())
+    if form != "msmarco":
+        assert read == run
 
 
 # --- ids, tables, from_negatives

@@ -8,7 +8,7 @@ import pytest
 
 from nvret_jax.data import interchange
 from nvret_jax.errors import InputError
-from nvret_jax.evaluation import comparison, retrieval, runs
+from nvret_jax.evaluation import comparison, output, retrieval
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def tied():
 
 
 def test_run_file_has_six_columns_and_our_order(tied, tmp_path):
-    runs.write_trec_run(tmp_path / "x" / "run.trec", *tied, tag="t")
+    output.write_trec_run(tmp_path / "x" / "run.trec", *tied, tag="t")
     rows = [line.split() for line in (tmp_path / "x" / "run.trec").read_text().splitlines()]
     assert [row[:4] for row in rows] == [
         ["q0", "Q0", "a", "1"],
@@ -37,7 +37,7 @@ def test_run_file_has_six_columns_and_our_order(tied, tmp_path):
 
 def test_trec_eval_on_the_file_sees_our_order(tied, tmp_path):
     path = tmp_path / "run.trec"
-    runs.write_trec_run(path, *tied)
+    output.write_trec_run(path, *tied)
     qrels = {"q0": {"c": 1}, "q1": {"c": 1}}
     # An independent reader, then trec_eval's sort: "c" is third and second in our order.
     found = ir_measures.pytrec_eval.iter_calc(
@@ -53,7 +53,7 @@ def test_written_scores_come_back_as_the_same_float32(tmp_path):
     scores = -np.sort(-rng.normal(size=(20, 50)).astype(np.float32), axis=1)
     ids = np.tile(np.arange(50, dtype=np.int32), (20, 1))
     names = [f"q{i}" for i in range(20)]
-    runs.write_trec_run(tmp_path / "r", names, [f"p{i}" for i in range(50)], scores, ids)
+    output.write_trec_run(tmp_path / "r", names, [f"p{i}" for i in range(50)], scores, ids)
     back = interchange.read_run(tmp_path / "r")
     found = np.array([[back[q][f"p{i}"] for i in range(50)] for q in names], np.float32)
     np.testing.assert_array_equal(found, retrieval.strict_scores(scores))
@@ -62,9 +62,9 @@ def test_written_scores_come_back_as_the_same_float32(tmp_path):
 def test_ids_with_spaces_are_refused(tied, tmp_path):
     _, passage_ids, scores, ids = tied
     with pytest.raises(InputError, match="'a b'"):
-        runs.write_trec_run(tmp_path / "r", ["a b", "q1"], passage_ids, scores, ids)
+        output.write_trec_run(tmp_path / "r", ["a b", "q1"], passage_ids, scores, ids)
     with pytest.raises(InputError, match="tag ''"):
-        runs.write_trec_run(tmp_path / "r", *tied, tag="")
+        output.write_trec_run(tmp_path / "r", *tied, tag="")
     assert not list(tmp_path.iterdir())
 
 
@@ -77,14 +77,14 @@ def make_evaluation(tied, qrels, split="test"):
 
 def test_evaluation_json_is_flat_and_refuses_clashes(tied, tmp_path):
     found = make_evaluation(tied, {"q0": {"c": 1}, "q1": {"b": 1}})
-    runs.write_evaluation_json(tmp_path / "e.json", found, {"encoder": "é"})
+    output.write_evaluation_json(tmp_path / "e.json", found, {"encoder": "é"})
     record = json.loads((tmp_path / "e.json").read_text())
     assert record["map"] == pytest.approx((1 / 3 + 1) / 2)
     assert record["dataset"] == "tiny"
     assert record["encoder"] == "é"
     assert record["per_query"]["q0"]["map"] == pytest.approx(1 / 3)
     with pytest.raises(InputError, match="extra key 'map'"):
-        runs.write_evaluation_json(tmp_path / "f.json", found, {"map": 1})
+        output.write_evaluation_json(tmp_path / "f.json", found, {"map": 1})
     assert not (tmp_path / "f.json").exists()
 
 

@@ -2,7 +2,7 @@
 
 Tools sort a TREC run by score (trec_eval as float32) and ignore its ranks, so tied scores are
 lowered by single float32 steps (`retrieval.strict_scores`): any tool sees our order.
-`data.interchange` writes the lines, and reads them. Files appear whole or not at all.
+`files.runs` writes the lines, and reads them. Files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from etils import epath
 
 from nvret_jax.artifacts import artifact
-from nvret_jax.data import interchange
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.retrieval import Evaluation, as_run
+from nvret_jax.files import runs
 
 
 def write_trec_run(
@@ -42,7 +42,7 @@ def write_trec_run(
     """
     run = as_run(query_ids, passage_ids, scores_qk, ids_qk)
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    interchange.write_run(run, path, "trec", tag=tag)
+    runs.write_run(run, path, "trec", tag=tag)
 
 
 def write_evaluation_json(
