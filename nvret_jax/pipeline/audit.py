@@ -16,9 +16,9 @@ from nvret_jax.mining.options import Audit, Options
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import exclusions
 from nvret_jax.pipeline.exclusions import Excluder
-from nvret_jax.pipeline.ranked import ranked
+from nvret_jax.pipeline.ranked import mined_from, ranked
 from nvret_jax.pipeline.stage import Stage
-from nvret_jax.pipeline.state import Run
+from nvret_jax.pipeline.state import Run, once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,19 @@ class Inputs:
     mining: Options
 
 
+@once
+def artifact(run: Run) -> Artifact:
+    """How many false negatives each rule lets in."""
+    parts = {
+        **mined_from(run),
+        **run.values_of(Audit, "audit"),
+        "seed": run.config.seed,
+    }
+    return run.workdir.audit(parts, run.about)
+
+
 def _artifacts(run: Run) -> list[Artifact]:
-    return [run.audit()]
+    return [artifact(run)]
 
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Audit]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,15 @@ from nvret_jax.data.dataset import Dataset, TextTable
 from nvret_jax.mesh import say
 from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.models.options import DTYPES
 from nvret_jax.options import blocks
+from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline import truncation
 from nvret_jax.pipeline.stage import Stage, begin_nothing
-from nvret_jax.pipeline.state import Run
+from nvret_jax.pipeline.state import Run, once
 from nvret_jax.search.embedding import Encoded, embed_texts
 from nvret_jax.search.options import Embed
+from nvret_jax.search.store import EmbeddingStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +59,58 @@ class Vectors:
     chunk_rows: int
 
 
+@once
+def artifact(run: Run, role: str, data: Dataset, table: str) -> Artifact:
+    """Vectors of one table by a teacher, or by the student before it is trained."""
+    return artifact_of(run, role, data, table, {})
+
+
+def artifact_of(
+    run: Run, role: str, data: Dataset, table: str, more: Mapping[str, Any]
+) -> Artifact:
+    """Vectors of one table.
+
+    Args:
+        role: whose they are; see `Run.side`.
+        more: parts beside those of the encoder's block: what trained it.
+    """
+    kind, _ = run.table(data, table)
+    side = run.side(role)
+    parts = {
+        **side.parts(kind),
+        "texts": run.texts(data, table),
+        **run.values_of(Embed, "embed"),
+        **more,
+    }
+    own, asked = side.config.dtype, run.config.embed.dtype
+    dtype = precision.embedding_dtype(asked, own, run.platform)
+    # Training and test data of one name keep their vectors apart.
+    test = run.is_test(data)
+    train = run.train_data if run.config.data.train and test else None
+    folder = parts_lib.folder_name(data, train, test=test)
+
+    def made_in(dtype: str) -> Artifact:
+        by = {} if dtype == own else {"embed.dtype": dtype}
+        return run.workdir.embeddings(role, folder, table, parts | by, run.about)
+
+    if asked == "auto":
+        # What another machine of the same workdir made stays.
+        for other in DTYPES:
+            if other != dtype and made_in(other).is_recorded():
+                return made_in(other)
+    return made_in(dtype)
+
+
+def opened(run: Run, role: str, data: Dataset, table: str) -> EmbeddingStore:
+    """Finished vectors, whose checksums were read once in this run."""
+    return run.stores.open(artifact(run, role, data, table))
+
+
 def _artifacts(run: Run) -> list[Artifact]:
     tables = ["passages", f"queries-{run.config.data.train_split}"]
-    made = [run.embeddings(name, run.train_data, t) for name in run.encoders for t in tables]
+    made = [artifact(run, name, run.train_data, t) for name in run.encoders for t in tables]
     if run.dev_split and run.guide:
-        made.append(run.embeddings(run.guide, run.train_data, f"queries-{run.dev_split}"))
+        made.append(artifact(run, run.guide, run.train_data, f"queries-{run.dev_split}"))
     return made
 
 
@@ -79,7 +130,7 @@ def inputs_with(
     table_name = artifact.name.rsplit("/", 1)[1]
     kind, table = run.table(data, table_name)
     say(truncation.of_role(run, role, data, table_name).line())
-    dtype = run.embedding_dtype(artifact, role)
+    dtype = artifact.parts.get("embed.dtype", run.side(role).config.dtype)
     precision.say_cost("embed", dtype, run.platform, "embed.dtype")
     precision.say_rounded(run.config.embed.dtype, run.side(role).config.dtype, dtype)
     label = f"{truncation.TITLES.get(role, role)}, {table_name}"

@@ -21,11 +21,12 @@ from nvret_jax.files.atomic import remove
 from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
-from nvret_jax.pipeline import embed, truncation
+from nvret_jax.pipeline import embed, trained, truncation
+from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.encoders import Side
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage, begin_nothing
-from nvret_jax.pipeline.state import Run
+from nvret_jax.pipeline.state import Run, once
 from nvret_jax.search.store import EmbeddingStore
 
 
@@ -82,8 +83,33 @@ class Scored:
     table: str
 
 
+@once
+def artifact(run: Run) -> Artifact:
+    """Scores on the test split."""
+    data, split = run.test_data, run.config.data.test_split
+    roles = [run.start_role, *(["student"] if run.trains else [])]
+    parts: dict[str, Any] = {
+        f"{role} {table}": _vectors_of(run, role, table)
+        for role in roles
+        for table in ("passages", f"queries-{split}")
+    }
+    parts |= run.searching.parts()
+    parts |= run.values_of(EvaluationOptions, "evaluation")
+    parts["judgments"] = parts_lib.judgments_part(data.qrels[split], test=True)
+    parts["data.test_split"] = split
+    return run.workdir.evaluation(data.name, parts, run.about)
+
+
+@once
+def _vectors_of(run: Run, role: str, table: str) -> Artifact:
+    """Vectors of the test texts, by the student as it starts or as it was trained."""
+    if role != "student":
+        return embed.artifact(run, role, run.test_data, table)
+    return embed.artifact_of(run, role, run.test_data, table, trained.parts(run))
+
+
 def _artifacts(run: Run) -> list[Artifact]:
-    return [run.evaluation()]
+    return [artifact(run)]
 
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, EvaluationOptions]:
@@ -94,7 +120,7 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, EvaluationOptions]:
         run.test_data,
         run.config.data.test_split,
         before,
-        _vectors(run, "student", run.trained_student) if run.trains else None,
+        _vectors(run, "student", trained.student(run)) if run.trains else None,
         run.mesh,
         run.config.search.backend,
         {
@@ -112,7 +138,7 @@ def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
     data, split = run.test_data, run.config.data.test_split
     stores = []
     for table in ("passages", f"queries-{split}"):
-        item = run.embeddings(role, data, table)
+        item = _vectors_of(run, role, table)
         reason = run.stores.stale(item)
         if reason:
             if reason.startswith("damaged"):
@@ -202,7 +228,7 @@ def _cut_at(side: Side) -> str:
 
 def read_scores(run: Run) -> Scores:
     """What the stage wrote, for the model card and the report."""
-    found = json.loads(need(run.evaluation()).path.read_text())
+    found = json.loads(need(artifact(run)).path.read_text())
     interval = found.get("ndcg_cut_10_difference_interval")
     return Scores(
         dataset=f"{found['dataset']} {found['split']}",

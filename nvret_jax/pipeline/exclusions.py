@@ -14,6 +14,8 @@ from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining.exclude import exclusion, neighbours, verdicts
 from nvret_jax.mining.options import Exclude, Judge
+from nvret_jax.pipeline import embed
+from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.candidates import Candidates
 
@@ -95,6 +97,16 @@ class Excluder:
         return dataclasses.replace(effect, **shared)
 
 
+def parts(run: Run) -> dict[str, Any]:
+    """What decides which passages are never negatives."""
+    found = parts_lib.exclusion_parts(run.mining)
+    if run.exclusions.own_text != "off" or run.exclusions.same_text:
+        data, split = run.train_data, run.config.data.train_split
+        found["passages"] = run.texts(data, "passages")
+        found["queries"] = run.texts(data, f"queries-{split}")
+    return found
+
+
 def opened(run: Run) -> Excluder:
     """What decides exclusions of a run's training queries, opened."""
     data, settings, passages_nd = run.train_data, run.exclusions, None
@@ -104,7 +116,7 @@ def opened(run: Run) -> Excluder:
                 f"mining.exclude.near_copy={settings.cosine} needs a teacher that is an encoder; "
                 "use mining.exclude.minhash"
             )
-        passages_nd = run.open(run.guide, data, "passages")
+        passages_nd = embed.opened(run, run.guide, data, "passages")
         if not run.block(run.guide).normalize:
             passages_nd = neighbours.UnitRows(passages_nd)
     return Excluder(

@@ -14,7 +14,7 @@ from nvret_jax.export.sentence_transformers import export
 from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
-from nvret_jax.pipeline.evaluate import read_scores
+from nvret_jax.pipeline import evaluate, said, trained
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 
@@ -36,19 +36,28 @@ class Inputs:
     dims: Sequence[int] = ()
 
 
+def artifact(run: Run) -> Artifact:
+    """The folder other tools load."""
+    parts = {**trained.parts(run), **run.values_of(Export, "export")}
+    parts["said"] = said.part(run)
+    if run.evaluates:
+        parts["evaluation"] = evaluate.artifact(run)
+    return run.workdir.export(parts, run.about)
+
+
 def _artifacts(run: Run) -> list[Artifact]:
-    return [run.export()]
+    return [artifact(run)]
 
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Export]:
-    encoder = run.trained_student if run.trains else run.student.encoder
+    encoder = trained.student(run) if run.trains else run.student.encoder
     spec = encoder.spec
     encoder = encoder.with_texts(
         query_prompt=spec.query_prompt,
         passage_prompt=spec.passage_prompt,
         max_length=run.served.length("passage"),
     )
-    scores = [read_scores(run)] if run.evaluates else []
+    scores = [evaluate.read_scores(run)] if run.evaluates else []
     sets = run.sets.values() if run.trains else ()
     trained_on = {part.config.data.train: part.train_data.name for part in sets}
     card = ModelCard(
@@ -56,7 +65,7 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Export]:
         base_model=run.untrained.config.model,
         **declared(run.untrained.folder),
         data=[f"{name} ({source})" for source, name in trained_on.items()],
-        recipe=run.recipe() if run.trains else {},
+        recipe=said.recipe(run) if run.trains else {},
         scores=scores,
     )
     last = list(run.stages.values())[-1]

@@ -22,11 +22,14 @@ from nvret_jax.mining.miner import MiningCounts, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Mining
 from nvret_jax.mining.rules import VALUES, Rule
+from nvret_jax.options import parts_of
 from nvret_jax.pipeline import exclusions
+from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.exclusions import Excluder
-from nvret_jax.pipeline.ranked import ranked
+from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.ranked import mined_from, ranked
 from nvret_jax.pipeline.stage import Stage
-from nvret_jax.pipeline.state import Run
+from nvret_jax.pipeline.state import Run, once
 from nvret_jax.search.candidates import Candidates
 
 
@@ -59,8 +62,29 @@ class Mined:
     counts: dict[str, Any]
 
 
+@once
+def artifact(run: Run) -> Artifact:
+    """What the rule kept."""
+    parts, split, mining = mined_from(run), run.config.data.train_split, run.mining
+    if run.train_data.given.get(split):
+        parts["mining.given"] = mining.given
+        if mining.given != "ignore":
+            parts["given"] = parts_lib.given_part(run.train_data.given[split])
+    if run.calibrated:
+        parts |= dict.fromkeys((f"mining.{VALUES[name]}" for name in run.calibrated), "auto")
+        parts |= parts_of(mining.calibration, "mining.calibration.")
+        parts["seed"] = run.config.seed
+    return run.workdir.negatives(split, parts, run.about)
+
+
+def read(run: Run) -> Negatives:
+    """Finished negatives."""
+    data = run.train_data
+    return Negatives.read(need(artifact(run)).path, data.queries, data.corpus)
+
+
 def _artifacts(run: Run) -> list[Artifact]:
-    return [run.negatives()]
+    return [artifact(run)]
 
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Mining]:

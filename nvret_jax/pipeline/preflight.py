@@ -236,7 +236,7 @@ def _check_ranking(part: Run, name: str) -> None:
     """Reads what a teacher's file or folder says of the training queries."""
     model = part.block(name).model
     kind = teachers.kind(model)
-    if kind is not None and kind.place and part.candidates(name).stale() is not None:
+    if kind is not None and kind.place and ranked.artifact(part, name).stale() is not None:
         read_only = dataclasses.replace(ranked.task(part, name), dense=lambda *vectors: None)
         teachers.open_ranker(model, read_only)
 

@@ -21,8 +21,7 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Options
 from nvret_jax.mining.survivors import Verdict, judge
 from nvret_jax.options import blocks
-from nvret_jax.pipeline import exclusions, truncation
-from nvret_jax.pipeline.evaluate import read_scores
+from nvret_jax.pipeline import audit, evaluate, exclusions, mine, ranked, said, trained, truncation
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run
@@ -104,8 +103,21 @@ class Inputs:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def artifact(run: Run) -> Artifact:
+    """report.html."""
+    parts = {**trained.parts(run), **run.values_of(Report, "report")}
+    parts["said"] = said.part(run)
+    for stage, made in (("audit", audit.artifact), ("mine", mine.artifact)):
+        for name, part in run.sets.items() if stage in run.config.stages else ():
+            of = "" if name == MAIN_SET else f"{name}:"
+            parts[f"{of}{'negatives' if stage == 'mine' else stage}"] = made(part)
+    if run.evaluates:
+        parts["evaluation"] = evaluate.artifact(run)
+    return run.workdir.report(parts, run.about)
+
+
 def _artifacts(run: Run) -> list[Artifact]:
-    return [run.report()]
+    return [artifact(run)]
 
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Report]:
@@ -115,18 +127,18 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Report]:
     mined = sets if "mine" in stages else {}
     metrics = None
     if run.trains:
-        need(run.checkpoints())
+        need(trained.artifact(run))
         metrics = read_metrics(run.workdir.metrics)
     inputs = Inputs(
         title=f"{run.config.name}: {what}",
         lead=_lead(run),
-        scores=[read_scores(run)] if run.evaluates else [],
+        scores=[evaluate.read_scores(run)] if run.evaluates else [],
         sets=len(mined),
         mined=(_opened(part, title) for title, part in mined.items()),
         metrics=metrics,
-        audit={title: read_csv(need(part.audit()).path) for title, part in audited.items()},
+        audit={title: read_csv(need(audit.artifact(part)).path) for title, part in audited.items()},
         cuts=truncation.of_run(run),
-        recipe=run.recipe(),
+        recipe=said.recipe(run),
         environment={
             "nvret_jax": __version__,
             "jax": jax.__version__,
@@ -140,16 +152,17 @@ def _opened(run: Run, title: str) -> MinedSet:
     """What mining read and made of the set of a run."""
     data = run.train_data
     # The first teacher's candidates are shown.
-    candidates, _ = distinct(run.read_candidates(run.teacher_names[0]), None, run.passage_texts)
-    negatives = Negatives.read(need(run.negatives()).path, data.queries, data.corpus)
+    candidates, _ = distinct(
+        ranked.read_candidates(run, run.teacher_names[0]), None, run.passage_texts
+    )
     return MinedSet(
         title,
         data,
         candidates,
-        negatives,
+        mine.read(run),
         exclusions.opened(run).of_candidates(candidates),
         run.options,
-        run.mining_rule,
+        said.rule(run),
         run.teacher_models,
         # They are not where teachers are drawn query by query.
         has_one_scale=len(run.teacher_names) == 1 or run.options.ensemble != "cross",

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from nvret_jax.artifacts import fingerprints
+from nvret_jax.artifacts.fingerprints import Digest, digest
 from nvret_jax.config import sets
-from nvret_jax.pipeline.encoders import Side
+from nvret_jax.pipeline.state import Run
 from nvret_jax.training.options import Training
 
 
-def recipe(
-    config: ConfigDict,
-    mined: Mapping[str, tuple[str, str]],
-    stages: Mapping[str, Training],
-    *,
-    student: Side,
-    untrained: Side,
-    served: Side,
-) -> dict[str, Any]:
-    """The choices a model card and a report state, by name.
+def part(run: Run) -> Digest:
+    """What a card and a report say of the run, as a part of theirs."""
+    models = [f"{block}.model" for block in ("teacher", "student")]
+    models += [f"teachers.{name}.model" for name in run.config.teachers]
+    content = digest([run.config.name, recipe(run)])
+    return Digest(content, fingerprints.SAID, ("name", "rounds", *models))
 
-    Args:
-        config: of the run.
-        mined: of each training set the teachers and the rule, for people.
-        stages: of training.
-        student, untrained, served: the student as it is trained, before, and as it is exported.
-    """
+
+def rule(run: Run) -> str:
+    """The rule that mines and its values, for people."""
+    if run.calibrated:
+        return f"{run.config.mining.rule}, {' and '.join(run.calibrated)} calibrated"
+    return run.options.rule.describe()
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    """The choices a model card and a report state, by name."""
+    config, stages, student = run.config, run.stages, run.student
+    mined = {name: (part.teacher_models, rule(part)) for name, part in run.sets.items()}
     out: dict[str, Any] = {}
     if config.rounds > 1:
         out["Rounds of mining and training"] = config.rounds
-    for name, (models, rule) in mined.items():
+    for name, (models, its_rule) in mined.items():
         of = f" for {name}" if len(mined) > 1 else ""
         out[f"Teacher{of}"] = models
-        out[f"Mining rule{of}"] = rule
-    out["Student started from"] = untrained.config.model
+        out[f"Mining rule{of}"] = its_rule
+    out["Student started from"] = run.untrained.config.model
     if student.lora is not None:
         lora = student.lora
         out["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}"
@@ -47,7 +49,7 @@ def recipe(
     lengths = f"{student.length('query')} / {student.length('passage')} tokens"
     out["Query / passage length"] = lengths
     if "train" in config.stages:
-        out["Longest text as exported"] = f"{served.length('passage')} tokens"
+        out["Longest text as exported"] = f"{run.served.length('passage')} tokens"
     out["Seed"] = config.seed
     return out
 

@@ -23,9 +23,8 @@ from nvret_jax.mining.rescoring import ChunkStore, ScorePairs
 from nvret_jax.mining.rules import anchors
 from nvret_jax.models import precision
 from nvret_jax.options import blocks
-from nvret_jax.pipeline import exclusions
+from nvret_jax.pipeline import exclusions, ranked
 from nvret_jax.pipeline.exclusions import Excluder
-from nvret_jax.pipeline.ranked import open_ranker
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.processes import progress
@@ -86,8 +85,8 @@ class Rescoring:
 
 
 def _artifacts(run: Run) -> list[Artifact]:
-    made = [run.candidates(name) for name in run.teacher_names]
-    return made + [item for name in run.teacher_names if (item := run.rescored(name))]
+    made = [ranked.artifact(run, name) for name in run.teacher_names]
+    return made + [item for name in run.teacher_names if (item := ranked.rescored(run, name))]
 
 
 def _inputs(
@@ -103,15 +102,15 @@ def _inputs(
         name,
         query_rows,
         run.positive_rows(),
-        open_ranker(run, name, artifact.partial / "lists"),
+        ranked.open_ranker(run, name, artifact.partial / "lists"),
         _Blocks(artifact, data),
     )
-    return inputs, blocks.read(Search, run.config.search, depth=run.depth)
+    return inputs, blocks.read(Search, run.config.search, depth=ranked.depth(run))
 
 
 def _rescoring(run: Run, artifact: Artifact, name: str) -> tuple[Rescoring, RescorerOptions]:
     config = run.rescorer.config
-    candidates, _ = distinct(run.read_candidates(name), None, run.passage_texts)
+    candidates, _ = distinct(ranked.read_candidates(run, name), None, run.passage_texts)
     precision.say_cost("search", config.dtype, run.platform, "rescorer.dtype")
     inputs = Rescoring(
         run.train_data,

@@ -1,8 +1,9 @@
-"""One run: its config, workdir, data, encoders and mesh, and the inputs of every artefact.
+"""One run: its config, workdir, data, encoders and mesh. What its stages share, and nothing of one.
 
-What an artefact is a function of is said here and nowhere else. Parts are the few values that
-decide the content: an embedding knows the prompt of its own side, not of the other; mining knows
-the value of the rule in use, not of the others. So a change makes again what it must, and no more.
+What an artefact is a function of, its parts, is said by the stage that makes it. Parts are the few
+values that decide the content: an embedding knows the prompt of its own side, not of the other;
+mining knows the value of the rule in use, not of the others. So a change makes again what it must,
+and no more.
 """
 
 from __future__ import annotations
@@ -19,49 +20,40 @@ from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import options, platforms
-from nvret_jax.artifacts import fingerprints
-from nvret_jax.artifacts.artifact import Artifact
-from nvret_jax.artifacts.fingerprints import About, Digest, digest
+from nvret_jax.artifacts.fingerprints import About, Digest
 from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.config import sets, stages_of
 from nvret_jax.data.dataset import Dataset, TextTable, content_hash
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.reading import read_wanted
 from nvret_jax.data.same_text import SameText, share_positives
-from nvret_jax.evaluation.options import EvaluationOptions
-from nvret_jax.export.options import Export
 from nvret_jax.mining import given
-from nvret_jax.mining.options import Audit, Exclude, Mining, Options, calibrated, compatible
+from nvret_jax.mining.options import Exclude, Mining, Options, calibrated, compatible
 from nvret_jax.mining.options import Rescorer as RescorerOptions
-from nvret_jax.mining.rules import VALUES
-from nvret_jax.models import precision
-from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.options import DTYPES, EncoderOptions
+from nvret_jax.models.options import EncoderOptions
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import parts as parts_lib
-from nvret_jax.pipeline import said
 from nvret_jax.pipeline.encoders import Loading, OwnSide, Rescorer, ServedSide, Side
-from nvret_jax.pipeline.made import Stores, need
+from nvret_jax.pipeline.made import Stores
 from nvret_jax.pipeline.searching import Searching
-from nvret_jax.report.options import Report
-from nvret_jax.search.candidates import Candidates
-from nvret_jax.search.options import Embed, Search
+from nvret_jax.search.options import Search
 from nvret_jax.search.rankers import teachers
-from nvret_jax.search.store import EmbeddingStore
-from nvret_jax.training.loop import load_trained
 from nvret_jax.training.options import Training
-from nvret_jax.training.sums import DamagedCheckpoint
 
 
-def _once(describe: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps what a method of a run returns: an artefact's parts do not change while it works."""
+def once(describe: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps what a function of a run returns: an artefact's parts do not change while it works.
+
+    Args:
+        describe: (run, …) -> anything; further arguments are strings, or live as long as the run.
+    """
 
     @functools.wraps(describe)
-    def kept(self: Run, *args: Any) -> Any:
-        key = (describe.__name__, *(arg if isinstance(arg, str) else id(arg) for arg in args))
-        if key not in self._described:
-            self._described[key] = describe(self, *args)
-        return self._described[key]
+    def kept(run: Run, *args: Any) -> Any:
+        key = (kept, *(arg if isinstance(arg, str) else id(arg) for arg in args))
+        if key not in run.kept:
+            run.kept[key] = describe(run, *args)
+        return run.kept[key]
 
     return kept
 
@@ -75,6 +67,7 @@ class Run:
         label: '' or, for one of several training sets, its folder below the whole run's workdir.
         loading: what models are read with, and those that are in memory.
         cut_counts: how many texts of a table a tokenizer cuts; see `truncation`.
+        kept: what functions of this run have found; see `once`.
     """
 
     def __init__(
@@ -94,7 +87,7 @@ class Run:
         started = config.student if started is None else started
         self.config, self.workdir = config, workdir
         self._whole = whole
-        self._described: dict[tuple, Any] = {}
+        self.kept: dict[tuple, Any] = {}
         self.stores = Stores()
         self.label = "" if whole is None else f"sets/{workdir.path.name}/"
         self.loading = self._loading() if whole is None else whole.loading
@@ -248,7 +241,7 @@ class Run:
             return "passage", data.corpus
         return "query", data.split_queries(name.removeprefix("queries-"))
 
-    @_once
+    @once
     def positives(self) -> dict[str, list[str]]:
         """Judged positives of the training queries, by query id; equal queries share theirs."""
         data = self.config.data
@@ -262,7 +255,7 @@ class Run:
         """Which training passages have equal texts; None where each id is one of its own."""
         return SameText.of(self.train_data.corpus.texts) if self.exclusions.same_text else None
 
-    @_once
+    @once
     def given_rows(self) -> Ragged:
         """Negatives that come with the data, as passage rows, a row per training query."""
         data, split = self.train_data, self.config.data.train_split
@@ -286,54 +279,14 @@ class Run:
         read = blocks.read(Search, self.config.search)
         return Searching(read, lambda: self.mesh, self.platform)
 
-    @functools.cached_property
-    def _table_digests(self) -> dict[tuple[int, str], str]:
-        return {}
-
+    @once
     def text_digest(self, data: Dataset, name: str) -> str:
         """A hash of the ids and texts of one table."""
-        key = (id(data), name)
-        if key not in self._table_digests:
-            empty = TextTable((), [])
-            self._table_digests[key] = content_hash(self.table(data, name)[1], empty, {})
-        return self._table_digests[key]
+        return content_hash(self.table(data, name)[1], TextTable((), []), {})
 
-    # --- artefacts ---
+    # --- what artefacts are made of ---
 
-    @_once
-    def embeddings(self, role: str, data: Dataset, table: str) -> Artifact:
-        """Vectors of one table by the teacher, the student as it starts, or the trained one."""
-        kind, _ = self.table(data, table)
-        side = self.side(role)
-        parts = {
-            **side.parts(kind),
-            "texts": self.texts(data, table),
-            **self._values_of(Embed, "embed"),
-        }
-        if role == "student":
-            parts |= self.result_parts()
-        own = side.config.dtype
-        dtype = precision.embedding_dtype(self.config.embed.dtype, own, self.platform)
-        # Training and test data of one name keep their vectors apart.
-        train = self.train_data if self.config.data.train and self._is_test(data) else None
-        folder = parts_lib.folder_name(data, train, test=self._is_test(data))
-
-        def made_in(dtype: str) -> Artifact:
-            by = {} if dtype == own else {"embed.dtype": dtype}
-            return self.workdir.embeddings(role, folder, table, parts | by, self.about)
-
-        if self.config.embed.dtype == "auto":
-            # What another machine of the same workdir made stays.
-            for other in DTYPES:
-                if other != dtype and made_in(other).is_recorded():
-                    return made_in(other)
-        return made_in(dtype)
-
-    def embedding_dtype(self, artifact: Artifact, role: str) -> str:
-        """The dtype in which an artefact of embeddings is made."""
-        return artifact.parts.get("embed.dtype", self.side(role).config.dtype)
-
-    def _is_test(self, data: Dataset) -> bool:
+    def is_test(self, data: Dataset) -> bool:
         """Whether this is test data, and no training data."""
         found = self._datasets
         config = self.config.data
@@ -342,7 +295,7 @@ class Run:
     def texts(self, data: Dataset, table: str) -> Digest:
         """The texts of a table, as a part."""
         return parts_lib.texts_part(
-            self.text_digest(data, table), test=self._is_test(data), table=table
+            self.text_digest(data, table), test=self.is_test(data), table=table
         )
 
     @functools.cached_property
@@ -362,57 +315,10 @@ class Run:
         return "student-start"
 
     @functools.cached_property
-    def depth(self) -> int:
-        """Candidates stored per query: as configured, or as many as mining cannot do without."""
-        return max(self.config.search.depth, self.options.window)
-
-    @_once
-    def candidates(self, name: str) -> Artifact:
-        """One teacher's best passages for every training query."""
-        return self.workdir.candidates(
-            name,
-            {
-                **self._ranking_parts(name),
-                "positives": parts_lib.judgments_part(self.positives(), test=False),
-                "search.depth": self.depth,
-            },
-            self.about,
-        )
-
-    def _ranking_parts(self, name: str) -> dict[str, Any]:
-        """What a teacher's ranking of the training queries is a function of, positives aside."""
-        data, tables = self.train_data, {"passages": "passages"}
-        tables["queries"] = f"queries-{self.config.data.train_split}"
-        if name in self.encoders:
-            made = {what: self.embeddings(name, data, table) for what, table in tables.items()}
-            return made | self.searching.parts()
-        found = teachers.parts(
-            "teacher" if name == "teacher" else f"teachers.{name}",
-            self.block(name),
-            {what: self.texts(data, table) for what, table in tables.items()},
-            seed=self.config.seed,
-            same_text=self.exclusions.same_text,
-        )
-        by_vectors = teachers.has_vectors(self.block(name).model)
-        return found | (self.searching.parts(stored="") if by_vectors else {})
-
-    @functools.cached_property
     def rescorer(self) -> Rescorer | None:
         """What scores candidates anew; None where there is none, or no rule asks for its scores."""
         read = blocks.read(RescorerOptions, self.config.rescorer)
         return Rescorer(read, self.loading, lambda: self.train_data) if read.model else None
-
-    @_once
-    def rescored(self, name: str) -> Artifact | None:
-        """One teacher's candidates with the rescorer's scores; None without one."""
-        if self.rescorer is None or not self.rescorer.is_needed(self.options, self.mining.compat):
-            return None
-        parts = {"candidates": self.candidates(name), **self.rescorer.parts()}
-        if self.config.rescorer.order == "teacher":
-            parts |= parts_lib.mining_parts(self.options, self.config) | self.exclusion_parts()
-        else:
-            parts["mining.exclude.same_text"] = self.exclusions.same_text
-        return self.workdir.candidates(f"{name}.rescored", parts, self.about)
 
     @functools.cached_property
     def calibrated(self) -> tuple[str, ...]:
@@ -438,165 +344,6 @@ class Run:
         """Which passages are never negatives."""
         return self.mining.exclusions
 
-    @_once
-    def audit(self) -> Artifact:
-        """How many false negatives each rule lets in."""
-        parts = {
-            **self._candidate_parts(),
-            **parts_lib.mining_parts(self.options, self.config),
-            **self.exclusion_parts(),
-            **self._values_of(Audit, "audit"),
-            "seed": self.config.seed,
-        }
-        return self.workdir.audit(parts, self.about)
-
-    def _candidate_parts(self) -> dict[str, Any]:
-        """Of each teacher what it ranks high, and their order."""
-        found = {
-            f"candidates {name}": self.rescored(name) or self.candidates(name)
-            for name in self.teacher_names
-        }
-        return found | {"mining.teachers": list(self.teacher_names)}
-
-    def exclusion_parts(self) -> dict[str, Any]:
-        """What decides which passages are never negatives."""
-        parts = parts_lib.exclusion_parts(self.mining)
-        if self.exclusions.own_text != "off" or self.exclusions.same_text:
-            data, split = self.train_data, self.config.data.train_split
-            parts["passages"] = self.texts(data, "passages")
-            parts["queries"] = self.texts(data, f"queries-{split}")
-        return parts
-
-    @_once
-    def negatives(self) -> Artifact:
-        """What the rule kept."""
-        parts = {
-            **self._candidate_parts(),
-            **parts_lib.mining_parts(self.options, self.config),
-            **self.exclusion_parts(),
-        }
-        split = self.config.data.train_split
-        if self.train_data.given.get(split):
-            parts["mining.given"] = self.mining.given
-            if self.mining.given != "ignore":
-                parts["given"] = parts_lib.given_part(self.train_data.given[split])
-        if self.calibrated:
-            values = dict.fromkeys((f"mining.{VALUES[name]}" for name in self.calibrated), "auto")
-            parts |= values | options.parts_of(self.mining.calibration, "mining.calibration.")
-            parts["seed"] = self.config.seed
-        return self.workdir.negatives(self.config.data.train_split, parts, self.about)
-
-    @_once
-    def checkpoints(self) -> Artifact:
-        """The student while and after it trains."""
-        mined = {
-            name: parts_lib.Mined(part.negatives(), part.student.all_parts(), part.about)
-            for name, part in self.sets.items()
-        }
-        found = parts_lib.training_parts(self.config, self.stages, mined, self.about)
-        return self.workdir.checkpoints(*found)
-
-    def result_parts(self) -> dict[str, Any]:
-        """What the trained student is a function of."""
-        last = list(self.stages.values())[-1]
-        return {
-            "checkpoints": self.checkpoints(),
-            **parts_lib.result_parts(self.config, last),
-        }
-
-    @_once
-    def evaluation(self) -> Artifact:
-        """Scores on the test split."""
-        data, split = self.test_data, self.config.data.test_split
-        roles = [self.start_role, *(["student"] if self.trains else [])]
-        parts = {
-            f"{role} {table}": self.embeddings(role, data, table)
-            for role in roles
-            for table in ("passages", f"queries-{split}")
-        }
-        parts |= self.searching.parts()
-        parts |= self._values_of(EvaluationOptions, "evaluation")
-        parts["judgments"] = parts_lib.judgments_part(data.qrels[split], test=True)
-        parts["data.test_split"] = split
-        return self.workdir.evaluation(data.name, parts, self.about)
-
-    def _student_parts(self) -> dict[str, Any]:
-        if self.trains:
-            return self.result_parts()
-        return self.student.all_parts()
-
-    def _said(self) -> Digest:
-        """What a card and a report say of the run, as a part."""
-        models = [f"{block}.model" for block in ("teacher", "student")]
-        models += [f"teachers.{name}.model" for name in self.config.teachers]
-        content = digest([self.config.name, self.recipe()])
-        return Digest(content, fingerprints.SAID, ("name", "rounds", *models))
-
-    def export(self) -> Artifact:
-        """The folder other tools load."""
-        parts = {**self._student_parts(), **self._values_of(Export, "export")}
-        parts["said"] = self._said()
-        if self.evaluates:
-            parts["evaluation"] = self.evaluation()
-        return self.workdir.export(parts, self.about)
-
-    def report(self) -> Artifact:
-        """report.html."""
-        parts = {**self._student_parts(), **self._values_of(Report, "report")}
-        parts["said"] = self._said()
-        for name, part in self.sets.items() if "audit" in self.config.stages else ():
-            of = "" if name == sets.MAIN_SET else f"{name}:"
-            parts[f"{of}audit"] = part.audit()
-        for name, part in self.sets.items() if "mine" in self.config.stages else ():
-            of = "" if name == sets.MAIN_SET else f"{name}:"
-            parts[f"{of}negatives"] = part.negatives()
-        if self.evaluates:
-            parts["evaluation"] = self.evaluation()
-        return self.workdir.report(parts, self.about)
-
-    def _values_of(self, cls: type, block: str) -> dict[str, Any]:
+    def values_of(self, cls: type, block: str) -> dict[str, Any]:
         """The values of a block that count."""
         return options.parts_of(blocks.read(cls, self.config[block]), f"{block}.")
-
-    # --- what earlier stages made ---
-
-    def open(self, role: str, data: Dataset, table: str) -> EmbeddingStore:
-        """Finished vectors, whose checksums were read once in this run."""
-        return self.stores.open(self.embeddings(role, data, table))
-
-    def read_candidates(self, name: str) -> Candidates:
-        """Finished candidates."""
-        data = self.train_data
-        return Candidates.read(need(self.candidates(name)).path, data.queries, data.corpus)
-
-    @functools.cached_property
-    def trained_student(self) -> Encoder:
-        artifact = need(self.checkpoints())
-        try:
-            return load_trained(self.student.encoder, artifact.path, **self.config.result.to_dict())
-        except DamagedCheckpoint as error:
-            if artifact.path.resolve() not in error.folder.resolve().parents:
-                raise
-            stage = error.folder.name
-            artifact.note_damage({f"{stage}/{name}": why for name, why in error.lost.items()})
-            need(artifact)  # which says so
-            raise
-
-    @property
-    def mining_rule(self) -> str:
-        """The rule and its values, for people."""
-        rule = self.options.rule.describe()
-        if self.calibrated:
-            rule = f"{self.config.mining.rule}, {' and '.join(self.calibrated)} calibrated"
-        return rule
-
-    def recipe(self) -> dict[str, Any]:
-        """The choices a model card and a report state, by name."""
-        return said.recipe(
-            self.config,
-            {name: (part.teacher_models, part.mining_rule) for name, part in self.sets.items()},
-            self.stages,
-            student=self.student,
-            untrained=self.untrained,
-            served=self.served,
-        )

@@ -20,7 +20,7 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import SEED
-from nvret_jax.pipeline import longer, truncation
+from nvret_jax.pipeline import embed, longer, mine, ranked, trained, truncation
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
@@ -114,12 +114,12 @@ class Inputs:
 
 
 def _artifacts(run: Run) -> list[Artifact]:
-    return [run.checkpoints()]
+    return [trained.artifact(run)]
 
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, dict[str, Training]]:
     for part in run.sets.values():
-        need(part.negatives())
+        need(mine.artifact(part))
     inputs = inputs_at(
         run, loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
     )
@@ -386,9 +386,6 @@ def _training_set(run: Run) -> MinedSet:
     """The set of a run."""
     data = run.train_data
 
-    def negatives() -> Negatives:
-        return Negatives.read(need(run.negatives()).path, data.queries, data.corpus)
-
     def cuts() -> list[str]:
         tables = ("passages", f"queries-{run.config.data.train_split}")
         found = [truncation.of_side(run, run.student, "student", data, t) for t in tables]
@@ -397,7 +394,7 @@ def _training_set(run: Run) -> MinedSet:
     return MinedSet(
         data,
         run.text_digest(data, "passages"),
-        negatives,
+        functools.partial(mine.read, run),
         run.config.mining.num_negatives,
         _gives_cosines(run),
         _lengths(run),
@@ -413,7 +410,7 @@ def _lengths(run: Run) -> dict[str, int]:
 
 def _gives_cosines(run: Run) -> bool:
     """Whether the scores in a set's table of negatives are cosines."""
-    if run.rescored(run.teacher_names[0]) is not None:
+    if ranked.rescored(run, run.teacher_names[0]) is not None:
         return False
     blocks = [run.block(name) for name in run.teacher_names]
     return all(teachers.has_vectors(block.model) and block.normalize for block in blocks)
@@ -422,10 +419,10 @@ def _gives_cosines(run: Run) -> bool:
 def _guide_of(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of the training queries and of all passages by the first encoder teacher."""
     data, split = run.train_data, run.config.data.train_split
-    of_split = np.asarray(run.open(run.guide, data, f"queries-{split}")[:])
+    of_split = np.asarray(embed.opened(run, run.guide, data, f"queries-{split}")[:])
     queries_qd = np.zeros((len(data.queries), of_split.shape[1]), np.float32)
     queries_qd[[data.queries.row[i] for i in data.split_queries(split).ids]] = of_split
-    return queries_qd, np.asarray(run.open(run.guide, data, "passages")[:])
+    return queries_qd, np.asarray(embed.opened(run, run.guide, data, "passages")[:])
 
 
 def _dev(run: Run) -> Dev | None:
@@ -452,8 +449,8 @@ def _hard_first(run: Run, ids: Sequence[str], depth: int) -> list[int]:
     if not name:
         return list(range(len(data.corpus)))
     table = data.split_queries(run.dev_split)
-    queries_qd = np.asarray(run.open(name, data, f"queries-{run.dev_split}")[:])
-    index = run.searching.index(run.open(name, data, "passages"))
+    queries_qd = np.asarray(embed.opened(run, name, data, f"queries-{run.dev_split}")[:])
+    index = run.searching.index(embed.opened(run, name, data, "passages"))
     depth = min(len(data.corpus), depth)
     _, found_qk = index.search(queries_qd[[table.row[i] for i in ids]], depth)
     return found_qk.T.ravel().tolist()

@@ -12,6 +12,7 @@ import tiny_project
 from nvret_jax import config as config_lib
 from nvret_jax import pipeline
 from nvret_jax.artifacts.workdir import Workdir
+from nvret_jax.pipeline import trained
 from nvret_jax.pipeline.state import Run
 from nvret_jax.training.checkpoint import Checkpoints
 
@@ -27,7 +28,7 @@ def recipe(project, **train):
 
 def weights(config, workdir):
     run = Run(config, Workdir.open(workdir, config.to_dict(), write=False))
-    return {k: np.asarray(v) for k, v in run.trained_student.save_weights_hf().items()}
+    return {k: np.asarray(v) for k, v in trained.student(run).save_weights_hf().items()}
 
 
 def assert_same(config, ours, theirs):

@@ -11,6 +11,7 @@ from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.config.checks import wrong_values
 from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.pipeline import ranked
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
 
@@ -122,6 +123,6 @@ def test_the_dtype_reaches_the_search(project, tmp_path, monkeypatch, capsys):
     assert narrow.searching.passages(vectors)[:].dtype.name == "bfloat16"
     assert not np.array_equal(narrow.searching.queries(vectors), vectors)
     assert "times" not in capsys.readouterr().out
-    before, after = run.candidates("teacher"), narrow.candidates("teacher")
+    before, after = ranked.artifact(run, "teacher"), ranked.artifact(narrow, "teacher")
     assert after.parts["search.dtype"] == "bfloat16"
     assert before.fingerprint != after.fingerprint

@@ -1,0 +1,52 @@
+"""The student: the artefact of its training, and what was trained, opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvret_jax.artifacts.artifact import Artifact
+from nvret_jax.models.encoder import Encoder
+from nvret_jax.pipeline import mine
+from nvret_jax.pipeline import parts as parts_lib
+from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.state import Run, once
+from nvret_jax.training.initial import load_trained
+from nvret_jax.training.sums import DamagedCheckpoint
+
+
+@once
+def artifact(run: Run) -> Artifact:
+    """The student while and after it trains."""
+    mined = {
+        name: parts_lib.Mined(mine.artifact(part), part.student.all_parts(), part.about)
+        for name, part in run.sets.items()
+    }
+    found = parts_lib.training_parts(run.config, run.stages, mined, run.about)
+    return run.workdir.checkpoints(*found)
+
+
+def parts(run: Run) -> dict[str, Any]:
+    """What the student is a function of, trained or not."""
+    if not run.trains:
+        return run.student.all_parts()
+    last = list(run.stages.values())[-1]
+    return {"checkpoints": artifact(run), **parts_lib.result_parts(run.config, last)}
+
+
+@once
+def student(run: Run) -> Encoder:
+    """The trained student.
+
+    Raises:
+        InputError: it is not there, or out of date; `Damaged` where a checkpoint is.
+    """
+    made = need(artifact(run))
+    try:
+        return load_trained(run.student.encoder, made.path, **run.config.result.to_dict())
+    except DamagedCheckpoint as error:
+        if made.path.resolve() not in error.folder.resolve().parents:
+            raise
+        stage = error.folder.name
+        made.note_damage({f"{stage}/{name}": why for name, why in error.lost.items()})
+        need(made)  # which says so
+        raise
