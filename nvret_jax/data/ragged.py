@@ -34,6 +34,28 @@ class Ragged:
         counts = mask_rc.sum(axis=1, dtype=np.int64)
         return cls(np.concatenate([[0], np.cumsum(counts)]), values_rc[mask_rc])
 
+    @classmethod
+    def grouped(cls, row_of: np.ndarray, values: np.ndarray, rows: int) -> Ragged:
+        """Values by the row each belongs to, in their order within a row.
+
+        Args:
+            row_of: int [len(values)], 0 to `rows` - 1, in any order.
+            values: any dtype.
+            rows: how many there are.
+        """
+        row_of = np.asarray(row_of)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])
+        if (row_of[1:] < row_of[:-1]).any():
+            values = values[np.argsort(row_of, kind="stable")]
+        return cls(offsets.astype(np.int64), values)
+
+    @classmethod
+    def distinct(cls, row_of: np.ndarray, values: np.ndarray, rows: int) -> Ragged:
+        """`grouped`, with each value once per row, ascending; values are at least 0."""
+        span = _span(values)
+        keys = np.unique(_keys(row_of, values, span))
+        return cls.grouped(keys // span, (keys % span).astype(values.dtype), rows)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -94,6 +116,50 @@ class Ragged:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         starts = np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
         return Ragged(offsets, self.values[starts + np.arange(offsets[-1])])
+
+    def find(self, row_of: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The places in `self.values` of the given values of the given rows, int64; -1: not there.
+
+        Args:
+            row_of: int, broadcast against `values`; 0 to the number of rows - 1.
+            values: int of any shape; below 0: nothing, which no row has. Those of `self` are whole
+                numbers of at least 0.
+        """
+        values = np.asarray(values)
+        if not len(self.values):
+            return np.full(np.broadcast_shapes(np.shape(row_of), values.shape), -1, np.int64)
+        span = _span(values, self.values)
+        own, wanted = _keys(self.row_of, self.values, span), _keys(row_of, values, span)
+        order = None if (own[1:] >= own[:-1]).all() else np.argsort(own, kind="stable")
+        place = np.searchsorted(own, wanted, sorter=order)
+        place = np.minimum(place, len(own) - 1)
+        place = place if order is None else order[place]
+        return np.where((own[place] == wanted) & (values >= 0), place, -1)
+
+    def contains(self, row_of: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Whether the given rows have the given values, bool; arguments as of `find`."""
+        return self.find(row_of, values) >= 0
+
+    def minus(self, other: Ragged) -> Ragged:
+        """The values that the same row of `other` does not have, row by row, in their order."""
+        return self.mask(~other.contains(self.row_of, self.values))
+
+
+def _span(*values: np.ndarray) -> np.int64:
+    """One more than the largest of some whole numbers."""
+    return np.int64(max((int(v.max(initial=0)) for v in values), default=0) + 1)
+
+
+def _keys(row_of: np.ndarray, values: np.ndarray, span: np.int64) -> np.ndarray:
+    """(row, value) as single numbers, in the order of both."""
+    return np.asarray(row_of, np.int64) * span + values
+
+
+def union(*parts: Ragged) -> Ragged:
+    """Row by row all values that any part has, each once, ascending; values are at least 0."""
+    row_of = np.concatenate([part.row_of for part in parts])
+    values = np.concatenate([part.values for part in parts])
+    return Ragged.distinct(row_of, values, len(parts[0]))
 
 
 def join_rows(*parts: Ragged) -> Ragged:

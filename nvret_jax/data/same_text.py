@@ -59,10 +59,8 @@ class SameText:
         of_text = self._members.take(self.first_n[rows.values]) if self.any_equal else None
         values = rows.values if of_text is None else of_text.values
         counts = 1 if of_text is None else of_text.counts
-        span = np.int64(max(1, len(self)))
-        pairs = np.unique(np.repeat(rows.row_of, counts) * span + values)
-        offsets = np.searchsorted(pairs, np.arange(len(rows) + 1, dtype=np.int64) * span)
-        return Ragged(offsets.astype(np.int64), (pairs % span).astype(np.int32))
+        row_of = np.repeat(rows.row_of, counts)
+        return Ragged.distinct(row_of, values.astype(np.int32), len(rows))
 
     def share(self, lists: Ragged) -> Ragged:
         """One list for each row of the table → the lists of equal rows joined.

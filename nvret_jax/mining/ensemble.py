@@ -94,15 +94,12 @@ def overlaps(pools: list[Pool], num_negatives: int, texts: SameText | None = Non
         any do not count, and NaN stands where no task is left.
     """
     tops = [pool.rows.head(num_negatives) for pool in pools]
-    span = max((int(top.values.max(initial=0)) for top in tops), default=0) + 1
-    keys = [np.unique(top.row_of * span + _text_of(top.values, texts)) for top in tops]
+    held = [Ragged.distinct(top.row_of, _text_of(top.values, texts), len(top)) for top in tops]
     out = np.full((len(pools), len(pools)), np.nan)
-    for a, keys_a in enumerate(keys):
-        for b, keys_b in enumerate(keys):
-            tasks = len(tops[a])
-            size_a, size_b = (np.bincount(k // span, minlength=tasks) for k in (keys_a, keys_b))
-            common = np.bincount(np.intersect1d(keys_a, keys_b) // span, minlength=tasks)
-            union = size_a + size_b - common
+    for a, of_a in enumerate(held):
+        for b, of_b in enumerate(held):
+            common = of_a.counts - of_a.minus(of_b).counts
+            union = of_a.counts + of_b.counts - common
             if union.any():
                 out[a, b] = np.mean(common[union > 0] / union[union > 0])
     return out

@@ -172,8 +172,7 @@ def rescore_lazily(
     _check(depth=depth, num_negatives=num_negatives, least=least, chunk_pairs=chunk_pairs)
     rows, positives = candidates.passage_rows.head(depth), candidates.positive_rows
     if excluded is not None:
-        left_out = np.isin(_keys(rows), _keys(excluded)) & ~np.isin(_keys(rows), _keys(positives))
-        rows = rows.mask(~left_out)
+        rows = rows.minus(excluded.minus(positives))
     chunks = _Chunks(candidates.query_rows, score_pairs, store, chunk_pairs)
     keys = _keys(rows)
     table = _Table(_keys(rows, positives))
@@ -187,7 +186,7 @@ def rescore_lazily(
         )
 
     query = rows.row_of
-    free = ~np.isin(keys, _keys(positives))
+    free = ~positives.contains(query, rows.values)
     # The rank of each free candidate among its query's, from 1; of a positive: of those before it.
     total = np.concatenate([[0], np.cumsum(free)])
     rank = total[1:] - total[rows.offsets[:-1]][query]

@@ -150,8 +150,9 @@ def judge(
         lists, scores = lists.head(window), scores.head(window)
     rows_rk, scores_rk = lists.padded(-1), scores.padded(-np.inf)
     there_rk = rows_rk >= 0
-    positive_rk = there_rk & _contained(rows_rk, candidates.positive_rows.take(numbers))
-    excluded_rk = there_rk & ~positive_rk & _contained(rows_rk, excluded.take(numbers))
+    at_r1 = np.arange(len(rows_rk))[:, None]
+    positive_rk = there_rk & candidates.positive_rows.take(numbers).contains(at_r1, rows_rk)
+    excluded_rk = there_rk & ~positive_rk & excluded.take(numbers).contains(at_r1, rows_rk)
     free_rk = there_rk & ~positive_rk & ~excluded_rk
     ranks_rk = np.where(free_rk, np.cumsum(free_rk, axis=1), 0).astype(np.int32)
     above_rk = free_rk & (scores_rk >= ceilings_r[:, None])
@@ -319,11 +320,3 @@ def _spread(tasks: int, at: np.ndarray, keep, rows, scores, ranks):
     offsets = np.concatenate([[0], np.cumsum(counts)])
     kinds = ((rows, np.int32), (scores, np.float32), (ranks, np.int32))
     return tuple(Ragged(offsets, values[keep].astype(kind)) for values, kind in kinds)
-
-
-def _contained(rows_rk: np.ndarray, lists: Ragged) -> np.ndarray:
-    """Whether each entry of a row stands in that row's list, bool [R, K]."""
-    # (row, value) pairs as single numbers, so that one isin answers for all rows.
-    span = np.int64(max(rows_rk.max(initial=0), lists.values.max(initial=0)) + 1)
-    keys_rk = np.arange(len(rows_rk), dtype=np.int64)[:, None] * span + rows_rk
-    return np.isin(keys_rk, lists.row_of * span + lists.values) & (rows_rk >= 0)

@@ -78,11 +78,7 @@ class Hidden:
     def is_hidden(self) -> np.ndarray:
         """For each candidate whether it is a hidden positive, bool."""
         lists = self.candidates.passage_rows
-        span = np.int64(
-            max(lists.values.max(initial=0), self.hidden_rows.values.max(initial=0)) + 1
-        )
-        hidden = self.hidden_rows.row_of * span + self.hidden_rows.values
-        return np.isin(lists.row_of * span + lists.values, hidden)
+        return self.hidden_rows.contains(lists.row_of, lists.values)
 
     @functools.cached_property
     def visible_ranks(self) -> np.ndarray:
@@ -256,10 +252,7 @@ def try_rule(hidden: Hidden, options: Options, rule: Rule, passage_ids: Sequence
 def _trial(negatives: Negatives, hidden: Hidden, wanted: int, passages: int) -> Trial:
     rows, ranks = negatives.negative_rows, negatives.negative_ranks.values.astype(np.int64)
     query = rows.row_of
-    hit = np.isin(
-        query * passages + rows.values,
-        hidden.hidden_rows.row_of * passages + hidden.hidden_rows.values,
-    )
+    hit = hidden.hidden_rows.contains(query, rows.values)
     anchor = hidden.candidates.positive_scores.values.astype(np.float64)[query]
     gap = anchor - negatives.negative_scores.values
     sized = anchor != 0  # nothing is relative to an anchor of 0

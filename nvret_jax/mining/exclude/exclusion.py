@@ -26,7 +26,7 @@ import numpy as np
 from nvret_jax import options
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.normalize import keys, normalize
-from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.ragged import Ragged, union
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining.exclude import documents, overlap
@@ -80,18 +80,14 @@ class Exclusions:
         Args:
             rows_qk: int [Q, K], passage rows; -1 where there is nothing.
         """
-        span = np.int64(max(rows_qk.max(initial=0), self.rows.values.max(initial=0)) + 1)
-        listed = self.rows.row_of * span + self.rows.values  # ascending
-        if not len(listed):
+        at_qk = self.rows.find(np.arange(len(rows_qk))[:, None], rows_qk)
+        if not len(self.reasons.values):
             return np.zeros(rows_qk.shape, np.int8)
-        wanted_qk = np.arange(len(rows_qk), dtype=np.int64)[:, None] * span + rows_qk
-        at_qk = np.minimum(np.searchsorted(listed, wanted_qk), len(listed) - 1)
-        hit_qk = (listed[at_qk] == wanted_qk) & (rows_qk >= 0)
-        return np.where(hit_qk, self.reasons.values[at_qk], 0).astype(np.int8)
+        return np.where(at_qk >= 0, self.reasons.values[at_qk], 0).astype(np.int8)
 
     def for_search(self, positive_rows: Ragged) -> Ragged:
         """What a search must not return: excluded passages and positives, ascending, unique."""
-        return _union([self.rows, positive_rows])
+        return union(self.rows, positive_rows)
 
 
 def build(
@@ -164,17 +160,20 @@ def combine(parts: Sequence[tuple[Reason, Ragged]], positive_rows: Ragged) -> Ex
     for reason, rows in parts:
         if len(rows) != count:
             raise ValueError(f"{reason.name}: {len(rows)} rows for {count} queries")
-    span = _span([positive_rows, *(rows for _, rows in parts)])
-    pairs = np.concatenate([np.zeros(0, np.int64), *(_pairs(rows, span) for _, rows in parts)])
-    reasons = np.concatenate(
-        [np.zeros(0, np.int8), *(np.full(len(r.values), reason, np.int8) for reason, r in parts)]
+    row_of, values, reasons = (
+        np.concatenate([np.zeros(0, dtype), *arrays])
+        for dtype, arrays in (
+            (np.int64, [rows.row_of for _, rows in parts]),
+            (np.int32, [rows.values for _, rows in parts]),
+            (np.int8, [np.full(len(rows.values), reason, np.int8) for reason, rows in parts]),
+        )
     )
-    order = np.lexsort((reasons, pairs))
-    pairs, reasons = pairs[order], reasons[order]
-    keep = np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]
-    keep &= ~np.isin(pairs, _pairs(positive_rows, span))
-    rows = _ragged(pairs[keep], count, span)
-    return Exclusions(rows, Ragged(rows.offsets, reasons[keep]))
+    order = np.lexsort((reasons, values, row_of))
+    row_of, values, reasons = row_of[order], values[order], reasons[order]
+    again = (row_of[1:] == row_of[:-1]) & (values[1:] == values[:-1])
+    keep = np.append(True, ~again)[: len(values)] & ~positive_rows.contains(row_of, values)
+    rows = Ragged.grouped(row_of[keep], values[keep], count)
+    return Exclusions(rows, rows.like(reasons[keep]))
 
 
 # --- one maker per reason ------------------------------------------------------------------------
@@ -309,16 +308,7 @@ def _spread(members: Ragged, group: np.ndarray, positive_rows: Ragged) -> Ragged
     """Members of the group of each positive → members per query, ascending and unique."""
     lists = members.take(group.reshape(-1))
     query = np.repeat(positive_rows.row_of, lists.counts)
-    span = _span([lists])
-    pairs = np.unique(query * span + lists.values)
-    return _ragged(pairs, len(positive_rows), span)
-
-
-def _union(parts: Sequence[Ragged]) -> Ragged:
-    """Row by row the union of several lists, int32, ascending, unique."""
-    span = _span(parts)
-    pairs = np.unique(np.concatenate([_pairs(part, span) for part in parts]))
-    return _ragged(pairs, len(parts[0]), span)
+    return Ragged.distinct(query, lists.values, len(positive_rows))
 
 
 def _stack(parts: Sequence[Ragged]) -> Ragged:
@@ -328,19 +318,3 @@ def _stack(parts: Sequence[Ragged]) -> Ragged:
     return Ragged(
         offsets, np.concatenate([np.zeros(0, np.int32), *(part.values for part in parts)])
     )
-
-
-def _span(parts: Sequence[Ragged]) -> np.int64:
-    """One more than the largest passage row."""
-    return np.int64(max((int(part.values.max(initial=0)) for part in parts), default=0) + 1)
-
-
-def _pairs(rows: Ragged, span: np.int64) -> np.ndarray:
-    """(query, passage) as single numbers, int64."""
-    return rows.row_of * span + rows.values
-
-
-def _ragged(pairs: np.ndarray, count: int, span: np.int64) -> Ragged:
-    """Ascending pairs → a row of passages per query."""
-    offsets = np.searchsorted(pairs, np.arange(count + 1, dtype=np.int64) * span)
-    return Ragged(offsets.astype(np.int64), (pairs % span).astype(np.int32))

@@ -157,11 +157,10 @@ class Verdicts:
         number_v = _numbers(query_rows, self.query_rows)
         here = number_v >= 0
         number, passage, answer = number_v[here], self.passage_rows[here], self.answers[here]
-        span = _span(passage, positive_rows, negative_rows)
-        pair = number * span + passage
-        already = np.isin(pair, positive_rows.row_of * span + positive_rows.values)
+        already = positive_rows.contains(number, passage)
         hit = (answer == Answer.POSITIVE) & ~already
         count = len(positive_rows)
+        asked = Ragged.distinct(number, passage, count)
         hits_q = np.bincount(number[hit], minlength=count)
         dropped_q = hits_q > max_promoted if max_promoted else np.zeros(count, bool)
         if mode == "remove_query":
@@ -183,9 +182,9 @@ class Verdicts:
             elsewhere=int((~here).sum()),
             queries_touched=int(touched_q.sum()),
             queries_dropped=int(dropped_q.sum()),
-            not_asked=_not_asked(negative_rows, pair, span),
+            not_asked=None if negative_rows is None else len(negative_rows.minus(asked).values),
         )
-        lists = [_per_query(number[m], passage[m], count) for m in (promoted, removed)]
+        lists = [Ragged.distinct(number[m], passage[m], count) for m in (promoted, removed)]
         return VerdictEffect(*lists, dropped_q, counts)
 
 
@@ -292,15 +291,15 @@ def write_questions(
     scores = negatives.negative_scores.values
     judged = getattr(negatives, "judged_rows", negatives.positive_rows)
     anchors_r = negatives.positive_scores.reduce(np.minimum, np.nan)
-    span = _span(passage if verdicts is None else np.append(passage, verdicts.passage_rows))
-    pairs = np.asarray(negatives.query_rows, np.int64)[number] * span + passage
+    query_row_m = np.asarray(negatives.query_rows, np.int64)[number]
     gap = np.nan_to_num(anchors_r[number] - scores, nan=np.inf)
     asked = np.argsort(gap, kind="stable")
     # A query with several rows may have a passage in more than one of them: asked once.
-    asked = asked[np.sort(np.unique(pairs[asked], return_index=True)[1])]
+    _, first = np.unique(np.stack([query_row_m, passage])[:, asked], axis=1, return_index=True)
+    asked = asked[np.sort(first)]
     if verdicts is not None:
-        known = verdicts.query_rows.astype(np.int64) * span + verdicts.passage_rows
-        asked = asked[~np.isin(pairs[asked], known)]
+        known = Ragged.distinct(verdicts.query_rows, verdicts.passage_rows, len(queries))
+        asked = asked[~known.contains(query_row_m[asked], passage[asked])]
     if not len(asked):
         raise InputError(f"{path}: there is nothing to ask; {len(passage)} negatives, all judged")
     asked = asked[: limit or None]
@@ -459,24 +458,3 @@ def _numbers(query_rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         return np.full(len(wanted), -1, np.int64)
     at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     return np.where(ordered[at] == wanted, order[at], -1).astype(np.int64)
-
-
-def _span(passages: np.ndarray, *lists: Ragged | None) -> np.int64:
-    """One more than the largest passage row."""
-    largest = [rows.values.max(initial=0) for rows in lists if rows is not None]
-    return np.int64(max([passages.max(initial=0), *largest]) + 1)
-
-
-def _per_query(number: np.ndarray, passage: np.ndarray, count: int) -> Ragged:
-    """Pairs → passages per query, ascending."""
-    order = np.lexsort((passage, number))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=count))])
-    return Ragged(offsets.astype(np.int64), passage[order].astype(np.int32))
-
-
-def _not_asked(negative_rows: Ragged | None, pair: np.ndarray, span: np.int64) -> int | None:
-    """Mined negatives without a verdict."""
-    if negative_rows is None:
-        return None
-    asked = np.isin(negative_rows.row_of * span + negative_rows.values, pair)
-    return int((~asked).sum())

@@ -51,12 +51,8 @@ class RunRanker:
             passages: N.
         """
         order = np.lexsort((rows.values, -scores.values, rows.row_of))
-        self._rows = Ragged(rows.offsets, rows.values[order])
-        self._scores = Ragged(scores.offsets, scores.values[order])
+        self._rows, self._scores = rows.like(rows.values[order]), rows.like(scores.values[order])
         self._lowest_q = scores.reduce(np.minimum, 0.0).astype(np.float32)
-        by_row = np.lexsort((rows.values, rows.row_of))  # for look-ups
-        self._sorted_keys = rows.row_of[by_row] * passages + rows.values[by_row]
-        self._sorted_scores = scores.values[by_row]
         self.queries, self.passages = len(rows), passages
         self.form, self.skipped_queries, self.unlisted_positives = "", 0, 0
         self._path, self._positives = "", 0
@@ -88,18 +84,14 @@ class RunRanker:
         path = paths.local(path, "run")
         checks.check_exclude(positive_rows, len(query_ids), len(passage_ids))
         listed = runs.read(path, form, query_ids=query_ids, passage_ids=passage_ids)
-        order = np.argsort(listed.query, kind="stable")
-        counts = np.bincount(listed.query, minlength=len(query_ids))
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        ranker = cls(
-            Ragged(offsets, listed.passage[order].astype(np.int32)),
-            Ragged(offsets, listed.scores[order].astype(np.float32)),
-            len(passage_ids),
+        rows, scores = (
+            Ragged.grouped(listed.query, values, len(query_ids))
+            for values in (listed.passage.astype(np.int32), listed.scores.astype(np.float32))
         )
+        ranker = cls(rows, scores, len(passage_ids))
         ranker.form, ranker.skipped_queries = listed.form, len(listed.unknown)
         ranker._path, ranker._positives = str(path), len(positive_rows.values)
-        keys = positive_rows.row_of * len(passage_ids) + positive_rows.values
-        ranker.unlisted_positives = int((~np.isin(keys, ranker._sorted_keys)).sum())
+        ranker.unlisted_positives = len(positive_rows.minus(rows).values)
         return ranker
 
     @property
@@ -132,25 +124,16 @@ class RunRanker:
         if ceiling_q is not None:
             keep &= scores.values < ceiling_q[rows.row_of]
         if pairs is not None:
-            left_out = pairs[0].astype(np.int64) * self.passages + pairs[1]
-            keep &= ~np.isin(rows.row_of * self.passages + rows.values, left_out)
-        kept = np.bincount(rows.row_of[keep], minlength=len(numbers))
-        offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-        return (
-            Ragged(offsets, scores.values[keep]).padded(-np.inf, k),
-            Ragged(offsets, rows.values[keep]).padded(-1, k),
-        )
+            left_out = Ragged.grouped(*pairs, len(numbers))
+            keep &= ~left_out.contains(rows.row_of, rows.values)
+        return scores.mask(keep).padded(-np.inf, k), rows.mask(keep).padded(-1, k)
 
     def score(self, numbers: np.ndarray, pairs: Ragged) -> np.ndarray:
         """See `Ranker.score`, and the module's docstring for passages that are not listed."""
         numbers = topk.check_numbers(numbers, self.queries)
         checks.check_exclude(pairs, len(numbers), self.passages)
-        query = numbers[pairs.row_of]
-        scores = self._lowest_q[query]
-        if len(self._sorted_keys):
-            keys = query * self.passages + pairs.values
-            place = np.searchsorted(self._sorted_keys, keys)
-            place = np.minimum(place, len(self._sorted_keys) - 1)
-            listed = self._sorted_keys[place] == keys
-            scores[listed] = self._sorted_scores[place[listed]]
+        scores = self._lowest_q[numbers[pairs.row_of]]
+        place = self._rows.take(numbers).find(pairs.row_of, pairs.values)
+        listed = place >= 0
+        scores[listed] = self._scores.take(numbers).values[place[listed]]
         return scores

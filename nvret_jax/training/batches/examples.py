@@ -239,9 +239,7 @@ class Examples:
         """
         known = self.names.known
         hard = self.negatives.negative_rows.head(self.num_negatives)
-        span = np.int64(2**31)
-        pairs = hard.row_of * span + self.names.of_row[hard.values]
-        new = ~np.isin(pairs, known.row_of * span + known.values)
+        new = ~known.contains(hard.row_of, self.names.of_row[hard.values])
         out = np.bincount(hard.row_of[new], minlength=len(known)) > 0
         seen = np.bincount(known.row_of[np.isin(known.values, others)], minlength=len(known))
         return out | (seen < len(others))

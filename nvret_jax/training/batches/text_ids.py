@@ -124,7 +124,4 @@ def _known(
     own = np.flatnonzero(texts[np.minimum(place, len(texts) - 1)] == query_keys)
     row = np.concatenate([np.repeat(np.arange(len(counts)), counts), own])
     known = np.concatenate([*judged, ids[place[own]]])
-    span = np.int64(2**31)
-    pairs = np.unique(group[row] * span + known)
-    offsets = np.searchsorted(pairs, np.arange(len(group) + 1, dtype=np.int64) * span)
-    return Ragged(offsets.astype(np.int64), (pairs % span).astype(np.int32)).take(group)
+    return Ragged.distinct(group[row], known.astype(np.int32), len(group)).take(group)
