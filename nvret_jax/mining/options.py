@@ -31,6 +31,7 @@ from nvret_jax.mining.rules import (
     THRESHOLD,
     VALUES,
     Rule,
+    skips_ranks,
 )
 from nvret_jax.models.options import DTYPES
 from nvret_jax.options import (
@@ -141,7 +142,7 @@ class Options:
 def _too_narrow(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """A `max_rank` that leaves fewer ranks than negatives."""
     rule, wanted = values["rule"], values["num_negatives"]
-    skipped = rule["shift"] if "shifted" in rule["name"].split("+") else 0
+    skipped = rule["shift"] if skips_ranks(rule["name"]) else 0
     room = rule["max_rank"] - skipped
     if rule["max_rank"] and room < wanted:
         yield (

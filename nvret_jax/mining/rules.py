@@ -52,11 +52,16 @@ class Kind:
         ceiling: from the whole rule and anchors [Q], float64, the score that every negative must
             stay below, float32 [Q]; None: it has none.
         needs_anchor: whether that depends on the anchors.
+        skips_ranks: whether the value is a number of ranks that it skips.
+        calibrated: how a calibration makes a value: from a strictness above 0, where 0 lets in what
+            scores as high as the anchor, and the scale of the scores. None: it is not calibrated.
     """
 
     value: str | None
     ceiling: Callable[[Rule, np.ndarray], np.ndarray] | None = None
     needs_anchor: bool = False
+    skips_ranks: bool = False
+    calibrated: Callable[[float, float], float] | None = None
 
 
 def _abs(rule: Rule, anchors_q: np.ndarray) -> np.ndarray:
@@ -77,16 +82,33 @@ def _perc_pos(rule: Rule, anchors_q: np.ndarray) -> np.ndarray:
     return _round_up(anchors_q - np.abs(anchors_q) * (1.0 - rule.percent))
 
 
+NAIVE = "naive"  # what the other rules are compared with
 # All rules. A new one is a row here, and its value a field of `Rule`.
 KINDS = {
-    "naive": Kind(None),
-    "shifted": Kind("shift"),
+    NAIVE: Kind(None),
+    "shifted": Kind("shift", skips_ranks=True),
     "abs": Kind("threshold", _abs),
-    "margin_pos": Kind("margin", _margin_pos, needs_anchor=True),
-    "perc_pos": Kind("percent", _perc_pos, needs_anchor=True),
+    "margin_pos": Kind(
+        "margin",
+        _margin_pos,
+        needs_anchor=True,
+        calibrated=lambda strictness, scale: float(f"{scale * strictness:.6g}"),
+    ),
+    "perc_pos": Kind(
+        "percent",
+        _perc_pos,
+        needs_anchor=True,
+        calibrated=lambda strictness, scale: round(1.0 - strictness, 2),
+    ),
 }
 RULES = tuple(KINDS)
 VALUES = {name: kind.value for name, kind in KINDS.items()}  # the value each rule reads
+CALIBRATED = {name: kind.value for name, kind in KINDS.items() if kind.calibrated}
+
+
+def skips_ranks(name: str) -> bool:
+    """Whether one of the rules that a name combines skips ranks."""
+    return any(KINDS[one].skips_ranks for one in name.split("+"))
 
 
 def _reads(value: str) -> Callable[[Rule], bool]:
@@ -195,7 +217,7 @@ class Rule:
     @property
     def ranks_to_skip(self) -> int:
         """How many of the best ranks can never be negatives."""
-        return self.shift if "shifted" in self.names else 0
+        return self.shift if skips_ranks(self.name) else 0
 
     @property
     def counts_ranks(self) -> bool:

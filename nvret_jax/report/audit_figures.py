@@ -8,25 +8,22 @@ alone, and values stand beside their points. Drawn in the report's style, see `f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from nvret_jax.mining.audit.audit import Row
+from nvret_jax.mining.rules import NAIVE, RULES
 from nvret_jax.report import figures
 from nvret_jax.report.figures import CEILING, DROPPED, INK, LINE, MUTED, NEGATIVE, POSITIVE, Chart
 
-# rule -> (colour, marker); a combined rule takes the last.
-_STYLES = {
-    "naive": (INK, "D"),
-    "shifted": (DROPPED, "s"),
-    "abs": (CEILING, "^"),
-    "margin_pos": (NEGATIVE, "v"),
-    "perc_pos": (POSITIVE, "o"),
-}
+# (colour, marker) of the rules, in the order of `RULES` and again from the first on.
+_LOOKS = ((INK, "D"), (DROPPED, "s"), (CEILING, "^"), (NEGATIVE, "v"), (POSITIVE, "o"))
+_STYLES = dict(zip(RULES, itertools.cycle(_LOOKS), strict=False))
 _COMBINED = (INK, "*")
-# Lines that often run close together have their values on different sides.
-_LEFT = ("shifted", "margin_pos")
+# Lines of neighbouring rules often run close together: their values are on different sides.
+_LEFT = RULES[1::2]
 _NARROW = 500  # a figure of fewer pixels names only the ends of each line
 
 
@@ -97,11 +94,11 @@ def _line(axes, rule: str, rows: Sequence[Row], narrow: bool) -> None:
         yerr=np.stack([np.maximum(y - low, 0), np.maximum(high - y, 0)]),
         color=colour,
         marker=marker,
-        ms=9 if rule == "naive" else 6,
+        ms=9 if rule == NAIVE else 6,
         lw=1.6,
         elinewidth=1,
         label=rule,
-        zorder=4 if rule == "naive" else 3,
+        zorder=4 if rule == NAIVE else 3,
     )
     left = rule in _LEFT
     shown = {0, len(rows) - 1} if narrow else range(len(rows))

@@ -32,7 +32,7 @@ from nvret_jax.mining.audit.holdout import (
     visible_rows,
 )
 from nvret_jax.mining.options import Options
-from nvret_jax.mining.rules import VALUES, Rule
+from nvret_jax.mining.rules import KINDS, NAIVE, VALUES, Rule
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.rankers.ranker import Ranker
 
@@ -162,8 +162,8 @@ def audit(
         query_ids=query_ids,
         texts=texts,
     )
-    naive = dataclasses.replace(options.rule, name="naive")
-    rules = [naive, *(rule for rule in rules if rule.name != "naive")]
+    naive = dataclasses.replace(options.rule, name=NAIVE)
+    rules = [naive, *(rule for rule in rules if rule.name != NAIVE)]
     trials = []
     for rule in rules:
         if progress is not None:
@@ -216,11 +216,11 @@ def rules_to_try(options: Options, values: Mapping[str, Sequence[float]]) -> lis
     """
     base = options.rule
     room = base.max_rank - options.num_negatives
-    if base.max_rank:
-        values = {**values, "shifted": [shift for shift in values["shifted"] if shift <= room]}
-    tried = [dataclasses.replace(base, name="naive")]
+    tried = [dataclasses.replace(base, name=NAIVE)]
     for name, list_of_values in values.items():
         for value in list_of_values:
+            if base.max_rank and KINDS[name].skips_ranks and value > room:
+                continue
             tried.append(dataclasses.replace(base, name=name, **{VALUES[name]: value}))
     if (base.name, value_text(base)) not in {(rule.name, value_text(rule)) for rule in tried}:
         tried.append(base)
@@ -292,7 +292,7 @@ def audit_table(rows: Sequence[Row]):
             _shown(row.hardness, ".3f"),
             f"{row.fill:.1%}",
             _shown(row.cost, ".2f"),
-            "" if row.rule == "naive" else _shown(row.relative_cut, ".0%"),
+            "" if row.rule == NAIVE else _shown(row.relative_cut, ".0%"),
             end_section=last,
         )
     return table

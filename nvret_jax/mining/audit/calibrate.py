@@ -50,7 +50,7 @@ from nvret_jax.mining.audit.holdout import (
     visible_rows,
 )
 from nvret_jax.mining.options import Options
-from nvret_jax.mining.rules import VALUES
+from nvret_jax.mining.rules import CALIBRATED, KINDS, VALUES
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.rankers.ranker import Ranker
@@ -102,7 +102,7 @@ def calibrate(
         candidates: of Q training queries, computed with all positives.
         ranker: of the same queries; None: the stored candidates are all there is.
         options: how to mine; its rule is the one mined with, `rule_name` alone or among others.
-        rule_name: 'perc_pos' or 'margin_pos'.
+        rule_name: one of `rules.CALIBRATED`.
         target: share of false negatives among the negatives, in (0, 1).
         max_queries: queries looked at; 0: all.
         excluded: called once, with the queries looked at and the positive that stays visible of
@@ -118,10 +118,11 @@ def calibrate(
         InputError: the rule has no such value, there are too few queries, or the target is missed
             even by the strictest value, or met only by values that mine next to nothing.
     """
-    if rule_name not in ("perc_pos", "margin_pos") or rule_name not in options.rule.names:
+    if rule_name not in CALIBRATED or rule_name not in options.rule.names:
+        needs = ", ".join(f"{value}='auto' needs {name}" for name, value in CALIBRATED.items())
         raise InputError(
             f"calibrate: rule {rule_name!r} is not calibrated for mining.rule="
-            f"{options.rule.name!r}; percent='auto' needs perc_pos in it, margin='auto' margin_pos"
+            f"{options.rule.name!r}; {needs}"
         )
     numbers = queries_to_audit(candidates.positive_rows, query_ids, max_queries, seed)
     labelled = len(numbers) >= ENOUGH
@@ -277,13 +278,10 @@ def _ranks(hidden: Hidden, law: rank_estimate.RankLaw, resamples: int, seed: int
 def _values(rule_name: str, hidden: Hidden, first: int) -> list[float]:
     """The values that can be chosen, the least strict first, from step `first` on."""
     steps = np.arange(first, _STEPS + 1) / 100
-    if rule_name == "perc_pos":
-        return [round(1.0 - float(step), 2) for step in steps]
-    # A margin is a distance between scores. Cosines have a scale of 1; others have that of their
-    # positives.
+    # Cosines have a scale of 1; other scores have that of their positives.
     anchors = np.abs(hidden.candidates.positive_scores.values.astype(np.float64))
     scale = 1.0 if anchors.max() <= 1.0 + 1e-4 else float(np.median(anchors))
-    return [float(f"{scale * step:.6g}") for step in steps]
+    return [KINDS[rule_name].calibrated(step, scale) for step in steps.tolist()]
 
 
 def _least_strict(holds: Callable[[int], bool], count: int) -> int | None:

@@ -29,7 +29,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.mining.miner import Teacher, mine
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Options
-from nvret_jax.mining.rules import Rule
+from nvret_jax.mining.rules import NAIVE, Rule
 from nvret_jax.mining.survivors import CELLS, judge
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.rankers.ranker import Ranker
@@ -68,7 +68,7 @@ class Hidden:
         for start in range(0, len(lists), step):
             numbers = np.arange(start, min(start + step, len(lists)))
             no_ceiling = np.full(len(numbers), np.inf, np.float32)
-            rule = Rule("naive")
+            rule = Rule(NAIVE)
             _, ranks_rk = judge(self.candidates, numbers, no_ceiling, rule, self.excluded)
             there = np.arange(ranks_rk.shape[1]) < lists.counts[numbers][:, None]
             out[lists.offsets[start] : lists.offsets[numbers[-1] + 1]] = ranks_rk[there]
