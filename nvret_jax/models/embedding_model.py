@@ -9,6 +9,7 @@ files of its own, under names of its own: `load` reads them one after the other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,10 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
+from nvret_jax import platforms
 from nvret_jax.models import latent as latent_lib
 from nvret_jax.models import lora
+from nvret_jax.models.attention.kernels import check_platform
 from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.latent import LatentAttention, LatentConfig
 from nvret_jax.models.lora import LoraConfig
@@ -145,6 +148,39 @@ def build(
         if spec.truncate_dim is None
         else Truncate(spec.truncate_dim, last=spec.similarity != "cosine"),
     )
+
+
+def abstract(
+    spec: EncoderSpec,
+    mesh: Mesh,
+    *,
+    adapters: LoraConfig | None = None,
+    dropout: float = 0.0,
+    remat: str = "none",
+    attention: str = "xla",
+) -> tuple[Options, EmbeddingModel]:
+    """How a mesh computes the model of a spec, and the model as shapes alone.
+
+    Args:
+        spec, adapters: as of `build`.
+        mesh: may be of devices that are not there.
+        dropout, remat, attention: see `Encoder.from_pretrained`.
+
+    Raises:
+        InputError: the mesh cannot cut the model, its devices have no such kernel, or the model has
+            no such adapters.
+    """
+    platform = platforms.of(mesh)
+    options = Options(
+        dtype=spec.dtype,
+        dropout=dropout,
+        remat=remat,
+        attention=attention,
+        wide=platform == "cpu",
+    )
+    check_platform(attention, platform)
+    check_mesh(spec, mesh)
+    return options, nnx.eval_shape(functools.partial(build, spec, options, adapters=adapters))
 
 
 def check_mesh(spec: EncoderSpec, mesh: Mesh) -> None:

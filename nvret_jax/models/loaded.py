@@ -153,14 +153,7 @@ class LoadedModel:
         options_lib.check_arguments("Encoder.from_pretrained", locals(), _PRETRAINED)
         folder = resolve(name_or_path, download=download)
         mesh = mesh_lib.make_mesh() if mesh is None else mesh
-        options = Options(
-            dtype=dtype,
-            dropout=dropout,
-            remat=remat,
-            attention=attention,
-            wide=platforms.of(mesh) == "cpu",
-        )
-        check_platform(attention, platforms.of(mesh))
+        check_platform(attention, platforms.of(mesh))  # before anything is read
         spec, backbone_folder = read_spec(
             folder,
             dtype=dtype,
@@ -186,8 +179,9 @@ class LoadedModel:
             lora = lora_lib.read_config(adapter, ignored=spec.family.ignored)
             files.append(adapter / lora_lib.WEIGHTS_FILE)
         # Shapes only: no weight exists before it is read from the file.
-        build = functools.partial(embedding_model.build, spec, options, adapters=lora)
-        abstract = nnx.eval_shape(build)
+        options, abstract = embedding_model.abstract(
+            spec, mesh, adapters=lora, dropout=dropout, remat=remat, attention=attention
+        )
         state = embedding_model.load(
             abstract, spec, folder, backbone_folder, mesh, adapter=adapter, seed=seed
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import tempfile
 from typing import Any
@@ -15,11 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvret_jax import mesh as mesh_lib
-from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model
 from nvret_jax.models import lora as lora_lib
-from nvret_jax.models.attention.kernels import check_platform
 from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.options import EncoderOptions, LoraConfig
 from nvret_jax.models.pretrained import sizes
@@ -93,17 +90,9 @@ def sketch(
     Raises:
         InputError: the mesh cannot cut it, it takes no adapters, or no such kernel is there.
     """
-    embedding_model.check_mesh(spec, mesh)
-    platform = platforms.of(mesh)
-    check_platform(attention, platform)
-    options = Options(
-        dtype=spec.dtype,
-        dropout=dropout,
-        remat=remat,
-        attention=attention,
-        wide=platform == "cpu",
+    options, model = embedding_model.abstract(
+        spec, mesh, adapters=lora, dropout=dropout, remat=remat, attention=attention
     )
-    model = nnx.eval_shape(functools.partial(embedding_model.build, spec, options, adapters=lora))
     axes = model.logical_axes()
     state = nnx.from_flat_state(
         [

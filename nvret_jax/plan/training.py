@@ -22,14 +22,13 @@ from nvret_jax.plan.lengths import Drawn, Lengths, usual
 from nvret_jax.plan.models import Sketch, bytes_per_chip, placed
 from nvret_jax.plan.steps import Step, chosen, compile_step
 from nvret_jax.training.batches.length_groups import Groups
+from nvret_jax.training.batches.shapes import batch_shapes, padded_width
 from nvret_jax.training.gradcache import chunk_budget, chunk_rows
 from nvret_jax.training.loop import check_batch
 from nvret_jax.training.loss.losses import Loss
 from nvret_jax.training.optimizer import make_optimizer
 from nvret_jax.training.options import Training
 from nvret_jax.training.step import init_optimizer, make_step
-
-_BUCKET = 16  # of batch lengths, as in training/batches/examples.py
 
 
 def train_step(
@@ -66,8 +65,7 @@ def train_step(
     local["passage"] = passages * local["query"]
     useful = None
     if lengths is None:
-        widths = {kind: (-(-model.lengths[kind] // _BUCKET) * _BUCKET,) for kind in local}
-        groups = {kind: Groups((local[kind],), widths[kind]) for kind in local}
+        groups = {kind: Groups((local[kind],), (w,)) for kind, w in _widths(model).items()}
     else:
         drawn = Drawn(
             lengths,
@@ -202,6 +200,11 @@ def _steps(config: Training, lengths: Lengths | None = None) -> int:
     return min(steps, config.max_steps or steps)
 
 
+def _widths(model: Sketch) -> dict[str, int]:
+    """Of batches of the longest texts, by side."""
+    return {side: padded_width(length) for side, length in model.lengths.items()}
+
+
 def _on(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
     """A leaf of the optimizer's state, on the devices its sharding speaks of in the abstract."""
     spec = P() if leaf.sharding is None else leaf.sharding.spec
@@ -217,31 +220,21 @@ def _batch(
     groups: Mapping[str, Groups],
 ) -> dict[str, Any]:
     """Shapes of a stage's batches (`widths.Grouped`), as `to_devices` splits them."""
-    queries = config.batch_size
-    group = loss.num_positives + config.num_negatives
-    passages = queries * group
-    most = model.spec.backbone.max_tokens
-    width = {k: min(most, -(-length // _BUCKET) * _BUCKET) for k, length in model.lengths.items()}
+    width = {k: min(model.spec.backbone.max_tokens, w) for k, w in _widths(model).items()}
     width |= {side: plan.widths[-1] for side, plan in groups.items()}
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "query_tokens": ((queries, width["query"]), jnp.int32),
-        "query_lengths": ((queries,), jnp.int32),
-        "passage_tokens": ((passages, width["passage"]), jnp.int32),
-        "passage_lengths": ((passages,), jnp.int32),
-        "passage_ids": ((passages,), jnp.int32),
-        "positive_ids": ((queries, max(1, loss.num_positives)), jnp.int32),
-    }
-    if loss.needs_teacher_scores:
-        shapes["teacher_scores"] = ((queries, group), jnp.float32)
-    if loss.needs_guide:
-        shapes["query_guide"] = ((queries, guide_width), jnp.float32)
-        shapes["passage_guide"] = ((passages, guide_width), jnp.float32)
-    if model.spec.prompt_in_pooling != "all":
-        for kind, rows in (("query", queries), ("passage", passages)):
-            shapes[f"{kind}_skip"] = ((rows,), jnp.int32)
+    shapes = batch_shapes(
+        config.batch_size,
+        loss.num_positives + config.num_negatives,
+        width,
+        positives=max(1, loss.num_positives),
+        teacher_scores=loss.needs_teacher_scores,
+        guide_width=guide_width if loss.needs_guide else 0,
+        skips=model.spec.prompt_in_pooling != "all",
+        uncounted=model.spec.late is not None,
+    )
     batch = {
-        name: placed(jax.ShapeDtypeStruct(shape, dtype), mesh, "batch", *(None,) * (len(shape) - 1))
-        for name, (shape, dtype) in shapes.items()
+        name: placed(shape, mesh, "batch", *(None,) * (len(shape.shape) - 1))
+        for name, shape in shapes.items()
     }
     several = {f"{side}_groups": plan for side, plan in groups.items() if len(plan.rows) > 1}
     return batch | several

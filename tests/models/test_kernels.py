@@ -266,12 +266,14 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import platforms
+from nvret_jax.models import embedding_model, loaded
 from nvret_jax.models.attention import kernels, splash
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 out, folders = sys.argv[1], sys.argv[2:]
 splash.INTERPRET = True
-kernels.check_platform = lambda name, platform: None
+for module in (kernels, loaded, embedding_model):
+    module.check_platform = lambda name, platform: None
 platforms.of = lambda mesh: "gpu"
 real, shapes = jax.nn.dot_product_attention, set()
 

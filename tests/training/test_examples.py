@@ -7,8 +7,10 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.training.batches.examples import Examples
+from nvret_jax.training.batches.shapes import batch_shapes, padded_width
 
 QUERIES, PASSAGES = 10, 30
+SIDES = ("query", "passage")
 
 
 def tokenize(texts):
@@ -16,17 +18,17 @@ def tokenize(texts):
     return [np.full(int(t[1:]) % 5 + 2, int(t[1:]) + 100, np.int32) for t in texts]
 
 
-def build(seed=0, batch_size=4, num_negatives=2):
+def build(seed=0, batch_size=4, num_negatives=2, **more):
     rng = np.random.default_rng(3)
     positives = [[q] if q % 2 else [q, q + 10] for q in range(QUERIES)]
     hard = [rng.choice(np.arange(20, 30), q % 4, replace=False) for q in range(QUERIES)]
     negatives = Negatives(
         query_rows=np.arange(QUERIES, dtype=np.int32)[::-1].copy(),
         positive_rows=Ragged.from_rows(positives, np.int32),
-        positive_scores=None,
+        positive_scores=Ragged.from_rows([[0.5] * len(row) for row in positives], np.float32),
         judged_rows=Ragged.from_rows(positives, np.int32),
         negative_rows=Ragged.from_rows(hard, np.int32),
-        negative_scores=None,
+        negative_scores=Ragged.from_rows([[0.25] * len(row) for row in hard], np.float32),
         negative_ranks=None,
         teachers=("t",),
         negative_teachers=None,
@@ -43,6 +45,7 @@ def build(seed=0, batch_size=4, num_negatives=2):
         num_negatives=num_negatives,
         pad_id=0,
         seed=seed,
+        **more,
     )
 
 
@@ -72,6 +75,34 @@ def test_tokens_lengths_and_ids_belong_together():
             assert not batch["passage_tokens"][i].any()
         else:
             assert batch["passage_tokens"][i, :length].tolist() == [passage + 100] * length
+
+
+GUIDE = (np.zeros((QUERIES, 6), np.float32), np.zeros((PASSAGES, 6), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("more", "planned"),
+    [
+        ({}, {}),
+        ({"num_positives": 2, "teacher_scores": True}, {"teacher_scores": True}),
+        ({"guide": GUIDE}, {"guide_width": 6}),
+        (
+            {"unpooled": {side: lambda ids: np.ones(len(ids), np.int32) for side in SIDES}},
+            {"skips": True},
+        ),
+        ({"uncounted": {side: [101] for side in SIDES}}, {"uncounted": True}),
+    ],
+)
+def test_a_plan_has_the_arrays_of_a_batch(more, planned):
+    examples = build(**more)
+    batch = examples.batch(1)
+    picked = examples.pick(1)
+    group = examples.num_positives + 2
+    widths = dict(zip(SIDES, examples.widths(picked), strict=True))
+    assert set(widths.values()) == {16} == {padded_width(6)}
+    shapes = batch_shapes(4, group, widths, positives=examples.max_positives, **planned)
+    found = {name: (value.shape, value.dtype) for name, value in batch.items()}
+    assert found == {name: (shape.shape, shape.dtype) for name, shape in shapes.items()}
 
 
 def test_every_query_once_per_epoch():

@@ -26,6 +26,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import GIVEN, RANDOM, Negatives
 from nvret_jax.training.batches.length_groups import Groups
+from nvret_jax.training.batches.shapes import padded_width
 from nvret_jax.training.batches.text_ids import Names, SetTexts, name_passages
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
@@ -33,7 +34,6 @@ Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 Unpooled = Callable[[list[np.ndarray]], np.ndarray]
 # Token ids -> those that get a vector, and how many of them are seen by others, text by text.
 Lengthen = Callable[[list[np.ndarray]], tuple[list[np.ndarray], list[int]]]
-_BUCKET = 16  # batch lengths are rounded up to a multiple of this
 _ORDER = 1  # a word for the seed of the order of rows
 _NOTHING = {"i": -1, "f": -np.inf}  # a missing passage, a missing score
 
@@ -346,13 +346,14 @@ class Examples:
     def widths(self, picked: Picked) -> tuple[int, int]:
         """Tokens to which a batch of these rows is padded, of queries and of passages."""
         query_rows = self.negatives.query_rows[picked.numbers]
-        query_width = self._width(self.queries.spans(query_rows))
-        return query_width, self._width(self.passages.spans(picked.passages.ravel()))
+        query_spans = self.queries.spans(query_rows)
+        passage_spans = self.passages.spans(picked.passages.ravel())
+        return padded_width(int(query_spans.max())), padded_width(int(passage_spans.max()))
 
     def fill(
         self, picked: Picked, widths: tuple[int, int], max_positives: int
     ) -> dict[str, np.ndarray]:
-        """The arrays of some rows, as `batch` describes them.
+        """The arrays of some rows, as `batch` describes them; `batch_shapes` are their shapes.
 
         Args:
             picked: the rows.
@@ -386,10 +387,6 @@ class Examples:
             real = np.arange(tokens.shape[1])[None, :] < spans[side][:, None]
             batch[f"{side}_real"] = real & ~np.isin(tokens, list(ids))
         return batch
-
-    @staticmethod
-    def _width(lengths: np.ndarray) -> int:
-        return -(-int(lengths.max()) // _BUCKET) * _BUCKET
 
 
 def _check_scores(negatives: Negatives) -> None:
