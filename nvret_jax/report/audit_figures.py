@@ -56,7 +56,7 @@ def false_negatives(rows: Sequence[Row], name: str = "audit") -> Chart:
 
     def draw(figure):
         axes = figure.subplots()
-        figures._plain(axes)
+        figures.plain_axes(axes)
         axes.grid(axis="x", color=LINE, lw=0.8)
         narrow = figure.get_figwidth() * 72 < _NARROW
         for rule, points in lines.items():
@@ -79,7 +79,7 @@ def false_negatives(rows: Sequence[Row], name: str = "audit") -> Chart:
                 borderaxespad=0.2,
             )
 
-    return figures._chart(name, draw, 400, _words(rows))
+    return figures.chart_of(name, draw, 400, _words(rows))
 
 
 def _line(axes, rule: str, rows: Sequence[Row], narrow: bool) -> None:

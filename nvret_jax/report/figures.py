@@ -81,7 +81,7 @@ def score_histogram(
         _fill(bottom, groups["negatives kept"], bins, NEGATIVE)
         _outline(bottom, groups["thrown out"], bins, DROPPED, "-")
         for axes in (top, bottom):
-            _plain(axes)
+            plain_axes(axes)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
             if median is not None:
                 axes.axvline(median, color=CEILING, lw=1, ls=":")
@@ -92,7 +92,7 @@ def score_histogram(
         for name, values in groups.items()
         if len(values)
     ]
-    return _chart("scores", draw, 330, "Histogram of teacher scores. " + "; ".join(words) + ".")
+    return chart_of("scores", draw, 330, "Histogram of teacher scores. " + "; ".join(words) + ".")
 
 
 def training_curve(
@@ -128,7 +128,7 @@ def training_curve(
                 color=POSITIVE,
             )
         for one in axes:
-            _plain(one)
+            plain_axes(one)
         axes[-1].set_xlabel("step", color=MUTED)
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
 
@@ -138,10 +138,18 @@ def training_curve(
         words += f" at step {steps[-1]:.0f}."
     if len(dev_scores):
         words += f" Dev nDCG@10 from {dev_scores[0]:.4f} to {dev_scores[-1]:.4f}."
-    return _chart("training", draw, 320 if len(dev_steps) else 220, words)
+    return chart_of("training", draw, 320 if len(dev_steps) else 220, words)
 
 
-def _chart(name: str, draw, height: int, description: str) -> Chart:
+def chart_of(name: str, draw, height: int, description: str) -> Chart:
+    """A drawing in each of its widths.
+
+    Args:
+        name: prefix of its ids, unique on a page.
+        draw: draws into a figure.
+        height: in pixels.
+        description: what it shows, for those who do not see it.
+    """
     svgs = {
         kind: _svg(f"{name}-{kind}", draw, width, height, description)
         for kind, width in _WIDTHS.items()
@@ -215,7 +223,7 @@ def _outline(axes, values: np.ndarray, bins: np.ndarray, colour: str, style: str
         axes.stairs(_shares(values, bins), bins, color=colour, lw=1.6, ls=style)
 
 
-def _plain(axes) -> None:
+def plain_axes(axes) -> None:
     """Little ink: no box, a light grid behind, muted tick labels."""
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=LINE, lw=0.8)
