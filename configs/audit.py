@@ -1,9 +1,9 @@
-"""How many false negatives each mining rule leaves, on a data set with several positives a query.
+"""How many false negatives each mining rule leaves, on data with several positives per query.
 
     python -m nvret_jax.main --config=configs/audit.py --config.data.train=beir:DIR --workdir=W
 
-One positive a query stays visible, the others are hidden, and what is mined of them is counted for
-every rule and value in the block `audit` (docs/audit.md). Nothing is trained. Teachers are
+One positive per query stays visible, the others are hidden, and those that are mined are counted
+for every rule and value in the block `audit` (docs/audit.md). Nothing is trained. Teachers are
 compared with `config_lib.add_teacher` and `mining.teachers`, as for mining.
 """
 

@@ -11,12 +11,11 @@ One row of the tables is one run. Table 3 (rules) changes `mining.rule`; table 1
 with `--stages=evaluate --config.data.test=beir:data/hotpotqa`, in a copy of the workdir or with
 another name for the data set's folder.
 
-Between the paper's own table 1 and table 3 the same set-up differs by 0.0046; differences below
-that are noise.
+The paper's tables 1 and 3 differ by 0.0046 for the same set-up; smaller differences are noise.
 
-What the paper does not say, and what stands here: temperature 0.02, batch 128 with all negatives of
-it, 3 epochs at 2e-5 (SimLM's, whose code was used), 'query: ' and 'passage: ' before the texts (as
-the model was trained), 64 and 192 tokens. Each set is mined against its own passages.
+Values that the paper does not state: temperature 0.02, batch 128 with all its negatives, 3 epochs
+at 2e-5 (SimLM's, whose code was used), 'query: ' and 'passage: ' before the texts (as the model was
+trained), 64 and 192 tokens. Each set is mined against its own passages.
 """
 
 from nvret_jax import config as config_lib

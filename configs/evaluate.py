@@ -1,4 +1,4 @@
-"""Score a model as it is on a data set, nothing else.
+"""Score a model on a data set, without training.
 
 python -m nvret_jax.main --config=configs/evaluate.py --config.data.test=beir:DIR --workdir=W
 """

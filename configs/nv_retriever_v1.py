@@ -4,13 +4,14 @@
     python -m nvret_jax.main --config=configs/nv_retriever_v1.py --plan=v5p:4x4x4
     python -m nvret_jax.main --config=configs/nv_retriever_v1.py:smoke --workdir=runs/smoke
 
-The data sets are not ours to ship. They are looked for under `data/`, one folder (BEIR's layout) or
-one file each; any of them can be named elsewhere: `--config.sets.nq.source=beir:/other/nq`.
+The data sets cannot be shipped with the project. They are expected under `data/`, one folder
+(BEIR's layout) or one file each; any of them can be read from elsewhere:
+`--config.sets.nq.source=beir:/other/nq`.
 
-What the paper does not say, and what stands here in its place:
+What the paper does not state, and the values used here:
 
     temperature             0.02, as NVIDIA's later recipes have it
-    schedule after warm-up  constant; weight decay 0.01; float32 adapters beside bfloat16 weights
+    schedule after warm-up  constant; weight decay 0.01; float32 adapters on bfloat16 weights
     LoRA's targets          all four attention matrices, no dropout (rank 16, alpha 32 are given)
     steps                   the tables' "steps per epoch" fit 32 queries on each of 8 GPUs without
                             accumulation (stage 1), so an update is taken to see 32 · 8 · 4 queries;
@@ -20,12 +21,12 @@ What the paper does not say, and what stands here in its place:
     in stage 2              on, as the one source at hand prints it; NV-Embed, which the schedule
                             follows, turns them off: `--config.train_stages.all.in_batch_negatives=
                             false`
-    proportions             each set once an epoch, one set a batch
+    proportions             each set once per epoch, one set per batch
     ArguAna's teacher       an unpublished bidirectional Mistral; here NV-Embed-v2
     other tasks' rows       label-based, as NV-Embed-v1 had them: the positive is the label's text.
                             For rows with an example of the same class, name the source `examples:`
     prompts                 task definitions of E5-Mistral; for BioASQ, GOOAQ, PAQ and StackExchange
-                            it has none, so these are ours
+                            it has none, so these are our own
 """
 
 from nvret_jax import config as config_lib
@@ -137,7 +138,7 @@ def _add_sets(config) -> None:
             **_prompts(task),
         )
     for name, rows in STS.items():
-        # Similarity has no sides: the instruction stands before both, as NV-Embed has it.
+        # Similarity is symmetric: both texts get the instruction, as in NV-Embed.
         prompts = _prompts(_SIMILAR)
         config_lib.add_set(
             config,
@@ -202,7 +203,7 @@ def get_config(arg: str = ""):
 
 
 def _smoke(config):
-    """Both stages, two sets, models that are at hand."""
+    """Both stages with a few sets and models that need no download."""
     kept = {"squad": "pydocs:", "banking77": "labels:pydocs:", "medrxiv_s2s": "examples:pydocs:"}
     for name in list(config.sets):
         if name in kept:
@@ -219,9 +220,9 @@ def _smoke(config):
     config.student.dtype = config.student.param_dtype = "float32"
     config.mesh.fsdp = 1
     for stage in config.train_stages.values():
-        stage.learning_rate = 2e-3  # of weights that have learned nothing yet
+        stage.learning_rate = 2e-3  # for untrained weights
     config = config_lib.smoke(config)
-    # A token of the tiny model is a byte, and the prompts come first.
+    # A token of the tiny model is a byte, and the prompts take up part of the length.
     for block in (config.student, *config.sets.values()):
         block.query_length, block.passage_length = 192, 192
     config.teacher.query_length = 64

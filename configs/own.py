@@ -4,8 +4,8 @@
         --config.data.train=beir:DIR --config.data.test=beir:DIR
 
 Three passes over the training queries, and at most 1,000 steps: small data sets are seen often
-enough to matter, and large ones end in bounded time. A dev split, if the data have one, is scored
-on the way.
+enough to matter, and training on large ones ends in bounded time. A dev split, if the data have
+one, is scored during training.
 """
 
 from nvret_jax import config as config_lib

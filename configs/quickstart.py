@@ -1,4 +1,4 @@
-"""A laptop, no GPU, no download: mine, train, evaluate and export on Python docstrings.
+"""Mine, train, evaluate and export on Python docstrings: on a laptop, without GPU or download.
 
     python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -24,6 +24,6 @@ def get_config(arg: str = ""):
     config.train.checkpoint_every = 10
     config.train.dev_passages = 600
     config.train.dev_queries = 100
-    # Short texts make training quick; what is evaluated and exported reads as much as its original.
+    # Short texts make training quick; the exported model reads as many tokens as the original.
     config.export.max_length = 256
     return config_lib.apply_arg(config, arg)

@@ -3,8 +3,8 @@
     python -m nvret_jax.main --config=configs/small_student.py --workdir=runs/small_student \\
         --config.data.train=beir:DIR --config.data.test=beir:DIR --config.student.model=FOLDER
 
-Stage 'contrast' is InfoNCE on negatives below 95 % of the positive; stage 'distill' goes on from
-there and also fits the teacher's scores of each row (KL). ':contrast' behind the file's name leaves
+Stage 'contrast' is InfoNCE on negatives below 95 % of the positive; stage 'distill' continues from
+there and also fits the teacher's scores of each row (KL). ':contrast' after the file's name leaves
 the second stage out.
 """
 
@@ -12,7 +12,7 @@ from nvret_jax import config as config_lib
 
 
 def get_config(arg: str = ""):
-    """The config; ':contrast' is its first stage alone, ':smoke' shrinks it to a minute."""
+    """The config; ':contrast' has only its first stage, ':smoke' shrinks it to a minute."""
     config = config_lib.base()
     config.name = "small_student"
     for side in (config.teacher, config.student):

@@ -10,7 +10,7 @@ Runs a config on this machine.
   launch/local.sh [--config=FILE] [--workdir=DIR] [--processes=N] [--cpu-devices=M] [--dry-run]
                   [-- more flags of nvret_jax.main]
 
-  --config=FILE     config file, ':smoke' allowed behind it   (env CONFIG, configs/quickstart.py)
+  --config=FILE     config file, ':smoke' may follow it       (env CONFIG, configs/quickstart.py)
   --workdir=DIR     folder of the run                         (env WORKDIR, runs/<config's name>)
   --processes=N     N processes that form one run             (env PROCESSES, 1)
   --cpu-devices=M   no accelerator: M virtual CPU devices in each process
@@ -19,7 +19,7 @@ Runs a config on this machine.
   --help            this text
 
 Relative paths start at the root of the repository. One process uses every device of the machine,
-which is what a multi-GPU host wants. --processes tries out a run of several processes: each gets
+which is right for a multi-GPU host. --processes tries out a run of several processes: each gets
 the GPU of its own number, or M CPU devices with --cpu-devices (bash 4.3 or newer).
 Ctrl-C and TERM let the run save what it has, for GRACE seconds at most.
 Other variables: PYTHON (.venv/bin/python if it is there, else python), PORT (12321), GRACE (60).
@@ -55,7 +55,7 @@ while [ $# -gt 0 ]; do
     --dry-run) dry_run=1 ;;
     --help | -h) usage; exit 0 ;;
     --) shift; more=("$@"); break ;;
-    *) fail "unknown option $1; see launch/local.sh --help, and put flags of the run behind --" ;;
+    *) fail "unknown option $1; see launch/local.sh --help, and put flags of the run after --" ;;
   esac
   shift
 done

@@ -27,8 +27,8 @@ Runs a config on a Cloud TPU slice. Needs gcloud, logged in, with the TPU API sw
   CONFIG     config file on the hosts                  (configs/quickstart.py)
   WORKDIR    folder of the run on the hosts            (/mnt/nvret/run with NFS, else runs/tpu)
 
-The run does not depend on the connection: it goes on when that is lost, and `logs` shows it again.
-Its output is in ~/nvret_jax/run.log of each host.
+The run does not depend on the connection: it continues when that is lost, and `logs` shows it
+again. Its output is in ~/nvret_jax/run.log of each host.
 
 On several hosts WORKDIR must be a folder that all of them share: give NFS (a Filestore share, say).
 JAX finds the hosts of a slice by itself. After a preemption: delete, create, setup, run with the
@@ -67,7 +67,7 @@ while [ $# -gt 0 ]; do
     --dry-run) dry_run=1 ;;
     --help | -h) usage; exit 0 ;;
     --) shift; more=("$@"); break ;;
-    *) fail "unknown option $1; see launch/tpu_vm.sh --help, and put flags of the run behind --" ;;
+    *) fail "unknown option $1; see launch/tpu_vm.sh --help, and put flags of the run after --" ;;
   esac
   shift
 done
@@ -148,7 +148,7 @@ case "$action" in
     # A session and a log file of its own, so that the run outlives the connection. The trap keeps
     # the shell alive under `stop`, to write the status down.
     inner="trap : TERM; .venv/bin/${line% }; echo \"ended with status \$?\" > run.status"
-    line="cd nvret_jax || exit; if $is_running; then echo 'error: a run is going on; see logs and stop' >&2"
+    line="cd nvret_jax || exit; if $is_running; then echo 'error: a run is in progress; see logs and stop' >&2"
     line="$line; exit 2; fi; rm -f run.status"
     line="$line; nohup setsid bash -c $(printf '%q' "$inner") > run.log 2>&1 < /dev/null &"
     line="$line echo \$! > run.pid"
