@@ -1,7 +1,7 @@
-"""Candidates: what a teacher ranks high for each query, before any rule.
+"""Candidates: the passages a teacher ranks high for each query, before any rule.
 
-The table keeps raw scores of the `depth` best passages, positives among them, and the score of
-every positive beside. Another rule or value is a new pass over this table, not a new search.
+The table keeps raw scores of the `depth` best passages, positives among them, and also the score of
+every positive. Another rule or value is a new pass over this table, not a new search.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class Candidates:
 
     @classmethod
     def read(cls, path: epath.Path, queries: TextTable, corpus: TextTable) -> Candidates:
-        """Reads what `write` wrote, against the same data set.
+        """Reads a table written by `write`, for the same data set.
 
         Raises:
-            InputError: the file is damaged or names an id the data set does not have.
+            InputError: the file is damaged or names an id that is not in the data set.
         """
         table = tables.read_table(path, COLUMNS)
         passage_ids, query_ids = tables.id_array(corpus.ids), tables.id_array(queries.ids)

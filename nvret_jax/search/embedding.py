@@ -1,9 +1,9 @@
 """Texts to vectors on disk, as one stream, so that a kill costs no more than a block of texts.
 
-The encoder goes through the table in blocks (`Encoder.encoded`), whatever the chunks of the store
-are; a chunk is written by a thread as soon as its last row is there, while the devices go on.
-Blocks begin at fixed rows, and a block with any chunk missing is encoded whole: an interrupted run
-ends with the very bytes that an undisturbed one would have.
+The encoder goes through the table in blocks (`Encoder.encoded`), independent of the chunks of the
+store; a thread writes a chunk as soon as its last row is available, while the devices continue.
+Blocks begin at fixed rows, and a block with any missing chunk is encoded whole: an interrupted run
+ends with the same bytes as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nvret_jax.processes import progress
 from nvret_jax.search.store import EmbeddingStore
 
 # (texts, which are wanted: bool [N]) -> (rows, their vectors float32), in any order; called on
-# every process with the same texts. More than what is wanted may come.
+# every process with the same texts. It may yield more rows than are wanted.
 Encoded = Callable[[Sequence[str], np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
 # Bytes of chunks that may wait for the disk. Texts come sorted by length, so all chunks of a block
 # are complete at about the same time.
@@ -40,10 +40,10 @@ def embed_texts(
     chunk_rows: int,
     label: str,
 ) -> None:
-    """Makes one artefact of embeddings, or finishes the one a killed run left behind.
+    """Makes one artefact of embeddings, or finishes the one left by a killed run.
 
     Args:
-        artifact: where; a folder with the store and `ids.txt`, one id a line, row by row.
+        artifact: a folder with the store and `ids.txt`, one id per line, row by row.
         table: what to embed, N texts.
         encoded: the encoder.
         width: D.
@@ -52,7 +52,7 @@ def embed_texts(
     """
     resumed = artifact.begin(repair=True)
     if mesh_lib.is_main():
-        # Both are short and follow from what is asked: written anew, whatever a dead run left.
+        # Both are short and follow from the arguments: always rewritten, even after a killed run.
         remove(artifact.partial / "zarr.json")
         EmbeddingStore.create(artifact.partial, (len(table), width), chunk_rows)
         write_atomic(artifact.partial / "ids.txt", "".join(f"{i}\n" for i in table.ids))
@@ -60,7 +60,7 @@ def embed_texts(
     store = EmbeddingStore.open(artifact.partial)
     damaged = store.damaged_chunks() if resumed else []
     if damaged:
-        say(f"          {len(damaged)} damaged chunks of {artifact.name} are made again")
+        say(f"          {len(damaged)} damaged chunks of {artifact.name} are rebuilt")
     if mesh_lib.is_main():
         for chunk in damaged:
             store.remove_chunk(chunk)
@@ -81,7 +81,7 @@ def embed_texts(
     writing: collections.deque[concurrent.futures.Future] = collections.deque()
     chunks = _Chunks(len(table), width, chunk_rows)
     with bar, concurrent.futures.ThreadPoolExecutor(1) as thread:
-        # Nothing is asked of the encoder where nothing is missing: an encoder may take a while.
+        # Without missing chunks the encoder is not called, because loading one may take a while.
         stream = encoded(table.texts, wanted) if wanted.any() else iter(())
         for rows, vectors in stream:
             new = wanted[rows]
@@ -95,21 +95,21 @@ def embed_texts(
     mesh_lib.barrier(f"embedded {artifact.name}")
     if left := sorted(set(range(store.chunks)) - set(store.finished_chunks())):
         raise InputError(
-            f"{artifact.partial}: chunk {left[0]} was written and is not there; does another "
-            "program remove files from this folder?"
+            f"{artifact.partial}: chunk {left[0]} was written but is missing; does another "
+            f"program remove files from this folder?"
         )
     artifact.finish_folder()
 
 
 class _Chunks:
-    """Rows that come in any order, put together to the chunks that this process writes."""
+    """Assembles rows that arrive in any order into the chunks that this process writes."""
 
     def __init__(self, count: int, width: int, chunk_rows: int):
         self._count, self._width, self._size = count, width, chunk_rows
         self._begun: dict[int, tuple[np.ndarray, int]] = {}  # rows, and how many are missing
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Takes some rows, and yields the chunks that are complete now."""
+        """Takes some rows, and yields the chunks that are now complete."""
         order = np.argsort(rows, kind="stable")
         rows, vectors = rows[order], vectors[order]
         numbers, begins = np.unique(rows // self._size, return_index=True)

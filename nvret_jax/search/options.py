@@ -1,4 +1,4 @@
-"""The options of stored embeddings and of the search in them."""
+"""The options of stored embeddings and of the search over them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Embed:
     )
     token_budget: int = option(
         0,
-        whole(0, MOST_TOKENS, "tokens, 0 for what suits the device"),
+        whole(0, MOST_TOKENS, "tokens, 0 for a device-specific value"),
         "Tokens that a device encodes at a time; 0: chosen for the device.",
         counts=False,
     )
@@ -32,7 +32,7 @@ class Embed:
         choice(*PRECISIONS),
         "Products of all encoders while they embed. auto: bfloat16 on accelerators and for "
         "encoders whose own dtype is bfloat16, else float32.",
-        counts=False,  # what it is for an encoder does
+        counts=False,  # the dtype of each encoder does
     )
 
 
@@ -55,7 +55,7 @@ class Search:
     )
     memory_gib: float = option(
         0.0,
-        number(0, 1 << 20, "0 for a share of what is free"),
+        number(0, 1 << 20, "0 for a share of the free memory"),
         "Memory that a device may spend on passages, scores and lists; passages that do not fit "
         "are streamed from disk. 0: a share of the free memory.",
         counts=False,
@@ -63,8 +63,8 @@ class Search:
     dtype: str = option(
         "auto",
         choice(*PRECISIONS),
-        "What vectors are multiplied as, for candidates and in evaluation. bfloat16 rounds them "
-        "first, which changes ranks; auto: as they are stored, and the vectors of encoders are "
-        "stored in float32.",
-        counts=False,  # it does where vectors are stored in another one
+        "The dtype of vectors in the product, for candidates and in evaluation. bfloat16 rounds "
+        "them first, which changes ranks; auto: the stored dtype, which is float32 for vectors of "
+        "encoders.",
+        counts=False,  # it does if vectors are stored in another one
     )

@@ -1,9 +1,9 @@
 """Embeddings on disk: a zarr v3 array [N, D] in chunks of rows, written and read by tensorstore.
 
-A chunk is one file and appears whole or not at all: tensorstore writes aside, syncs, renames and
-syncs the folder (object stores put whole objects anyway). So a killed run is resumed by writing
-the chunks that `finished_chunks` does not list, and several processes may write different chunks
-of one store at the same time.
+A chunk is one file and appears whole or not at all: tensorstore writes a temporary file, syncs,
+renames and syncs the folder (object stores put whole objects anyway). So a killed run is resumed by
+writing the chunks that `finished_chunks` does not list, and several processes may write different
+chunks of one store at the same time.
 
 Choices, and why:
 
@@ -11,8 +11,8 @@ Choices, and why:
   may drop a chunk that consists of nothing else; with zeros an unfinished store would read as
   vectors of zeros. On top of that, a read of a missing chunk is an error here.
 * Chunks are stored uncompressed (embeddings do not compress) with a crc32c at the end, so that
-  damage inside a file of the right length is noticed too.
-* Which row is which passage is not known here; the ids are kept beside the store by its owner.
+damage inside a file of the right length is detected, too.
+* The store does not know which row is which passage; its owner keeps the ids next to it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DTYPES = {
 }
 CHECKSUM_BYTES = 4
 _READ_AHEAD = 16  # chunks that are checked at a time
-READ_AGAIN = "delete it and make the embeddings again; only what is missing will be made"
+READ_AGAIN = "delete it and run the stage again; only the missing chunks will be rebuilt"
 
 
 class EmbeddingStore:
@@ -57,13 +57,13 @@ class EmbeddingStore:
         self.chunk_rows = array.chunk_layout.read_chunk.shape[0]
         self.chunks = -(-self.shape[0] // self.chunk_rows)
         self._array = array
-        self._whole: set[int] = set()  # chunks seen whole; a chunk never goes away again
+        self._whole: set[int] = set()  # chunks known to be whole; a chunk is never removed again
 
     @classmethod
     def create(
         cls, path: os.PathLike | str, shape: tuple[int, int], chunk_rows: int, dtype="float32"
     ) -> EmbeddingStore:
-        """A store at `path`: a new, empty one, or the one that is there if it has the same layout.
+        """A store at `path`: a new, empty one, or the existing one if it has the same layout.
 
         Args:
             path: a folder, made with its parents; local or gs://, s3://.
@@ -129,7 +129,7 @@ class EmbeddingStore:
         return f"EmbeddingStore({rows:,} x {width} {self.dtype}, {str(self.path)!r})"
 
     def finished_chunks(self) -> list[int]:
-        """The numbers of the chunks that are there and whole, ascending."""
+        """The numbers of the chunks that exist and are whole, ascending."""
         found = []
         for key in self._array.kvstore.list().result():
             match = re.fullmatch(rb"c/(\d+)/0", key)
@@ -139,9 +139,9 @@ class EmbeddingStore:
         return sorted(found)
 
     def damaged_chunks(self) -> list[int]:
-        """The numbers of the chunks that are there and cannot be read as they were written.
+        """The numbers of the chunks that exist but are damaged.
 
-        Reads every chunk once. The processes of a run share the work, and all get the answer.
+        Reads every chunk once. The processes of a run share the work, and all get the result.
         """
         process, processes = mesh_lib.process_index(), mesh_lib.process_count()
         mine = [i for i in range(self.chunks) if i % processes == process]
@@ -165,10 +165,11 @@ class EmbeddingStore:
 
         Args:
             i: 0 to chunks - 1. Only one process may write a given chunk.
-            rows: [chunk_rows, D], in the last chunk [what is left, D]; cast to the store's dtype.
+            rows: [chunk_rows, D], in the last chunk [the remaining rows, D]; cast to the store's
+                dtype.
 
         Raises:
-            InputError: no such chunk, another shape, NaN or infinity, or a failing disk.
+            InputError: no such chunk, a wrong shape, NaN or infinity, or a disk error.
         """
         start, stop = self._bounds(i)
         rows = np.asarray(rows)
@@ -187,8 +188,8 @@ class EmbeddingStore:
             )
         try:
             if not self._is_whole(i):
-                # A damaged file would be read before the last chunk, which covers its file only
-                # in part, is written over it.
+                # The last chunk covers its file only in part, so writing it would first read a
+                # damaged file.
                 self._array.kvstore.write(self._key(i), None).result()
             self._array[start:stop].write(rows).result()
         except (ValueError, OSError) as error:
@@ -196,7 +197,7 @@ class EmbeddingStore:
         self._whole.add(i)
 
     def remove_chunk(self, i: int) -> None:
-        """Removes chunk i, as one that was never written; on one process."""
+        """Removes chunk i, as if it had never been written; on one process."""
         self._bounds(i)
         self._array.kvstore.write(self._key(i), None).result()
         self._whole.discard(i)
@@ -244,10 +245,10 @@ class EmbeddingStore:
         return self.path / "c" / str(i) / "0"
 
     def _is_whole(self, i: int) -> bool:
-        """Whether the file of chunk i is there, in full length where files can be cut short."""
+        """Whether the file of chunk i exists, in full length where files can be truncated."""
         if _is_url(self.path):
             return bool(self._array.kvstore.read(self._key(i)).result().state == "value")
-        # The last chunk's file is as long as the others: what is past the array is filled up.
+        # The last chunk's file is as long as the others: rows past the array are padding.
         expected = self.chunk_rows * self.shape[1] * self.dtype.itemsize + CHECKSUM_BYTES
         try:
             return os.stat(self._file(i)).st_size == expected
@@ -255,19 +256,19 @@ class EmbeddingStore:
             return False
 
     def _check_whole(self, i: int) -> None:
-        """Remembers that chunk i is whole, or raises InputError saying what is wrong with it."""
+        """Remembers that chunk i is whole, or raises InputError with what is wrong with it."""
         if self._is_whole(i):
             self._whole.add(i)
             return
         start, stop = self._bounds(i)
         if not _is_url(self.path) and self._file(i).exists():
             raise InputError(
-                f"{self._file(i)}: cut short at {os.stat(self._file(i)).st_size} bytes; "
+                f"{self._file(i)}: truncated at {os.stat(self._file(i)).st_size} bytes; "
                 f"{READ_AGAIN}"
             )
         raise InputError(
-            f"{self._file(i)}: missing, so rows {start} to {stop - 1} were never embedded; "
-            "run the stage that makes these embeddings to its end"
+            f"{self._file(i)}: missing, so rows {start} to {stop - 1} were never embedded; finish "
+            f"the stage that makes these embeddings"
         )
 
     def _blame(self, chunks: range) -> epath.Path:

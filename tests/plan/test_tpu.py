@@ -131,7 +131,7 @@ def test_mistakes_on_the_command_line_take_one_line():
     for more, word in (
         (["--k=50", "--passages=10"], "k=50"),
         (["--k=1", "--passages=3000000000"], "2,147,483,647"),
-        (["--k=1", "--passages=100", "--memory_gib=0.0000001"], "least is"),
+        (["--k=1", "--passages=100", "--memory_gib=0.0000001"], "at least"),
     ):
         command = [sys.executable, "-m", "nvret_jax.plan", "--topology=v5e:2x2", "--width=4", *more]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

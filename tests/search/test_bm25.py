@@ -163,7 +163,7 @@ def test_a_script_without_spaces_is_searched(corpus):
 def test_queries_without_a_known_word_are_counted_and_alone_refused(corpus):
     ranker = Bm25Ranker(["wing", "unheard words", ""], corpus)
     assert ranker.remarks == [
-        "2 of 3 queries have no word of the corpus; BM25 scores every passage 0 for them"
+        "2 of 3 queries share no word with the corpus; BM25 scores every passage 0 for them"
     ]
-    with pytest.raises(InputError, match="none of the 2 queries has a word that any of the 63"):
+    with pytest.raises(InputError, match="none of the 2 queries shares a word with any of the 63"):
         Bm25Ranker(["unheard words", ""], corpus)

@@ -89,7 +89,7 @@ def test_every_plan_keeps_its_budget(n, width, dtype, queries, k, shards, platfo
     try:
         plan = memory.estimate(*asked, 1 << budget, platform=platform)
     except InputError as error:
-        least = int(str(error).split("least is ")[1].split(" bytes")[0].replace(",", ""))
+        least = int(str(error).split("at least ")[1].split(" bytes")[0].replace(",", ""))
         assert least > 1 << budget
         assert memory.estimate(*asked, least, platform=platform).total <= least
         return

@@ -221,9 +221,9 @@ def test_what_a_run_lacks_is_said_with_numbers(tmp_path):
     path = write(tmp_path, lines("trec"))
     assert read(path).remarks == [
         f"{path} lists nothing for 1 of 3 queries; they get no negatives from it",
-        f"{path} does not list 2 of 4 positives; each counts as scored at the last entry of its "
-        "query",
-        f"queries of {path} that are not asked for: 1",
+        f"{path} does not list 2 of 4 positives; each gets the score of the last entry of its "
+        f"query",
+        f"queries of {path} that are not needed: 1",
     ]
 
 

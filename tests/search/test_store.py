@@ -84,7 +84,7 @@ def test_damage_names_the_file_and_can_be_mended(tmp_path, chunk):
     path.write_bytes(data[:20])
     store = EmbeddingStore.open(tmp_path / "s")
     assert store.finished_chunks() == [i for i in range(3) if i != chunk]
-    with pytest.raises(InputError, match=rf"c/{chunk}/0: cut short at 20 bytes"):
+    with pytest.raises(InputError, match=rf"c/{chunk}/0: truncated at 20 bytes"):
         store[part]
     store.write_chunk(chunk, rows[part])
     np.testing.assert_array_equal(EmbeddingStore.open(tmp_path / "s")[:], rows)

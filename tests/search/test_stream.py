@@ -23,7 +23,7 @@ def least_bytes(passages_nd, k, tile=None):
     index = stream.StreamIndex(passages_nd, mesh=ONE, tile=tile, memory_bytes=1)
     with pytest.raises(InputError, match="too few") as error:
         index.search(np.zeros((1, passages_nd.shape[1]), np.float32), k)
-    return int(str(error.value).split("the least is ")[1].split(" bytes")[0].replace(",", ""))
+    return int(str(error.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))
 
 
 @settings(max_examples=9, deadline=None, derandomize=True)
@@ -304,7 +304,7 @@ def test_a_budget_too_small_says_the_least_that_is_enough():
         if enough:
             index.search(queries_qd, 5)
         else:
-            with pytest.raises(InputError, match=f"least is {least:,} bytes"):
+            with pytest.raises(InputError, match=f"at least {least:,} bytes"):
                 index.search(queries_qd, 5)
 
 

@@ -179,7 +179,7 @@ def test_ids_that_are_missing_or_there_twice_are_named(tmp_path, form):
         open_vectors(tmp_path, "passages", [*IDS, "new", "newer"])
     (tmp_path / f"passages.{form}").rename(tmp_path / "old")
     write(tmp_path, form, [*IDS[:-1], "p4"], rows())
-    with pytest.raises(InputError, match="id 'p4' stands in rows 4 and 22"):
+    with pytest.raises(InputError, match="id 'p4' is in rows 4 and 22"):
         open_vectors(tmp_path, "passages", IDS[:-1])
 
 
@@ -236,7 +236,7 @@ def test_parquet_that_does_not_fit_is_refused(tmp_path):
     for table, says in [
         ({"id": ids, "embedding": short}, "row 9 has 2 numbers, row 7 5"),
         ({"id": ids, "embedding": none}, "row 8 has no vector"),
-        ({"id": ids, "embedding": hole}, "row 10 has an empty place"),
+        ({"id": ids, "embedding": hole}, "row 10 has a missing value"),
         ({"id": ids, "embedding": list(rows().astype(int))}, "expected lists of floats"),
         ({"id": ids, "text": ids}, "expected one column of embedding.*found none among id, text"),
         ({"id": ids, "docid": ids, "vector": list(rows())}, "found id and docid"),
@@ -265,7 +265,7 @@ def test_the_list_of_ids_is_checked(tmp_path):
         open_vectors(tmp_path, "passages", IDS)
     lines.unlink()
     for use in (lambda: open_vectors(tmp_path, "passages", IDS), lambda: fingerprint(tmp_path)):
-        with pytest.raises(InputError, match=r"ids.txt: not there; one id a line"):
+        with pytest.raises(InputError, match=r"ids.txt: not found; expected one id per line"):
             use()
 
 

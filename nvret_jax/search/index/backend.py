@@ -1,10 +1,10 @@
 """Which search runs where: the device path on accelerators, FAISS on a host with only a CPU.
 
-All give the same answers, so the choice is about speed, about memory and about what is installed:
+All give the same results, so the choice depends on speed, memory and what is installed:
 
 * Passages that fit the devices' budget stay there (`exact`), others stream from disk (`stream`).
-* FAISS holds the whole corpus as float32 in host memory, in every process. It is taken by itself
-  only for one process on a CPU, and only if the corpus fits the budget that way.
+* FAISS holds the whole corpus as float32 in host memory, in every process. It is chosen
+automatically only for one process on a CPU, and only if the corpus fits the budget in float32.
 * Several processes on CPUs take the device path, where each holds only its share.
 """
 
@@ -55,7 +55,7 @@ def search(
         exclude: per query the row numbers that are never returned.
         mesh, tile, progress: see `exact.search`.
         backend, memory_bytes: see `make_index`.
-        resume: a folder from which a search that streams goes on; see `stream.StreamIndex.search`.
+        resume: a folder from which a streamed search continues; see `stream.StreamIndex.search`.
 
     Returns:
         scores [Q, k] float32 and rows [Q, k] int32; where fewer than k passages are left,
@@ -86,15 +86,15 @@ def make_index(
     backend: str = "auto",
     memory_bytes: int | None = None,
 ):
-    """Passages made ready for many searches.
+    """Prepares passages for many searches.
 
     Args:
         passages_nd: float [N, D], an array or a store that slices by rows.
         mesh: default: all devices.
         tile: rows per device and step; default: from the shapes.
         backend: 'auto', 'device' or 'faiss'.
-        memory_bytes: what the search may hold on each device (on a CPU, whose devices share the
-            host's memory, buffers of the host count too); None or 0: a share of what is free.
+        memory_bytes: what the search may hold on each device (CPU devices share the host's memory,
+            so host buffers count, too); None or 0: a share of the free memory.
 
     Returns:
         An `exact.ExactIndex`, a `stream.StreamIndex` or a `faiss_index.FaissIndex`. All have
@@ -127,12 +127,13 @@ def make_index(
 
 
 def choose(backend: str, shape: tuple[int, int] | None = None, budget: int | None = None) -> str:
-    """'device' or 'faiss' for one of `search.options.BACKENDS`; says once which and why.
+    """'device' or 'faiss' for one of `search.options.BACKENDS`; logs the choice and its reason
+    once.
 
     Args:
-        backend: what was asked for.
-        shape: (N, D) of the passages, if memory is to count.
-        budget: bytes the process may hold, likewise.
+        backend: the requested backend.
+        shape: (N, D) of the passages, if memory matters.
+        budget: bytes the process may hold, if memory matters.
     """
     wrong = mistake("search.backend", backend, BACKEND)
     if wrong:

@@ -1,4 +1,4 @@
-"""What a search is asked, checked before anything is computed; shared by every backend.
+"""Checks of a search's arguments before anything is computed; shared by every backend.
 
 Each check returns its argument in the form the backends use, or raises an `InputError` that names
 the row, query or number at fault.
@@ -69,15 +69,15 @@ def check_k(k: int, n: int) -> int:
 def check_finite(block_nd: np.ndarray, name: str, first_row: int) -> None:
     """InputError naming the first row with NaN, infinity, or values whose products overflow.
 
-    One maximum and one minimum, which carry NaN along: far cheaper than a mask of the block. For
-    bfloat16 one maximum of the bits without the sign, which order as magnitudes do, infinity and
-    NaN above all.
+    One maximum and one minimum, which propagate NaN: far cheaper than a mask of the block. For
+    bfloat16, one maximum of the bits without the sign, which order like magnitudes, with infinity
+    and NaN above all numbers.
     """
     if not block_nd.size:
         return
     largest = math.sqrt(np.finfo(np.float32).max / block_nd.shape[1])
     if block_nd.dtype == ml_dtypes.bfloat16 and block_nd.flags.c_contiguous:
-        limit = int(np.float32(largest).view(np.uint32)) >> 16  # cut off: never above `largest`
+        limit = int(np.float32(largest).view(np.uint32)) >> 16  # truncated: never above `largest`
         if int((block_nd.view(np.uint16) & 0x7FFF).max()) <= limit:
             return
     block_nd = block_nd.astype(np.float32, copy=False)
@@ -92,11 +92,11 @@ def check_finite(block_nd: np.ndarray, name: str, first_row: int) -> None:
 
 
 def check_ceiling(ceiling_q, count: int) -> np.ndarray | None:
-    """Ceilings as float32, rounded up so that `score < ceiling` is what it was in full precision.
+    """Ceilings as float32, rounded up so that `score < ceiling` is the same as in full precision.
 
-    A float32 score lies strictly below a number exactly if it lies strictly below the smallest
-    float32 that is not less than that number. Subnormal numbers are zero to XLA, so a positive
-    ceiling is the smallest normal one at least.
+    A float32 score is strictly below a number exactly if it is strictly below the smallest float32
+    that is not less than that number. Subnormal numbers are zero to XLA, so a positive ceiling is
+    at least the smallest normal number.
     """
     if ceiling_q is None:
         return None

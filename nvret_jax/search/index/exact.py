@@ -3,12 +3,12 @@
 The passages are split by rows over every axis of the mesh: shard s owns one contiguous run of
 rows, cut into tiles. Per block of queries the host walks over the tiles; each step is one jitted
 `shard_map` call in which every device scores its own tile and folds it into its own running list
-of the k best (`steps`). A last step gathers the lists and merges them. Nothing but queries, lists
-and the scores of one tile per device is ever held beside the passages (`memory`). Passages that
-do not fit are searched by `stream`, with the same steps.
+of the k best (`steps`). A last step gathers the lists and merges them. Apart from the passages, a
+device holds only queries, lists and the scores of one tile (`memory`). Passages that do not fit are
+searched by `stream`, with the same steps.
 
-A host loop over tiles, each tile an array of its own: a scan over one array would first copy every
-tile out of it, which costs about as much as writing the scores.
+The host loops over tiles, and each tile is a separate array: a scan over one array would first copy
+every tile out of it, which costs about as much as writing the scores.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def search(
     """The k passages of largest inner product per query, in (score desc, row asc) order.
 
     With several processes all of them call this with the same arguments and all get the whole
-    answer; each reads only the passages of its own devices.
+    result; each reads only the passages of its own devices.
 
     Args:
         queries_qd: [Q, D], any float type.
@@ -70,7 +70,7 @@ def search(
 
 
 class ExactIndex:
-    """Passages on the devices, ready to be searched many times.
+    """Passages on the devices, prepared for many searches.
 
     Attributes:
         shape: (N, D).
@@ -94,8 +94,8 @@ class ExactIndex:
 
         Args:
             passages_nd, mesh, tile: see `search`.
-            memory_bytes: what a device may hold, passages included; default: no limit but that of
-                the constants in `memory`.
+            memory_bytes: what a device may hold, passages included; default: only the limits of the
+                constants in `memory`.
 
         Raises:
             InputError: passages that cannot be searched or do not fit.
@@ -130,10 +130,10 @@ class ExactIndex:
         progress: bool = False,
         resume: os.PathLike | str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As the function `search`, over the passages held here.
+        """Like the function `search`, over these passages.
 
-        `resume` is there for the sake of indexes that stream: nothing is saved here, because a
-        block of queries is done in seconds. Who searches many blocks saves them one by one.
+        `resume` exists for the interface of streamed indexes: nothing is saved here, because a
+        block of queries takes seconds. Callers that search many blocks save them one by one.
         """
         queries_qd = checks.check_queries(queries_qd, self.shape)
         k = checks.check_k(k, self.shape[0])
@@ -157,8 +157,8 @@ class ExactIndex:
                 None if ceiling_q is None else pad_rows(ceiling_q[start:stop], block),
                 None if pairs is None else pairs_of(pairs, start, stop),
             )
-            # Fetched one block late: the devices work while the host copies, and never more than
-            # two blocks are in flight.
+            # Fetched one block late: the devices work while the host copies, and at most two blocks
+            # are in flight.
             if pending is not None:
                 _fetch(*pending, scores_qk, ids_qk)
             pending = (start, stop, answer)
@@ -167,7 +167,7 @@ class ExactIndex:
         return scores_qk, ids_qk
 
     def search_on_device(self, queries_qd: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-        """One block of queries, no checks and no copies: what benchmarks time against a matmul.
+        """One block of queries, without checks or copies: what benchmarks compare with a matmul.
 
         Args:
             queries_qd: [Q, D] on the devices.
@@ -180,7 +180,7 @@ class ExactIndex:
         return self._search_block(queries_qd.astype(dtype), k, None, None)
 
     def _plan(self, queries: int, k: int, multiply, tile: int | None) -> memory.Plan:
-        """What a search of this size holds; InputError if the budget does not allow it."""
+        """The memory plan of a search of this size; InputError if the budget does not allow it."""
         return memory.estimate(
             self.shape,
             self._passages_dtype,
@@ -195,7 +195,7 @@ class ExactIndex:
         )
 
     def _search_block(self, queries_qd, k, ceiling_q, pairs):
-        """Walks one block of queries over all tiles; answers on the devices."""
+        """Searches one block of queries over all tiles; the results stay on the devices."""
         with jax.set_mesh(self.mesh):
             whole = mesh_lib.sharding(self.mesh)
             queries_qd = jax.device_put(queries_qd, whole)
@@ -218,7 +218,7 @@ class ExactIndex:
     def _take_scratch(self, block: int) -> jax.Array | None:
         """Memory for the scores of a block: the last block's, if it had the same size.
 
-        Taken, not lent: a step that fails may have used it up.
+        It is removed from the cache: a step that fails may have consumed it.
         """
         kept, self._scratch = self._scratch, None
         if kept is None or kept.shape[1] != block:
@@ -232,18 +232,18 @@ def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def pairs_of(pairs_2m: np.ndarray, start: int, stop: int) -> np.ndarray | None:
-    """Pairs of queries start..stop, renumbered; padded to a power of two: few shapes compile."""
+    """Pairs of queries start..stop, renumbered; padded to a power of two to compile few shapes."""
     a, b = np.searchsorted(pairs_2m[0], [start, stop])
     if a == b:
         return None
     padded = np.full((2, 1 << (int(b - a) - 1).bit_length()), -1, np.int32)
     padded[:, : b - a] = pairs_2m[:, a:b]
     padded[0, : b - a] -= start
-    padded[0, b - a :] = 0  # row -1 is dropped, so any query will do
+    padded[0, b - a :] = 0  # row -1 is dropped, so the query does not matter
     return padded
 
 
 def _fetch(start: int, stop: int, answer, scores_qk: np.ndarray, ids_qk: np.ndarray) -> None:
-    """Copies one block's answer to the host, without the padding queries."""
+    """Copies one block's results to the host, without the padding queries."""
     scores_qk[start:stop] = np.asarray(answer[0])[: stop - start]
     ids_qk[start:stop] = np.asarray(answer[1])[: stop - start]

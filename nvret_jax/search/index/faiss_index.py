@@ -1,14 +1,14 @@
-"""Exact top-k search by a FAISS flat inner-product index: the way on a host with only a CPU.
+"""Exact top-k search by a FAISS flat inner-product index, for hosts with only a CPU.
 
-Same signature and same answers as `exact`. FAISS has neither a ceiling nor exclusions per query,
-and which of several equal scores it returns at the last place is up to it, so here:
+It has the signature and the results of `exact`. FAISS has neither a ceiling nor exclusions per
+query, and does not define which of several equal scores it returns at the last place, so:
 
-* FAISS proposes, we decide. Its candidates are scored again in float64, rounded to float32 and
-  put in (score descending, row ascending) order; equal vectors get equal scores that way.
-* A query is finished once its k best survivors lie surely above everything FAISS did not return:
-  above the last score it returned, by more than float32 rounding can blur. Otherwise the depth
-  doubles, up to the whole corpus. So ties at the last place, a ceiling however strict and any
-  number of exclusions come out right.
+* FAISS only proposes candidates. They are scored again in float64, rounded to float32 and sorted by
+(score descending, row ascending); equal vectors thus get equal scores.
+* A query is finished once its k best survivors are certainly above everything FAISS did not return:
+above the last score it returned, by more than the float32 rounding error. Otherwise the depth
+doubles, up to the whole corpus. So ties at the last place, strict ceilings and any number of
+exclusions are handled correctly.
 
 With several processes each of them searches the whole corpus.
 """
@@ -39,7 +39,7 @@ def search(
     tile: int | None = None,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`exact.search` by FAISS: same arguments, answers and errors. `mesh` and `tile` do not matter.
+    """`exact.search` by FAISS: same arguments, results and errors. `mesh` and `tile` are ignored.
 
     Returns:
         scores [Q, k] float32 and rows [Q, k] int32; where fewer than k passages are left,
@@ -51,7 +51,7 @@ def search(
 
 
 class FaissIndex:
-    """Passages in a FAISS index, ready to be searched many times.
+    """Passages in a FAISS index, prepared for many searches.
 
     Attributes:
         shape: (N, D).
@@ -67,7 +67,7 @@ class FaissIndex:
             block_nd = np.asarray(passages_nd[a : min(a + ADD_ROWS, n)], np.float32)
             checks.check_finite(block_nd, "search: passages", a)
             self.index.add(np.ascontiguousarray(block_nd))
-        # A view of the vectors the index holds, so that they are in memory once.
+        # A view of the index's own vectors, so that there is only one copy in memory.
         self._passages_nd = faiss.rev_swig_ptr(self.index.get_xb(), n * width).reshape(n, width)
         self._longest = float(
             max(
@@ -88,7 +88,7 @@ class FaissIndex:
         exclude: Sequence[Sequence[int]] | None = None,
         progress: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As the function `search`, over the passages held here."""
+        """Like the function `search`, over these passages."""
         n, width = self.shape
         queries_qd = np.ascontiguousarray(checks.check_queries(queries_qd, self.shape))
         k = checks.check_k(k, n)
@@ -102,11 +102,11 @@ class FaissIndex:
         if pairs_2m is not None:
             excluded = np.bincount(pairs_2m[0], minlength=count)
             banned = np.unique(pairs_2m[0].astype(np.int64) * n + pairs_2m[1])
-        # The most that float32 can blur a sum of `width` products, and its rounding.
+        # A bound on the float32 error of a sum of `width` products, including its rounding.
         blur_q = (width + 2) * 2.0**-24 * self._longest * np.linalg.norm(queries_qd, axis=1)
         scores_qk = np.full((count, k), -np.inf, np.float32)
         ids_qk = np.full((count, k), -1, np.int32)
-        # Queries are searched together with those that want the same depth, at first and later.
+        # Queries that need the same depth are searched together.
         depth_q = np.minimum(n, _power_of_two(k + SPARE + excluded, at_least=k + SPARE))
         left = np.arange(count)
         bar = None

@@ -1,13 +1,13 @@
 """The scores of one tile, in groups of contiguous passages: written, masked, maxima, members.
 
-An element of the top-k lies in one of the k groups whose maxima are best, so a search looks at the
-maxima of all groups, one pass over the scores, and into k groups only (`steps`). Where the scores
-lie in memory decides what that pass costs:
+An element of the top-k is in one of the k groups with the best maxima, so a search computes the
+maxima of all groups, in one pass over the scores, and reads only k groups (`steps`). The memory
+layout of the scores decides the cost of that pass:
 
-* A TPU writes them as [groups, Q, group]. It then takes the maxima as it multiplies, and members of
-  a group are one row. Left to itself XLA puts queries last, and copies all scores before it looks
-  into groups, which takes as long as the product.
-* Elsewhere they are [Q, groups, group], the product as it comes.
+* A TPU writes them as [groups, Q, group]. It then computes the maxima as it multiplies, and the
+members of a group are one row. By default XLA puts queries last, and copies all scores before it
+reads groups, which takes as long as the product.
+* Elsewhere they are [Q, groups, group], the layout of the product.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def group_size(n: int, k: int, platform: str) -> int:
     """Passages per group for a tile of n: a power of two near sqrt(n / k), or 1 for no groups.
 
     That size makes the two top-k calls, over n / group maxima and over k * group members, equally
-    wide. Groups must divide the tile and there must be more of them than k. On a TPU a group is at
-    least as wide as a vector register, because a narrower last axis is padded to that in memory.
+    wide. The group size must divide the tile and there must be more than k groups. On a TPU a group
+    is at least as wide as a vector register, because a narrower last axis is padded to that in
+    memory.
     """
     group = 1 << max(0, round(math.log2(max(1.0, n / k)) / 2))
     if platform == "tpu" and group > 1:
@@ -64,12 +65,12 @@ class Scores:
     """Scores of a tile inside a jitted function.
 
     `ceiling_q` [Q] and `columns`, the number of columns that hold passages, are masks wherever they
-    appear: scores not below the ceiling, and columns from there on, count as -inf; None masks
-    nothing.
+    appear: scores at or above the ceiling, and columns from that number on, count as -inf; None
+    masks nothing.
 
     Attributes:
         array: float32, [groups, Q, group] where `group_major`, else [Q, groups, group].
-        group_major: which of them.
+        group_major: selects the layout.
         platform: 'cpu', 'gpu' or 'tpu'.
     """
 
@@ -89,16 +90,16 @@ class Scores:
         return (second, first) if self.group_major else (first, second)
 
     def whole(self) -> jax.Array:
-        """All of them, [Q, n]; for a caller who keeps the memory they lie in."""
+        """All scores, [Q, n]; for a caller that keeps their memory."""
         scores_qgm = self.array.transpose(1, 0, 2) if self.group_major else self.array
         return scores_qgm.reshape(self.shape[0], -1)
 
     def maxima(self, excluded, ceiling_q, columns) -> tuple[jax.Array, Scores]:
-        """The best score a query may have in each group, [Q, groups], and the scores after that.
+        """The best allowed score of each query in each group, [Q, groups], and the updated scores.
 
         Args:
             excluded: None, or positions (query, column), each int [M], whose scores become -inf;
-                a column of n or more is none of this tile's.
+                a column of n or more is outside this tile.
             ceiling_q, columns: see above; masked in the maxima only.
         """
         if excluded is None:
@@ -108,8 +109,8 @@ class Scores:
         without = self._without(query_m, group_m, column_m % self.group)
         if not self.group_major:
             return _one_zero(without._maxima(ceiling_q, columns)), without
-        # Maxima of scores that were changed would read all of them again: the few groups that hold
-        # an excluded passage get theirs anew.
+        # Maxima of the changed scores would read all of them again, so only the few groups that
+        # hold an excluded passage are recomputed.
         members_mm = without._rows(query_m, group_m)
         column_mm = group_m[:, None] * self.group + jnp.arange(self.group, dtype=jnp.int32)
         ceiling_m = None if ceiling_q is None else ceiling_q[query_m]
@@ -128,11 +129,11 @@ class Scores:
         return _one_zero(_masked(members_qkm, column_qkm, ceiling_q, columns))
 
     def _maxima(self, ceiling_q, columns):
-        """Maxima of the scores as they are, masked.
+        """Maxima of the scores, masked.
 
         XLA's CPU backend does not fuse a mask into this maximum: it would write a second array of
-        all scores, which takes longer than everything else here. In pieces of a few rows, one after
-        the other, that array stays in the cache. Accelerators fuse it, and take all rows at once.
+        all scores, which takes longer than all other operations here. In sequential pieces of a few
+        rows, that array stays in the cache. Accelerators fuse it, and process all rows at once.
         """
         if ceiling_q is None and columns is None:
             maxima = jnp.max(self.array, axis=2)
@@ -176,12 +177,12 @@ class Scores:
 
 
 def _one_zero(scores):
-    """-0, as of products that underflow, as 0: XLA's top-k ranks it below its equal."""
+    """Replaces -0 (from products that underflow) by 0: XLA's top-k ranks -0 below 0."""
     return jnp.where(scores == 0, 0.0, scores)
 
 
 def _masked(scores, column, ceiling_q, columns):
-    """`scores` [Q, ...] with what may not be returned at -inf; `column` broadcasts against them."""
+    """`scores` [Q, ...] with -inf for passages that are ruled out; `column` broadcasts to them."""
     if ceiling_q is not None:
         ceiling = ceiling_q.reshape((-1,) + (1,) * (scores.ndim - 1))
         scores = jnp.where(scores < ceiling, scores, -jnp.inf)

@@ -1,15 +1,15 @@
-"""What a search holds where: planned before it begins, kept within a budget, and said in one line.
+"""Memory of a search: planned before it begins, within a budget, and reported in one line.
 
-The budget counts bytes on one device for everything the search puts there. On a CPU the devices'
-memory is the host's, so there the host's buffers count too, and the automatic budget is shared by
-the devices of a process and by the processes of a host. Every process must plan the same shapes,
-so an automatic budget is the smallest of what the processes find.
+The budget is the number of bytes on one device for everything the search puts there. CPU devices
+use the host's memory, so there the host's buffers count, too, and the automatic budget is divided
+among the devices of a process and the processes of a host. Every process must plan the same shapes,
+so an automatic budget is the smallest value that any process finds.
 
 How the budget is spent: passages stay on the devices if they take at most `RESIDENT` of it;
-otherwise they stream, and it goes to queries and their running lists first (cut into passes over
-the corpus if they take more than half), then to tiles, then to scores. Tiles and blocks beyond
-`TILE_ROWS` and `SCORES` gain nothing, so a search asks for no more than those, however large the
-budget is.
+otherwise they are streamed, and the budget goes first to queries and their running lists (split
+into passes over the corpus if they take more than half), then to tiles, then to scores. Tiles and
+blocks beyond `TILE_ROWS` and `SCORES` bring no gain, so a search uses at most those, however large
+the budget is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCORES = 1 << 26  # scores held at a time on one device: 256 MiB of float32
 READ_ROWS = 65_536  # rows read from the passages at a time
 LEAST_TILE = 8
 RESIDENT = 0.9  # of the budget may be passages; the rest is for scores and lists
-DEVICE_SHARE = 0.92  # of what a device has free, where nobody said how much to take
+DEVICE_SHARE = 0.92  # of a device's free memory, if no budget is given
 HOST_SHARE = 0.5  # of the host's free memory, likewise
 TILES_HELD = 2  # on a device while streaming: the one in use and the next
 BLOCKS_IN_FLIGHT = 2
@@ -44,25 +44,24 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Sizes of one search, and the bytes that follow from them; all per device but `host_bytes`.
+    """Sizes of one search, and the bytes that follow from them; per device except `host_bytes`.
 
     Attributes:
         shape: (N, D) of the passages.
-        dtype: what they are held as.
+        dtype: of the passages in memory.
         shards: devices they are split over.
-        streams: whether they pass through tile by tile; else they stay.
+        streams: whether they are streamed tile by tile; else they are resident.
         tile: rows of a tile on one device.
         tiles: steps until every device has seen all of its rows.
         queries: Q.
         pass_queries: queries searched in one pass over the passages.
         query_block: queries scored at a time, padding included.
         budget: bytes allowed.
-        passages_bytes: passages that stay.
-        tile_bytes: tiles held while passages stream.
+        passages_bytes: resident passages. tile_bytes: tiles held while passages are streamed.
         query_bytes, list_bytes: queries and running lists.
-        score_bytes: scores and what selecting from them needs.
-        host_bytes: buffers between disk and one device, its share of answers and of saved lists.
-        shared: whether `host_bytes` come out of the same memory (on a CPU).
+        score_bytes: scores and the buffers for selecting from them.
+        host_bytes: buffers between disk and one device, its share of results and of saved lists.
+        shared: whether `host_bytes` use the same memory (on a CPU).
     """
 
     shape: tuple[int, int]
@@ -85,7 +84,7 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """How often the passages are gone through."""
+        """The number of passes over the passages."""
         return max(1, math.ceil(self.queries / self.pass_queries)) if self.streams else 1
 
     @property
@@ -139,7 +138,7 @@ def estimate(
     pass_queries: int | None = None,
     chunk_rows: int = 1,
 ) -> Plan:
-    """What a search will hold, before anything is read.
+    """The memory of a search, planned before anything is read.
 
     Args:
         shape: (N, D) of the passages.
@@ -149,10 +148,11 @@ def estimate(
         shards: devices the passages are split over.
         memory_bytes: the budget of one device.
         platform: 'cpu', 'gpu' or 'tpu'.
-        multiply: what queries are multiplied as (`steps.query_dtype`); default: what costs more.
+        multiply: dtype of the queries in the product (`steps.query_dtype`); default: the one that
+            costs more.
         streams: None decides by the budget.
-        tile, query_block, pass_queries: sizes to take instead of choosing them.
-        chunk_rows: rows the passages' store reads at least.
+        tile, query_block, pass_queries: given sizes, not chosen here.
+        chunk_rows: least number of rows that the passages' store reads.
 
     Raises:
         InputError: the budget is too small even for the smallest sizes; names what is needed.
@@ -184,14 +184,14 @@ def estimate(
                     return of_block(query_block or _largest_block(of_block, rows, per_pass))
     raise InputError(
         f"search.memory_gib: {memory_bytes:,} bytes per device are too few for {shape[0]:,} "
-        f"passages of width {shape[1]} with k={k}; the least is {least:,} bytes ({size(least)})"
+        f"passages of width {shape[1]} with k={k}; give at least {least:,} bytes ({size(least)})"
     )
 
 
 def _fits(plan: Plan, smallest_tile: bool, smallest_pass: bool, decided: bool) -> bool:
-    """Whether a plan with the smallest block keeps the budget and leaves a fair share for the rest.
+    """Whether a plan with the smallest block fits the budget and leaves a fair share for the rest.
 
-    Queries and lists may take half, tiles half of what is left: unless there is nothing smaller.
+    Queries and lists may take half, tiles half of the remainder, unless no smaller size exists.
     """
     if plan.total > plan.budget:
         return False
@@ -204,7 +204,7 @@ def _fits(plan: Plan, smallest_tile: bool, smallest_pass: bool, decided: bool) -
 
 
 def _largest_block(sized, tile: int, per_pass: int) -> int:
-    """Queries per block: as many as `SCORES` and the budget allow, evenly spread over blocks."""
+    """Queries per block: as many as `SCORES` and the budget allow, evenly divided over blocks."""
     most = max(steps.PIECES, SCORES // tile // steps.PIECES * steps.PIECES)
     sizes = _halved(min(most, per_pass), steps.PIECES)
     most = next((b for b in sizes if sized(b).total <= sized(b).budget), steps.PIECES)
@@ -213,7 +213,7 @@ def _largest_block(sized, tile: int, per_pass: int) -> int:
 
 
 def _halved(largest: int, multiple: int) -> list[int]:
-    """`largest`, half of it and so on down to `multiple`, all multiples of that."""
+    """`largest`, half of it and so on down to `multiple`, all multiples of `multiple`."""
     out = [_round_up(largest, multiple)]
     while out[-1] > multiple:
         out.append(_round_up(math.ceil(out[-1] / 2), multiple))
@@ -221,7 +221,7 @@ def _halved(largest: int, multiple: int) -> list[int]:
 
 
 def even_tile(n: int, shards: int, most: int = 0) -> int:
-    """Rows of a tile: evenly cut, so that little is padding, and a multiple that groups divide."""
+    """Rows of a tile: evenly split for little padding, and a multiple of the group size."""
     most = most or TILE_ROWS
     per_shard = math.ceil(n / shards)
     tile = math.ceil(per_shard / math.ceil(per_shard / most))
@@ -237,7 +237,7 @@ def resident_bytes(shape: tuple[int, int], dtype, shards: int, tile: int | None 
 
 
 def budget_bytes(mesh: Mesh, memory_bytes: int | None) -> int:
-    """The budget of one device: as given, or a share of what is free on the fullest device.
+    """The budget of one device: as given, or a share of the free memory of the fullest device.
 
     Args:
         mesh: where the search runs.
@@ -259,12 +259,12 @@ def budget_bytes(mesh: Mesh, memory_bytes: int | None) -> int:
 
 
 def host_free_bytes() -> int:
-    """Memory this host can still give: what the kernel calls available, within the cgroup."""
+    """Memory available on this host, as the kernel reports it, within the cgroup."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         free = int(found[1]) * 1024 if found else 4 * GIB
     except OSError:
-        free = 4 * GIB  # no /proc: a small machine's worth
+        free = 4 * GIB  # no /proc: assume a small machine
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit != "max":
@@ -276,7 +276,7 @@ def host_free_bytes() -> int:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Bytes in a suitable unit."""
     for unit in ("B", "KiB", "MiB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -312,13 +312,13 @@ def _plan(
     per_pass,
     chunk,
 ):
-    """The bytes of given sizes."""
+    """The plan with bytes for given sizes."""
     n, width = shape
     stored = steps.stored_dtype(dtype)
     row = width * stored.itemsize
-    # A tile whose dtype is not that of the product is widened within the step.
+    # A tile whose dtype differs from that of the product is widened within the step.
     in_step = tile * width * multiply.itemsize if multiply != stored else 0
-    in_flight = 1 if platform == "cpu" else BLOCKS_IN_FLIGHT  # handing on scratch makes them queue
+    in_flight = 1 if platform == "cpu" else BLOCKS_IN_FLIGHT  # passing scratch on serialises them
     chunk_bytes = chunk * row if chunk > 1 else 0
     load = tile * row + min(READ_ROWS, tile) * row + 2 * chunk_bytes
     lists = 8 * k * (per_pass if streams else BLOCKS_IN_FLIGHT * block)
@@ -336,7 +336,8 @@ def _plan(
         passages_bytes=0 if streams else resident_bytes(shape, dtype, shards, tile),
         tile_bytes=TILES_HELD * tile * row if streams else 0,
         query_bytes=width * multiply.itemsize * (per_pass if streams else BLOCKS_IN_FLIGHT * block),
-        list_bytes=lists + 4 * 8 * k * block,  # beside those kept: a block's before and after
+        # in addition to the kept ones: a block's before and after
+        list_bytes=lists + 4 * 8 * k * block,
         score_bytes=in_flight * (_step_bytes(tile, block, k, platform) + in_step),
         host_bytes=load + 8 * k * queries + (8 * k * per_pass if streams else 0),
         shared=platform == "cpu",
@@ -344,7 +345,7 @@ def _plan(
 
 
 def _step_bytes(tile: int, block: int, k: int, platform: str) -> int:
-    """What one step needs beside its arguments: scores, group maxima and the k best groups."""
+    """What one step needs in addition to its arguments: scores, group maxima, the k best groups."""
     group = grouped.group_size(tile, k, platform)
     members = k + (k * group if group > 1 else tile)
     masked = 4 * min(grouped.MASKED, block * tile) if platform == "cpu" else 0

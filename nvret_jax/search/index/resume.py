@@ -1,11 +1,12 @@
-"""Running lists on disk: what a killed search goes on from.
+"""Running lists on disk, from which a killed search continues.
 
 The lists of a pass over the passages are saved merged over all shards, with the number of rows
-they cover: 0 to `rows - 1`, in corpus order. That says nothing of the mesh, so a search may go on
-on another number of devices and processes. A file is written aside and renamed: it is whole or not
-there. Its name carries a digest of everything asked (shapes, k, queries, ceilings, exclusions), so
-that another question never reads it; the *contents* of the passages are not in it, because reading
-them all is the search itself. A folder therefore belongs to one set of passages.
+they cover: 0 to `rows - 1`, in corpus order. That is independent of the mesh, so a search may
+continue on another number of devices and processes. A file is written under a temporary name and
+renamed: it exists whole or not at all. Its name contains a digest of the whole request (shapes, k,
+queries, ceilings, exclusions), so that other requests never read it; the *contents* of the passages
+are not part of it, because reading them all is the search itself. A folder therefore belongs to one
+set of passages.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nvret_jax.files.atomic import write_atomic
 from nvret_jax.mesh import say
 
 VERSION = 1
-# What numpy and zipfile raise where bytes are not as they were written.
+# What numpy and zipfile raise for damaged files.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -47,11 +48,11 @@ _UNREADABLE = (
 
 
 class Saved:
-    """The saved lists of one question.
+    """The saved lists of one request.
 
     Attributes:
         folder: made when first written to.
-        name: how the files of this question begin.
+        name: prefix of the files of this request.
     """
 
     def __init__(self, folder: os.PathLike | str, name: str):
@@ -61,18 +62,18 @@ class Saved:
             raise InputError(f"{self.folder} is a file; a search is resumed from a folder")
 
     def sizes(self) -> dict[str, int]:
-        """Tile, block and pass of the run that left lists here, and its shards; {} if none."""
+        """Tile, block and pass of the run that saved lists here, and its shards; {} if none."""
         found = self._read(self._path("sizes"))
         return {} if found is None else {key: int(found[key]) for key in found}
 
     def store_sizes(self, **sizes: int) -> None:
-        """Saves what `sizes` returns; on the main process."""
+        """Saves the values that `sizes` returns; on the main process."""
         self._write(self._path("sizes"), sizes)
 
     def lists(self, start: int, stop: int, k: int) -> tuple[int, np.ndarray, np.ndarray] | None:
         """(rows covered, scores [stop - start, k], rows [stop - start, k]) of these queries.
 
-        None where nothing, or nothing readable, is there; the latter is said.
+        None if there are no lists, or none that can be read (which is logged).
 
         Raises:
             InputError: the processes of a run see different files.
@@ -94,7 +95,7 @@ class Saved:
     def store_lists(
         self, start: int, stop: int, rows: int, scores_qk: np.ndarray, rows_qk: np.ndarray
     ) -> None:
-        """Saves what `lists` returns, in place of what was there; on the main process."""
+        """Saves the values that `lists` returns, replacing earlier ones; on the main process."""
         self._write(
             self._path(f"{start}-{stop}"),
             {"rows": np.int64(rows), "scores_qk": scores_qk, "rows_qk": rows_qk},
@@ -134,7 +135,7 @@ def question(
     ceiling_q: np.ndarray | None,
     pairs_2m: np.ndarray | None,
 ) -> str:
-    """A digest of everything that an answer depends on, but for the contents of the passages."""
+    """A digest of everything that the result depends on, except the contents of the passages."""
     digest = hashlib.sha256()
     head = (VERSION, *map(int, shape), np.dtype(dtype).name, int(k), np.dtype(multiply).name)
     digest.update(repr(head).encode())

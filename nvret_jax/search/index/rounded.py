@@ -1,7 +1,7 @@
-"""Vectors as a search multiplies them, where that is not as they are stored (`search.dtype`).
+"""Vectors in the dtype of the search, where that differs from the stored one (`search.dtype`).
 
-Queries and passages are rounded once, before anything reads them: a passage found by a search and
-the same passage scored by itself have one score, whatever the backend and the platform.
+Queries and passages are rounded once, before anything reads them: a passage has the same score
+whether it is found by a search or scored alone, whatever the backend and the platform.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ def passages(passages_nd, dtype: str):
 
     Args:
         passages_nd: float [N, D], an array or a store that slices by rows.
-        dtype: 'float32', 'bfloat16', or 'auto': as they are stored.
+        dtype: 'float32', 'bfloat16', or 'auto': the stored dtype.
 
     Returns:
-        what slices by rows; the passages themselves where nothing is to be cast.
+        an object that slices by rows; the passages themselves if no cast is needed.
     """
     if dtype == "auto" or np.dtype(passages_nd.dtype) == DTYPES[dtype]:
         return passages_nd
@@ -35,7 +35,7 @@ def queries(queries_qd: np.ndarray, dtype: str) -> np.ndarray:
 
 
 class _Cast:
-    """Rows of something in another dtype."""
+    """Rows of an array or a store, cast to another dtype."""
 
     def __init__(self, passages_nd, dtype: np.dtype):
         self._of = passages_nd

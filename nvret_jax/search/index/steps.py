@@ -1,30 +1,30 @@
 """The jitted steps of an exact search: score a tile, fold it into the lists, merge the lists.
 
 Shared by the index that holds its passages (`exact`) and the one that streams them (`stream`), and
-compiled for devices nobody owns by `nvret_jax.plan`. What depends on the platform is taken from the
-mesh's devices, never from the backend of this process.
+compiled for absent devices by `nvret_jax.plan`. The platform is always that of the mesh's devices,
+never the backend of this process.
 
 Choices, and why:
 
 * **Order.** (score descending, row ascending), on any mesh and any tile size. `lax.top_k` puts the
-  lower position first among equals, so it is enough that positions ascend with rows everywhere:
-  the running list stands before the new tile, and groups are put back in row order before the
-  second top-k. The last merge sorts by (score, row), so shards may own rows in any pattern.
+  lower position first among equals, so it suffices that positions ascend with rows everywhere: the
+  running list comes before the new tile, and groups are restored to row order before the second
+  top-k. The last merge sorts by (score, row), so shards may own rows in any pattern.
 * **Group maxima.** `lax.top_k` over a whole score row costs as much as the matmul. An element of
-  the top-k lies in one of the k groups that come first by (maximum descending, group ascending):
-  every group before its own holds an element that is better. So we take maxima of groups of
-  contiguous passages (one pass, `grouped`), the top-k of those, and then look only into k groups.
-* **One top-k for the running list and the members** of those groups: a list and a tile's own k
-  best would be sorted twice.
+the top-k is in one of the k groups that are first by (maximum descending, group ascending): every
+group before its own holds a better element. So we take maxima of groups of
+  contiguous passages (one pass, `grouped`), the top-k of those, and then read only k groups.
+* **One top-k for the running list and the members** of those groups: separate top-k calls for the
+list and the tile would sort twice.
 * **Ceiling and exclusions** turn scores into -inf before the maxima, so a query is never starved:
-  it gets the k best of what it may have.
+  it gets the k best of the allowed passages.
 * **Precision.** float32 passages are multiplied at `Precision.HIGHEST`, so CPU, GPU and TPU agree
   to float32 rounding. bfloat16 passages are multiplied as bfloat16 with float32 accumulation: on
-  accelerators always, on a CPU where it has units for that and the queries lose nothing by it
-  (`query_dtype`); elsewhere a tile is widened as it is scored. Scores are float32 always: narrow
-  `top_k` is many times slower on a CPU.
-* **Row numbers** are int32. A tile that lies wholly behind the last passage may begin past 2^31;
-  its row numbers wrap round, but the differences to them that masks are made from stay right.
+  accelerators always, on a CPU if it has units for that and the queries lose no precision
+  (`query_dtype`); elsewhere a tile is widened as it is scored. Scores are always float32: `top_k`
+  on narrower types is many times slower on a CPU.
+* **Row numbers** are int32. A tile wholly past the last passage may begin past 2^31; its row
+numbers wrap around, but the differences from which masks are made stay correct.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def fold(mesh: Mesh, k: int, per_shard: int, limit: int | None):
     """The jitted step for one tile: (best | None, scratch, tile, first row, queries, masks) ->
     (best, scratch).
 
-    `best` is (scores, rows), each [shards, Q, k] split over the shards; `scratch` is what the
-    function of that name gave. Both are donated, so go on with what comes back. The tile is
-    [shards * tile, D] split by rows; shard s owns the rows from `first row + s * per_shard`.
-    `masks` may hold `ceiling_q` [Q] and `pairs_2m` (query, row) [2, M]. `limit` is the number of
-    passages where rows past the end exist and must be masked, else None.
+    `best` is (scores, rows), each [shards, Q, k] split over the shards; `scratch` is from the
+    function of that name. Both are donated, so continue with the returned ones. The tile is [shards
+    * tile, D] split by rows; shard s owns the rows from `first row + s * per_shard`. `masks` may
+    hold `ceiling_q` [Q] and `pairs_2m` (query, row) [2, M]. `limit` is the number of passages if
+    rows past the end exist and must be masked, else None.
     """
     platform = platforms.of(mesh)
 
@@ -84,9 +84,9 @@ def fold(mesh: Mesh, k: int, per_shard: int, limit: int | None):
 def scratch(mesh: Mesh, queries: int, tile: int) -> jax.Array | None:
     """Memory for the scores of one step, [shards, Q, tile] float32, handed from step to step.
 
-    On a CPU every step would otherwise get fresh pages for them from the kernel, and touching
-    those for the first time takes nearly as long as the product. Accelerators keep their memory:
-    None.
+    On a CPU every step would otherwise get fresh pages for them from the kernel, and touching those
+    for the first time takes nearly as long as the product. Accelerators keep their memory, so there
+    it is None.
     """
     if platforms.of(mesh) != "cpu":
         return None
@@ -100,7 +100,7 @@ def scratch(mesh: Mesh, queries: int, tile: int) -> jax.Array | None:
 def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, limit, platform):
     """On one device: scores its tile and folds it into its running list of the k best.
 
-    Back come the list and the scores themselves, for whom they are to be written to.
+    Returns the list, and the scores for the scratch memory.
     """
     n = len(tile_nd)
     offset = jax.lax.axis_index(ROWS) * per_shard + first_row  # row number of the tile's first row
@@ -111,7 +111,8 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
     if "pairs_2m" in masks:
         query_m, row_m = masks["pairs_2m"]
         column_m = row_m - offset
-        # Of another tile: one past the end is dropped, where a negative one would wrap round.
+        # For other tiles: a column past the end is dropped, whereas a negative one would wrap
+        # around.
         excluded = query_m, jnp.where((column_m < 0) | (column_m > n), n, column_m)
     with jax.named_scope("top_k"):
         maxima_qg, scores = scores.maxima(excluded, ceiling_q, columns)
@@ -120,7 +121,7 @@ def _fold_tile(best, tile_nd, first_row, queries_qd, masks, *, k, per_shard, lim
             values, position = top_k(_at_least(values, k), k, platform)
             rows = columns_of(position) + offset
         else:
-            # The running list stands first: its rows are lower, so they win ties.
+            # The running list comes first: its rows are lower, so they win ties.
             values, position = top_k(jnp.concatenate([best[0][0], values], axis=1), k, platform)
             known = jnp.take_along_axis(best[1][0], jnp.minimum(position, k - 1), axis=1)
             found = columns_of(jnp.maximum(position - k, 0)) + offset
@@ -139,9 +140,9 @@ def _chosen(scores, maxima_qg, k, ceiling_q, columns):
     maxima_qk, groups_qk = top_k(maxima_qg, k, scores.platform)
     groups_qk = jnp.sort(groups_qk, axis=1)
     members_qkm = scores.members(groups_qk, ceiling_q, columns)
-    # k maxima reach the least of them, so nothing below it can be among the k best. Said in
-    # advance it spares a heap-based top-k most of its insertions. (A minimum, not the last column:
-    # XLA joins a slice of a top-k with the top-k's own slice of a sort, which leaves a whole sort.)
+    # k maxima are at least the smallest of them, so no lower score can be among the k best. Masking
+    # those first saves a heap-based top-k most of its insertions. (A minimum, not the last column:
+    # XLA merges a slice of a top-k with the top-k's own slice of a sort, which leaves a full sort.)
     least_q = jnp.min(maxima_qk, axis=1)
     members_qkm = jnp.where(members_qkm >= least_q[:, None, None], members_qkm, -jnp.inf)
 
@@ -161,8 +162,8 @@ def _at_least(values_qn, k):
 def top_k(values_qn, k, platform):
     """`lax.top_k` over the last axis, lower position first among equals.
 
-    A CPU runs one top-k on one thread, but runs separate ones side by side (as soon as a program
-    has some dozens of steps): there the rows of a large one are cut into pieces.
+    A CPU runs one top-k on one thread, but separate ones in parallel (as soon as a program has some
+    dozens of steps): there the rows of a large one are split into pieces.
     """
     pieces = math.gcd(values_qn.shape[0], PIECES)
     if pieces == 1 or values_qn.size < SPLIT or platform != "cpu":
@@ -173,9 +174,9 @@ def top_k(values_qn, k, platform):
 
 @functools.lru_cache(maxsize=8)
 def merge(mesh: Mesh):
-    """The jitted last step: running lists [shards, Q, k] -> the answer [Q, k], replicated.
+    """The jitted last step: running lists [shards, Q, k] -> the result [Q, k], replicated.
 
-    Each device merges the lists of its share of the queries and hands the answer to the others: it
+    Each device merges the lists of its share of the queries and sends the result to the others: it
     receives 2 / shards of the bytes of all lists, and sorts 1 / shards of them.
     """
     shards = mesh_lib.shards(mesh, "rows")
@@ -211,16 +212,16 @@ def _by_query(lists_qk, shards):
 
 
 def stored_dtype(dtype) -> np.dtype:
-    """What passages of a dtype are held as on a device: bfloat16 as it is, the rest as float32."""
+    """The dtype on a device of passages stored in `dtype`: bfloat16 is kept, others are float32."""
     return BFLOAT16 if np.dtype(dtype) == BFLOAT16 else FLOAT32
 
 
 def query_dtype(stored: np.dtype, platform: str, queries_qd: np.ndarray) -> np.dtype:
-    """What queries are multiplied as with passages held as `stored`; the tile follows them.
+    """The dtype of the queries in a product with passages held as `stored`; the tile follows them.
 
-    A CPU multiplies bfloat16 as such only where that is quick and exact: it has the instructions,
-    and every query is a bfloat16 number already. (Products are then exact in float32; with
-    avx512_bf16 the scores do not depend on the shapes of tile and block either, as float32's do.)
+    A CPU multiplies in bfloat16 only if that is fast and exact: it has the instructions, and every
+    query already is a bfloat16 number. (Products are then exact in float32; with avx512_bf16,
+    scores do not depend on the shapes of tile and block, unlike those of float32.)
     """
     if stored != BFLOAT16:
         return FLOAT32

@@ -1,16 +1,17 @@
-"""Exact top-k search over passages that do not fit: they stream from disk, tile by tile.
+"""Exact top-k search over passages that do not fit in memory, streamed from disk tile by tile.
 
-A chunk is one tile on every device: a contiguous range of corpus rows. Chunks are gone through in
-corpus order, outside; blocks of queries inside. A thread reads the next chunk, checks it and puts
-it on the devices while the present one is scored. The running lists of all queries of a pass stay
-on the devices. So each passage is read once, or once per pass where the lists of all queries would
-take too much of the budget (`memory`). The steps are those of `exact`, and so are the answers.
+A chunk is one tile on every device: a contiguous range of corpus rows. The outer loop is over
+chunks in corpus order, the inner one over blocks of queries. A thread reads the next chunk, checks
+it and transfers it to the devices while the current one is scored. The running lists of all queries
+of a pass stay on the devices. So each passage is read once, or once per pass where the lists of all
+queries would take too much of the budget (`memory`). The steps are those of `exact`, and so are the
+results.
 
-Resume: rows before the next chunk are done on every device, so the merged lists and one number say
-all there is to say (`resume`). They are saved `SAVES` times a pass. The sizes of tile and block
-are saved with them and used again on the same number of devices, whatever memory is free by then:
-float32 products may differ in the last bit between shapes, and a search that was interrupted must
-end with the same bits as one that was not.
+Resume: rows before the next chunk are done on every device, so the merged lists and one number are
+the complete state (`resume`). They are saved `SAVES` times per pass. The sizes of tile and block
+are saved with them and used again on the same number of devices, whatever memory is then free:
+float32 products may differ in the last bit between shapes, and an interrupted search must end with
+the same bits as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from nvret_jax.search.index import checks, memory, steps, tiles
 from nvret_jax.search.index import resume as resume_lib
 from nvret_jax.search.index.exact import pad_rows, pairs_of
 
-SAVES = 32  # times a pass is saved, so a kill costs at most that part of it
+SAVES = 32  # saves per pass, so a kill costs at most that share of it
 
 
 class StreamIndex:
@@ -45,7 +46,7 @@ class StreamIndex:
         shape: (N, D).
         mesh: the mesh a chunk of passages is split over.
         budget: bytes a device may hold.
-        streams: True; every search reads all passages, so ask everything in one.
+        streams: True; every search reads all passages, so put all queries into one.
         plan: memory of the last search; None before the first.
     """
 
@@ -59,13 +60,13 @@ class StreamIndex:
         tile: int | None = None,
         memory_bytes: int | None = None,
     ):
-        """Reads nothing yet.
+        """Does not read anything yet.
 
         Args:
             passages_nd: float [N, D]; anything with `shape`, `dtype` and `[start:stop]`.
             mesh: default: all devices.
             tile: rows per device and step; default: from the budget.
-            memory_bytes: what the search may hold on a device; default: a share of what is free.
+            memory_bytes: what the search may hold on a device; default: a share of the free memory.
 
         Raises:
             InputError: passages that cannot be searched.
@@ -92,18 +93,18 @@ class StreamIndex:
         progress: bool = False,
         resume: os.PathLike | str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `exact.search`, over the passages given.
+        """Like `exact.search`, over these passages.
 
         Args:
             queries_qd, k, ceiling_q, exclude: see there.
             progress: show a bar over chunks of passages.
-            resume: a folder in which the search is saved as it goes and from which it goes on, on
+            resume: a folder in which the search saves its progress and from which it continues, on
                 this or another number of devices and processes. All processes must see it. It is
-                for these passages only, and the caller's to remove.
+                for these passages only, and the caller removes it.
 
         Raises:
-            InputError: as there; a budget too small for one tile; a chunk of passages that is
-                missing or damaged; a folder that cannot be written.
+            InputError: as in `exact.search`; a budget too small for one tile; a chunk of passages
+                that is missing or damaged; a folder that cannot be written.
         """
         queries_qd = checks.check_queries(queries_qd, self.shape)
         k = checks.check_k(k, self.shape[0])
@@ -138,7 +139,7 @@ class StreamIndex:
     def _choose(
         self, queries: int, k: int, multiply, saved: resume_lib.Saved | None
     ) -> memory.Plan:
-        """The plan of a search: as its first run had it, if there was one and that still fits."""
+        """The plan of a search: that of its first run, if there was one and it still fits."""
         plan = functools.partial(
             memory.estimate,
             self.shape,
@@ -158,7 +159,7 @@ class StreamIndex:
             try:
                 return plan(**{name: sizes[name] for name in names})
             except (InputError, KeyError):
-                say("search: the sizes of the interrupted run do not fit any more; others are used")
+                say("search: the sizes of the interrupted run no longer fit; using others")
         chosen = plan(tile=self._tile)
         if saved:
             saved.store_sizes(
@@ -168,7 +169,7 @@ class StreamIndex:
 
 
 class _Pass:
-    """One way through the passages, for some of the queries."""
+    """One pass over the passages, for some of the queries."""
 
     def __init__(self, index: StreamIndex, k, queries_qd, ceiling_q, pairs_2m, start, saved):
         """`pairs_2m` is for all queries of the search; the pass begins at query `start` of them."""
@@ -200,7 +201,7 @@ class _Pass:
             kept = self.saved.lists(self.start, self.start + self.count, self.k)
             if kept is not None:
                 done = min(kept[0], n)
-                say(f"search: rows 0 to {done - 1:,} of {n:,} were searched before; going on")
+                say(f"search: rows 0 to {done - 1:,} of {n:,} were searched before; continuing")
         if done == n:
             return kept[1], kept[2]
         best = self._begin(kept)
@@ -210,7 +211,8 @@ class _Pass:
         with jax.set_mesh(self.mesh), ThreadPoolExecutor(1, "read-ahead") as reader:
             ahead = reader.submit(self._read, done)
             for number, first in enumerate(firsts):
-                # One tile is used and one is read: the last one is gone when the next is begun.
+                # One tile is in use and one is being read: the previous one is freed before the
+                # next is begun.
                 tile_nd, stop = ahead.result(), min(first + chunk, n)
                 ahead = reader.submit(self._read, stop) if stop < n else None
                 self._fold(best, tile_nd, first)
@@ -223,9 +225,9 @@ class _Pass:
         return answer if self.saved else self._merge(best)
 
     def _begin(self, kept) -> list[tuple[jax.Array, jax.Array]]:
-        """Running lists [shards, block, k] per block: empty, or on the first shard what was kept.
+        """Running lists [shards, block, k] per block: empty, or the saved lists on the first shard.
 
-        Every row that was kept is lower than those to come, so it stands where ties want it.
+        Every saved row is lower than the following ones, so ties are resolved correctly.
         """
         shape = (self.index._shards, self.plan.query_block, self.k)
         out = []
@@ -251,9 +253,9 @@ class _Pass:
         return jax.block_until_ready(put)
 
     def _fold(self, best: list, tile_nd: jax.Array, first: int) -> None:
-        """Folds one chunk into the lists of every block, in place; back when it is done.
+        """Folds one chunk into the lists of every block, in place; returns when it is done.
 
-        Only the last chunk can have rows past the end, so only there they are masked.
+        Only the last chunk can have rows past the end, so only that chunk is masked.
         """
         n, tile = self.index.shape[0], self.plan.tile
         limit = n if first + tile * self.index._shards > n else None
@@ -262,7 +264,7 @@ class _Pass:
             best[b], self._scratch = step(
                 best[b], self._scratch, tile_nd, np.int32(first), queries_qd, self.masks[b]
             )
-            if b + 1 >= memory.BLOCKS_IN_FLIGHT:  # else all would be given memory at once
+            if b + 1 >= memory.BLOCKS_IN_FLIGHT:  # else memory would be allocated for all at once
                 jax.block_until_ready(best[b + 1 - memory.BLOCKS_IN_FLIGHT])
         jax.block_until_ready(best)
 

@@ -1,8 +1,8 @@
-"""Rows of passages as arrays of one shape: read in slices, checked, padded, put on the devices.
+"""Rows of passages as arrays of one shape: read in slices, checked, padded, put on devices.
 
 `passages_nd` may be a numpy array, a memmap, or anything with `shape`, `dtype` and `[start:stop]`,
-such as `EmbeddingStore`; a slice is the only thing asked of it. With several processes each reads
-the rows of its own devices and no others.
+such as `EmbeddingStore`; only slicing is required. With several processes, each reads only the rows
+of its own devices.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_rows(passages_nd, start: int, count: int, dtype: np.dtype) -> np.ndarra
 
 
 def _slices(start: int, stop: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """Cuts of at most `READ_ROWS` rows that end where chunks of the store do: none read twice."""
+    """Slices of at most `READ_ROWS` rows that end where chunks do, so that none is read twice."""
     step = max(chunk, memory.READ_ROWS // chunk * chunk)
     while start < stop:
         end = min(stop, (start // step + 1) * step)

@@ -1,1 +1,1 @@
-"""What ranks passages for queries: vectors, BM25, random draws, files of others."""
+"""Rankers of passages for queries: vectors, BM25, random draws, run files."""

@@ -1,16 +1,16 @@
 """BM25 as a teacher, on the library `bm25s`.
 
 `bm25s` computes the score of every (term, passage) that occurs when it builds its index, so that a
-query is a sum of a few sparse columns. Its index and sums are used; its top-k is not, because the
-order among ties would be whatever a partition leaves, and its tokenizer is not, because it takes a
-sentence of a script without spaces for one word.
+query is a sum of a few sparse columns. Its index and sums are used. Its top-k is not used, because
+it leaves the order among ties undefined, nor its tokenizer, because it treats a sentence in a
+script without spaces as one word.
 
 Choices:
 
 - Words are those of `data.words`: runs of two or more word characters with their marks,
-  lower-cased, and pairs of neighbouring characters in scripts without spaces. No stemming, and no
-  stop words are taken out (BM25 gives them next to no weight; `stopwords='en'` takes them out).
-- A word that a query has twice counts twice. Words that no passage has count nothing.
+  lower-cased, and pairs of neighbouring characters in scripts without spaces. No stemming, and stop
+  words are kept (BM25 gives them next to no weight; `stopwords='en'` removes them).
+- A word that occurs twice in a query counts twice. Words that occur in no passage are ignored.
 - The default is Lucene's formula, idf(t) · tf / (tf + k1 (1 - b + b · length / mean length)) with
   idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)): the textbook's factor (k1 + 1), which changes no
   order and no ratio, is left out, and no score is negative.
@@ -18,8 +18,8 @@ Choices:
 - Sums are float32, term by term in the query's order, in `rank` and `score` alike: the score of a
   pair is the same to the last bit in both.
 
-Texts are tokenised in memory: count on some 10 bytes of host memory a token of the corpus for the
-index, and several times that while it is built.
+Texts are tokenised in memory: the index takes about 10 bytes of host memory per token of the
+corpus, and several times that while it is built.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Bm25Ranker:
 
     Attributes:
         queries, passages, deep: see `Ranker`.
-        unmatched: queries without any word of the corpus; they rank the corpus by row.
-        settings: what decides a score besides the texts, the library's version included; for
-            fingerprints.
+        unmatched: queries that share no word with the corpus; they rank the corpus by row.
+        settings: everything that affects a score except the texts, including the library's version;
+            for fingerprints.
     """
 
     deep = True
@@ -73,25 +73,25 @@ class Bm25Ranker:
         """Tokenises both sides and builds the index.
 
         Args:
-            query_texts, corpus_texts: titles and texts as they are to be searched.
-            k1: how slowly a repeated word stops counting, at least 0.
-            b: how much long passages are marked down, 0 to 1.
+            query_texts, corpus_texts: titles and texts in the form to be searched.
+            k1: how slowly the weight of a repeated word saturates, at least 0. b: how much long
+                passages are penalised, 0 to 1.
             method: one of `METHODS`.
             stopwords: a language ('en', 'de', …) whose stop words are left out, or the words.
             progress: bars of the library.
 
         Raises:
-            InputError: a parameter that cannot be, no passage with a word in it, or no query with
-                a word of any passage.
+            InputError: an invalid parameter, no passage with a word in it, or no query that shares
+                a word with a passage.
         """
         options.check_arguments("bm25", locals(), _TAKES)
         query_texts = arguments.texts(query_texts, "bm25: query_texts")
         corpus_texts = arguments.texts(corpus_texts, "bm25: corpus_texts")
         if stopwords is not None and not isinstance(stopwords, str):
             stopwords = list(arguments.texts(stopwords, "bm25: stopwords"))
-        import bm25s  # loads JAX's backend when imported, so not before it is wanted
+        import bm25s  # loads JAX's backend when imported, so not before it is needed
 
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG itself
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # the library sets DEBUG itself
         self.queries, self.passages = len(query_texts), len(corpus_texts)
         self.settings = {
             "bm25s": bm25s.__version__,
@@ -128,18 +128,18 @@ class Bm25Ranker:
         self.unmatched = int((self._terms.counts == 0).sum())
         if self.queries and self.unmatched == self.queries:
             raise InputError(
-                f"bm25: none of the {self.queries:,} queries has a word that any of the "
-                f"{self.passages:,} passages has; there is nothing to rank by, use another teacher"
+                f"bm25: none of the {self.queries:,} queries shares a word with any of the "
+                f"{self.passages:,} passages; use another teacher"
             )
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of the ranking, a line each, with numbers."""
+        """What a user should know about the ranking, one line each, with numbers."""
         if not self.unmatched:
             return []
         return [
-            f"{self.unmatched:,} of {self.queries:,} queries have no word of the corpus; BM25 "
-            "scores every passage 0 for them"
+            f"{self.unmatched:,} of {self.queries:,} queries share no word with the corpus; BM25 "
+            f"scores every passage 0 for them"
         ]
 
     def rank(self, numbers, k, *, ceiling_q=None, exclude=None, progress=False):
@@ -177,13 +177,13 @@ class Bm25Ranker:
             place = np.minimum(np.searchsorted(holders, rows), len(holders) - 1)
             has = holders[place] == rows
             scores[has] += index["data"][column][place[has]]
-        # BM25L and BM25+ give every passage this much for a word, and what it has goes on top.
+        # BM25L and BM25+ give every passage this score for a word, plus that of its occurrences.
         absent = self._index.nonoccurrence_array
         return scores if absent is None else scores + absent[terms].sum()
 
 
 def _stop_words(vocabulary: Sequence[str], stopwords: str | Sequence[str] | None) -> set[str]:
-    """Those of some words that the library, or the caller, calls stop words."""
+    """The words that are stop words according to the library or the caller."""
     import bm25s  # see Bm25Ranker
 
     listed = list(vocabulary)
@@ -196,7 +196,7 @@ def _stop_words(vocabulary: Sequence[str], stopwords: str | Sequence[str] | None
             return_ids=False,
             show_progress=False,
         )
-    except ValueError as error:  # a language it has no stop words for
+    except ValueError as error:  # a language without stop words in the library
         raise InputError(f"bm25.stopwords={stopwords!r}: {error}") from None
     return {word for word, left in zip(listed, kept, strict=True) if not left}
 

@@ -1,8 +1,8 @@
 """A corpus in which every text occurs once: a ranker and its candidates without repeated texts.
 
-A text that stands in the corpus under several ids takes up several ranks, and several places among
-a query's negatives. Here the best-ranked id of a text stands for all of them, and whatever excludes
-one id excludes the text. Where all texts differ, nothing changes.
+A text that is in the corpus under several ids takes up several ranks, and several places among a
+query's negatives. Here the best-ranked id of a text represents all of them, and excluding one id
+excludes the text. If all texts differ, nothing changes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def distinct(
 
     Args:
         candidates: of Q queries.
-        ranker: of the same queries; None: there is none.
-        texts: of the corpus; None: every id is a text of its own.
+        ranker: for the same queries, or None. texts: of the corpus; None: every id is a distinct
+            text.
     """
     if texts is None or not texts.any_equal:
         return candidates, ranker
@@ -65,9 +65,9 @@ class DistinctRanker:
         exclude: Sequence[Sequence[int]] | None = None,
         **how,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `Ranker.rank`; of the k best texts each by its best id, none that is excluded.
+        """See `Ranker.rank`; the k best texts that are not excluded, each by its best id.
 
-        Where ids of one text take up places among the k best, the search goes on below them.
+        Where ids of one text take up places among the k best, the search continues below them.
         """
         numbers = np.asarray(numbers)
         rows_qk = np.full((len(numbers), k), -1, np.int32)
@@ -101,7 +101,7 @@ class DistinctRanker:
         return self._ranker.score(numbers, pairs)
 
     def _first(self, rows_qk: np.ndarray) -> np.ndarray:
-        """Whether an entry is the first of its line with its text, bool; not behind the end."""
+        """Whether an entry is the first with its text in its line, bool; False past the end."""
         texts_qk = np.where(rows_qk >= 0, self._texts.first_n[rows_qk], -1)
         span = np.int64(len(self._texts) + 1)
         pairs = np.arange(len(rows_qk), dtype=np.int64)[:, None] * span + texts_qk + 1

@@ -1,4 +1,4 @@
-"""The random baseline of the paper (section 4.1) as a teacher: scores that mean nothing.
+"""The random baseline of the paper (section 4.1) as a teacher: meaningless scores.
 
 Every (query, passage) pair has a number in [0, 1), drawn by hashing the seed and the two ids
 (`data.hashing`): the same on any machine, for any order of rows, in any subset of the data. Judged
@@ -21,7 +21,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.search.index import checks
 from nvret_jax.search.rankers import topk
 
-_TILE = 32768  # passages hashed at a time: the words then stay in the cache
+_TILE = 32768  # passages hashed at a time, so that the words stay in the cache
 
 
 class RandomRanker:
@@ -42,8 +42,8 @@ class RandomRanker:
     ):
         """
         Args:
-            query_ids, passage_ids: Q and N ids; all that is known of either side. Passages with
-                one id have one score.
+            query_ids, passage_ids: Q and N ids; nothing else is used. Passages with the same id
+                have the same score.
             positive_rows: judged positives, a row per query; they score 1.
             seed: another seed, another draw.
 

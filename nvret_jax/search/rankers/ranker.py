@@ -1,9 +1,9 @@
-"""What ranks a corpus for the queries of a run, whatever it is made of.
+"""The interface of everything that ranks a corpus for the queries of a run.
 
-A teacher is anything that answers two questions about numbered queries and numbered passages:
-which passages come first, and what score a given passage has. Vectors answer with a matrix
-product, BM25 with term statistics, a run file with what somebody wrote down. Mining knows only
-this interface, so a new kind of teacher is one class.
+A teacher is anything that answers two questions about numbered queries and numbered passages: which
+passages rank first, and what score a given passage has. Vectors answer with a matrix product, BM25
+with term statistics, a run file with stored scores. Mining knows only this interface, so a new kind
+of teacher is one class.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
-# (queries_qd, k) -> scores_qk float32, rows_qk int32 (-1 behind the end)
+# (queries_qd, k) -> scores_qk float32, rows_qk int32 (-1 past the end)
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 class Ranker(Protocol):
-    """A teacher at work on Q queries and N passages.
+    """A teacher applied to Q queries and N passages.
 
     Attributes:
         queries: Q; queries are numbered 0..Q-1.
         passages: N; passages are numbered by corpus row, 0..N-1.
-        deep: whether `rank` can reach every passage. False for a run file, which knows what it
-            lists and nothing else.
+        deep: whether `rank` can reach every passage. False for a run file, which has scores only
+            for the passages it lists.
     """
 
     queries: int
@@ -56,7 +56,7 @@ class Ranker(Protocol):
             and row -1 at the end.
 
         Raises:
-            InputError: k, ceilings or rows that cannot be.
+            InputError: invalid k, ceilings or rows.
         """
         ...
 
@@ -95,8 +95,8 @@ class DenseRanker:
             queries_qd: float [Q, D].
             passages_nd: float [N, D], an array or a store that slices by rows.
             make_index: called once with the passages, when the first search needs it.
-            resume: a folder in which searches that stream the passages keep what they have found,
-                and from which they go on.
+            resume: a folder in which streamed searches save their progress, and from which they
+                continue.
         """
         self.queries, self.passages = len(queries_qd), passages_nd.shape[0]
         self._queries_qd, self.passages_nd = queries_qd, passages_nd
@@ -104,18 +104,18 @@ class DenseRanker:
 
     @property
     def index(self):
-        """The search index, made when first asked for."""
+        """The search index, made on first use."""
         if self._index is None:
             self._index = self._make_index(self.passages_nd)
         return self._index
 
     @property
     def streams(self) -> bool:
-        """Whether a search passes over the whole corpus, so that few large ones are best."""
+        """Whether a search reads the whole corpus, so that few large ones are best."""
         return getattr(self.index, "streams", False)
 
     def rank(self, numbers, k, **how):
-        """See `Ranker.rank`; what else `search` of the index takes is passed on."""
+        """See `Ranker.rank`; further arguments are passed to the index's `search`."""
         if self._resume is not None and self.streams:
             how["resume"] = self._resume
         return self.index.search(self._queries_qd[numbers], k, **how)
@@ -126,7 +126,7 @@ class DenseRanker:
 
 
 class ListRanker:
-    """A teacher whose lists are all it knows, but that can score any pair: a rescored list.
+    """A teacher that ranks only its stored lists but can score any pair: a rescored list.
 
     Attributes:
         queries, passages, deep: see `Ranker`.
@@ -150,7 +150,7 @@ class ListRanker:
         self._query_rows, self._score_pairs = query_rows, score_pairs
 
     def rank(self, numbers, k, **how):
-        """See `Ranker.rank`: nothing beyond the lists that mining has already."""
+        """See `Ranker.rank`: returns nothing beyond the lists that mining already has."""
         shape = (len(numbers), k)
         return np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)
 
@@ -168,7 +168,7 @@ def score_pairs(queries_qd: np.ndarray, passages_nd, pairs: Ragged) -> np.ndarra
     vectors = gather_rows(passages_nd, wanted)
     out = np.empty(len(pairs.values), np.float32)
     row_of = pairs.row_of
-    for start in range(0, len(out), 65536):  # bounds the copies made for the products
+    for start in range(0, len(out), 65536):  # bounds the memory of the copies for the products
         block = slice(start, start + 65536)
         out[block] = np.einsum(
             "md,md->m", queries_qd[row_of[block]], vectors[position[block]], dtype=np.float64

@@ -1,19 +1,19 @@
-"""A ranking made elsewhere as a teacher: a run file, in any of the forms of `files.runs.FORMS`.
+"""A run file as a teacher: a ranking made by another tool, in a form of `files.runs.FORMS`.
 
 `files.runs` says what ranks and scores mean. As a teacher:
 
 - Scores are float32; equal ones are ordered by row.
 - Without scores, the score is minus the rank: a margin then counts ranks, and a relative margin of
-  5 % takes out what ranks up to 1.05 times as low as the positive.
-- **A run knows only what it lists** (`deep` is False): `rank` filters the stored list, and a query
-  that a rule leaves short stays short.
-- **What is not listed** has no score. `score` answers with the lowest listed score of the query,
-  which is the most it can have had. For a positive this means that everything listed outranks it,
-  so a ceiling taken from it keeps nothing: no negative is better than one that may be a positive.
-  Where a query lists nothing at all, the answer is 0.
-- Queries of the file that are not asked for are skipped and counted, and queries of ours that it
-  does not have are counted (`remarks`). A passage that the corpus does not have means that the
-  run belongs to another corpus, and is an error.
+  5 % removes passages down to 1.05 times the positive's rank.
+- **A run has only the passages it lists** (`deep` is False): `rank` filters the stored list, and a
+  query that a rule leaves short stays short.
+- **Unlisted passages** have no score. `score` returns the lowest listed score of the query, which
+  is an upper bound. An unlisted positive is therefore outranked by everything listed, so a ceiling
+  derived from it keeps nothing: no negative is better than one that may be a positive. For a query
+  without any listed passage, the score is 0.
+- Queries of the file that are not needed are skipped and counted, and needed queries that it lacks
+  are counted (`remarks`). A passage that is not in the corpus means that the run belongs to another
+  corpus, and is an error.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class RunRanker:
     Attributes:
         queries, passages, deep: see `Ranker`.
         form: one of `runs.FORMS`.
-        skipped_queries: queries of the file that are not among ours.
-        empty_queries: queries of ours that the file does not have.
+        skipped_queries: queries of the file that are not needed.
+        empty_queries: needed queries that are not in the file.
         unlisted_positives: judged positives that the run does not list for their query.
     """
 
@@ -72,14 +72,14 @@ class RunRanker:
 
         Args:
             path: the file.
-            query_ids: Q ids, those the run is wanted for.
+            query_ids: Q ids, of the queries to rank for.
             passage_ids: N ids, the corpus.
             positive_rows: judged positives, a row per query; only counted, see the attributes.
-            form: one of `runs.FORMS`; None: by the columns.
+            form: one of `runs.FORMS`; None: detected from the columns.
 
         Raises:
-            InputError: no such file, a line that cannot be read, a passage that the corpus does
-                not have or that is listed twice, or no query of ours in the whole file.
+            InputError: no such file, a line that cannot be read, a passage that is not in the
+                corpus or is listed twice, or no needed query in the whole file.
         """
         path = paths.local(path, "run")
         checks.check_exclude(positive_rows, len(query_ids), len(passage_ids))
@@ -96,7 +96,7 @@ class RunRanker:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of the ranking, a line each, with numbers."""
+        """What a user should know about the ranking, one line each, with numbers."""
         out = []
         if self.empty_queries:
             out.append(
@@ -106,10 +106,10 @@ class RunRanker:
         if self.unlisted_positives:
             out.append(
                 f"{self._path} does not list {self.unlisted_positives:,} of {self._positives:,} "
-                "positives; each counts as scored at the last entry of its query"
+                "positives; each gets the score of the last entry of its query"
             )
         if self.skipped_queries:
-            out.append(f"queries of {self._path} that are not asked for: {self.skipped_queries:,}")
+            out.append(f"queries of {self._path} that are not needed: {self.skipped_queries:,}")
         return out
 
     def rank(self, numbers, k, *, ceiling_q=None, exclude=None, progress=False):
@@ -129,7 +129,7 @@ class RunRanker:
         return scores.mask(keep).padded(-np.inf, k), rows.mask(keep).padded(-1, k)
 
     def score(self, numbers: np.ndarray, pairs: Ragged) -> np.ndarray:
-        """See `Ranker.score`, and the module's docstring for passages that are not listed."""
+        """See `Ranker.score`, and the module's docstring for unlisted passages."""
         numbers = topk.check_numbers(numbers, self.queries)
         checks.check_exclude(pairs, len(numbers), self.passages)
         scores = self._lowest_q[numbers[pairs.row_of]]

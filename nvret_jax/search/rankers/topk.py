@@ -1,9 +1,9 @@
-"""The k best of score vectors that lie on the host, for rankers that are no matrix product.
+"""The k best of score vectors on the host, for rankers that are not a matrix product.
 
-A ranker that can score a whole corpus for one query (BM25, the random baseline) gets from here the
+For rankers that score a whole corpus for one query (BM25, the random baseline), this implements the
 part of `Ranker.rank` that must be exact: order (score descending, row ascending), ceilings and
-exclusions. One query at a time: the memory needed is a few vectors of corpus length a thread,
-however many queries there are.
+exclusions. Queries are processed one at a time: the memory needed is a few vectors of corpus length
+per thread, however many queries there are.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from nvret_jax.errors import InputError
 from nvret_jax.processes import progress as progress_lib
 from nvret_jax.search.index import checks
 
-# Threads over queries. numpy lets go of the interpreter in its loops; more threads than this wait
-# for memory.
+# Threads over queries. numpy releases the GIL in its loops; more threads than this would wait for
+# memory.
 THREADS = 8
 
 # query number -> its scores of the whole corpus, float32 [N], finite; the array may be overwritten
@@ -62,10 +62,10 @@ def rank_all(
         progress: label of a bar; None: no bar.
 
     Returns:
-        scores [S, k] float32 (-inf behind the end), rows [S, k] int32 (-1 behind the end).
+        scores [S, k] float32 (-inf past the end), rows [S, k] int32 (-1 past the end).
 
     Raises:
-        InputError: numbers, k, ceilings or rows that cannot be.
+        InputError: invalid numbers, k, ceilings or rows.
     """
     numbers = check_numbers(numbers, queries)
     k = checks.check_k(k, passages)
@@ -95,8 +95,8 @@ def rank_all(
 def best_rows(scores_n: np.ndarray, k: int) -> np.ndarray:
     """The k best rows of one score vector: score descending, then row ascending.
 
-    The k-th best value splits the rows into those above it, which all belong, and those equal to
-    it, of which the lowest rows fill what is left: exact among ties, and linear in N.
+    The k-th best value splits the rows into those above it, which are all included, and those equal
+    to it, of which the lowest rows fill the rest: exact among ties, and linear in N.
     """
     n = len(scores_n)
     if k >= n:
@@ -104,7 +104,7 @@ def best_rows(scores_n: np.ndarray, k: int) -> np.ndarray:
     edge = np.partition(scores_n, n - k)[n - k]
     above = np.flatnonzero(scores_n > edge)
     equal = np.flatnonzero(scores_n == edge)[: k - len(above)]
-    rows = np.concatenate([above, equal])  # each part ascends, and all of one part beat the other
+    rows = np.concatenate([above, equal])  # each part ascends, and one part is above the other
     return rows[np.argsort(-scores_n[rows], kind="stable")]
 
 

@@ -1,23 +1,23 @@
-"""Vectors that somebody else computed, as a teacher: `vectors:DIR`.
+"""Precomputed vectors as a teacher: `vectors:DIR`.
 
 DIR holds one file for the passages and one for the queries, in any of these forms:
 
-    passages.npy      float [rows, D], memory-mapped; its ids in passages.ids.txt, one a line
+    passages.npy      float [rows, D], memory-mapped; its ids in passages.ids.txt, one per line
     passages.npz      arrays `ids` and `vectors`
-    passages.parquet  an id column (`ID_COLUMNS`) and a column of lists (`VECTOR_COLUMNS`); a
-                      folder of that name holds parts, taken in the order of their names
-    passages.zarr     a store of our own (`search.store`); its ids in passages.ids.txt
+    passages.parquet  an id column (`ID_COLUMNS`) and a column of lists (`VECTOR_COLUMNS`); a folder
+    of that name holds parts, read in the order of their names
+    passages.zarr     a store of this package (`search.store`); its ids in passages.ids.txt
 
-and the same for `queries`. What is opened here looks like a matrix whose rows are the rows of the
-data set, whatever the order in the file. Choices:
+and the same for `queries`. The result behaves like a matrix whose rows are the rows of the data
+set, whatever the order in the file. Choices:
 
-- Every id of the data set must be in the file; the file may hold others, which are counted. An id
-  twice is refused: nobody can say which of its vectors is meant.
+- Every id of the data set must be in the file; the file may hold others, which are counted. A
+repeated id is refused, because it is unclear which of its vectors is meant.
 - Slices are float32, whatever the file holds. npy and zarr stay on disk; npz and parquet are held
   in host memory, parquet read one row group at a time. A zarr store in another order than the data
   set is held in memory too, because a store is read by stretches of rows.
-- Everything is read once on opening, so that NaN, infinity or (where unit length is asked for) a
-  zero vector is found before hours of search. `scan=False` leaves that to the search.
+- Everything is read once on opening, so that NaN, infinity or (if unit length is requested) a zero
+vector is found before hours of search. `scan=False` leaves that to the search.
 - Nothing is unpickled.
 """
 
@@ -45,7 +45,7 @@ KINDS = ("passages", "queries")
 FORMS = ("npy", "npz", "parquet", "zarr")
 ID_COLUMNS = ("id", "_id", "docid", "passage_id", "query_id")
 VECTOR_COLUMNS = ("embedding", "vector", "vectors", "embeddings")
-READ_ROWS = 16384  # rows looked at at a time
+READ_ROWS = 16384  # rows checked at a time
 
 
 class Vectors:
@@ -55,8 +55,8 @@ class Vectors:
         path: the file or folder behind it.
         shape: (N, D).
         dtype: float32.
-        extra: vectors of the file that the data set has no id for.
-        normalize: whether rows are brought to unit length as they are read.
+        extra: vectors of the file whose ids are not in the data set. normalize: whether rows are
+            scaled to unit length as they are read.
     """
 
     dtype = np.dtype(np.float32)
@@ -67,7 +67,7 @@ class Vectors:
         Args:
             path: for messages.
             matrix: [rows, D], a numpy array or a store that slices by rows.
-            file_rows: int64 [N], where in `matrix` each row of the data set is.
+            file_rows: int64 [N], the row in `matrix` of each row of the data set.
             normalize: see above.
         """
         self.path, self.normalize = path, normalize
@@ -104,7 +104,7 @@ class Vectors:
             block_nd = self._matrix[self._file_rows[start:stop]]
         else:
             block_nd = self._gather(self._file_rows[start:stop])
-        with np.errstate(over="ignore"):  # what overflows is infinite, and named by the scan
+        with np.errstate(over="ignore"):  # overflow becomes infinite, which the scan reports
             block_nd = np.array(block_nd, np.float32)
         if self.normalize:
             norm_n = np.linalg.norm(block_nd.astype(np.float64), axis=1, keepdims=True)
@@ -133,7 +133,7 @@ class Vectors:
                     )
 
     def _gather(self, file_rows: np.ndarray) -> np.ndarray:
-        """Ascending rows of a store, read as the one stretch that holds them, piece by piece."""
+        """Ascending rows of a store, read as one contiguous range, piece by piece."""
         out = np.empty((len(file_rows), self.shape[1]), self._matrix.dtype)
         start = 0
         while start < len(file_rows):
@@ -145,9 +145,8 @@ class Vectors:
 
 
 _CURES = {
-    "NaN or infinity": "vectors must be finite float32; compute that one again",
-    "only zeros": "it has no direction, so unit length cannot be had: compute it again, or do "
-    "not ask for normalisation",
+    "NaN or infinity": "vectors must be finite float32; recompute this one",
+    "only zeros": "it cannot be scaled to unit length; recompute it, or turn normalisation off",
 }
 
 
@@ -165,12 +164,12 @@ def open_vectors(
         folder: DIR of `vectors:DIR`; see the module's docstring.
         kind: 'passages' or 'queries'.
         ids: of the data set, in its order.
-        normalize: bring every vector to unit length, so that inner products are cosines.
-        scan: look at every number now.
+        normalize: scale every vector to unit length, so that inner products are cosines. scan:
+            check every number now.
 
     Raises:
-        InputError: no file or several, one that is damaged, empty or of another form, ids that
-            are missing or there twice, or vectors that cannot be searched.
+        InputError: no file or several, one that is damaged, empty or of another form, missing or
+            repeated ids, or vectors that cannot be searched.
     """
     folder = paths.local(folder, "vectors")
     path = _find(folder, kind)
@@ -178,7 +177,7 @@ def open_vectors(
     if not len(table.ids) or not table.matrix.shape[1]:
         raise InputError(f"{path}: empty, {table.matrix.shape[0]} x {table.matrix.shape[1]}")
     if not len(ids):
-        raise InputError(f"{path}: the data set has no {kind}, so no vector is wanted")
+        raise InputError(f"{path}: the data set has no {kind}")
     file_rows = _align(table, tables.id_array(ids), path)
     vectors = Vectors(path, table.matrix, file_rows, normalize=normalize)
     if scan:
@@ -215,7 +214,9 @@ def fingerprint(folder: os.PathLike | str) -> str:
             files.append(_ids_path(path))
         for file in files:
             if not file.exists():
-                raise InputError(f"{file}: not there; one id a line, in the order of {path.name}")
+                raise InputError(
+                    f"{file}: not found; expected one id per line, in the order of {path.name}"
+                )
             name = os.fspath(file)[len(os.fspath(path.parent)) :]
             digest.update(f"{kind}\n{name}\n{file_sha256(file)}\n".encode())
     return digest.hexdigest()
@@ -223,7 +224,7 @@ def fingerprint(folder: os.PathLike | str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """What a file holds: ids (Arrow large_string), a matrix, and what a row is called."""
+    """The contents of a file: ids (Arrow large_string), a matrix, the name of a row in messages."""
 
     ids: pa.Array
     matrix: object
@@ -238,7 +239,7 @@ def _find(folder: epath.Path, kind: str) -> epath.Path:
     if not found:
         raise InputError(f"{folder}: no vectors of {kind} here; expected one of {', '.join(names)}")
     if len(found) > 1:
-        raise InputError(f"{folder}: both {found[0]} and {found[1]}; leave the one that is meant")
+        raise InputError(f"{folder}: both {found[0]} and {found[1]}; keep only one")
     return folder / found[0]
 
 
@@ -255,12 +256,14 @@ def _ids_path(path: epath.Path) -> epath.Path:
 
 
 def _read_ids(path: epath.Path) -> pa.Array:
-    """One id a line; a line without one is an error."""
+    """One id per line; an empty line is an error."""
     file = _ids_path(path)
     try:
         lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except FileNotFoundError:
-        raise InputError(f"{file}: not there; one id a line, in the order of {path.name}") from None
+        raise InputError(
+            f"{file}: not found; expected one id per line, in the order of {path.name}"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text ({error})") from None
     if lines and not lines[-1]:
@@ -272,7 +275,7 @@ def _read_ids(path: epath.Path) -> pa.Array:
 
 
 def _checked(path: epath.Path, ids: pa.Array, matrix) -> _Table:
-    """A table whose two sides fit each other."""
+    """A table with as many ids as vectors."""
     if len(matrix.shape) != 2:
         raise InputError(f"{path}: vectors of shape {matrix.shape}; expected [rows, width]")
     dtype = np.dtype(matrix.dtype)
@@ -306,7 +309,7 @@ def _read_npz(path: epath.Path) -> _Table:
             ids, matrix = arrays["ids"], arrays["vectors"]
     except InputError:
         raise
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
+    except Exception as error:  # zipfile, zlib and numpy raise different errors
         cure = "; save ids as np.array(ids, dtype=str)" if "allow_pickle" in str(error) else ""
         raise InputError(f"{path}: cannot be read: {error}{cure}") from None
     if ids.ndim != 1 or ids.dtype.kind not in "USiu":
@@ -339,7 +342,7 @@ def _read_parquet(path: epath.Path) -> _Table:
                     "expected one width"
                 )
             ids.append(block_ids)
-            with np.errstate(over="ignore"):  # what overflows is infinite, and named by the scan
+            with np.errstate(over="ignore"):  # overflow becomes infinite, which the scan reports
                 matrix[row : row + len(block_nd)] = block_nd
             row += len(block_nd)
     return _checked(path, pa.concat_arrays(ids), matrix)
@@ -417,7 +420,7 @@ def _list_column(path: epath.Path, column: pa.ChunkedArray, first: int) -> np.nd
     values = column.flatten()
     if values.null_count:
         row = first + values.is_null().to_pylist().index(True) // int(widths[0])
-        raise InputError(f"{path}: row {row} has an empty place in its vector")
+        raise InputError(f"{path}: row {row} has a missing value in its vector")
     return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
@@ -426,14 +429,14 @@ def _read_zarr(path: epath.Path) -> _Table:
 
 
 def _align(table: _Table, wanted: pa.Array, path: epath.Path) -> np.ndarray:
-    """Where in the file each id of the data set is, int64 [N]."""
+    """The row in the file of each id of the data set, int64 [N]."""
     if len(pc.unique(table.ids)) != len(table.ids):
         counts = pc.value_counts(table.ids)
         twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
         rows = np.flatnonzero(pc.equal(table.ids, twice).to_numpy(zero_copy_only=False))
         raise InputError(
-            f"{path}: id {twice.as_py()!r} stands in rows {rows[0]} and {rows[1]}; "
-            "expected every id once"
+            f"{path}: id {twice.as_py()!r} is in rows {rows[0]} and {rows[1]}; expected every id "
+            f"once"
         )
     found = pc.index_in(wanted, value_set=table.ids)
     if found.null_count:
