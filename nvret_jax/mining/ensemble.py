@@ -1,15 +1,15 @@
-"""Several teachers' survivors into one list of negatives (paper section 4.2), and how they agree.
+"""One list of negatives from several teachers' survivors (paper section 4.2), and their overlap.
 
-    cross          a teacher drawn for each query, all negatives from it
+    cross          one teacher is drawn for each query and gives all its negatives
     intra          the teachers take turns; each gives its best: repeats stay, and weigh double
                    in the loss (the paper's best)
-    intra_dedup    the teachers take turns; each gives its best that is not there yet
+    intra_dedup    the teachers take turns; each gives its best that is new
     union          all survivors, a passage once, by the best rank any teacher gave it
     rrf            all survivors, a passage once, by reciprocal rank fusion: sum of 1 / (60 + rank)
 
 With as many negatives as teachers, `intra` is the paper's "top-1 from each of the four". Teachers
-come in the order they are named in, the most accurate first. Ranks, unlike scores, mean the same
-for every teacher, so nothing here compares scores of two teachers.
+are in the configured order, the most accurate first. Ranks, unlike scores, mean the same for every
+teacher, so scores of different teachers are never compared here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nvret_jax.mining.survivors import Pool
 from nvret_jax.options import choice, mistake
 
 RRF_CONSTANT = 60  # Cormack, Clarke and Buettcher, 2009
-_TEACHER_DRAW = np.uint64(0x7465616368657273)  # sets this draw apart from those of passages
+_TEACHER_DRAW = np.uint64(0x7465616368657273)  # separates this draw from those of passages
 
 
 def chosen_teachers(teachers: int, seed: int, task_hash: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def combine(
     task_hash: np.ndarray,
     texts: SameText | None = None,
 ) -> Pool:
-    """The negatives of each task, out of several teachers' survivors.
+    """The negatives of each task, from several teachers' survivors.
 
     Args:
         pools: one per teacher, over the same R tasks, best first.
@@ -52,10 +52,10 @@ def combine(
         mode: one of `ENSEMBLES`.
         num_negatives: n.
         seed, task_hash: what the draw of `cross` depends on.
-        texts: of the corpus; two ids of one text are then one passage to all modes.
+        texts: of the corpus; ids with the same text then count as one passage in all modes.
 
     Returns:
-        At most n entries a task: for `cross`, `union` and `rrf` best first, otherwise in turn.
+        At most n entries per task: for `cross`, `union` and `rrf` best first, otherwise in turn.
 
     Raises:
         InputError: `mode` is not known.
@@ -86,12 +86,12 @@ def overlaps(pools: list[Pool], num_negatives: int, texts: SameText | None = Non
 
     Args:
         pools: one per teacher, over the same tasks, best first.
-        num_negatives: of each only so many of the best are compared.
+        num_negatives: how many of the best of each are compared.
         texts: as in `combine`.
 
     Returns:
         float64 [T, T]: mean over tasks of |A ∩ B| / |A ∪ B|; tasks for which neither teacher has
-        any do not count, and NaN stands where no task is left.
+            any do not count; NaN if no task is left.
     """
     tops = [pool.rows.head(num_negatives) for pool in pools]
     held = [Ragged.distinct(top.row_of, _text_of(top.values, texts), len(top)) for top in tops]
@@ -106,7 +106,7 @@ def overlaps(pools: list[Pool], num_negatives: int, texts: SameText | None = Non
 
 
 def _text_of(rows: np.ndarray, texts: SameText | None) -> np.ndarray:
-    """The first row with the text of each passage, or the passage where every id counts."""
+    """The first row with the text of each passage, or the passage itself if every id counts."""
     return rows if texts is None else texts.first_n[rows]
 
 
@@ -123,7 +123,7 @@ def _in_turn(pool: Pool, teachers: int, count: int, texts: SameText | None) -> P
     span = int(rows.max(initial=0)) + 1
     key = row_of * span + rows
     idle, number = 0, 0
-    while idle < teachers:  # until no teacher has anything more to give
+    while idle < teachers:  # until all teachers are exhausted
         candidates = np.flatnonzero(left & (teacher == number % teachers) & (have < count)[row_of])
         _, first = np.unique(row_of[candidates], return_index=True)
         given = candidates[first]
@@ -137,8 +137,8 @@ def _in_turn(pool: Pool, teachers: int, count: int, texts: SameText | None) -> P
 
 
 def _fused(pool: Pool, mode: str, texts: SameText | None) -> Pool:
-    """Every passage once, best first by `union` or `rrf`; it keeps its best teacher's entry."""
-    # Beyond the stored candidates ranks are not known: those come last, in their order.
+    """Every passage once, best first by `union` or `rrf`, with its best teacher's entry."""
+    # Ranks beyond the stored candidates are unknown: those entries come last, in their order.
     ranks = np.where(pool.ranks.values > 0, pool.ranks.values, np.inf)
     pool = pool.sorted(ranks, pool.teachers.values)
     ranks = np.where(pool.ranks.values > 0, pool.ranks.values, np.inf)

@@ -1,14 +1,14 @@
-"""Negatives that come with a data set: with the mined ones, in their place, or left out.
+"""Negatives that come with a data set: added to the mined ones, used instead, or ignored.
 
-    only    a query has the negatives of the data set and no others
+    only    a query has only the negatives of the data set
     add     given and mined negatives alternate, a given one first, until there are enough
-    ignore  mined ones alone
+    ignore  only mined ones
 
-Given negatives keep their order. The rule does not apply to them: a person or a judge may have
-looked at them. How many lie at or above the ceiling that the rule sets is counted, because that is
-where unlabelled positives are. What can never be a negative is none here either: judged positives,
-copies of a positive, the query's own text, what a judge has ruled out. A text counts once for a
-query, whatever its ids. The first teacher scores all of them.
+Given negatives keep their order. The rule does not apply to them, because a person or a model may
+have judged them. Those at or above the ceiling of the rule are counted, because unlabelled
+positives are found there. Passages that can never be negatives are dropped here, too: judged
+positives, copies of a positive, the query's own text, passages that a judge has rejected. A text
+counts once for a query, whatever its ids. The first teacher scores all of them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from nvret_jax.mining.rules import anchors
 
 @dataclasses.dataclass(frozen=True)
 class GivenCounts:
-    """What became of the negatives of the data set.
+    """What happened to the negatives of the data set.
 
     Attributes:
         queries: training queries that have any.
         given: pairs of query and negative.
-        ruled_out: of these, those that can be no negative of their query, or repeat a text.
+        ruled_out: of these, those that cannot be negatives of their query, or repeat a text.
         above: of the others, those that score at or above the ceiling of the rule.
-        used: negatives in the table that were given; where each positive is an anchor, they count
-            once per positive.
-        without: rows that have no negative.
+        used: given negatives in the table; if each positive is an anchor, they count once per
+            positive.
+        without: rows without a negative.
     """
 
     queries: int
@@ -65,7 +65,7 @@ def rows_of(
 
 
 def check(mode: str, given: Ragged, name: str) -> None:
-    """Raises InputError where given negatives alone are asked for and there are none."""
+    """Raises InputError if only given negatives are to be used and there are none."""
     if mode == "only" and not len(given.values):
         raise InputError(
             f"mining.given='only': no training query of data set {name} comes with negatives; "
@@ -90,12 +90,13 @@ def combine(
         given: int32, for each query of the teacher's candidates its given negatives.
         mode: one of `options.GIVEN_MODES`.
         teacher: the first one, which scores; its candidates name queries and positives.
-        excluded: int32, for each query what can never be a negative, positives aside.
-        most: negatives per row at most.
+        excluded: int32, for each query the passages that can never be negatives, apart from
+            positives.
+        most: largest number of negatives per row.
         texts: of the corpus; None: every id is a text of its own.
 
     Returns:
-        The table, its rows in the same order; and what happened.
+        The table, with rows in the same order; and what happened.
     """
     candidates = teacher.candidates
     allowed = _allowed(given, excluded, candidates.positive_rows, texts)
@@ -140,7 +141,7 @@ def combine(
 
 
 def _allowed(given: Ragged, excluded: Ragged, positives: Ragged, texts: SameText | None) -> Ragged:
-    """Given negatives without positives, what is excluded, and repeated texts."""
+    """Given negatives without positives, exclusions and repeated texts."""
     first = (lambda row: row) if texts is None else texts.first_n.__getitem__
     found = []
     for query in range(len(given)):
@@ -165,7 +166,7 @@ def _scores(teacher: Teacher, rows: Ragged) -> np.ndarray:
 
 
 def _ceilings(teacher: Teacher, negatives: Negatives, numbers_r: np.ndarray) -> np.ndarray:
-    """Of each row the ceiling on the first teacher's scale."""
+    """The ceiling of each row on the first teacher's scale."""
     rule, candidates = teacher.rule, teacher.candidates
     if rule is None:
         return negatives.ceilings
@@ -177,7 +178,7 @@ def _ceilings(teacher: Teacher, negatives: Negatives, numbers_r: np.ndarray) -> 
 def _alternating(
     own: Ragged, mined: Ragged, texts: SameText | None, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Given and mined negatives in turns.
+    """Given and mined negatives, alternating.
 
     Returns:
         (how many each row has, their places among the given values and then the mined ones)
@@ -188,7 +189,7 @@ def _alternating(
     if texts is not None:
         values = texts.first_n[values].astype(np.int64)
     order = np.lexsort((turns, rows))
-    # A text that both have counts where it comes first.
+    # A text that both have counts at its first position.
     span = np.int64(values.max(initial=0) + 1)
     _, first = np.unique((rows * span + values)[order], return_index=True)
     fresh = np.zeros(len(order), bool)

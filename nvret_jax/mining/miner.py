@@ -1,9 +1,9 @@
 """Teachers' candidates in, hard negatives out.
 
 Per teacher: anchors, ceilings, survivors (`survivors.py`, with the second search). Then a draw
-among the survivors (`sampling.py`), one list out of several teachers' (`ensemble.py`), and last
-what to do with a task the whole corpus cannot serve. Every step is a pure function of its inputs
-and of (seed, query id, passage id), so the mesh and the order of queries change nothing.
+among the survivors (`sampling.py`), one list from several teachers' (`ensemble.py`), and finally
+the handling of tasks that stay short. Every step is a pure function of its inputs and of (seed,
+query id, passage id), so results do not depend on the mesh or the order of queries.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from nvret_jax.search.rankers.ranker import Ranker
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """One teacher's part in mining.
+    """One teacher in mining.
 
     Attributes:
-        name: written beside its negatives.
-        candidates: of Q queries; all teachers' over the same queries and positives.
-        ranker: for what the candidates do not reach; None: they are all there is.
-        rule: where it has a rule of its own (a calibrated value), in place of the options'.
+        name: recorded with its negatives.
+        candidates: of Q queries; all teachers have the same queries and positives.
+        ranker: for passages beyond the candidates; None: only the candidates are used.
+        rule: a rule (with a calibrated value) that replaces the options' for this teacher.
     """
 
     name: str
@@ -49,14 +49,14 @@ class MiningCounts:
 
     Attributes:
         queries: queries mined for.
-        tasks: rows mined: as many, or one per positive where each is its own anchor.
+        tasks: rows mined: one per query, or one per positive if each is its own anchor.
         wanted: negatives asked for per task.
         teachers: by name.
         given: negatives by the teacher that gave them.
         short: tasks for which fewer than `wanted` were found.
         missing: negatives missing over all short tasks.
-        dropped: tasks dropped for that.
-        filled_at_random: negatives drawn at random for that.
+        dropped: tasks dropped because they were short.
+        filled_at_random: negatives drawn at random to fill them.
         overlap: mean Jaccard overlap of the teachers' own negatives, [T][T]; empty for one teacher.
     """
 
@@ -89,14 +89,14 @@ def mine(
 
     Args:
         teachers: at least one, the most accurate first.
-        options: how.
-        excluded: int32, per query passages that are never negatives, judged
-            positives aside.
+        options: how to mine.
+        excluded: int32, per query the passages that are never negatives, apart from judged
+            positives.
         query_ids: of the Q queries of the candidates; draws depend on them.
         passage_ids: of all N passages.
         texts: of the corpus, with teachers over its distinct texts (`rankers.distinct`): no task
-            has a text twice, but where an ensemble repeats what two teachers agree on. None: every
-            id is a text of its own.
+            has a text twice, except where an ensemble repeats negatives on which teachers agree.
+            None: every id is a distinct text.
 
     Returns:
         One row per task, in the order of queries and positives; and what happened.
@@ -174,7 +174,7 @@ def mine(
 
 
 def _draw(pools: list[Pool], options: Options, task_hash, passage_ids, texts) -> Pool:
-    """The negatives of each task out of its survivors."""
+    """The negatives of each task, from its survivors."""
     passage_hash = np.zeros(len(passage_ids), np.uint64)
     if options.sampling != "top":
         used = np.unique(np.concatenate([pool.rows.values for pool in pools]))
@@ -205,7 +205,7 @@ def _draw(pools: list[Pool], options: Options, task_hash, passage_ids, texts) ->
 
 
 def _task_hash(tasks, candidates, options, query_ids, passage_ids) -> np.ndarray:
-    """What a draw for a task depends on: the query's id, and the positive's if it is the anchor."""
+    """What a draw for a task depends on: the query's id, and that of a positive as anchor."""
     hashes = stable_hash(query_ids)[tasks.numbers]
     if options.rule.anchor != "own":
         return hashes
@@ -254,6 +254,6 @@ def _check_same(one: Teacher, other: Teacher) -> None:
     same = same and np.array_equal(a.positive_rows.values, b.positive_rows.values)
     if not (same and np.array_equal(a.positive_rows.offsets, b.positive_rows.offsets)):
         raise InputError(
-            f"mining: the candidates of teacher {other.name!r} ({len(b)} queries) are not of the "
-            f"queries and positives that {one.name!r} ({len(a)} queries) was asked for"
+            f"mining: the candidates of teacher {other.name!r} ({len(b)} queries) do not have the "
+            f"queries and positives of teacher {one.name!r} ({len(a)} queries)"
         )

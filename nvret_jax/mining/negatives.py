@@ -12,8 +12,8 @@ from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
-# In the place of a teacher's name; the first teacher has scored these negatives.
-RANDOM = "random fill"  # drawn because nothing was left
+# Used instead of a teacher's name; the first teacher has scored these negatives.
+RANDOM = "random fill"  # drawn because no passage was left
 GIVEN = "given"  # from the data set
 
 COLUMNS = (
@@ -38,21 +38,21 @@ _ALIGNED = {
 
 @dataclasses.dataclass(frozen=True)
 class Negatives:
-    """Hard negatives, ragged: a row has as many as could be found.
+    """Hard negatives, ragged: a row has as many as were found.
 
-    A row is a query; where each positive is its own anchor, a query with one of its positives.
+    A row is a query; if each positive is its own anchor, a query with one of its positives.
 
     Attributes:
         query_rows: int32 [R], rows of the data set's queries.
         positive_rows, positive_scores: the positives a row trains on and their teacher scores.
-        judged_rows: all positives of the row's query, which are no negatives to it in any batch.
+        judged_rows: all positives of the row's query, which are never its negatives in a batch.
         negative_rows: int32, best first.
         negative_scores: float32, teacher scores.
-        negative_ranks: int32, rank among the teacher's candidates counted from 1 without
-            positives; 0 for one found beyond the stored candidates or drawn at random.
+        negative_ranks: int32, rank among the teacher's candidates, from 1, not counting positives;
+            0 for one found beyond the stored candidates or drawn at random.
         teachers: names of the teachers.
-        negative_teachers: int32, for each negative the teacher it is from.
-        negative_ceilings: float32, what each negative lies below on its teacher's scale.
+        negative_teachers: int32, the teacher of each negative.
+        negative_ceilings: float32, the ceiling that each negative is below, on its teacher's scale.
         ceilings: float32 [R], the ceiling on the scale of `positive_scores`: the first teacher's,
             or the one drawn for the row.
     """
@@ -78,7 +78,7 @@ class Negatives:
         return f"Negatives({len(self):,} rows, {found:,} negatives; teachers: {teachers})"
 
     def take(self, rows: np.ndarray) -> Negatives:
-        """Some of the rows, in the order given."""
+        """Some of the rows, in the given order."""
         changed = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -112,11 +112,11 @@ class Negatives:
 
     @classmethod
     def read(cls, path: epath.Path, queries: TextTable, corpus: TextTable) -> Negatives:
-        """Reads what `write` wrote, against the same data set.
+        """Reads a table written by `write`, for the same data set.
 
         Raises:
-            InputError: the file is damaged, is another table, or names an id the data set does
-                not have.
+            InputError: the file is damaged, is another table, or names an id that is not in the
+                data set.
         """
         import pyarrow as pa  # see tables.py
 
@@ -150,5 +150,5 @@ class Negatives:
         except InputError:
             raise
         except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
-            raise InputError(f"{path}: is not a table of negatives ({error})") from None
+            raise InputError(f"{path}: not a table of negatives ({error})") from None
         return found

@@ -1,13 +1,12 @@
-"""The options of mining, and two presets of others' ways.
+"""The options of mining, and two presets for the methods of others.
 
-`compat` presets set the choices that differ between implementations, not the values one tunes:
+`compat` presets set the choices that differ between implementations, not the values to tune:
 
     paper                    arXiv 2407.15831: every positive is its own anchor, raw ranks, a score
                              equal to the ceiling is dropped
     sentence_transformers    `mine_hard_negatives` (6.2): the lowest positive is the anchor, ranks
                              count survivors, equal scores are kept, only a window of candidates is
-                             used and nothing is searched again, the query's own text may be a
-                             negative
+                             used without a second search, the query's own text may be a negative
 """
 
 from __future__ import annotations
@@ -65,18 +64,18 @@ Conflicts = Iterator[Iterable[tuple[str, str]]]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to mine: what the miner reads.
+    """How to mine: the options that the miner reads.
 
     Attributes:
         rule: which passages are allowed.
         num_negatives: per task (query, or query and positive).
         sampling, sample_from, sample_temperature: see `mining.sampling`.
-        ensemble: see `mining.ensemble`; with one teacher it does not matter.
-        second_search: whether tasks left short are searched for again.
-        short: what becomes of a task for which the whole corpus has too few: 'ragged' keeps what
-            there is, 'drop' drops the task, 'random' fills up with random passages that are neither
+        ensemble: see `mining.ensemble`; without effect for one teacher.
+        second_search: whether there is a second search for tasks left short.
+        short: how to treat a task for which the whole corpus has too few: 'ragged' keeps those
+            found, 'drop' drops the task, 'random' fills up with random passages that are neither
             positives nor excluded.
-        window: candidates looked at per query, positives included; 0: all that are stored.
+        window: candidates considered per query, positives included; 0: all stored ones.
         seed: of every draw.
     """
 
@@ -85,14 +84,14 @@ class Options:
     sampling: str = option(
         "top",
         choice(*SAMPLINGS),
-        "Which survivors are taken: the best, or a draw among the 'sample_from' best (paper "
+        "Which survivors become negatives: the best, or a draw among the 'sample_from' best (paper "
         "section 4.3.2); softmax draws by the scores.",
         counts=lambda own: own.sampling != "top",
     )
     sample_from: int = option(
         10,
         whole(1, MOST_RANKS),
-        "How many of the best a draw chooses from.",
+        "How many of the best survivors a draw chooses from.",
         counts=lambda own: own.sampling != "top",
     )
     sample_temperature: float = option(
@@ -112,14 +111,14 @@ class Options:
     short: str = option(
         "ragged",
         choice(*SHORT),
-        "A query for which the whole corpus has too few: ragged keeps what there is, drop drops "
-        "it, random fills up at random.",
+        "A query for which the whole corpus has too few: ragged keeps those found, drop drops the "
+        "query, random fills up at random.",
     )
     window: int = option(0, whole(0), key="", counts=False)
     seed: int = option(0, SEED, key="", counts=False)
 
     def __post_init__(self):
-        """Raises InputError, one line, for values that cannot be."""
+        """Raises InputError, one line, for invalid values."""
         options_lib.check(self, "mining.")
 
     @staticmethod
@@ -147,22 +146,21 @@ def _too_narrow(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if rule["max_rank"] and room < wanted:
         yield (
             "rule.max_rank",
-            f"leaves {max(0, room)} ranks after shift={skipped}, and num_negatives={wanted} are "
-            "asked for",
+            f"leaves {max(0, room)} ranks after shift={skipped}, fewer than num_negatives={wanted}",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Exclude:
-    """Which passages are never a query's negatives, besides judged positives.
+    """Which passages, in addition to judged positives, are never negatives of a query.
 
     Attributes:
         own_text: 'normalized', 'strip' (only space at the ends is ignored) or 'off'.
-        same_text: equal normalised texts are one passage: no copy of a positive is a negative, and
-            a query has a text among its negatives once (`data.same_text`, `rankers.distinct`).
-        cosine: passages this near to a positive by vectors, above 0 to 1; 0 is off.
-        jaccard: passages that share this much of their word 3-shingles with a positive, above 0
-            to 1; 0 is off.
+        same_text: equal normalised texts count as one passage: no copy of a positive is a negative,
+            and a text occurs once among a query's negatives (`data.same_text`, `rankers.distinct`).
+        cosine: excludes passages with at least this cosine to a positive, above 0 to 1; 0 is off.
+        jaccard: excludes passages that share this much of their word 3-shingles with a positive,
+            above 0 to 1; 0 is off.
         document_separator: a passage's document is its id up to the last occurrence of this; ''
             is off.
         document_map: passage id -> document id, or a file of two columns (see `documents.read`).
@@ -172,8 +170,8 @@ class Exclude:
     own_text: str = option(
         "normalized",
         choice(*OWN_TEXT),
-        "Passages with the query's own text: normalized compares without case, width and "
-        "punctuation, strip without surrounding white space, off keeps them.",
+        "Passages with the query's own text: normalized ignores case, width and punctuation, "
+        "strip ignores surrounding white space, off keeps them.",
     )
     same_text: bool = option(
         True,
@@ -184,7 +182,7 @@ class Exclude:
     cosine: float = option(
         0.0,
         number(0, 1, "a cosine, 0 for off"),
-        "Cosine to a positive from which a passage is a copy of it; 0: off.",
+        "Cosine to a positive from which on a passage counts as its copy; 0: off.",
         key="near_copy",
     )
     jaccard: float = option(
@@ -195,7 +193,7 @@ class Exclude:
     )
     document_separator: str = option(
         "",
-        text("what ends a document's id", empty=True, longest=64),
+        text("the text after a document's id", empty=True, longest=64),
         "Passages from a positive's document: what separates document and part in a passage id, "
         "such as '#'; '': off.",
     )
@@ -209,7 +207,7 @@ class Exclude:
     seed: int = option(0, SEED, key="", counts=False)
 
     def __post_init__(self):
-        """Raises InputError, one line, for values that cannot be."""
+        """Raises InputError, one line, for invalid values."""
         options_lib.check(self, "exclusions: ", by_key=False)
         if self.document_map == "":  # a config's word for none
             object.__setattr__(self, "document_map", None)
@@ -222,13 +220,14 @@ class Exclude:
 
 def _one_document(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if values["document_separator"] and values["document_map"]:
-        why = "document_separator is given too, but a passage has one document: give one"
+        why = "document_separator is given, too, but a passage has one document: give only one of "
+        "them"
         yield "document_map", why
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How a value that is 'auto' is chosen."""
+    """How the value of 'auto' is chosen."""
 
     target: float = option(
         0.05,
@@ -240,7 +239,7 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """What a judge has said of pairs of query and passage, and what it does; see `verdicts`."""
+    """A judge's verdicts on pairs of query and passage, and their effect; see `verdicts`."""
 
     verdicts: str = option(
         "",
@@ -252,38 +251,39 @@ class Judge:
     verdict_mode: str = option(
         "relabel",
         choice(*VERDICT_MODES),
-        "What verdicts do: relabel a passage as positive or drop it, remove it, or remove_query.",
+        "Effect of verdicts: relabel a passage as positive or drop it, remove it, or remove_query.",
     )
     max_promoted: int = option(
         0,
         whole(0, what="0 for never"),
-        "Drop a query of which more negatives than this are judged positive; 0: never.",
+        "Drop a query with more negatives judged positive than this; 0: never.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Mining:
-    """All of mining as a run is configured: what the miner reads, and what is read around it."""
+    """All options of mining in a run: those of the miner, and those around it."""
 
     options: Options = block(Options, flat=True)
     teachers: tuple[str, ...] = option(
         ("teacher",),
         many(TEACHER, least=1, distinct=True),
-        "Which teachers, the most accurate first: 'teacher' and names in 'teachers'.",
+        "The teachers, the most accurate first: 'teacher' and names in 'teachers'.",
     )
     compat: str = option(
         "",
         COMPAT_TAKES,
-        "A preset with the choices of paper or sentence_transformers, over the values here; '': "
+        "A preset with the choices of paper or sentence_transformers that overrides these values; "
+        "'': "
         "none.",
-        counts=False,  # what it changes does
+        counts=False,  # the values it changes do
     )
     given: str = option(
         "add",
         choice(*GIVEN_MODES),
         "Negatives that come with the data: add alternates them with mined ones, only mines none, "
         "ignore leaves them out.",
-        counts=False,  # where the data have any
+        counts=False,  # if the data have any
     )
     judge: Judge = block(Judge, flat=True)
     calibration: Calibration = block(Calibration)
@@ -291,7 +291,7 @@ class Mining:
 
     @property
     def exclusions(self) -> Exclude:
-        """What is excluded, the preset in effect."""
+        """The exclusions, with the preset applied."""
         if self.compat == "sentence_transformers":
             return Exclude(own_text="off", same_text=False)
         return self.exclude
@@ -299,7 +299,7 @@ class Mining:
 
 @dataclasses.dataclass(frozen=True)
 class Rescorer:
-    """A cross-encoder that scores candidates again."""
+    """A cross-encoder that rescores candidates."""
 
     model: str = option(
         "",
@@ -326,7 +326,7 @@ class Rescorer:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Which rules an audit tries, each with every value here."""
+    """The rules that an audit tries, each with every value here."""
 
     percents: tuple[float, ...] = option(
         (0.8, 0.85, 0.9, 0.95, 0.98, 1.0, 1.05), many(PERCENT), "Values of perc_pos to try."
@@ -341,19 +341,19 @@ class Audit:
     queries: int = option(
         0, ROWS, "Queries that an audit uses; 0: all with at least two positives."
     )
-    resamples: int = option(2000, whole(1, 100_000), "Resamples behind each interval.")
+    resamples: int = option(2000, whole(1, 100_000), "Resamples per interval.")
 
     @property
     def tried(self) -> dict[str, tuple]:
-        """Rule -> the values of it that are tried."""
+        """Rule -> the values to try."""
         return {name: getattr(self, f"{value}s") for name, value in VALUES.items() if value}
 
 
 def calibrated(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The rules of which the value is 'auto'.
+    """The rules whose value is 'auto'.
 
     Args:
-        values: of a config's block `mining`, or as much of it: `rule` and values of rules.
+        values: of a config's block `mining`, or a part of it: `rule` and values of rules.
     """
     names = values["rule"].split("+")
     return tuple(n for n in names if VALUES[n] and values[VALUES[n]] == "auto")
@@ -365,15 +365,15 @@ def compatible(
     """`options` with the choices of a preset; see the module's docstring.
 
     Args:
-        options: what was asked for.
+        options: as configured.
         compat: one of `COMPAT`; '' changes nothing.
         max_positives: the most positives a query has, which sentence-transformers' window of
             candidates depends on.
-        rescored: whether a cross-encoder scores the candidates again; its window is then wider
-            where `min_score` is given, too.
+        rescored: whether a cross-encoder rescores the candidates; the window is then wider if
+            `min_score` is given, too.
 
     Raises:
-        InputError: the preset is not known, or asks for what the options rule out.
+        InputError: an unknown preset, or one that conflicts with the options.
     """
     if compat == "":
         return options
@@ -385,7 +385,7 @@ def compatible(
         raise InputError(wrong)
     wide = options.rule.has_ceiling or (rescored and options.rule.min_score > float("-inf"))
     skip = options.rule.ranks_to_skip
-    # Its own default: ten times as many candidates as negatives where a filter may remove some.
+    # Its default: ten times as many candidates as negatives if a filter may remove some.
     max_rank = options.rule.max_rank or (
         skip + options.num_negatives * (10 if wide else 1) + max_positives
     )
@@ -397,6 +397,6 @@ def compatible(
         rule=rule,
         second_search=False,
         window=max_rank + max_positives,
-        # It draws among all that survive.
+        # It draws among all survivors.
         sample_from=max_rank if options.sampling == "uniform" else options.sample_from,
     )

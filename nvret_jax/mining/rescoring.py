@@ -1,23 +1,23 @@
-"""Candidates scored again by something slower and better, such as a cross-encoder.
+"""Rescoring of candidates by a slower and better model, such as a cross-encoder.
 
-The teacher chose the candidates; their scores, and those of the positives, are replaced. From then
-on anchors, ceilings and margins live on the new scale, and so does the end of the list: nothing
-beyond it has a score there, so mining must not search again (`Teacher.ranker` is None).
+The teacher chose the candidates; their scores, and those of the positives, are replaced. Anchors,
+ceilings and margins are then on the new scale. Passages beyond the end of the list have no score on
+it, so mining must not search again (`Teacher.ranker` is None).
 
     rescore   scores the first `depth` candidates of every query. Order 'rescored' ranks by the new
-              scores (what sentence-transformers does), order 'teacher' keeps the teacher's ranks
-              and only tests them by the new scores.
+              scores (as sentence-transformers does), order 'teacher' keeps the teacher's ranks and
+              only compares the new scores with the ceilings.
     rescore_lazily
-              keeps the teacher's order and scores only what decides something: the positives, for
-              the ceiling; then candidates from the top, until enough of a query's survive. The
-              negatives that mining takes from it are those it would take from `rescore` in the
-              teacher's order; what it costs is told.
+              keeps the teacher's order and scores only what is needed: the positives, for the
+              ceiling; then candidates from the top, until enough of a query's survive. Mining takes
+              the same negatives from it as from `rescore` in the teacher's order; the cost is
+              reported.
 
-How a pair is scored is the caller's: `ScorePairs` is any function of pairs. A round takes the next
-candidates of all queries that are not full yet, so the function sees a few large batches of mixed
-lengths and can spread them over devices. Pairs go to it in chunks whose content depends on the
-input alone, and a `ChunkStore` may keep each one: after a kill the same chunks are asked for again,
-and those it has are not scored again.
+The caller provides the scoring: `ScorePairs` is any function of pairs. A round takes the next
+candidates of all queries that still need some, so the function gets a few large batches of mixed
+lengths and can distribute them over devices. Pairs are scored in chunks whose content depends only
+on the input, and a `ChunkStore` may keep each one: after a kill the same chunks are requested, and
+stored ones are not scored again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nvret_jax.search.candidates import Candidates
 
 ORDERS = ("rescored", "teacher")
 CHUNK_PAIRS = 32768  # scored between two saves
-LEAST = 4  # candidates of a query scored in one round, if fewer are missing
+LEAST = 4  # least candidates of a query scored in one round
 
 # int64 pairs [M, 2] (row of the query, row of the passage, in the data set) -> float32 [M]
 ScorePairs = Callable[[np.ndarray], np.ndarray]
@@ -43,10 +43,10 @@ Ceilings = Callable[[Ragged], np.ndarray]
 
 
 class ChunkStore(Protocol):
-    """Keeps chunks of scored pairs for a run that is killed and started again."""
+    """Keeps chunks of scored pairs for a run that is killed and restarted."""
 
     def load(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """(pairs [M, 2], scores [M]) of chunk `number`, from 0; None where it was never saved."""
+        """(pairs [M, 2], scores [M]) of chunk `number`, from 0; None if it was never saved."""
         ...
 
     def save(self, number: int, pairs: np.ndarray, scores: np.ndarray) -> None:
@@ -60,10 +60,10 @@ class RescoringCounts:
 
     Attributes:
         queries: how many.
-        scored: pairs scored, positives included, those a store had too.
-        possible: pairs that scoring everything down to `depth` takes.
+        scored: pairs scored, including positives and stored pairs.
+        possible: pairs needed to score everything down to `depth`.
         rounds: passes over the queries after the positives.
-        full: queries for which enough candidates survive; all of them where nothing was tested.
+        full: queries for which enough candidates survive; all of them if no ceiling was applied.
     """
 
     queries: int
@@ -100,7 +100,7 @@ def rescore(
     Args:
         candidates: a teacher's, Q queries; lists may be empty.
         score_pairs: called with each (query, passage) once.
-        depth: candidates per query, positives among them; the rest is cut off.
+        depth: candidates per query, including positives; the rest is dropped.
         order: 'rescored' sorts by new score descending, then row; 'teacher' leaves the order.
         store, chunk_pairs: see the module's docstring.
 
@@ -144,30 +144,30 @@ def rescore_lazily(
     store: ChunkStore | None = None,
     chunk_pairs: int = CHUNK_PAIRS,
 ) -> tuple[Candidates, RescoringCounts]:
-    """New scores where they decide something, in the teacher's order.
+    """New scores where they are needed, in the teacher's order.
 
     Args:
         candidates: a teacher's, Q queries; lists may be empty.
         score_pairs: called with each (query, passage) at most once.
-        depth: how far down a list may be followed, positives and excluded passages counted.
-        ceilings: of a rule, from the new positive scores; where every positive is an anchor of its
-            own, the lowest of a query's ceilings, as what survives that one survives them all.
-        num_negatives: survivors per query that are needed: what is drawn from, not what is drawn.
-            A rule that skips survivors needs so many more.
+        depth: how far down a list to go, counting positives and excluded passages.
+        ceilings: of a rule, from the new positive scores; if every positive is its own anchor, the
+            lowest of a query's ceilings, since what survives that one survives all.
+        num_negatives: survivors per query that are needed: the pool to draw from, not the draw. A
+            rule that skips survivors needs that many more.
         excluded: passages that are never negatives, a row per query; they are neither scored nor
             returned.
-        ranks_to_skip: of the teacher's ranks (positives and excluded passages aside); scored, as
-            the ranks below are counted from them, but no survivors.
-        min_score: scores below are no survivors.
-        least: candidates of a query scored in one round where fewer are missing. 1 scores none
-            in vain, 4 makes fewer rounds of larger batches.
+        ranks_to_skip: of the teacher's ranks (not counting positives and excluded passages);
+            scored, because lower ranks are counted from them, but not survivors.
+        min_score: passages that score below it are not survivors.
+        least: least candidates of a query scored in one round. 1 scores none in vain, 4 makes fewer
+            rounds of larger batches.
         store, chunk_pairs: see the module's docstring.
 
     Returns:
-        Candidates with what was scored: of each list the part that was looked at, and positives.
+        Candidates with the new scores: the scored part of each list, and positives.
 
     Raises:
-        InputError: as `rescore`; a query without a positive, where the rule asks for one.
+        InputError: as `rescore`; a query without a positive if the rule needs one.
     """
     _check(depth=depth, num_negatives=num_negatives, least=least, chunk_pairs=chunk_pairs)
     rows, positives = candidates.passage_rows.head(depth), candidates.positive_rows
@@ -187,7 +187,8 @@ def rescore_lazily(
 
     query = rows.row_of
     free = ~positives.contains(query, rows.values)
-    # The rank of each free candidate among its query's, from 1; of a positive: of those before it.
+    # The rank of each free candidate within its query, from 1; for a positive, that of the
+    # candidate before it.
     total = np.concatenate([[0], np.cumsum(free)])
     rank = total[1:] - total[rows.offsets[:-1]][query]
     last_q = np.diff(total[rows.offsets])
@@ -219,10 +220,10 @@ def rescore_lazily(
 
 
 class _Table:
-    """Scores of pairs, by key; a pair that was not scored has NaN.
+    """Scores of pairs, by key; NaN for a pair that was not scored.
 
     Attributes:
-        keys: int64, ascending, each once.
+        keys: int64, ascending, unique.
         scores: float32.
     """
 
@@ -266,8 +267,8 @@ class _Chunks:
         if kept is not None:
             if not np.array_equal(kept[0], pairs):
                 raise InputError(
-                    f"rescoring: chunk {number} on disk holds {len(kept[0])} other pairs than the "
-                    f"{len(pairs)} that are due; delete the chunks of the earlier run"
+                    f"rescoring: chunk {number} on disk holds {len(kept[0])} pairs that differ "
+                    f"from the {len(pairs)} expected; delete the chunks of the earlier run"
                 )
             return _finite(pairs, kept[1])
         scores = _finite(pairs, self._score_pairs(pairs))

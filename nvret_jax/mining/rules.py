@@ -1,7 +1,7 @@
 """The five rules of the paper (section 3.1), alone or combined, as one number per query: a ceiling.
 
-A hard negative must score strictly below the ceiling of its query. What a rule is, is only how the
-ceiling follows from the anchor, a positive score of the query:
+A hard negative must score strictly below the ceiling of its query. A rule defines how the ceiling
+follows from the anchor, a positive score of the query:
 
     naive        none                         keeps whatever ranks high
     shifted      none, but skips `shift` ranks
@@ -10,12 +10,12 @@ ceiling follows from the anchor, a positive score of the query:
     perc_pos     anchor - |anchor| (1 - percent)
 
 For a positive anchor the last line is the paper's `percent * anchor`. For a negative anchor the
-plain product would lie *above* the anchor and let in what outranks the positive; this form never
-does. Rules combine, as in 'shifted+perc_pos+abs': the lowest ceiling wins, and `shift` skips ranks
-if 'shifted' is among them.
+plain product would be *above* the anchor and admit passages that outrank the positive; this form
+never does. Rules combine, as in 'shifted+perc_pos+abs': the lowest ceiling wins, and `shift` skips
+ranks if 'shifted' is among them.
 
-A ceiling is a float32, rounded so that `score < ceiling` for a float32 score says exactly what the
-rule says in float64: nothing is decided by the rounding of a threshold.
+A ceiling is a float32, rounded so that `score < ceiling` for a float32 score agrees exactly with
+the rule in float64: the rounding of a threshold never decides.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.options import option
 
-MOST_RANKS = 1_000_000  # a rank is a place in a list of candidates, which are held in memory
-MOST_SCORE = 1e6  # scores of any teacher, of BM25 and of inner products too
+MOST_RANKS = 1_000_000  # a rank is a position in a list of candidates, which is held in memory
+MOST_SCORE = 1e6  # scores of any teacher, including BM25 and inner products
 ANCHORS = ("own", "min", "max", "mean")
 RANKS = ("raw", "survivors")
-# What runs take; a share of 0 and negative margins, which other tools know, are for `Rule` alone.
+# Ranges for runs; only `Rule` also allows a share of 0 and negative margins, as other tools do.
 PERCENT = options.number(0, 2, "a share of the anchor", above=True)
 MARGIN = options.number(0, MOST_SCORE, "a distance between scores")
 THRESHOLD = options.number(-MOST_SCORE, MOST_SCORE, "a score")
@@ -45,13 +45,13 @@ AUTO = ("auto", "calibrated for each teacher")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What one rule is.
+    """The definition of one rule.
 
     Attributes:
         value: the name of the value it reads, or None.
         ceiling: from the whole rule and anchors [Q], float64, the score that every negative must
-            stay below, float32 [Q]; None: it has none.
-        needs_anchor: whether that depends on the anchors.
+            stay below, float32 [Q]; None: no ceiling.
+        needs_anchor: whether the ceiling depends on the anchors.
         skips_ranks: whether the value is a number of ranks that it skips.
         calibrated: how a calibration makes a value: from a strictness above 0, where 0 lets in what
             scores as high as the anchor, and the scale of the scores. None: it is not calibrated.
@@ -65,7 +65,7 @@ class Kind:
 
 
 def _abs(rule: Rule, anchors_q: np.ndarray) -> np.ndarray:
-    # The next float32 up makes "strictly below" mean "at most the threshold".
+    # With the next float32 up, "strictly below" means "at most the threshold".
     return np.full(anchors_q.shape, _next(np.float32(rule.threshold)))
 
 
@@ -83,7 +83,7 @@ def _perc_pos(rule: Rule, anchors_q: np.ndarray) -> np.ndarray:
 
 
 NAIVE = "naive"  # what the other rules are compared with
-# All rules. A new one is a row here, and its value a field of `Rule`.
+# All rules. A new rule is a row here, and its value a field of `Rule`.
 KINDS = {
     NAIVE: Kind(None),
     "shifted": Kind("shift", skips_ranks=True),
@@ -118,17 +118,17 @@ def _reads(value: str) -> Callable[[Rule], bool]:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One rule or several, with their values and the ranks they look at.
+    """One rule or several, with their values and the ranks they use.
 
     Attributes:
         name: naive, shifted, abs, margin_pos or perc_pos, or several joined by '+'.
         percent, margin, threshold, shift: the value of the rule that uses it; the paper's best
             values are the defaults (Table 3).
-        anchor: which positive score counts where a query has several: min, max or mean of them;
-            or own, where each positive is mined for by itself (a row of negatives for each).
+        anchor: which positive score counts if a query has several: min, max or mean of them; or
+            own: each positive is mined for separately (a row of negatives for each).
         ranks: what `shift` and `max_rank` count: 'raw' the teacher's ranks (the paper), 'survivors'
-            the ranks among what the ceiling and `min_score` leave (sentence-transformers). Neither
-            counts positives and excluded passages.
+            the ranks among the candidates that pass the ceiling and `min_score`
+            (sentence-transformers). Neither counts positives or excluded passages.
         max_rank: ranks beyond this one are never negatives; 0: no bound.
         min_score: scores below this are never negatives.
         keep_equal: keep a score equal to the ceiling of margin_pos and perc_pos, with the
@@ -171,8 +171,8 @@ class Rule:
     ranks: str = option(
         "raw",
         options.choice(*RANKS),
-        "What shift and max_rank count: raw: the teacher's ranks; survivors: the ranks among what "
-        "is left.",
+        "What shift and max_rank count: raw: the teacher's ranks; survivors: the ranks among the "
+        "survivors.",
         counts=lambda rule: rule.counts_ranks,
     )
     max_rank: int = option(
@@ -196,7 +196,7 @@ class Rule:
     )
 
     def __post_init__(self):
-        """Raises InputError for values that cannot be."""
+        """Raises InputError for invalid values."""
         options.check(self, "mining.")
 
     @property
@@ -247,22 +247,22 @@ class Rule:
 
 
 def beyond_cosines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong) for values that mean nothing where all scores are cosines.
+    """(name, what is wrong) for values that are meaningless if all scores are cosines.
 
     Args:
-        values: margin, threshold, or both; what is no number is passed over.
+        values: margin, threshold, or both; values that are not numbers are skipped.
     """
     for name, low, high in (("margin", 0, 2), ("threshold", -1, 1)):
         value = values.get(name)
         if isinstance(value, int | float) and not low <= value <= high:
-            yield name, f"expected {options.number(low, high).words}, as scores are cosines"
+            yield name, f"expected {options.number(low, high).words}, because scores are cosines"
 
 
 def anchors(positive_scores: Ragged, which: str) -> np.ndarray:
     """One positive score per query.
 
     Args:
-        positive_scores: float, a row per query, none empty.
+        positive_scores: float, a row per query, not empty.
         which: 'min' (the least similar positive decides: strictest, the default), 'max' or 'mean';
             'own' gives one for every positive.
 
@@ -270,7 +270,7 @@ def anchors(positive_scores: Ragged, which: str) -> np.ndarray:
         float64 [Q], for 'own' [number of positives].
 
     Raises:
-        InputError: a query has no positive, or `which` is not known.
+        InputError: a query has no positive, or an unknown `which`.
     """
     if (positive_scores.counts == 0).any():
         row = int(np.argmin(positive_scores.counts))
@@ -300,8 +300,8 @@ def _round_up(x: np.ndarray) -> np.ndarray:
 def _largest_within(anchors_q: np.ndarray, margin: float) -> np.ndarray:
     """The largest float32 s for which `s + margin`, added in float32, is at most the anchor.
 
-    The sum is rounded, so s is not simply the rounded difference; it is found by bisection over
-    the float32 numbers in their order.
+    The sum is rounded, so s is not simply the rounded difference; it is found by bisection over the
+    ordered float32 numbers.
     """
     margin = np.float32(margin)
 

@@ -1,15 +1,15 @@
-"""Which of a pool's passages are taken: the best, or a draw among the best (paper section 4.3.2).
+"""Which passages of a pool are taken: the best, or a draw among the best (paper section 4.3.2).
 
     top            the n best
     uniform        n of the `sample_from` best, all equally likely
-    softmax        n of the `sample_from` best, one after the other and without replacement, each
-                   with probability proportional to exp(score / temperature)
+    softmax        n of the `sample_from` best, sequentially and without replacement, each with
+                   probability proportional to exp(score / temperature)
     top1_softmax   the best, and n - 1 of the others as in softmax
 
-A draw is made by keys: every passage gets score / temperature plus Gumbel noise, and the n largest
-keys are taken, which is the same distribution as drawing one after the other. The noise is a hash
-of (seed, query id, passage id), so a draw depends on nothing else: not on the mesh, the order of
-queries, or on which other queries are mined. The paper leaves temperature and replacement open.
+A draw uses keys: every passage gets score / temperature plus Gumbel noise, and the n largest keys
+are taken, which has the same distribution as drawing sequentially. The noise is a hash of (seed,
+query id, passage id), so a draw does not depend on the mesh, the order of queries, or the other
+queries that are mined. The paper does not state the temperature, or whether it replaces.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def priorities(
     task_hash: np.ndarray,
     passage_hash: np.ndarray,
 ) -> np.ndarray:
-    """In which order a draw takes the passages of each task.
+    """The order in which a draw takes the passages of each task.
 
     Args:
         pool: survivors, best first.
         how: one of `SAMPLINGS`.
-        sample_from: passages behind this place are taken last, in their order.
+        sample_from: passages past this position are taken last, in their order.
         temperature: divides the scores.
         seed: of the noise.
         task_hash: uint64 [R].
@@ -49,7 +49,7 @@ def priorities(
         int64, for each entry of the pool its turn, from 0: the first n turns are the draw.
 
     Raises:
-        InputError: `how` is not known.
+        InputError: an unknown `how`.
     """
     wrong = mistake("mining.sampling", how, choice(*SAMPLINGS))
     if wrong:
@@ -67,7 +67,7 @@ def priorities(
     key = np.where(place < sample_from, key, -np.inf)
     order = np.lexsort((place, -key, row_of))
     turns = np.empty_like(place)
-    turns[order] = place  # rows keep their stretch, so the sorted entries' turns are the places
+    turns[order] = place  # rows stay contiguous, so the turns of sorted entries are their positions
     return turns
 
 
@@ -79,7 +79,7 @@ def random_rows(
     task_hash: np.uint64,
     texts: SameText | None = None,
 ) -> list[int]:
-    """`count` distinct passages at random, fewer where the corpus has no more.
+    """`count` distinct passages at random, or fewer if the corpus has no more.
 
     Args:
         passages: N.

@@ -1,12 +1,11 @@
-"""One teacher's candidates and a rule in, the hardest passages the rule allows out.
+"""The hardest passages that a rule allows, from one teacher's candidates.
 
-One pass over the stored candidates decides most queries. Where a strict ceiling leaves a query
-short, a second search below its ceiling, which skips what was already looked at, finds what the
-stored depth did not reach: no rule starves a query unless the corpus itself has nothing below the
-ceiling.
+One pass over the stored candidates decides most queries. If a strict ceiling leaves a query short,
+a second search below the ceiling, without the passages already considered, reaches beyond the
+stored depth: no rule starves a query unless the corpus itself has no passage below the ceiling.
 
-What is mined for is a *task*: a query, or, where each positive is its own anchor, a query with one
-of its positives. Tasks are judged in blocks, so memory does not grow with their number.
+The unit of mining is a *task*: a query or, if each positive is its own anchor, a query with one of
+its positives. Tasks are judged in blocks, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ CELLS = 1 << 22  # candidates judged at a time
 
 
 class Verdict(enum.IntEnum):
-    """What became of one candidate."""
+    """The outcome for one candidate."""
 
-    EMPTY = 0  # behind the end of the query's list
+    EMPTY = 0  # past the end of the query's list
     POSITIVE = 1  # a judged positive of the query
     EXCLUDED = 2  # see mining.exclusion: the query itself, a copy of a positive, …
     SKIPPED = 3  # among the ranks the shifted rule skips
@@ -40,11 +39,11 @@ class Verdict(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-    """What is mined for, R tasks.
+    """R tasks to mine for.
 
     Attributes:
-        numbers: int64 [R], query numbers: places in the candidates.
-        positives: int64 ragged, for each task the places of its positives in the candidates'
+        numbers: int64 [R], query numbers in the candidates.
+        positives: int64 ragged, for each task the positions of its positives in the candidates'
             flat list of positives: all of its query's, or its own one.
     """
 
@@ -71,10 +70,10 @@ class Pool:
     Attributes:
         rows: int32, corpus rows.
         scores: float32, the teacher's.
-        ranks: int32, the teacher's rank, from 1, positives and excluded passages not counted; 0
-            for one found beyond the stored candidates.
-        ceilings: float32, what each lies below.
-        teachers: int32, whose it is.
+        ranks: int32, the teacher's rank, from 1, positives and excluded passages not counted; 0 for
+            one found beyond the stored candidates.
+        ceilings: float32, the ceiling that each is below.
+        teachers: int32, the teacher of each.
     """
 
     rows: Ragged
@@ -87,7 +86,7 @@ class Pool:
         return Pool(*(change(getattr(self, f.name)) for f in dataclasses.fields(self)))
 
     def mask(self, keep: np.ndarray) -> Pool:
-        """What a mask over all entries keeps."""
+        """The entries that a mask keeps."""
         return self._each(lambda ragged: ragged.mask(keep))
 
     def head(self, most: int) -> Pool:
@@ -101,7 +100,7 @@ class Pool:
 
     @staticmethod
     def join(pools: list[Pool]) -> Pool:
-        """Task i of each pool, one behind the other."""
+        """Task i of each pool, concatenated."""
         fields = [f.name for f in dataclasses.fields(Pool)]
         return Pool(*(join_rows(*(getattr(p, name) for p in pools)) for name in fields))
 
@@ -111,8 +110,8 @@ class TeacherCounts:
     """What happened to one teacher's candidates.
 
     Attributes:
-        verdicts: candidates by `Verdict` name, lower case; one that stands in the lists of several
-            tasks counts for each.
+        verdicts: candidates by `Verdict` name, lower case; one in the lists of several tasks counts
+            for each.
         searched_again: tasks that the stored candidates left short.
         found_again: passages that the second search added.
     """
@@ -134,11 +133,11 @@ def judge(
 
     Args:
         candidates: of Q queries.
-        numbers: int [R], whose candidates.
+        numbers: int [R], the queries of the tasks.
         ceilings_r: float32 [R].
         rule: for its ranks and `min_score`.
         excluded: int32, per query (of all Q) the passages that are never negatives.
-        window: look only at so many candidates of each list, positives included; 0: at all.
+        window: candidates considered of each list, positives included; 0: all.
 
     Returns:
         verdicts_rk (int8, values of `Verdict`) and ranks_rk (int32, from 1, positives and excluded
@@ -201,10 +200,10 @@ def survivors(
         rule: for its ranks and `min_score`; ceilings are given.
         want: passages per task.
         excluded: int32, per query the passages that are never negatives.
-        ranker: asked once (twice where a window of ranks is deeper than the stored candidates) for
+        ranker: called once (twice if a window of ranks is deeper than the stored candidates) for
             the tasks left short; None: they stay short.
         window: see `judge`.
-        teacher: the number written beside each passage.
+        teacher: the number recorded with each passage.
 
     Raises:
         InputError: a candidate's score is not finite.
@@ -216,7 +215,7 @@ def survivors(
             f"mining: the teacher's score of passage row {candidates.passage_rows.values[bad]} is "
             f"{candidates.scores.values[bad]}; embeddings must be finite"
         )
-    # Where survivors are counted, the skipped ones are found first and cut off at the end.
+    # If survivors are counted, the skipped ones are found first and removed at the end.
     by_survivors = rule.ranks == "survivors"
     need = want + (rule.ranks_to_skip if by_survivors else 0)
     whole = dataclasses.replace(rule, shift=0, max_rank=0) if by_survivors else rule
@@ -265,14 +264,14 @@ def survivors(
 def _search_again(
     candidates, tasks, ceilings_r, rule, short_r, free_r, excluded, ranker, window
 ) -> tuple[list[tuple[Ragged, Ragged, Ragged]], int]:
-    """What lies beyond the stored candidates of the tasks that are short.
+    """Passages beyond the stored candidates, for the tasks that are short.
 
     Returns:
         (rows, scores, ranks) of one or two further searches, and how many tasks were searched for.
     """
     listed = candidates.passage_rows.counts[tasks.numbers]
     unseen_r = (np.minimum(listed, window) if window else listed) < ranker.passages
-    # Ranks count from the top, so a window of ranks is followed down to its end first.
+    # Ranks count from the top, so a window of ranks is first followed to its end.
     to_rank = max(rule.ranks_to_skip, rule.max_rank)
     open_r = (short_r > 0) & unseen_r & ((rule.max_rank == 0) | (free_r < rule.max_rank))
     again = np.flatnonzero(open_r)

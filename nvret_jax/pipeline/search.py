@@ -205,7 +205,7 @@ def _is_there(path: epath.Path) -> bool:
     if mesh_lib.is_main() and path.exists():
         found = "whole" if is_whole(path) else ""
         if not found:
-            say(f"          {path} is damaged; it is made again")
+            say(f"          {path} is damaged; rebuilding it")
     return bool(mesh_lib.from_main(found))
 
 

@@ -60,7 +60,7 @@ def embed_texts(
     store = EmbeddingStore.open(artifact.partial)
     damaged = store.damaged_chunks() if resumed else []
     if damaged:
-        say(f"          {len(damaged)} damaged chunks of {artifact.name} are rebuilt")
+        say(f"          {len(damaged)} damaged chunks of {artifact.name}; rebuilding them")
     if mesh_lib.is_main():
         for chunk in damaged:
             store.remove_chunk(chunk)

@@ -11,7 +11,7 @@ Choices, and why:
   may drop a chunk that consists of nothing else; with zeros an unfinished store would read as
   vectors of zeros. On top of that, a read of a missing chunk is an error here.
 * Chunks are stored uncompressed (embeddings do not compress) with a crc32c at the end, so that
-damage inside a file of the right length is detected, too.
+  damage inside a file of the right length is detected, too.
 * The store does not know which row is which passage; its owner keeps the ids next to it.
 """
 

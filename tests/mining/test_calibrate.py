@@ -148,7 +148,9 @@ def test_a_value_that_mines_nothing_is_not_chosen():
         choose(scores_qn, known, options=Options(rule=Rule(min_score=2.0)))
     # All of the first five ranks are hidden positives: only what keeps none of them has no hits.
     scores_qn, _, known = world(13, relevant=6, lift=0.55, spread=0.02)
-    with pytest.raises(InputError, match=r"of the wanted negatives are left of 200 queries; at l"):
+    with pytest.raises(
+        InputError, match=r"of the wanted negatives are left, with 200 queries; at l"
+    ):
         choose(scores_qn, known, options=Options(rule=Rule(max_rank=5)))
 
 
@@ -173,7 +175,7 @@ def test_too_few_queries_and_rules_without_the_value_are_errors():
     with pytest.raises(InputError, match=r"percent='auto': needs at least 100 .* there are 99"):
         choose(scores_qn, known)
     scores_qn, _, known = world(6)
-    with pytest.raises(InputError, match=r"'perc_pos' is not calibrated for mining.rule='abs'"):
+    with pytest.raises(InputError, match=r"mining.rule='abs' has no value of 'perc_pos' to"):
         choose(scores_qn, known, options=Options(rule=Rule("abs")))
     with pytest.raises(InputError, match="rule 'abs' is not calibrated"):
         choose(scores_qn, known, rule="abs")

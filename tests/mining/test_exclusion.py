@@ -404,7 +404,7 @@ def test_a_bad_file_of_documents_is_named_with_its_line(tmp_path, content, messa
         ({"cosine": float("nan")}, "cosine=nan"),
         ({"jaccard": 2}, "jaccard=2"),
         ({"jaccard": 0.01}, "jaccard=0.01: expected 0 .off. or a number from 0.053 to 1"),
-        ({"document_separator": "#", "document_map": {"a": "b"}}, "one document: give one"),
+        ({"document_separator": "#", "document_map": {"a": "b"}}, "one document: give only one"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(values, message):
@@ -426,7 +426,7 @@ def test_what_the_data_cannot_give_is_refused(values, message):
 
 
 def test_an_unknown_form_of_own_text_is_refused():
-    with pytest.raises(InputError, match="form='lower' is not known"):
+    with pytest.raises(InputError, match="unknown form='lower'"):
         exclusion.own_text(["q"], ["p"], "lower")
 
 

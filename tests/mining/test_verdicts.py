@@ -136,12 +136,12 @@ GOOD_LINE = '{"query_id": "q0", "passage_id": "p0", "verdict": "yes"}\n'
         (
             "v.jsonl",
             GOOD_LINE + '{"query_id": "q0", "passage_id": "p1"}',
-            r"v\.jsonl:2: lacks the key 'verdict'; it has \['query_id', 'passage_id'\]",
+            r"v\.jsonl:2: missing key 'verdict'; found \['query_id', 'passage_id'\]",
         ),
-        ("v.jsonl", GOOD_LINE.replace("yes", "maybe"), r"v\.jsonl:1: verdict 'maybe' is not known"),
-        ("v.jsonl", GOOD_LINE.replace('"yes"', "2"), r"v\.jsonl:1: verdict 2 is not known"),
-        ("v.jsonl", GOOD_LINE.replace('"yes"', "0.5"), r"v\.jsonl:1: verdict 0.5 is not known"),
-        ("v.jsonl", GOOD_LINE.replace('"yes"', '["yes"]'), r"verdict \['yes'\] is not known"),
+        ("v.jsonl", GOOD_LINE.replace("yes", "maybe"), r"v\.jsonl:1: unknown verdict 'maybe'"),
+        ("v.jsonl", GOOD_LINE.replace('"yes"', "2"), r"v\.jsonl:1: unknown verdict 2"),
+        ("v.jsonl", GOOD_LINE.replace('"yes"', "0.5"), r"v\.jsonl:1: unknown verdict 0.5"),
+        ("v.jsonl", GOOD_LINE.replace('"yes"', '["yes"]'), r"unknown verdict \['yes'\]"),
         ("v.jsonl", GOOD_LINE.replace('"q0"', "null"), r"v\.jsonl:1: query_id must be a string"),
         ("v.jsonl", GOOD_LINE.replace('"p0"', "true"), r"v\.jsonl:1: passage_id must be a string"),
         ("v.jsonl", GOOD_LINE.replace("q0", "q9"), r"v\.jsonl:1: query id 'q9' is not in the data"),
@@ -166,7 +166,7 @@ GOOD_LINE = '{"query_id": "q0", "passage_id": "p0", "verdict": "yes"}\n'
         ("v.jsonl", None, r"v\.jsonl: no such file; it should hold the verdicts"),
         ("v.csv", "", r"v\.csv: empty"),
         ("v.csv", "query_id,passage_id,verdict\n", r"v\.csv: empty"),
-        ("v.csv", "q0,p0,yes\n", r"v\.csv:1: lacks the column 'query_id'; .* is 'q0', 'p0', 'yes'"),
+        ("v.csv", "q0,p0,yes\n", r"v\.csv:1: lacks the column 'query_id'; .* got 'q0', 'p0', 'yes'"),
         ("v.csv", "query_id,passage_id\nq0,p0\n", r"v\.csv:1: lacks the column 'verdict'"),
         (
             "v.csv",
@@ -178,12 +178,12 @@ GOOD_LINE = '{"query_id": "q0", "passage_id": "p0", "verdict": "yes"}\n'
             "query_id,passage_id,verdict\nq0,p0,yes\nq0,p1\n",
             r"v\.csv:3: expected 3 columns as in the header, got 2",
         ),
-        ("v.csv", "query_id,passage_id,verdict\nq0,p0,ja\n", r"v\.csv:2: verdict 'ja'"),
+        ("v.csv", "query_id,passage_id,verdict\nq0,p0,ja\n", r"v\.csv:2: unknown verdict 'ja'"),
         ("v.tsv", "query_id,passage_id,verdict\nq0,p0,yes\n", r"v\.tsv:1: lacks the column"),
         ("v.tsv", "query_id\tpassage_id\tverdict\n\tp0\tyes\n", r"v\.tsv:2: query id '' is not in"),
         ("v.parquet", "not parquet", r"v\.parquet cannot be read as parquet"),
         ("v.parquet", None, r"v\.parquet cannot be read"),
-        ("v.json", GOOD_LINE, r"v\.json: a file of verdicts is named \.jsonl, \.csv, \.tsv, \.par"),
+        ("v.json", GOOD_LINE, r"v\.json: the name of a file of verdicts must end in one of \.jsonl, \.csv"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, message):
@@ -202,7 +202,7 @@ def test_a_parquet_file_without_a_column_or_without_rows_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"b\.parquet: empty"):
         read_verdicts(write(tmp_path / "b.parquet", []), QUERIES, CORPUS)
     bad = write(tmp_path / "c.parquet", [*PAIRS, ("q0", "p3", "hm")])
-    with pytest.raises(InputError, match=r"c\.parquet:5: verdict 'hm'"):
+    with pytest.raises(InputError, match=r"c\.parquet:5: unknown verdict 'hm'"):
         read_verdicts(bad, QUERIES, CORPUS)
 
 
@@ -314,7 +314,10 @@ def test_negatives_that_are_not_given_are_not_counted():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mode": "promote"}, "mode='promote' is not known; choose relabel, remove, remove_query"),
+        (
+            {"mode": "promote"},
+            "unknown mode='promote'; choose one of relabel, remove, remove_query",
+        ),
         ({"max_promoted": -1}, "max_promoted=-1; expected a whole number"),
         ({"max_promoted": 1.5}, "max_promoted=1.5"),
     ],
@@ -433,6 +436,6 @@ def test_questions_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         write_questions(tmp_path / "none" / "a.jsonl", negatives(), QUERIES, CORPUS)
     empty = negatives(negative_rows=rows([], []), negative_scores=rows([], []))
-    with pytest.raises(InputError, match="nothing to ask; 0 negatives"):
+    with pytest.raises(InputError, match="no pairs to judge: all 0 negatives"):
         write_questions(tmp_path / "a.jsonl", empty, QUERIES, CORPUS)
     assert not list(tmp_path.iterdir())

@@ -214,7 +214,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("partial", ["block", "chunk", "ids.txt", "zarr.json"])
 def test_damage_in_what_a_killed_run_left(pristine, tmp_path, monkeypatch, partial):
-    """It is seen, made again, and the rest of it is kept."""
+    """It is detected and rebuilt, and the rest of it is kept."""
     search = partial == "block"
     argv = in_workdir(
         pristine, tmp_path / "w", "--stages=embed,search", "--config.search.query_block=6"
@@ -241,7 +241,7 @@ def test_damage_in_what_a_killed_run_left(pristine, tmp_path, monkeypatch, parti
     result = command.inside(*argv)
     assert result.status == 0, result.stderr[-2000:]
     if partial in ("block", "chunk"):
-        assert "made again" in result.stdout
+        assert "rebuilding" in result.stdout
     whole = command.inside(*in_workdir(pristine, tmp_path / "x", *argv[-2:]))
     assert whole.status == 0
     for name in ("candidates/teacher.parquet", "embeddings/teacher/data/passages/zarr.json"):

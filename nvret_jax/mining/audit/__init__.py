@@ -1,1 +1,1 @@
-"""How many mined negatives are false, estimated."""
+"""Estimates of how many mined negatives are false."""

@@ -1,12 +1,12 @@
-"""How many mined negatives are positives nobody told the miner about, by rule, value and teacher.
+"""How many mined negatives are hidden positives, by rule, value and teacher.
 
-Of a query with several positives one stays visible and the others are hidden (holdout.py).
-Mining then knows the visible one alone: it is the anchor, and it alone decides what is excluded as
-its copy. Every rule and value is tried on the same queries, and compared with naive mining.
+For a query with several positives, one stays visible and the others are hidden (holdout.py). Mining
+then knows only the visible one: it is the anchor, and only its copies are excluded. Every rule and
+value is tried on the same queries, and compared with naive mining.
 
-Judged positives are a lower bound of what is relevant: a passage that nobody judged counts as a
-true negative here. Shares compare rules and teachers on one data set, not data sets with each
-other. docs/audit.md says how to read each column.
+Judged positives are a lower bound of the relevant passages: an unjudged passage counts as a true
+negative here. Shares compare rules and teachers on one data set, not data sets with each other.
+docs/audit.md says how to read each column.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ class Row:
 
     Attributes:
         dataset, teacher: names.
-        rule, value: value is '' for naive; both are joined by '+' for rules that are combined.
+        rule, value: value is '' for naive; both are joined by '+' for combined rules.
         false_negative_share: hidden positives / mined negatives, over all queries.
         low, high: its 95 % bootstrap interval over queries.
         hardness: mean over mined negatives of 1 - (anchor - score) / |anchor|, which is
-            score / anchor for a positive anchor: the `percent` on whose ceiling it would lie.
+            score / anchor for a positive anchor: the `percent` whose ceiling equals its score.
         fill: mined negatives / wanted ones.
-        cost: true negatives thrown out for each hidden positive thrown out, both among the stored
-            candidates that rank ahead of a query's last negative: what a false negative avoided
-            costs in good, hard negatives. nan where no hidden positive was thrown out.
+        cost: true negatives rejected for each hidden positive rejected, both among the stored
+            candidates that rank ahead of a query's last negative: the cost of avoiding a false
+            negative in good, hard negatives. nan where no hidden positive was rejected.
         gap: mean over mined negatives of anchor - score, in the teacher's unit.
         cut, cut_low, cut_high: the naive share minus this one, with its paired interval.
         relative_cut, relative_low, relative_high: the same divided by the naive share.
-        queries: queries looked at, all with at least two positives.
+        queries: queries used, all with at least two positives.
         slots: mined negatives.
         false_negatives: hidden positives among them.
     """
@@ -96,11 +96,11 @@ class Row:
 
 
 def check_any(audited: int, queries: int, dataset: str) -> None:
-    """Raises InputError where no query has two positives."""
+    """Raises InputError if no query has two positives."""
     if not audited:
         raise InputError(
-            f"audit: none of the {queries} queries of {dataset!r} has two positives, and "
-            "hiding one takes two; audit a data set with several positives per query"
+            f"audit: none of the {queries} queries of {dataset!r} has two positives, and one must "
+            f"stay visible; audit a data set with several positives per query"
         )
 
 
@@ -129,17 +129,18 @@ def audit(
 
     Args:
         candidates: of Q queries, with all positives known.
-        ranker: of the same queries, for the second search; None: the stored candidates are all.
+        ranker: of the same queries, for the second search; None: only the stored candidates are
+            used.
         options: how to mine; its rule is replaced by each of `rules`.
-        rules: what is tried; naive is tried in any case, and comes first.
+        rules: the rules to try; naive is always tried, and comes first.
         visible: int64 [Q], from `visible_positives`.
-        excluded: int32, per query of all Q what is excluded when only its visible positive is
+        excluded: int32, the exclusions of each of the Q queries when only its visible positive is
             known.
         query_ids: of the Q queries.
         passage_ids: of all N passages.
         dataset, teacher: names for the rows.
-        max_queries: queries looked at; 0: all with at least two positives.
-        resamples: behind each interval.
+        max_queries: queries used; 0: all with at least two positives.
+        resamples: per interval.
         seed: of the bootstrap and of the choice of queries.
         progress: called with the description of each rule before it is tried.
         texts: of the corpus, with candidates and ranker over its distinct texts; see
@@ -207,11 +208,12 @@ def _row(dataset, teacher, rule, trial, naive, shares_b, naive_b, wanted) -> Row
 
 
 def rules_to_try(options: Options, values: Mapping[str, Sequence[float]]) -> list[Rule]:
-    """Naive, each rule with each of its values, and last the options' rule if none of these is it.
+    """Naive, each rule with each of its values, and finally the options' rule if it is not among
+    them.
 
     Args:
         options: its rule gives ranks, bounds and the like to all; shifts for which its `max_rank`
-            leaves no room are left out.
+            leaves no ranks are left out.
         values: to try, by rule; see `mining.options.Audit`.
     """
     base = options.rule
@@ -228,13 +230,13 @@ def rules_to_try(options: Options, values: Mapping[str, Sequence[float]]) -> lis
 
 
 def value_text(rule: Rule) -> str:
-    """The value or values of a rule, as the CSV has them."""
+    """The value or values of a rule, as in the CSV."""
     names = [VALUES[name] for name in rule.names if VALUES[name]]
     return "+".join(f"{getattr(rule, name):g}" for name in names)
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV; numbers with six digits, nothing where there is no number."""
+    """The rows as CSV; numbers with six digits, empty for nan."""
     import csv
     import io
 
@@ -267,11 +269,11 @@ def read_csv(path: epath.PathLike) -> list[Row]:
             for line in lines
         ]
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is not the table of an audit ({error})") from None
+        raise InputError(f"{path}: not the table of an audit ({error})") from None
 
 
 def audit_table(rows: Sequence[Row]):
-    """A `rich.table.Table`, a block for each data set and teacher."""
+    """A `rich.table.Table` with a block for each data set and teacher."""
     from rich.table import Table
 
     table = Table(title="False negatives by rule", title_justify="left")

@@ -1,28 +1,28 @@
 """percent='auto' and margin='auto': the least strict value that meets a target of false negatives.
 
-Which value that is depends on the teacher and on the data (0.90 to 0.99 is seen in practice), so it
-is measured, on at most `max_queries` training queries, in one of two ways:
+The value depends on the teacher and on the data (0.90 to 0.99 in practice), so it is measured, on
+at most `max_queries` training queries, in one of two ways:
 
     labels   at least `ENOUGH` queries have two positives or more: one stays visible, and the share
              of the hidden ones among the mined negatives is counted (`mining.audit.holdout`)
-    ranks    otherwise: the share is estimated from where the teacher ranks the one positive that
-             is known (`mining.audit.rank_estimate`)
+    ranks    otherwise: the share is estimated from the teacher's rank of the one known positive
+             (`mining.audit.rank_estimate`)
 
 Choices:
 
-- What must stay under the target is the upper end of the 95 % bootstrap interval, not the share
-  itself: a small sample then errs towards strictness. Where nothing was found at all, the upper end
-  is 3 / queries with a negative (the rule of three), because a bootstrap of zeros knows no doubt.
-- Values are a hundredth apart, from the positive's own score down to half of it: no value is chosen
-  that would prefer passages scoring above the positive, nor one whose negatives are trivial.
-- Without labels values begin at the paper's 0.95 (a margin of 0.05): what rests on an assumption
-  may be a reason to be stricter than usual, not laxer.
-- The value is found by halving, which takes the share to rise with the value. So each value tried
-  costs one pass of mining, and there are at most eight.
-- A target that the strictest value misses is an error, not a choice. So is one that is met only
-  where less than `LEAST_FILL` of the wanted negatives are left: what mines nothing leaves no false
-  negatives, and nothing to train on.
-- Nothing is decided from a development or test split: only the queries handed in are looked at.
+- The upper end of the 95 % bootstrap interval must stay under the target, not the share itself: a
+  small sample then errs towards strictness. If no false negative was found, the upper end is 3 /
+  queries with a negative (the rule of three), because a bootstrap of zeros has no spread.
+- Values are a hundredth apart, from the positive's own score down to half of it: so no value
+  prefers passages that score above the positive, and none gives only trivial negatives.
+- Without labels values begin at the paper's 0.95 (a margin of 0.05): an estimate based on an
+  assumption may justify a stricter value than usual, but not a laxer one.
+- The value is found by bisection, which assumes that the share rises with the value. Each value
+  tried costs one pass of mining, and there are at most eight.
+- A target that even the strictest value misses is an error. So is one that is met only where less
+  than `LEAST_FILL` of the wanted negatives are left: a rule that mines almost nothing leaves no
+  false negatives, but also nothing to train on.
+- Development and test splits are never used: only the given queries are.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ from nvret_jax.search.rankers.ranker import Ranker
 
 ENOUGH = 100  # queries: with fewer, zero false negatives would not show a share under 3 %
 LEAST_FILL = 0.1  # of the negatives wanted, at the value chosen
-_STEPS = 50  # values are hundredths below the positive's score, at most so many
+_STEPS = 50  # values are hundredths below the positive's score; their largest number
 _PAPER = 5  # steps of the paper's values, percent 0.95 and margin 0.05
-# Candidates looked at: one deeper search in place of a second search for every value.
+# Candidates looked at: one deeper search instead of a second search for every value.
 _DEPTH = 1000
 
 # (numbers [R], positives of these queries) -> passages excluded for each of them, int32
@@ -73,7 +73,7 @@ class Choice:
     Attributes:
         value: of percent or margin.
         record: for a JSON file: teacher, rule, value, target, method ('labels' or 'ranks'),
-            queries, share and upper end at the value, what was tried, and why, in words.
+            queries, share and upper end at the value, the values tried, and the reason in words.
     """
 
     value: float
@@ -100,23 +100,23 @@ def calibrate(
 
     Args:
         candidates: of Q training queries, computed with all positives.
-        ranker: of the same queries; None: the stored candidates are all there is.
-        options: how to mine; its rule is the one mined with, `rule_name` alone or among others.
+        ranker: of the same queries; None: only the stored candidates are used.
+        options: how to mine; its rule is `rule_name`, alone or combined with others.
         rule_name: one of `rules.CALIBRATED`.
         target: share of false negatives among the negatives, in (0, 1).
-        max_queries: queries looked at; 0: all.
-        excluded: called once, with the queries looked at and the positive that stays visible of
-            each; returns what mining would exclude if that were all it knew.
+        max_queries: queries used; 0: all.
+        excluded: called once, with the queries used and the visible positive of each; returns what
+            mining would exclude if it knew only that positive.
         query_ids, passage_ids: of all queries and passages.
         seed: of the draws: queries, visible positives, bootstrap.
-        resamples: behind each interval.
+        resamples: per interval.
         teacher: its name, for the record.
         texts: of the corpus, with candidates and ranker over its distinct texts; see
             `search.rankers.distinct`.
 
     Raises:
-        InputError: the rule has no such value, there are too few queries, or the target is missed
-            even by the strictest value, or met only by values that mine next to nothing.
+        InputError: the rule has no such value, there are too few queries, or even the strictest
+            value misses the target, or only values that mine next to nothing meet it.
     """
     if rule_name not in CALIBRATED or rule_name not in options.rule.names:
         needs = ", ".join(f"{value}='auto' needs {name}" for name, value in CALIBRATED.items())
@@ -154,7 +154,8 @@ def calibrate(
         rule = dataclasses.replace(options.rule, **{VALUES[rule_name]: values[place]})
         trial = try_rule(hidden, options, rule, passage_ids)
         slots = int(trial.slots_q.sum())
-        # What mines nothing leaves no false negatives; whether that is a choice, `fill` decides.
+        # A value that mines nothing leaves no false negatives; `fill` decides whether it is
+        # acceptable.
         share, upper = measure(trial) if slots else (0.0, 0.0)
         tried[place] = {
             "value": values[place],
@@ -179,7 +180,8 @@ def calibrate(
         raise InputError(
             f"mining.{VALUES[rule_name]}='auto': teacher {teacher!r} meets mining.calibration."
             f"target={target} from {best['value']:g} on, where {best['fill']:.1%} of the wanted "
-            f"negatives are left of {len(numbers)} queries; at least {LEAST_FILL:.0%} are needed. "
+            f"negatives are left, with {len(numbers)} queries; at least {LEAST_FILL:.0%} are "
+            f"needed. "
             "Raise the target, give a number, or let the teacher list more candidates"
         )
     record = {
@@ -201,13 +203,13 @@ def calibrate(
 
 
 def check_enough(rule_name: str, queries: int, at: str = "mining.", bound: str = "") -> None:
-    """Raises InputError where there are too few queries to calibrate a rule on.
+    """Raises InputError if there are too few queries to calibrate a rule on.
 
     Args:
         rule_name: one of `rules.VALUES`.
         queries: how many there are to calibrate on.
-        at: what stands before the name of the rule's value.
-        bound: the key that says how many are used, where one does.
+        at: prefix of the name of the rule's value in the message.
+        bound: the key that limits their number, if there is one.
     """
     if queries < ENOUGH:
         raise InputError(
@@ -220,9 +222,9 @@ def check_enough(rule_name: str, queries: int, at: str = "mining.", bound: str =
 def _hidden(
     candidates, ranker, numbers, excluded: Exclude, query_ids, passage_ids, seed, *, alone, texts
 ) -> Hidden:
-    """The queries looked at, with one visible positive each and candidates of some depth.
+    """The queries used, with one visible positive each and candidates of some depth.
 
-    alone: the other positives, if any, are left out of the corpus rather than hidden in it.
+    alone: other positives, if any, are removed from the corpus rather than hidden in it.
     """
     visible = visible_positives(candidates.positive_rows, query_ids, passage_ids, seed)
     shown = visible_rows(candidates.positive_rows, visible).take(numbers)
@@ -276,16 +278,16 @@ def _ranks(hidden: Hidden, law: rank_estimate.RankLaw, resamples: int, seed: int
 
 
 def _values(rule_name: str, hidden: Hidden, first: int) -> list[float]:
-    """The values that can be chosen, the least strict first, from step `first` on."""
+    """The possible values, the least strict first, from step `first` on."""
     steps = np.arange(first, _STEPS + 1) / 100
-    # Cosines have a scale of 1; other scores have that of their positives.
+    # Cosines have a scale of 1; other scores have that of the positives.
     anchors = np.abs(hidden.candidates.positive_scores.values.astype(np.float64))
     scale = 1.0 if anchors.max() <= 1.0 + 1e-4 else float(np.median(anchors))
     return [KINDS[rule_name].calibrated(step, scale) for step in steps.tolist()]
 
 
 def _least_strict(holds: Callable[[int], bool], count: int) -> int | None:
-    """The first place that holds, if none before it does and all behind it do; None: none."""
+    """The first position that holds, if none before it does and all after it do; None: none."""
     if holds(0):
         return 0
     if not holds(count - 1):

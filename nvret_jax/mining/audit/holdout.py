@@ -1,16 +1,16 @@
-"""One positive of a query left visible, the others hidden: what mining takes of the hidden ones.
+"""One positive per query stays visible, the others are hidden: which hidden ones get mined.
 
-A hidden positive that is mined is a false negative for certain. The audit reports it rule by rule
-(audit.py), calibration looks for the value that keeps it small (calibrate.py). Choices:
+A hidden positive that is mined is a false negative for certain. The audit reports their share by
+rule (audit.py), calibration searches for the value that keeps it small (calibrate.py). Choices:
 
 - The visible positive is drawn by a hash of (seed, query id, passage id): the same on any machine,
   for any order of rows, and for every teacher.
-- Mining goes through `mining.miner.mine`, on the candidates that were computed once with all
-  positives: hidden ones stand in the lists as ordinary candidates.
-- Queries that the corpus cannot serve stay short: nothing is dropped or filled up at random.
-- A share is a ratio of sums, false negatives over mined negatives, so a query that gives fewer
-  counts less. It is resampled by whole queries, whose negatives are not independent, and all rules
-  at once, so that differences between rules are paired.
+- Mining goes through `mining.miner.mine`, on candidates that were computed once with all positives:
+  hidden ones are ordinary candidates in the lists.
+- Queries with too few passages stay short: nothing is dropped or filled up at random.
+- A share is a ratio of sums, false negatives over mined negatives, so a query with fewer negatives
+  counts less. It is resampled by whole queries, because the negatives of a query are not
+  independent, and for all rules at once, so that differences between rules are paired.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Hidden:
     """Queries with one visible positive.
 
     Attributes:
-        numbers: int64 [R], which queries of the full candidates these are.
-        candidates: of those, the visible positive the only one.
-        ranker: for numbers 0..R-1; None where there is none.
+        numbers: int64 [R], the queries' numbers in the full candidates.
+        candidates: of these queries, with the visible positive as the only one.
+        ranker: for numbers 0..R-1, or None.
         hidden_rows: int32, the positives that mining does not know.
         excluded: int32, passages that are never negatives.
         query_ids: of the R queries.
-        texts: of the corpus; None: every id is a text of its own.
+        texts: of the corpus; None: every id is a distinct text.
     """
 
     numbers: np.ndarray
@@ -61,7 +61,7 @@ class Hidden:
 
     @functools.cached_property
     def ranks(self) -> Ragged:
-        """For each candidate its rank among what could be a negative, from 1; else 0. int32."""
+        """The rank of each candidate among possible negatives, int32 from 1; 0 for others."""
         lists = self.candidates.passage_rows
         out = np.zeros(len(lists.values), np.int32)
         step = max(1, CELLS // max(1, int(lists.counts.max(initial=0))))
@@ -76,13 +76,13 @@ class Hidden:
 
     @functools.cached_property
     def is_hidden(self) -> np.ndarray:
-        """For each candidate whether it is a hidden positive, bool."""
+        """Whether each candidate is a hidden positive, bool."""
         lists = self.candidates.passage_rows
         return self.hidden_rows.contains(lists.row_of, lists.values)
 
     @functools.cached_property
     def visible_ranks(self) -> np.ndarray:
-        """The rank of each visible positive among itself and what could be a negative, int64."""
+        """The rank of each visible positive among itself and the possible negatives, int64."""
         lists, scores = self.candidates.passage_rows, self.candidates.scores
         row_of = lists.row_of
         anchor = self.candidates.positive_scores.values[row_of]
@@ -94,19 +94,19 @@ class Hidden:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What one rule mined.
+    """The negatives that one rule mined.
 
     Attributes:
         slots_q: int64 [R], negatives of each query.
         hits_q: int64 [R], hidden positives among them.
         query: int64, the query of each negative.
-        ranks: int64, the rank of each among the visible positive and what could be a negative; 0
-            behind the stored candidates.
+        ranks: int64, the rank of each among the visible positive and the possible negatives; 0 past
+            the stored candidates.
         hardness, gap: means over all negatives, see `audit.Row`; nan where there is none.
-        thrown_true, thrown_hidden: passed over on the way to the negatives: stored candidates,
-            ranked ahead of a query's last negative and not taken, that are or are not true
-            negatives. Where a query was left short, or had to be searched for again, all stored
-            candidates are ahead.
+        thrown_true, thrown_hidden: numbers of stored candidates rejected on the way to the
+            negatives, ranked ahead of a query's last negative, that are or are not true negatives.
+            If a query was left short or had to be searched for again, all stored candidates are
+            ahead.
     """
 
     slots_q: np.ndarray
@@ -127,34 +127,34 @@ class Trial:
 def visible_positives(
     positive_rows: Ragged, query_ids: Sequence[str], passage_ids: Sequence[str], seed: int = 0
 ) -> np.ndarray:
-    """Draws the positive of each query that stays visible.
+    """Draws the visible positive of each query.
 
     Args:
-        positive_rows: int32, judged positives of Q queries, none without any.
+        positive_rows: int32, judged positives of Q queries, each with at least one.
         query_ids: of the Q queries.
         passage_ids: of all N passages.
         seed: of the draw.
 
     Returns:
-        int64 [Q], places in `positive_rows.values`. `Ragged(arange(Q + 1), values[places])` are the
-        visible positives, from which the caller makes the exclusions.
+        int64 [Q], positions in `positive_rows.values`. `Ragged(arange(Q + 1), values[places])` are
+        the visible positives, from which the caller makes the exclusions.
 
     Raises:
         InputError: a query has no positive.
     """
     if (positive_rows.counts == 0).any():
         bad = int(np.argmin(positive_rows.counts))
-        raise InputError(f"audit: query {query_ids[bad]!r} has no positive that could stay visible")
+        raise InputError(f"audit: query {query_ids[bad]!r} has no positive to keep visible")
     used, place = np.unique(positive_rows.values, return_inverse=True)
     passage_hash = stable_hash([passage_ids[row] for row in used])[place.reshape(-1)]
     row_of = positive_rows.row_of
     drawn = uniform01(seed, stable_hash(query_ids)[row_of], passage_hash)
-    order = np.lexsort((drawn, row_of))  # rows keep their stretch: the first of each is the lowest
+    order = np.lexsort((drawn, row_of))  # rows stay contiguous: the first of each is the lowest
     return order[positive_rows.offsets[:-1]]
 
 
 def visible_rows(positive_rows: Ragged, places: np.ndarray) -> Ragged:
-    """The visible positive of each query as lists of one, what exclusions are made from."""
+    """The visible positive of each query as lists of one, from which exclusions are made."""
     offsets = np.arange(len(places) + 1, dtype=np.int64)
     return Ragged(offsets, positive_rows.values[places])
 
@@ -162,7 +162,7 @@ def visible_rows(positive_rows: Ragged, places: np.ndarray) -> Ragged:
 def queries_to_audit(
     positive_rows: Ragged, query_ids: Sequence[str], most: int = 0, seed: int = 0
 ) -> np.ndarray:
-    """Numbers of the queries with at least two positives; see `sample` for the rest."""
+    """Numbers of the queries with at least two positives; other arguments as in `sample`."""
     return sample(np.flatnonzero(positive_rows.counts >= 2), query_ids, most, seed)
 
 

@@ -1,23 +1,23 @@
-"""How many mined negatives are relevant, estimated where each query has one known positive.
+"""How many mined negatives are relevant, estimated when each query has one known positive.
 
-No label says so, but the ranks of the known positives do. Let a query have m relevant passages, of
-which the known one is a random one, and let the known one stand at rank r with frequency rho(r).
-Then a relevant passage that is not the known one stands there with frequency (m - 1) rho(r), and
-what stands there while the known one stands elsewhere is relevant with probability
+Labels do not show it, but the ranks of the known positives do. Let a query have m relevant
+passages, of which the known one is a random one, and let the known one be at rank r with frequency
+rho(r). Then another relevant passage is there with frequency (m - 1) rho(r), and the passage there,
+given that the known one is elsewhere, is relevant with probability
 
     (m - 1) rho(r) / (1 - rho(r))
 
 The share of false negatives is the mean of that over the ranks of the mined negatives. rho is
 counted; m is not known, but bounded: no more than all of the k best can be relevant, so
-m <= k / P(rank of the positive <= k). The bound is taken, at the smallest k for which P rests on
-`_INSIDE` positives. A teacher that ranks the known positive first in most queries thereby says that
-there is little else to find; one whose positives are strewn over the first hundred ranks says that
-a hundred passages may be as good.
+m <= k / P(rank of the positive <= k). The bound is used, at the smallest k for which P is based on
+`_INSIDE` positives. A teacher that ranks the known positive first in most queries thus indicates
+that there is little else to find; one whose positives are scattered over the first hundred ranks
+indicates that a hundred passages may be as good.
 
-What is assumed: the known positive is a random one of the relevant (annotators who judged what
-some engine ranked high make m look smaller than it is), and the queries have much the same m and
-rho. The bound on m errs towards strictness where even the best ranks hold passages that are not
-relevant. docs/audit.md compares estimates with labels.
+Assumptions: the known positive is a random one of the relevant passages (if annotators judged what
+some engine ranked high, m is underestimated), and the queries have similar m and rho. The bound on
+m errs towards strictness where even the best ranks hold passages that are not relevant.
+docs/audit.md compares estimates with labels.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ import numpy as np
 from nvret_jax.data.hashing import stable_hash
 from nvret_jax.mining.audit.holdout import Hidden, Trial, weights
 
-_INSIDE = 20  # known positives behind the estimate of how many relevant passages there are
-_GROWTH = 1.6  # a bin of ranks is so much wider than the one before
+_INSIDE = 20  # known positives needed to estimate how many relevant passages there are
+_GROWTH = 1.6  # each bin of ranks is wider than the previous one by this factor
 
 
 @dataclasses.dataclass(frozen=True)
 class RankLaw:
-    """Where the known positives rank among the passages that could be negatives.
+    """The ranks of the known positives among the possible negatives.
 
     Attributes:
         edges: int64 [bins + 1], bin b holds the ranks edges[b] to edges[b + 1] - 1.
         bin_q: int64 [Q], the bin of each query's positive; `bins` for one beyond the last.
-        first: k, the ranks that are taken to be all relevant.
+        first: k, the ranks assumed to be all relevant.
         inside_q: bool [Q], whether the positive is among the k best.
-        relevant: the most relevant passages a query can have on average, m.
+        relevant: m, the largest possible mean number of relevant passages per query.
     """
 
     edges: np.ndarray
@@ -79,19 +79,18 @@ def rank_law(hidden: Hidden) -> RankLaw:
 def estimate(
     trial: Trial, hidden: Hidden, law: RankLaw, *, resamples: int, seed: int
 ) -> tuple[float, np.ndarray]:
-    """The share of false negatives among what was mined.
+    """The share of false negatives among the mined negatives.
 
     Args:
-        trial: what a rule mined of `hidden`.
+        trial: what a rule mined from `hidden`.
         law: of `hidden`.
-        resamples, seed: of the bootstrap over queries, in which everything that is counted is
-            counted anew.
+        resamples, seed: of the bootstrap over queries, which recomputes all counts.
 
     Returns:
         The estimate, and float64 [resamples] of it.
     """
     bins, queries = len(law.edges) - 1, len(law.bin_q)
-    # A negative behind the stored candidates counts as if it stood at their end: rho falls.
+    # A negative past the stored candidates counts as if it were at their end: rho decreases.
     bin_of = np.searchsorted(law.edges, np.maximum(trial.ranks, 1), side="right") - 1
     bin_of = np.where(trial.ranks == 0, bins - 1, np.minimum(bin_of, bins - 1))
     slots_qb = np.zeros((queries, bins))

@@ -1,1 +1,1 @@
-"""What can never be a negative, whatever its score."""
+"""Passages that can never be negatives, whatever their score."""

@@ -1,8 +1,8 @@
-"""Which document a passage is a part of: from its id, or from a mapping.
+"""The document that a passage is part of: from its id, or from a mapping.
 
-Long documents are cut into passages before they are embedded, and a passage beside a positive
+Long documents are cut into passages before they are embedded, and a passage next to a positive
 often answers the same question. Documents are numbers here, one per passage, so that "same
-document" is a comparison of integers; -1 is no document at all.
+document" is a comparison of integers; -1 means no document.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _DOCUMENT_NAMES = {"document_id", "document-id", "doc_id", "doc-id", "document"}
 def by_separator(passage_ids: Sequence[str], separator: str) -> np.ndarray:
     """Documents from ids: 'book#12' and 'book#7' are parts of 'book' for the separator '#'.
 
-    The last occurrence counts; an id without the separator is a document of its own name, so
-    'book' and 'book#1' belong together.
+    The last occurrence counts; an id without the separator is itself the document, so 'book' and
+    'book#1' belong together.
 
     Returns:
         int64 [N], equal numbers for equal documents.
@@ -34,7 +34,9 @@ def by_separator(passage_ids: Sequence[str], separator: str) -> np.ndarray:
         InputError: no id has the separator.
     """
     if not separator:
-        raise InputError("exclusions: the document separator is empty; give what stands in the ids")
+        raise InputError(
+            "exclusions: the document separator is empty; give the one that the ids use"
+        )
     numbers: dict[str, int] = {}
     out = np.empty(len(passage_ids), np.int64)
     any_part = False
@@ -54,13 +56,12 @@ def by_separator(passage_ids: Sequence[str], separator: str) -> np.ndarray:
 def by_map(
     passage_ids: Sequence[str], document_of: Mapping[str, str], source: str = "document_map"
 ) -> np.ndarray:
-    """Documents from a mapping of passage ids; what it does not name belongs to none (-1).
+    """Documents from a mapping of passage ids; a passage that is not in it has none (-1).
 
-    Names of passages that are not in the corpus are passed over: the corpus may be a part of what
-    the mapping covers.
+    Ids that are not in the corpus are ignored: the mapping may cover more than the corpus.
 
     Raises:
-        InputError: it names none of the passages.
+        InputError: none of the passages is in it.
     """
     numbers: dict[str, int] = {}
     out = np.full(len(passage_ids), NO_DOCUMENT, np.int64)
@@ -71,17 +72,17 @@ def by_map(
     if not numbers:
         example = f", such as {passage_ids[0]!r}" if len(passage_ids) else ""
         raise InputError(
-            f"{source}: none of its {len(document_of)} passage ids is in the corpus, whose "
-            f"{len(passage_ids)} ids are others{example}"
+            f"{source}: none of its {len(document_of)} passage ids is among the "
+            f"{len(passage_ids)} of the corpus{example}"
         )
     return out
 
 
 def read(path: epath.PathLike) -> dict[str, str]:
-    """A file of lines `passage id <tab> document id`, a header line allowed → mapping.
+    """The mapping in a file of lines `passage id <tab> document id`, with or without a header.
 
     Raises:
-        InputError: the file is missing, empty or not UTF-8, or a line is bad, with its number.
+        InputError: the file is missing, empty or not UTF-8, or a line is invalid; names the line.
     """
     path = paths.local(path, "document_map")
     mistakes, found, at = Mistakes(), {}, {}
@@ -93,7 +94,8 @@ def read(path: epath.PathLike) -> dict[str, str]:
         if len(fields) != 2 or not all(fields):
             got = f"{len(fields)}" if len(fields) != 2 else "an empty one"
             mistakes.add(
-                f"{path}:{number}: expected 2 columns (passage id, document id) by a tab, got {got}"
+                f"{path}:{number}: expected 2 columns (passage id, document id) separated by a "
+                f"tab, got {got}"
             )
         elif found.setdefault(fields[0], fields[1]) != fields[1]:
             mistakes.add(

@@ -1,17 +1,17 @@
-"""Which passages can never be a query's negative, known before any rule is applied.
+"""Passages that can never be negatives of a query, determined before any rule is applied.
 
-A passage may be right for a query although nobody judged it: it is the query itself, a positive
-under another id, nearly a positive, a part of a positive's document, or a judge has ruled it out.
-Such passages go into the searches as exclusions, so none of them uses up a place among the k best,
-and each carries the reason why. Choices:
+A passage may be relevant to a query although it was not judged: it is the query itself, a positive
+under another id, nearly a positive, a part of a positive's document, or a judge has rejected it as
+a negative. Such passages are excluded from the searches, so that they take no place among the k
+best, and each has a reason. Choices:
 
 - Judged positives are not listed: mining knows them already. A passage judged below the relevance
-  of a positive is a passage like any other.
+  of a positive is an ordinary passage.
 - Everything is a join over arrays: passages are hashed or numbered once, and pairs of query and
-  passage are single int64 numbers. Nothing holds positives times passages.
-- Near copies by vectors are exact: from each positive the search goes on, twice as deep each time,
-  until it has passed the threshold (neighbours.py). Near copies by words come from MinHash
-  and are confirmed one by one (overlap.py).
+  passage are single int64 numbers. No array has the size positives × passages.
+- Near copies by vectors are exact: the search from each positive continues, twice as deep each
+  time, until it is below the threshold (neighbours.py). Near copies by words come from MinHash and
+  are confirmed one by one (overlap.py).
 - Every list is ascending, so the result does not depend on the order in which anything was found.
 """
 
@@ -41,13 +41,13 @@ _KEYS = 1 << 20  # keys looked up at a time
 
 
 class Reason(enum.IntEnum):
-    """Why a passage is excluded; of several reasons the first counts."""
+    """Why a passage is excluded; the first of several reasons counts."""
 
     OWN_TEXT = 1  # its text is the query's own
     SAME_TEXT = 2  # its text is a positive's
     NEAR_COPY = 3  # nearly a positive, by vectors or by words
     SAME_DOCUMENT = 4  # from the document of a positive
-    VERDICT = 5  # a judge has ruled it out
+    VERDICT = 5  # a judge has rejected it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +71,14 @@ class Exclusions:
         return {reason.name.lower(): int(found[reason]) for reason in Reason}
 
     def take(self, numbers: np.ndarray) -> Exclusions:
-        """Those of some queries, in the order given."""
+        """The exclusions of some queries, in the given order."""
         return Exclusions(self.rows.take(numbers), self.reasons.take(numbers))
 
     def reason_of(self, rows_qk: np.ndarray) -> np.ndarray:
-        """The reason against each passage of a table, int8 [Q, K]; 0 where there is none.
+        """The reason to exclude each passage of a table, int8 [Q, K]; 0 where there is none.
 
         Args:
-            rows_qk: int [Q, K], passage rows; -1 where there is nothing.
+            rows_qk: int [Q, K], passage rows; -1 for padding.
         """
         at_qk = self.rows.find(np.arange(len(rows_qk))[:, None], rows_qk)
         if not len(self.reasons.values):
@@ -86,7 +86,7 @@ class Exclusions:
         return np.where(at_qk >= 0, self.reasons.values[at_qk], 0).astype(np.int8)
 
     def for_search(self, positive_rows: Ragged) -> Ragged:
-        """What a search must not return: excluded passages and positives, ascending, unique."""
+        """Rows a search must not return: excluded passages and positives, ascending, unique."""
         return union(self.rows, positive_rows)
 
 
@@ -101,22 +101,23 @@ def build(
     verdict_rows: Ragged | None = None,
     texts: SameText | None = None,
 ) -> Exclusions:
-    """All exclusions that `settings` ask for, together.
+    """All exclusions that `settings` enable, combined.
 
     Args:
         query_texts: Q texts.
         corpus: N passages.
         positive_rows: int32, judged positives of each query.
-        settings: what to make.
+        settings: which exclusions.
         passages_nd, search: see `near_copies`; needed for `settings.cosine` only.
-        verdict_rows: int32, passages a judge has ruled out per query; see verdicts.py.
-        texts: of the corpus, where it is at hand.
+        verdict_rows: int32, passages a judge has rejected per query; see verdicts.py.
+        texts: of the corpus, if available.
 
     Returns:
-        With `settings.same_text` the copies of what is excluded are excluded for the same reason.
+        The exclusions. With `settings.same_text`, copies of an excluded passage are excluded for
+        the same reason.
 
     Raises:
-        InputError: what was asked for cannot be made; each maker below says when.
+        InputError: an exclusion cannot be computed; see the functions below.
     """
     if len(positive_rows) != len(query_texts):
         raise ValueError(f"{len(query_texts)} queries and {len(positive_rows)} rows of positives")
@@ -134,7 +135,7 @@ def build(
         if passages_nd is None or search is None:
             raise InputError(
                 f"exclusions: cosine={settings.cosine} needs passage vectors and a search over "
-                "them, and there are none; use jaccard, or a teacher that embeds"
+                f"them; use jaccard, or a teacher that embeds"
             )
         made = near_copies(positive_rows, passages_nd, search, settings.cosine)
         parts.append((Reason.NEAR_COPY, made))
@@ -146,7 +147,7 @@ def build(
         parts.append((Reason.SAME_DOCUMENT, same_document(positive_rows, document_n)))
     if verdict_rows is not None:
         parts.append((Reason.VERDICT, verdict_rows))
-    if settings.same_text:  # what rules out a passage rules out its copies
+    if settings.same_text:  # what excludes a passage excludes its copies
         parts = [
             (reason, rows if reason == Reason.OWN_TEXT else texts.copies(rows))
             for reason, rows in parts
@@ -155,7 +156,7 @@ def build(
 
 
 def combine(parts: Sequence[tuple[Reason, Ragged]], positive_rows: Ragged) -> Exclusions:
-    """Lists with their reasons → one list per query, without positives; see `Reason` for order."""
+    """One list per query from lists by reason, without positives; see `Reason` for the order."""
     count = len(positive_rows)
     for reason, rows in parts:
         if len(rows) != count:
@@ -186,19 +187,19 @@ def own_text(
     *,
     corpus_keys: np.ndarray | None = None,
 ) -> Ragged:
-    """Passages whose text is the query's own.
+    """Passages whose text is that of the query.
 
     Args:
         query_texts: Q texts.
         corpus_texts: N texts.
-        form: what "is" means: 'normalized' (`data.normalize`) or 'strip'.
-        corpus_keys: `normalize.keys` of the corpus in that form, where they are known already.
+        form: how texts are compared: 'normalized' (`data.normalize`) or 'strip'.
+        corpus_keys: `normalize.keys` of the corpus in that form, if already known.
 
     Returns:
         int32 rows, ascending; a judged positive that repeats the query is among them.
     """
     if form not in FORMS:
-        raise InputError(f"exclusions: form={form!r} is not known; choose {', '.join(FORMS)}")
+        raise InputError(f"exclusions: unknown form={form!r}; choose one of {', '.join(FORMS)}")
     if corpus_keys is None:
         corpus_keys = keys(corpus_texts, FORMS[form])
     wanted, group_q = np.unique(keys(query_texts, FORMS[form]), return_inverse=True)
@@ -206,9 +207,9 @@ def own_text(
 
 
 def near_copies(positive_rows: Ragged, passages_nd, search: Search, threshold: float) -> Ragged:
-    """Passages whose cosine to a positive is at least `threshold`, all of them.
+    """All passages whose cosine to a positive is at least `threshold`.
 
-    A cosine is what `search` scores, in float32; 1e-6 below the threshold still counts, so that a
+    A cosine is the float32 score of `search`; 1e-6 below the threshold still counts, so that a
     threshold of 1 finds equal vectors.
 
     Args:
@@ -223,8 +224,8 @@ def near_copies(positive_rows: Ragged, passages_nd, search: Search, threshold: f
         int32 rows, ascending; the positives are among them. A zero vector has no copies.
 
     Raises:
-        InputError: the threshold cannot be, a vector is not finite, or `search` ranks vectors that
-            are not of unit length.
+        InputError: an invalid threshold, a vector that is not finite, or `search` ranks vectors
+            that are not of unit length.
     """
     _check_threshold(threshold, "cosine")
     distinct, group = np.unique(positive_rows.values, return_inverse=True)
@@ -240,11 +241,11 @@ def overlapping(
 ) -> Ragged:
     """Passages that share at least `threshold` of their word 3-shingles with a positive.
 
-    The measure is Jaccard's, exact for every pair that is reported; see overlap.py for what
-    can be missed. The positives are among the rows.
+    The similarity is Jaccard's, exact for every reported pair; see overlap.py for what can be
+    missed. The positives are among the rows.
 
     Raises:
-        InputError: the threshold cannot be.
+        InputError: an invalid threshold.
     """
     _check_threshold(threshold, "jaccard")
     distinct, group = np.unique(positive_rows.values, return_inverse=True)
@@ -260,14 +261,14 @@ def same_document(positive_rows: Ragged, document_n: np.ndarray) -> Ragged:
         document_n: int64 [N], the document of each passage; -1 for none.
     """
     wanted, group = np.unique(document_n[positive_rows.values], return_inverse=True)
-    # A passage of no document gets a number that no positive has, so it is nobody's neighbour.
+    # A passage without a document gets a number that no positive has, so that it matches none.
     nobody = document_n.max(initial=0) + 1
     members = _members(wanted, np.where(document_n < 0, nobody, document_n))
     return _spread(members, group, positive_rows)
 
 
 def _documents(corpus: TextTable, settings: Exclude) -> np.ndarray | None:
-    """The document of each passage, where settings ask for it."""
+    """The document of each passage, if the settings need it."""
     if settings.document_separator:
         return documents.by_separator(corpus.ids, settings.document_separator)
     if settings.document_map is None:
@@ -288,7 +289,7 @@ def _check_threshold(value: float, name: str) -> None:
 
 
 def _members(wanted: np.ndarray, key_n: np.ndarray) -> Ragged:
-    """For each of some ascending, unique keys the rows that have it, int32 ascending."""
+    """The rows that have each of some ascending, unique keys, int32 ascending."""
     if not len(wanted):
         return Ragged(np.zeros(1, np.int64), np.zeros(0, np.int32))
     rows, groups = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
@@ -305,7 +306,7 @@ def _members(wanted: np.ndarray, key_n: np.ndarray) -> Ragged:
 
 
 def _spread(members: Ragged, group: np.ndarray, positive_rows: Ragged) -> Ragged:
-    """Members of the group of each positive → members per query, ascending and unique."""
+    """Members per query from the members of the group of each positive, ascending and unique."""
     lists = members.take(group.reshape(-1))
     query = np.repeat(positive_rows.row_of, lists.counts)
     return Ragged.distinct(query, lists.values, len(positive_rows))

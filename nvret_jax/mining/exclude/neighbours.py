@@ -2,13 +2,13 @@
 
 Choices:
 
-- Exact: from each passage's own vector a search of k, then 2k, 4k, …, until the last score found
-  lies below the threshold. Most passages have few near copies and end at the first k; what is held
-  at a time is bounded whatever k is.
-- A cosine is what the search scores, in float32. One that falls short of the threshold by 1e-6
-  counts, so that a threshold of 1 finds equal vectors.
-- A search over vectors that are not of unit length scores something else than cosines. It is found
-  out: a passage must find itself with a score of one, and nothing above it.
+- Exact: from each passage's own vector a search of k, then 2k, 4k, …, until the last score found is
+  below the threshold. Most passages have few near copies and end at the first k; memory is bounded
+  whatever k is.
+- A cosine is the float32 score of the search. One that is below the threshold by 1e-6 still counts,
+  so that a threshold of 1 finds equal vectors.
+- A search over vectors that are not of unit length does not score cosines. This is detected: a
+  passage must find itself with a score of one, and nothing above it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from nvret_jax.errors import InputError
 from nvret_jax.search.rankers.ranker import Search, gather_rows
 
 _FIRST_K = 16
-_SCORES = 1 << 22  # scores asked for at a time
+_SCORES = 1 << 22  # scores requested at a time
 _ROUNDING = 1e-6
-_NOT_UNIT = 0.02  # more than bfloat16 can be off
+_NOT_UNIT = 0.02  # more than the error of bfloat16
 
 
 class UnitRows:
@@ -47,14 +47,14 @@ class UnitRows:
 
 
 def _unit(vectors_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of unit length, float32, and the lengths they had, float64."""
+    """Rows of unit length, float32, and their original lengths, float64."""
     wide = vectors_nd.astype(np.float64)
     norms_n = np.sqrt(np.einsum("nd,nd->n", wide, wide))
     return (wide / np.where(norms_n > 0, norms_n, 1)[:, None]).astype(np.float32), norms_n
 
 
 def neighbours(rows: np.ndarray, passages_nd, search: Search, threshold: float) -> Ragged:
-    """For each of some passages the rows whose cosine to it is at least the threshold.
+    """The rows whose cosine to each of some passages is at least the threshold.
 
     Args:
         rows: int [P], ascending and unique; their vectors are held at once.
@@ -63,7 +63,7 @@ def neighbours(rows: np.ndarray, passages_nd, search: Search, threshold: float) 
         threshold: above 0, at most 1.
 
     Returns:
-        int32 rows, ascending, itself among them; none for a zero vector.
+        int32 rows, ascending, including the passage itself; none for a zero vector.
 
     Raises:
         InputError: a vector is not finite, or `search` ranks vectors that are not of unit length.
@@ -82,7 +82,7 @@ def neighbours(rows: np.ndarray, passages_nd, search: Search, threshold: float) 
             numbers = pending[start : start + step]
             scores_pk, rows_pk = search(vectors_pd[numbers], k)
             near_pk = (rows_pk >= 0) & (scores_pk >= cut)
-            # The whole list is near: what follows it may be near too.
+            # The whole list is near, so later passages may be near, too.
             more = near_pk[:, -1] & (k < count)
             deeper.append(numbers[more])
             near_pk &= ~more[:, None]
@@ -100,7 +100,7 @@ def _check_cosines(own_rows: np.ndarray, scores_pk: np.ndarray, rows_pk: np.ndar
     """InputError unless each passage found itself, at a cosine of one, and nothing above it."""
     if not len(own_rows):
         return
-    # One that is not found scores at most what the last of its list does.
+    # A passage that is not found scores at most as much as the last of its list.
     own_pk = np.where(rows_pk == own_rows[:, None], scores_pk, scores_pk[:, -1:])
     own_p, best_p = own_pk.max(axis=1), scores_pk[:, 0]
     good = (np.abs(own_p - 1) <= _NOT_UNIT) & (best_p <= 1 + _NOT_UNIT)

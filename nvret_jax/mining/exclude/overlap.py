@@ -1,16 +1,16 @@
 """Near copies by words: passages that share most of their word 3-shingles with a given one.
 
 A shingle is three consecutive words of the normal form of a text (`data.normalize.words`; in
-scripts without spaces, three characters); a text of fewer words is one shingle. Two texts are as
-near as Jaccard says: shared shingles over all shingles. Choices:
+scripts without spaces, three characters); a text of fewer words is one shingle. The similarity of
+two texts is Jaccard's: shared shingles over all shingles. Choices:
 
-- MinHash with locality-sensitive hashing (`datasketch`) proposes pairs, and each one is confirmed
-  with the shingles themselves, so no pair is reported wrongly.
-- The bands are cut so that a pair exactly at the threshold is proposed with a probability of at
-  least 0.999 (nearer pairs more surely): proposals are cheap to confirm, a missed copy is not.
-  Thresholds below about 0.2 are out of reach of 128 permutations and refused.
-- Only the given passages are in the index; the corpus streams past it once and is not kept.
-- Hashes are crc32 and the permutations follow the seed: the same pairs on every machine.
+- MinHash with locality-sensitive hashing (`datasketch`) proposes pairs, and each is confirmed with
+  the shingles themselves, so no pair is reported wrongly.
+- The bands are chosen so that a pair exactly at the threshold is proposed with a probability of at
+  least 0.999 (nearer pairs more surely): confirming a proposal is cheap, but a missed copy is lost.
+  Thresholds below about 0.2 cannot be reached with 128 permutations and are refused.
+- Only the given passages are in the index; the corpus is streamed once and not kept.
+- Hashes are crc32 and the permutations depend on the seed: the same pairs on every machine.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
 PERMUTATIONS = 128
-SURE = 0.999  # of proposing a pair at the threshold
+SURE = 0.999  # probability of proposing a pair at the threshold
 LOWEST = math.ceil(1000 * (1 - (1 - SURE) ** (1 / PERMUTATIONS))) / 1000  # share to be sure of
 _WIDTH = 3
-_DOUBT = 0.15  # an estimate this far below the threshold settles it: more than 4 deviations
+_DOUBT = 0.15  # an estimate this far below the threshold is conclusive: more than 4 deviations
 _HELD = 4096  # sets of shingles kept while pairs are confirmed
 
 
 def shingles(text: str) -> set[str]:
-    """The distinct word 3-shingles of a text; a shorter text is its only shingle, '' has none."""
+    """The distinct word 3-shingles of a text; a shorter text is a single shingle, '' has none."""
     found = words(text)
     if len(found) <= _WIDTH:
         return {" ".join(found)} if found else set()
@@ -43,7 +43,7 @@ def shingles(text: str) -> set[str]:
 
 
 def jaccard(a: set[str], b: set[str]) -> float:
-    """Shared over all; two empty sets share nothing."""
+    """Shared over all shingles; 0 for two empty sets."""
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared) if shared else 0.0
 
@@ -51,7 +51,7 @@ def jaccard(a: set[str], b: set[str]) -> float:
 def near_copies(
     rows: np.ndarray, texts: Sequence[str], threshold: float, *, seed: int = 0
 ) -> Ragged:
-    """For some passages those whose Jaccard similarity is at least the threshold.
+    """The passages whose Jaccard similarity to each of some passages is at least the threshold.
 
     Args:
         rows: int [P], ascending and unique.
@@ -66,7 +66,7 @@ def near_copies(
     Raises:
         InputError: the threshold is too low.
     """
-    from datasketch import MinHashLSH  # scipy behind it is loaded only where it is used
+    from datasketch import MinHashLSH  # it loads scipy, so it is imported only here
 
     index = MinHashLSH(num_perm=PERMUTATIONS, params=_bands(threshold))
     sketch = _sketcher(seed)
@@ -102,19 +102,19 @@ def near_copies(
 
 
 def _bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows of a band) with the widest bands that propose as surely as `SURE` says."""
+    """(bands, rows per band) with the widest bands that propose pairs with probability `SURE`."""
     for width in range(PERMUTATIONS // 2, 0, -1):
         bands = PERMUTATIONS // width
         if 1 - (1 - threshold**width) ** bands >= SURE:
             return bands, width
     raise InputError(
-        f"exclusions: jaccard={threshold} is too low to be found with {PERMUTATIONS} MinHash "
-        f"permutations; give at least {LOWEST}"
+        f"exclusions: jaccard={threshold} is too low for {PERMUTATIONS} MinHash permutations; "
+        f"give at least {LOWEST}"
     )
 
 
 def _sketcher(seed: int):
-    """A set of shingles → its MinHash; all of one sketcher share their permutations."""
+    """The MinHash of a set of shingles; all of one sketcher share their permutations."""
     from datasketch import MinHash
 
     blank = MinHash(PERMUTATIONS, seed=seed, hashfunc=zlib.crc32)

@@ -1,17 +1,17 @@
-"""What a judge, a person or a language model, says about mined negatives: files of it, and effects.
+"""Verdicts of a judge, a person or a language model, on mined negatives: files and effects.
 
-`write_questions` writes the pairs worth asking about, `read_verdicts` reads the answers, whoever
-wrote them, and `Verdicts.for_queries` turns them into what mining does. The scheme is RLHN's (arXiv
-2505.16967): a "negative" that is relevant after all becomes a positive of its query (there better
-than dropping it, or the query), one that is unsure is dropped, the others stay. Choices:
+`write_questions` writes the pairs worth judging, `read_verdicts` reads the answers, and
+`Verdicts.for_queries` determines their effects on mining. The scheme is RLHN's (arXiv 2505.16967):
+a "negative" that is relevant after all becomes a positive of its query (which worked better there
+than dropping it, or the query), an unsure one is dropped, the others stay. Choices:
 
 - A file is jsonl, csv, tsv (both with a header) or parquet, by its name, and has the columns
-  query_id, passage_id and verdict; others are passed over. Pairs may come in any order.
-- The words are those of `WORDS`, in any letter case. An empty verdict is a question not answered
-  yet: counted and passed over, so that a file that is being filled in can be used.
-- The same pair twice with the same verdict is one verdict; with different ones it is a mistake.
-- The qrels of the data set stand above the judge: a judged positive is never dropped here, and
-  what contradicts it is counted.
+  query_id, passage_id and verdict; others are ignored. Pairs may be in any order.
+- The words are those of `WORDS`, in any letter case. An empty verdict is a question not yet
+  answered: it is counted and skipped, so that a partly filled file can be used.
+- A repeated pair counts once if the verdicts agree; otherwise it is a mistake.
+- The qrels of the data set take precedence over the judge: a judged positive is never dropped here,
+  and contradictions are counted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from nvret_jax.mining.options import VERDICT_MODES
 
 
 class Answer(enum.IntEnum):
-    """What the judge said about one (query, passage)."""
+    """The judge's verdict on one (query, passage)."""
 
     KEEP = 0  # it is a negative
     DROP = 1  # it is neither
@@ -57,19 +57,19 @@ _UNANSWERED = -1
 
 @dataclasses.dataclass(frozen=True)
 class EffectCounts:
-    """Numbers of verdicts by what came of them; together they are all verdicts of the file.
+    """Numbers of verdicts by their effect; together they are all verdicts of the file.
 
     Attributes:
         promoted: became positives.
         dropped: removed from the query's candidates.
         kept: stay negatives.
         already_positive: judged positive by the data set and by the judge.
-        contradicting: positives of the data set that the judge denies; they stay positives.
-        with_query: any verdict on a query that is dropped as a whole.
-        elsewhere: on queries that are not among those asked about here.
+        contradicting: positives of the data set that the judge rejects; they stay positives.
+        with_query: verdicts on queries that are dropped as a whole.
+        elsewhere: verdicts on other queries.
         queries_touched: queries that gained a positive or lost a candidate, or are dropped.
         queries_dropped: queries dropped as a whole.
-        not_asked: mined negatives that no verdict names; None where none were given.
+        not_asked: mined negatives without a verdict; None where none were given.
     """
 
     promoted: int
@@ -86,7 +86,7 @@ class EffectCounts:
 
 @dataclasses.dataclass(frozen=True)
 class VerdictEffect:
-    """What verdicts change for Q queries.
+    """The effect of verdicts on Q queries.
 
     Attributes:
         promoted: int32 passage rows, ascending, that become positives of each query.
@@ -103,12 +103,12 @@ class VerdictEffect:
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """The answers of one file, each pair once, in order of (query row, passage row).
+    """The answers in one file, each pair once, sorted by (query row, passage row).
 
     Attributes:
         query_rows, passage_rows: int32 [V], rows of the data set's queries and corpus.
         answers: int8 [V], values of `Answer`.
-        repeated: lines that say again what another one says.
+        repeated: lines that repeat another one.
         unanswered: lines whose verdict is empty.
     """
 
@@ -130,7 +130,7 @@ class Verdicts:
         max_promoted: int = 0,
         negative_rows: Ragged | None = None,
     ) -> VerdictEffect:
-        """What the verdicts mean for some queries.
+        """The effect of the verdicts on some queries.
 
         Args:
             query_rows: int [Q], unique rows of the data set's queries.
@@ -138,17 +138,17 @@ class Verdicts:
             mode: what happens to a passage judged positive: 'relabel' makes it a positive,
                 'remove' drops it, 'remove_query' drops the query. One judged 'drop' is dropped in
                 every mode.
-            max_promoted: drop a query with more passages judged positive than this, beside those
-                it has already; 0 never does. RLHN uses 7: so many suggest a broad query whose
-                other negatives are not to be trusted either.
-            negative_rows: mined negatives of each query, only to count those not asked about.
+            max_promoted: drop a query with more passages judged positive than this, not counting
+                those it already has; 0: never. RLHN uses 7: more suggest a broad query whose other
+                negatives cannot be trusted either.
+            negative_rows: mined negatives of each query, only to count those without a verdict.
 
         Raises:
             InputError: the mode is not known or `max_promoted` is negative.
         """
         if mode not in VERDICT_MODES:
             raise InputError(
-                f"verdicts: mode={mode!r} is not known; choose {', '.join(VERDICT_MODES)}"
+                f"verdicts: unknown mode={mode!r}; choose one of {', '.join(VERDICT_MODES)}"
             )
         if max_promoted < 0 or max_promoted != int(max_promoted):
             raise InputError(
@@ -196,8 +196,8 @@ def read_verdicts(path: epath.PathLike, queries: TextTable, corpus: TextTable) -
         queries, corpus: the data set whose ids it names.
 
     Raises:
-        InputError: it cannot be read, lacks a column, has no verdict at all, or has a line with
-            an unknown word, an unknown id or another verdict on the same pair. The first three
+        InputError: it cannot be read, lacks a column, has no verdict at all, or has a line with an
+            unknown word, an unknown id or a different verdict on the same pair. The first three
             mistakes are named by file and line, the others counted.
     """
     path, mistakes = paths.local(path, "verdicts"), Mistakes()
@@ -212,7 +212,7 @@ def read_verdicts(path: epath.PathLike, queries: TextTable, corpus: TextTable) -
             mistakes.add(f"{path}:{place}: passage id {shown(passage)} is not in the data set")
         elif answer is None:
             mistakes.add(
-                f"{path}:{place}: verdict {word!r} is not known; use "
+                f"{path}:{place}: unknown verdict {word!r}; use "
                 + " or ".join(f"{words[0]} ({', '.join(words[1:])})" for words in WORDS.values())
             )
         elif answer == _UNANSWERED:
@@ -258,31 +258,31 @@ def write_questions(
     *,
     verdicts: Verdicts | None = None,
 ) -> int:
-    """Writes pairs for a judge to look at, as jsonl with an empty verdict on each line.
+    """Writes pairs for a judge as jsonl, with an empty verdict on each line.
 
     The most suspicious pairs come first: those whose score is highest above (or least below) the
     lowest score of a positive of the same query. A line has query_id, passage_id, query, passage,
     positives (texts of all judged positives), score, positive_score (that lowest one) and verdict.
 
     Args:
-        path: must not exist: it may hold somebody's work.
+        path: must not exist, because it may hold finished work.
         negatives: has query_rows [R] and, per row, negative_rows, negative_scores, positive_rows
-            and positive_scores, as `mining.negatives.Negatives` has; judged_rows too if it knows
-            more positives than those.
+            and positive_scores, as `mining.negatives.Negatives` has; judged_rows, too, if there are
+            more positives.
         queries, corpus: the data set.
         limit: at most this many pairs; 0 writes all.
-        verdicts: answers there are already; their pairs are left out.
+        verdicts: existing answers; their pairs are left out.
 
     Returns:
         How many pairs were written.
 
     Raises:
-        InputError: `path` exists, cannot be written or is not named .jsonl, `limit` is negative,
-            or there is nothing to ask.
+        InputError: `path` exists, cannot be written or is not named .jsonl, `limit` is negative, or
+            there are no pairs to judge.
     """
     path = paths.local(path, "questions")
     if path.suffix.lower() != ".jsonl":
-        raise InputError(f"{path}: questions are written as jsonl; name the file so")
+        raise InputError(f"{path}: questions are written as jsonl; give a name that ends in .jsonl")
     if path.exists():
         raise InputError(f"{path} exists and may hold answers; give another name or move it away")
     if limit < 0 or limit != int(limit):
@@ -294,14 +294,14 @@ def write_questions(
     query_row_m = np.asarray(negatives.query_rows, np.int64)[number]
     gap = np.nan_to_num(anchors_r[number] - scores, nan=np.inf)
     asked = np.argsort(gap, kind="stable")
-    # A query with several rows may have a passage in more than one of them: asked once.
+    # A query with several rows may have a passage in more than one of them: written once.
     _, first = np.unique(np.stack([query_row_m, passage])[:, asked], axis=1, return_index=True)
     asked = asked[np.sort(first)]
     if verdicts is not None:
         known = Ragged.distinct(verdicts.query_rows, verdicts.passage_rows, len(queries))
         asked = asked[~known.contains(query_row_m[asked], passage[asked])]
     if not len(asked):
-        raise InputError(f"{path}: there is nothing to ask; {len(passage)} negatives, all judged")
+        raise InputError(f"{path}: no pairs to judge: all {len(passage)} negatives have a verdict")
     asked = asked[: limit or None]
 
     def line(i: int) -> str:
@@ -334,7 +334,7 @@ def write_questions(
 
 
 def _records(path: epath.Path, mistakes: Mistakes) -> Iterator[tuple[int, str, str, object]]:
-    """(line or row from 1, query id, passage id, verdict as it stands) of each record."""
+    """(line or row from 1, query id, passage id, verdict as written) of each record."""
     _, suffix = stem(path)
     readers = {
         ".jsonl": lambda: _from_jsonl(path, mistakes),
@@ -343,7 +343,8 @@ def _records(path: epath.Path, mistakes: Mistakes) -> Iterator[tuple[int, str, s
         ".parquet": lambda: _from_parquet(path),
     }
     if suffix not in readers:
-        raise InputError(f"{path}: a file of verdicts is named {', '.join(SUFFIXES)}")
+        endings = ", ".join(SUFFIXES)
+        raise InputError(f"{path}: the name of a file of verdicts must end in one of {endings}")
     for place, query, passage, word in readers[suffix]():
         ids = _identifier(query), _identifier(passage)
         if None in ids:
@@ -367,7 +368,7 @@ def _from_jsonl(
             continue
         missing = [name for name in COLUMNS if name not in record]
         if missing:
-            mistakes.add(f"{path}:{number}: lacks the key '{missing[0]}'; it has {list(record)}")
+            mistakes.add(f"{path}:{number}: missing key '{missing[0]}'; found {list(record)}")
             continue
         yield number, *(record[name] for name in COLUMNS)
 
@@ -375,7 +376,7 @@ def _from_jsonl(
 def _from_csv(
     path: epath.Path, mistakes: Mistakes, delimiter: str
 ) -> Iterator[tuple[int, str, str, str]]:
-    # In a tsv a quote is a letter like any other; in a csv it may hold commas and line ends.
+    # In a tsv a quote is an ordinary character; in a csv quoted text may hold commas and newlines.
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     # newline="": a line ends at \\n or \\r, not at the other characters splitlines() knows.
     text = io.StringIO(read_text(path, "verdicts"), newline="")
@@ -412,23 +413,23 @@ def _column(path: epath.Path, header: Sequence[str], name: str) -> int:
     if header.count(name) != 1:
         problem = "has more than one column" if name in header else "lacks the column"
         raise InputError(
-            f"{path}:1: {problem} '{name}'; the header must name {', '.join(COLUMNS)}, and is "
+            f"{path}:1: {problem} '{name}'; the header must name {', '.join(COLUMNS)}, got "
             f"{', '.join(map(repr, header))}"
         )
     return header.index(name)
 
 
 def _identifier(value: object) -> str | None:
-    """An id as a string; whole numbers are what other tools make of ids that look like them."""
+    """An id as a string; other tools turn ids that look like whole numbers into numbers."""
     found = numbers.identifier(value)
     return None if found is None else found.strip()
 
 
 def _answer(value: object) -> int | None:
-    """The answer a verdict stands for, `_UNANSWERED` for an empty one, None for an unknown one."""
+    """The answer that a verdict means, `_UNANSWERED` for an empty one, None for an unknown one."""
     if value is None:
         return _UNANSWERED
-    if isinstance(value, float):  # a column of 0 and 1 with gaps comes out of other tools so
+    if isinstance(value, float):  # other tools write a column of 0 and 1 with gaps like this
         if math.isnan(value):
             return _UNANSWERED
         value = int(value) if value in (0.0, 1.0) else value
@@ -439,7 +440,7 @@ def _answer(value: object) -> int | None:
 
 
 def _shown(value: object) -> str:
-    """A value for a message, cut short."""
+    """A value for a message, truncated."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:37] + "…"
 
@@ -448,7 +449,7 @@ def _shown(value: object) -> str:
 
 
 def _numbers(query_rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where each of `wanted` stands in `query_rows`, int64; -1 where it does not."""
+    """The position of each of `wanted` in `query_rows`, int64; -1 if it is missing."""
     query_rows = np.asarray(query_rows)
     order = np.argsort(query_rows, kind="stable")
     ordered = query_rows[order]

@@ -4,7 +4,7 @@ All give the same results, so the choice depends on speed, memory and what is in
 
 * Passages that fit the devices' budget stay there (`exact`), others stream from disk (`stream`).
 * FAISS holds the whole corpus as float32 in host memory, in every process. It is chosen
-automatically only for one process on a CPU, and only if the corpus fits the budget in float32.
+  automatically only for one process on a CPU, and only if the corpus fits the budget in float32.
 * Several processes on CPUs take the device path, where each holds only its share.
 """
 

@@ -4,11 +4,11 @@ It has the signature and the results of `exact`. FAISS has neither a ceiling nor
 query, and does not define which of several equal scores it returns at the last place, so:
 
 * FAISS only proposes candidates. They are scored again in float64, rounded to float32 and sorted by
-(score descending, row ascending); equal vectors thus get equal scores.
+  (score descending, row ascending); equal vectors thus get equal scores.
 * A query is finished once its k best survivors are certainly above everything FAISS did not return:
-above the last score it returned, by more than the float32 rounding error. Otherwise the depth
-doubles, up to the whole corpus. So ties at the last place, strict ceilings and any number of
-exclusions are handled correctly.
+  above the last score it returned, by more than the float32 rounding error. Otherwise the depth
+  doubles, up to the whole corpus. So ties at the last place, strict ceilings and any number of
+  exclusions are handled correctly.
 
 With several processes each of them searches the whole corpus.
 """

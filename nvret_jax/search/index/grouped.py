@@ -5,8 +5,8 @@ maxima of all groups, in one pass over the scores, and reads only k groups (`ste
 layout of the scores decides the cost of that pass:
 
 * A TPU writes them as [groups, Q, group]. It then computes the maxima as it multiplies, and the
-members of a group are one row. By default XLA puts queries last, and copies all scores before it
-reads groups, which takes as long as the product.
+  members of a group are one row. By default XLA puts queries last, and copies all scores before it
+  reads groups, which takes as long as the product.
 * Elsewhere they are [Q, groups, group], the layout of the product.
 """
 

@@ -57,7 +57,8 @@ class Plan:
         pass_queries: queries searched in one pass over the passages.
         query_block: queries scored at a time, padding included.
         budget: bytes allowed.
-        passages_bytes: resident passages. tile_bytes: tiles held while passages are streamed.
+        passages_bytes: resident passages.
+        tile_bytes: tiles held while passages are streamed.
         query_bytes, list_bytes: queries and running lists.
         score_bytes: scores and the buffers for selecting from them.
         host_bytes: buffers between disk and one device, its share of results and of saved lists.

@@ -11,11 +11,11 @@ Choices, and why:
   running list comes before the new tile, and groups are restored to row order before the second
   top-k. The last merge sorts by (score, row), so shards may own rows in any pattern.
 * **Group maxima.** `lax.top_k` over a whole score row costs as much as the matmul. An element of
-the top-k is in one of the k groups that are first by (maximum descending, group ascending): every
-group before its own holds a better element. So we take maxima of groups of
-  contiguous passages (one pass, `grouped`), the top-k of those, and then read only k groups.
+  the top-k is in one of the k groups that are first by (maximum descending, group ascending): every
+  group before its own holds a better element. So we take maxima of groups of contiguous passages
+  (one pass, `grouped`), the top-k of those, and then read only k groups.
 * **One top-k for the running list and the members** of those groups: separate top-k calls for the
-list and the tile would sort twice.
+  list and the tile would sort twice.
 * **Ceiling and exclusions** turn scores into -inf before the maxima, so a query is never starved:
   it gets the k best of the allowed passages.
 * **Precision.** float32 passages are multiplied at `Precision.HIGHEST`, so CPU, GPU and TPU agree
@@ -24,7 +24,7 @@ list and the tile would sort twice.
   (`query_dtype`); elsewhere a tile is widened as it is scored. Scores are always float32: `top_k`
   on narrower types is many times slower on a CPU.
 * **Row numbers** are int32. A tile wholly past the last passage may begin past 2^31; its row
-numbers wrap around, but the differences from which masks are made stay correct.
+  numbers wrap around, but the differences from which masks are made stay correct.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fold(mesh: Mesh, k: int, per_shard: int, limit: int | None):
 
     `best` is (scores, rows), each [shards, Q, k] split over the shards; `scratch` is from the
     function of that name. Both are donated, so continue with the returned ones. The tile is [shards
-    * tile, D] split by rows; shard s owns the rows from `first row + s * per_shard`. `masks` may
+    tile, D] split by rows; shard s owns the rows from `first row + s * per_shard`. `masks` may
     hold `ceiling_q` [Q] and `pairs_2m` (query, row) [2, M]. `limit` is the number of passages if
     rows past the end exist and must be masked, else None.
     """

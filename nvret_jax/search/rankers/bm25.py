@@ -74,8 +74,8 @@ class Bm25Ranker:
 
         Args:
             query_texts, corpus_texts: titles and texts in the form to be searched.
-            k1: how slowly the weight of a repeated word saturates, at least 0. b: how much long
-                passages are penalised, 0 to 1.
+            k1: how slowly the weight of a repeated word saturates, at least 0.
+            b: how much long passages are penalised, 0 to 1.
             method: one of `METHODS`.
             stopwords: a language ('en', 'de', …) whose stop words are left out, or the words.
             progress: bars of the library.

@@ -25,8 +25,8 @@ def distinct(
 
     Args:
         candidates: of Q queries.
-        ranker: for the same queries, or None. texts: of the corpus; None: every id is a distinct
-            text.
+        ranker: for the same queries, or None.
+        texts: of the corpus; None: every id is a distinct text.
     """
     if texts is None or not texts.any_equal:
         return candidates, ranker

@@ -12,12 +12,12 @@ and the same for `queries`. The result behaves like a matrix whose rows are the 
 set, whatever the order in the file. Choices:
 
 - Every id of the data set must be in the file; the file may hold others, which are counted. A
-repeated id is refused, because it is unclear which of its vectors is meant.
+  repeated id is refused, because it is unclear which of its vectors is meant.
 - Slices are float32, whatever the file holds. npy and zarr stay on disk; npz and parquet are held
   in host memory, parquet read one row group at a time. A zarr store in another order than the data
   set is held in memory too, because a store is read by stretches of rows.
 - Everything is read once on opening, so that NaN, infinity or (if unit length is requested) a zero
-vector is found before hours of search. `scan=False` leaves that to the search.
+  vector is found before hours of search. `scan=False` leaves that to the search.
 - Nothing is unpickled.
 """
 
@@ -55,8 +55,8 @@ class Vectors:
         path: the file or folder behind it.
         shape: (N, D).
         dtype: float32.
-        extra: vectors of the file whose ids are not in the data set. normalize: whether rows are
-            scaled to unit length as they are read.
+        extra: vectors of the file whose ids are not in the data set.
+        normalize: whether rows are scaled to unit length as they are read.
     """
 
     dtype = np.dtype(np.float32)
@@ -164,8 +164,8 @@ def open_vectors(
         folder: DIR of `vectors:DIR`; see the module's docstring.
         kind: 'passages' or 'queries'.
         ids: of the data set, in its order.
-        normalize: scale every vector to unit length, so that inner products are cosines. scan:
-            check every number now.
+        normalize: scale every vector to unit length, so that inner products are cosines.
+        scan: check every number now.
 
     Raises:
         InputError: no file or several, one that is damaged, empty or of another form, missing or

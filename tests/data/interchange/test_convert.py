@@ -206,9 +206,9 @@ WORKDIRS = [
     (lambda w: replace(w, query_id=["zz"]), "query_id: id 'zz' is not in the data set"),
     (lambda w: replace(w, negative_ids=[["zz"]]), "negative_ids: id 'zz' is not in the data set"),
     (lambda w: replace(w, negative_scores=[[0.1, 0.2]]), "differ in length"),
-    (lambda w: replace(w, negative_scores=[["a"]]), "is not a table of negatives"),
-    (lambda w: replace(w, negative_scores=[1.0]), "is not a table of negatives"),
-    (lambda w: replace(w, negative_scores=[None]), "is not a table of negatives"),
+    (lambda w: replace(w, negative_scores=[["a"]]), "not a table of negatives"),
+    (lambda w: replace(w, negative_scores=[1.0]), "not a table of negatives"),
+    (lambda w: replace(w, negative_scores=[None]), "not a table of negatives"),
 ]
 
 
