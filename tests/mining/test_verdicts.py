@@ -166,7 +166,11 @@ GOOD_LINE = '{"query_id": "q0", "passage_id": "p0", "verdict": "yes"}\n'
         ("v.jsonl", None, r"v\.jsonl: no such file; it should hold the verdicts"),
         ("v.csv", "", r"v\.csv: empty"),
         ("v.csv", "query_id,passage_id,verdict\n", r"v\.csv: empty"),
-        ("v.csv", "q0,p0,yes\n", r"v\.csv:1: lacks the column 'query_id'; .* got 'q0', 'p0', 'yes'"),
+        (
+            "v.csv",
+            "q0,p0,yes\n",
+            r"v\.csv:1: lacks the column 'query_id'; .* got 'q0', 'p0', 'yes'",
+        ),
         ("v.csv", "query_id,passage_id\nq0,p0\n", r"v\.csv:1: lacks the column 'verdict'"),
         (
             "v.csv",
@@ -183,7 +187,11 @@ GOOD_LINE = '{"query_id": "q0", "passage_id": "p0", "verdict": "yes"}\n'
         ("v.tsv", "query_id\tpassage_id\tverdict\n\tp0\tyes\n", r"v\.tsv:2: query id '' is not in"),
         ("v.parquet", "not parquet", r"v\.parquet cannot be read as parquet"),
         ("v.parquet", None, r"v\.parquet cannot be read"),
-        ("v.json", GOOD_LINE, r"v\.json: the name of a file of verdicts must end in one of \.jsonl, \.csv"),
+        (
+            "v.json",
+            GOOD_LINE,
+            r"v\.json: the name of a file of verdicts must end in one of \.jsonl, \.csv",
+        ),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, message):

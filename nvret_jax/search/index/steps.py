@@ -57,10 +57,10 @@ def fold(mesh: Mesh, k: int, per_shard: int, limit: int | None):
     (best, scratch).
 
     `best` is (scores, rows), each [shards, Q, k] split over the shards; `scratch` is from the
-    function of that name. Both are donated, so continue with the returned ones. The tile is [shards
-    tile, D] split by rows; shard s owns the rows from `first row + s * per_shard`. `masks` may
-    hold `ceiling_q` [Q] and `pairs_2m` (query, row) [2, M]. `limit` is the number of passages if
-    rows past the end exist and must be masked, else None.
+    function of that name. Both are donated, so continue with the returned ones. The tile,
+    [shards * tile, D], is split by rows; shard s owns the rows from `first row + s * per_shard`.
+    `masks` may hold `ceiling_q` [Q] and `pairs_2m` (query, row) [2, M]. `limit` is the number of
+    passages if rows past the end exist and must be masked, else None.
     """
     platform = platforms.of(mesh)
 

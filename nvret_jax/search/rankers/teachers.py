@@ -8,7 +8,7 @@
     vectors:DIR                    vectors computed elsewhere (vectors.py)
     run:FILE                       a ranking made elsewhere (run_file.py)
 
-A new kind is a `Ranker` in a file of its own and a row of `KINDS`. Only encoders have embeddings in
+A new kind is a `Ranker` in a separate file and a row of `KINDS`. Only encoders have embeddings in
 the workdir; other kinds are read or indexed where they are needed.
 """
 
@@ -45,9 +45,9 @@ class Task:
         queries: Q training queries that have a positive.
         corpus: N passages.
         positive_rows: judged positives, a row per query.
-        texts: which passages have equal texts; None where each is a text of its own.
+        texts: which passages have equal texts; None if every text is distinct.
         seed: of draws.
-        normalize: whether vectors are brought to unit length.
+        normalize: whether vectors are scaled to unit length.
         dense: makes a ranker of vectors [Q, D] and [N, D].
     """
 
