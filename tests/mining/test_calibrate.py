@@ -177,7 +177,7 @@ def test_too_few_queries_and_rules_without_the_value_are_errors():
     scores_qn, _, known = world(6)
     with pytest.raises(InputError, match=r"mining.rule='abs' has no value of 'perc_pos' to"):
         choose(scores_qn, known, options=Options(rule=Rule("abs")))
-    with pytest.raises(InputError, match="rule 'abs' is not calibrated"):
+    with pytest.raises(InputError, match="no value of 'abs' to calibrate"):
         choose(scores_qn, known, rule="abs")
 
 

@@ -378,7 +378,7 @@ def test_a_file_of_documents_is_read_with_or_without_header(tmp_path, header):
         ("a\nb\nc\nd\ne\n", "tsv:3.*… and 2 more"),
         (b"a\tx\n\xff\ty\n", "documents.tsv:2: byte 0xff is not UTF-8"),
         (None, "documents.tsv: no such file"),
-        ("z\tx\ny\tx\n", "documents.tsv: none of its 2 passage ids is in the corpus"),
+        ("z\tx\ny\tx\n", "documents.tsv: none of its 2 passage ids is among the 2 of the corpus"),
     ],
 )
 def test_a_bad_file_of_documents_is_named_with_its_line(tmp_path, content, message):
