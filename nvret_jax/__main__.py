@@ -1,4 +1,4 @@
-"""`python -m nvret_jax`: the same as `python -m nvret_jax.main`."""
+"""`python -m nvret_jax COMMAND …`; see `main.py`."""
 
 from nvret_jax.main import cli
 

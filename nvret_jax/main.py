@@ -1,13 +1,13 @@
-"""`python -m nvret_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`
+"""`python -m nvret_jax COMMAND …`, and `python -m nvret_jax.main --config=FILE --workdir=DIR`.
 
-`python -m nvret_jax.main convert SOURCE TARGET` turns training data of one tool into another's.
-This file is how a command begins and ends: signals, streams, one line for a mistake, one set of
-exit statuses. What the flags ask for is in `commands/train.py`, imported once signals
-are handled.
+The second is the command `train`. This file is how a command begins and ends: signals, streams, one
+line for a mistake, one set of exit statuses. What a command does is in `commands/`, imported once
+signals are handled.
 
     0        done
     1        a bug, with its trace; or another process of the run was lost
     2        bad input, in one line (`InputError`); of several processes, on whichever it happened
+    3        a plan that does not fit, with a line for each step that does not
     128 + n  ended by signal n, as a shell reports it: 130 Ctrl-C, 143 SIGTERM
 """
 
@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from nvret_jax.errors import InputError, Preempted, from_system
-from nvret_jax.processes import peers, stops, streams
+from nvret_jax.processes import log, peers, stops, streams
 
 
 def cli() -> None:
@@ -55,13 +56,26 @@ def run(argv: Sequence[str]) -> int:
 
             print(reference.text(match[1] or ""))
             return 0
-    if argv[1:2] == ["convert"]:
-        from nvret_jax.commands import convert
+    from nvret_jax import commands
 
-        return convert.main(argv[2:])
-    from nvret_jax.commands import train
+    given = _with_flag_files(argv[1:])
+    if not given:
+        return commands.run("help", [])
+    if not given[0].startswith("-"):
+        return commands.run(given[0], given[1:])
+    return commands.run("train", given)
 
-    return train.main(list(argv))
+
+def _with_flag_files(argv: Sequence[str]) -> list[str]:
+    """A command line with the lines of `--flagfile=FILE` in its place."""
+    if not any(re.match(r"--?flagfile\b", argument) for argument in argv):
+        return list(argv)
+    from absl import flags
+
+    try:
+        return flags.FLAGS.read_flags_from_files(["", *argv], force_gnu=False)[1:]
+    except flags.Error as error:
+        raise InputError(f"flags: {error}") from None
 
 
 def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -74,7 +88,7 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
     except InputError as error:
         return fail(error)
     except Preempted as stop:
-        print(stop, file=sys.stderr, flush=True)
+        log.error(str(stop))
         return stop.status
     except Exception as error:
         peers.wait_for_news()  # a lost process makes others fail, each in the words of a library
@@ -82,6 +96,7 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
         if known is not None:
             return fail(known)
         sys.stdout.flush()
+        log.keep("".join(traceback.format_exception(error)))
         sys.excepthook(type(error), error, error.__traceback__)
         peers.ends(1, " ".join(f"{type(error).__name__}: {error}".split())[:300])
         return 1
@@ -89,7 +104,7 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
 
 def fail(error: InputError) -> int:
     """Prints the one line a user needs and returns the exit status."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    log.error(f"error: {error}")
     peers.ends(2, str(error))
     return 2
 

@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 
 from nvret_jax import options
 from nvret_jax.errors import InputError
-from nvret_jax.processes import peers, slurm
+from nvret_jax.processes import log, peers, slurm
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -394,7 +394,7 @@ def is_main() -> bool:
 def say(text: str) -> None:
     """Prints a line on the main process, at once."""
     if is_main():
-        print(text, flush=True)
+        log.say(text)
 
 
 def barrier(name: str) -> None:

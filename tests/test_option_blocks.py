@@ -127,5 +127,9 @@ def test_help_prints_all_options_or_those_of_a_block():
         assert "\n\n" not in reference.text(about)
     assert reference.text("config.train_stages.x.loss").startswith("train_stages.x.loss.")
     assert "\n\nmining.exclude.own_text = " in reference.text("mining")
-    with pytest.raises(InputError, match=r"^--help_config=minig: .*; did you mean mining\?$"):
+    with pytest.raises(InputError, match=r"^'minig': .*; did you mean mining\?$"):
         reference.text("minig")
+    # Any word that an option's key, values or sentence begins with.
+    assert reference.text("softmax").startswith("mining.sampling = ")
+    assert "\n\ntrain.loss.temperature_min = " in reference.text("temperature")
+    assert "train.learning_rate = " not in reference.text("temperature")

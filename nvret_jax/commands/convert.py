@@ -1,4 +1,4 @@
-"""`python -m nvret_jax.main convert SOURCE TARGET`: training rows and runs between formats.
+"""`python -m nvret_jax convert SOURCE TARGET`: training rows and runs between formats.
 
 SOURCE and TARGET are `format:path`. A workdir is a source too: the negatives mined in a run, with
 the texts of the data set its config names. What a target cannot hold is said in a line; the target
@@ -8,11 +8,13 @@ appears whole or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from etils import epath
 
 from nvret_jax.artifacts.workdir import check_table
+from nvret_jax.commands.options import Plain
+from nvret_jax.commands.parser import Asked, Command, Word
 from nvret_jax.data import interchange
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.load import load_dataset
@@ -20,16 +22,14 @@ from nvret_jax.errors import InputError
 from nvret_jax.files import paths
 from nvret_jax.mining.exclude import verdicts
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.processes import log
 
-_USAGE = """\
-usage: python -m nvret_jax.main convert SOURCE TARGET
-
+_MORE = """\
 SOURCE and TARGET are format:path, for example
-  python -m nvret_jax.main convert flagembedding:train.jsonl st-triplet:out.parquet
-  python -m nvret_jax.main convert workdir:runs/quickstart tevatron:train.jsonl
-  python -m nvret_jax.main convert workdir:runs/quickstart questions:judge.jsonl
-  python -m nvret_jax.main convert trec:run.trec msmarco:run.tsv
-A file is replaced; a folder must be new or empty.
+  python -m nvret_jax convert flagembedding:train.jsonl st-triplet:out.parquet
+  python -m nvret_jax convert workdir:runs/quickstart tevatron:train.jsonl
+  python -m nvret_jax convert workdir:runs/quickstart questions:judge.jsonl
+  python -m nvret_jax convert trec:run.trec msmarco:run.tsv
 """
 _WORKDIR = "source only; a run's negatives: its workdir, or negatives/<split>.parquet in it"
 _QUESTIONS = "target only; a run's negatives with their texts, for a judge to fill in"
@@ -41,7 +41,7 @@ def convert(source: str, target: str, *, say: Callable[[str], None] = print) -> 
     Args:
         source, target: 'format:path'; the formats are `interchange.FORMATS`, and 'workdir' as a
             source.
-        say: told, in a line each, what was mended, what is lost, and at the end what was written.
+        say: gets, in a line each, what was mended, what is lost, and at the end what was written.
 
     Raises:
         InputError: one line; whatever was at the target is still there.
@@ -146,34 +146,30 @@ def _data_of(path: epath.Path) -> dict:
     return data
 
 
-def help_text() -> str:
-    """Usage, and a line for each format."""
+def formats() -> str:
+    """A line for each format, and how the command is used."""
     width = max(map(len, interchange.FORMATS))
     lines = [f"  {name:<{width}}  {form.about}" for name, form in interchange.FORMATS.items()]
     lines.append(f"  {'workdir':<{width}}  {_WORKDIR}")
     lines.append(f"  {'questions':<{width}}  {_QUESTIONS}")
-    return f"{_USAGE}\nformats:\n" + "\n".join(lines)
+    return f"{_MORE}\nformats:\n" + "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command, for `nvret_jax.main` to call.
-
-    Args:
-        argv: arguments without the program's name.
-
-    Returns:
-        Exit status 0.
+def run(asked: Asked) -> int:
+    """Converts.
 
     Raises:
-        InputError: wrong arguments, or as `convert`; the caller prints it.
+        InputError: as `convert`.
     """
-    if not argv or any(word in ("-h", "--help", "help") for word in argv):
-        print(help_text())
-        return 0
-    for word in argv:
-        if word.startswith("-"):
-            raise InputError(f"convert: unknown option {word!r}; see --help")
-    if len(argv) != 2:
-        raise InputError(f"convert: takes SOURCE and TARGET, got {len(argv)} words; see --help")
-    convert(*argv)
+    convert(*asked.words, say=log.say)
     return 0
+
+
+COMMAND = Command(
+    "Reads training rows or a run in one format and writes another. What the target cannot hold is "
+    "reported. A file is replaced; a folder must be new or empty.",
+    (Word("SOURCE", "What is read, format:path."), Word("TARGET", "What is written, format:path.")),
+    Plain,
+    run,
+    formats(),
+)

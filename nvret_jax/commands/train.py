@@ -1,70 +1,33 @@
-"""The flags of a run, and what they ask for: a plan, or the stages in a workdir.
+"""`python -m nvret_jax train --config=FILE --workdir=DIR`: a run, or the plan of one.
 
-How a command begins and ends is in `main.py`; everything else is importable and lives elsewhere.
+`python -m nvret_jax.main --config=FILE --workdir=DIR` is the same.
 """
 
 from __future__ import annotations
 
-import logging as std_logging
-import os
-import re
 import resource
 from typing import Any
 
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from nvret_jax import mesh
+from nvret_jax.commands.options import Train
+from nvret_jax.commands.parser import Asked, Command
 from nvret_jax.config import STAGES, checks, flat_keys, overrides
 from nvret_jax.errors import InputError
 from nvret_jax.files import paths
-from nvret_jax.options import INT32
 from nvret_jax.processes import peers, streams
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file; ':smoke' behind its name shrinks it to a one-minute run."
-)
-flags.FLAGS["config"].parser = overrides.File()  # a folder's name may hold colons
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run makes.")
-_STAGES = flags.DEFINE_list("stages", [], f"Only these stages, out of {', '.join(STAGES)}.")
-_PLAN = flags.DEFINE_string(
-    "plan", None, "Compile for a topology such as v5p:4x4x4 and print what fits; run nothing."
-)
-_PLAN_PASSAGES = flags.DEFINE_integer(
-    "plan_passages", 0, "Passages that --plan assumes.", lower_bound=0, upper_bound=INT32
-)
-_PLAN_DATA = flags.DEFINE_bool(
-    "plan_data", False, "Plan training at the lengths of the config's texts, too: reads its data."
-)
 _OWN = ("distributed.process_id", "distributed.coordinator")  # what processes may differ in
 _FILES, _LEAST_FILES = 4096, 64  # that may be open at once
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print which stages are out of date and why.")
-flags.DEFINE_string("help_config", None, "Print all options, or those of a block such as mining.")
-flags.DEFINE_bool("version", False, "Print the versions of this package, JAX and Python.")
-_HELP = frozenset(("-h", "-help", "--help", "--helpshort", "--helpfull"))
-_SHOWN = (
-    "--config=FILE",
-    "--workdir=DIR",
-    "--stages=STAGE,…",
-    "--dry_run",
-    "--plan=TOPOLOGY",
-    "--plan_passages=N",
-    "--plan_data",
-    "--help_config[=BLOCK]",
-    "--version",
-)
-_USAGE = """\
-usage: python -m nvret_jax.main --config=FILE --workdir=DIR [flags]
-       python -m nvret_jax.main convert SOURCE TARGET    (convert --help lists the formats)
-
-"""
+_MORE = f"""\
+The stages of a run: {', '.join(STAGES)}.
+`python -m nvret_jax options` lists the keys of a config, and `help` the other commands:
+  python -m nvret_jax convert SOURCE TARGET    (convert --help lists the formats)"""
 
 
-def main(argv: list[str]) -> int:
-    """Reads the flags and does what they ask for.
-
-    Args:
-        argv: with the program's name first.
+def run(asked: Asked) -> int:
+    """Runs the stages of a config in a workdir, or plans them.
 
     Returns:
         The exit status.
@@ -73,70 +36,19 @@ def main(argv: list[str]) -> int:
         InputError: anything wrong with what was given; one line.
         Preempted: the run was asked to end, and has saved.
     """
-    # A fixed place for compiled programs: the second run of a command starts at once.
-    if cache := paths.cache("xla"):
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    handler = logging.get_absl_handler()
-    handler.setFormatter(_Line())
-    # Orbax logs the trace of what it is about to raise; what is raised is reported in one line.
-    handler.addFilter(_is_no_trace)
-    if _HELP.intersection(argv[1:]):
-        print(help_text())
-        return 0
-    left = parse(argv)
-    if len(left) > 1:
-        raise InputError(f"unexpected argument {left[1]!r}; flags look like --workdir=DIR")
-    return _run()
-
-
-def help_text() -> str:
-    """Usage, and a line for each flag."""
-    lines = [(shown, flags.FLAGS[re.match(r"\w+", shown[2:])[0]].help) for shown in _SHOWN]
-    lines.insert(1, ("--config.KEY=VALUE", "Another value for a key; None unsets it."))
-    lines.append(("--help", "Print this."))
-    width = max(len(shown) for shown, _ in lines)
-    return _USAGE + "\n".join(f"  {shown:<{width}}  {text}" for shown, text in lines)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Flags, with every mistake in them as an InputError instead of a page of help.
-
-    Returns:
-        What is left of the command line, the program's name first.
-    """
-    argv, unset = overrides.check(overrides.located(argv))
-    try:
-        left = flags.FLAGS(argv)
-        overrides.unset(_CONFIG.value, unset)
-        return left
-    except flags.Error as error:
-        said = re.sub(r"\('(.*)', .*\)$", r"\1", str(error))  # absl shows a tuple
-        raise InputError(f"flags: {said}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"config: {error}") from None
-
-
-def _run() -> int:
-    config = _CONFIG.value
-    if config is None:
-        raise InputError(overrides.NO_CONFIG)
-    if _PLAN.value is not None:
+    given = asked.options
+    config = overrides.read(asked.config)
+    if given.plan:
         checks.validate(config)
         from nvret_jax.plan import command
 
-        return command.run(
-            config, _PLAN.value, passages=_PLAN_PASSAGES.value, data=_PLAN_DATA.value
-        )
-    if _PLAN_DATA.value:
+        return command.run(config, given.plan, passages=given.plan_passages, data=given.plan_data)
+    if given.plan_data:
         raise InputError("--plan_data: nothing is planned without --plan=TOPOLOGY")
-    if not _WORKDIR.value:
+    if not given.workdir:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
-    if _WORKDIR.value.startswith("--"):  # of `--workdir $UNSET --dry_run`
-        raise InputError(f"--workdir={_WORKDIR.value}: a flag in the place of a folder; name one")
     _allow_files()
-    workdir = str(paths.local(_WORKDIR.value, "--workdir"))
+    workdir = str(paths.local(given.workdir, "--workdir"))
     wrong = checks.mistakes(config)
     # Others hear of a mistake that only this process was given once it has joined them.
     joinable = checks.has_all_keys(config) and not any(w.startswith("distributed.") for w in wrong)
@@ -145,10 +57,10 @@ def _run() -> int:
     from nvret_jax import pipeline
 
     if joinable:
-        _join(config, met)
+        _join(config, met, given)
     if wrong:
         raise InputError(checks.told(pipeline.mistakes(config, workdir)))
-    pipeline.run(config, workdir, stages=_STAGES.value, dry_run=_DRY_RUN.value)
+    pipeline.run(config, workdir, stages=given.stages, dry_run=given.dry_run)
     return 0
 
 
@@ -184,13 +96,13 @@ def _meet(config: ConfigDict) -> peers.Peers | None:
     )
 
 
-def _join(config: ConfigDict, met: peers.Peers | None) -> None:
+def _join(config: ConfigDict, met: peers.Peers | None, given: Train) -> None:
     """Finds the other processes of the run, if it has several, and the devices.
 
     A dry run computes nothing: it joins others only where it was told which.
     """
     distributed = config.distributed
-    needless = _DRY_RUN.value and distributed.mode == "auto" and not distributed.coordinator
+    needless = given.dry_run and distributed.mode == "auto" and not distributed.coordinator
     if needless or distributed.mode == "off":
         mesh.check_devices()
         return
@@ -211,9 +123,9 @@ def _join(config: ConfigDict, met: peers.Peers | None) -> None:
         restore()
         return
     keys = [key for key in flat_keys(config) if key not in _OWN]
-    given = {key: _value(config, key) for key in keys}
-    flags_given = {"--stages": _STAGES.value, "--dry_run": _DRY_RUN.value}
-    mesh.agree(given | flags_given, met)
+    values = {key: _value(config, key) for key in keys}
+    flags_given = {"--stages": given.stages, "--dry_run": given.dry_run}
+    mesh.agree(values | flags_given, met)
 
 
 def _value(config: ConfigDict, key: str) -> Any:
@@ -222,12 +134,12 @@ def _value(config: ConfigDict, key: str) -> Any:
     return config
 
 
-class _Line(std_logging.Formatter):
-    """`warning: …` instead of date, thread and line of code."""
-
-    def format(self, record: std_logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {record.getMessage()}"
-
-
-def _is_no_trace(record: std_logging.LogRecord) -> bool:
-    return not record.exc_info
+COMMAND = Command(
+    "Mines, trains, evaluates and exports as a config says, in a workdir. What is up to date is "
+    "skipped, and an interrupted run continues.",
+    (),
+    Train,
+    run,
+    _MORE,
+    config=True,
+)

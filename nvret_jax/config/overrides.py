@@ -36,6 +36,34 @@ _EXPECTED = {
 }
 
 
+def read(arguments: Sequence[str]) -> ConfigDict:
+    """The config that `--config=FILE` and `--config.KEY=VALUE` of a command line make.
+
+    Args:
+        arguments: those of the command line that belong to a config.
+
+    Raises:
+        InputError: no file is named, or all that is wrong with them, in one line.
+    """
+    argv, gone = check(located(["", *arguments]))
+    alone = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", None, flag_values=alone, sys_argv=argv)
+    alone["config"].parser = File()  # a folder's name may hold colons
+    try:
+        alone(argv)
+        if holder.value is None:
+            raise InputError(NO_CONFIG)
+        unset(holder.value, gone)
+    except flags.Error as error:
+        said = re.sub(r"\('(.*)', .*\)$", r"\1", str(error))  # absl shows a tuple
+        raise InputError(f"flags: {said}") from None
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"config: {error}") from None
+    return holder.value
+
+
 def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Checks `--config=FILE[:arg]` and every `--config.key=value` of a command line.
 
@@ -45,17 +73,12 @@ def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         argv: with the program's name first.
 
     Returns:
-        (the command line with flag files read and without the values that are unset, their keys):
-        `config_flags` cannot parse None, so whoever parses the rest calls `unset` afterwards.
+        (the command line without the values that are unset, their keys): `config_flags` cannot parse None, so whoever parses the rest calls `unset` afterwards.
 
     Raises:
         InputError: the file cannot be used, or overrides name unknown keys or values of another
             type; one line with all of these.
     """
-    try:
-        argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
-    except flags.Error as error:
-        raise InputError(f"flags: {error}") from None
     path, changes = _split(argv)
     if not path:
         if changes or path == "":

@@ -1,4 +1,4 @@
-"""All options for people: what `--help_config` prints, and the page docs/options.md.
+"""All options for people: what `options` and `--help_config` print, and the page docs/options.md.
 
 `python -m nvret_jax.config.reference > docs/options.md` writes the page.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 from nvret_jax.config import NAMED, Config
 from nvret_jax.errors import InputError
-from nvret_jax.options import Block, Option, blocks, fields_of
+from nvret_jax.options import Block, Option, blocks, fields_of, shown
 
-_WIDTH = 100
+_WIDTH = 80
 _SAME = ("student",)  # blocks with the options of another
 # Beginnings of keys, and the block that has the same options.
 _LIKE = (
@@ -56,10 +56,11 @@ def _blocks_of(cls: type, at: str, *, flat: bool = False) -> Iterator[tuple[str,
 
 
 def text(about: str = "") -> str:
-    """What `--help_config` prints.
+    """What `options` and `--help_config` print.
 
     Args:
-        about: a key, or the beginning of some, such as 'mining' or 'train.loss'; '': all.
+        about: a key, or the beginning of some, such as 'mining' or 'train.loss'; or a word that is
+            looked for in keys, values and sentences; '': all.
 
     Raises:
         InputError: there is nothing of that name.
@@ -72,10 +73,20 @@ def text(about: str = "") -> str:
         if not wanted or f"{key}.".startswith(f"{wanted}."):
             found[named + key[len(like) :]] = one
     if not found:
+        found = {key: one for key, one in known.items() if _is_about(asked.lower(), key, one)}
+    if not found:
         near = difflib.get_close_matches(asked, [*known, *_blocks(known)], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"--help_config={about}: no such option or block{hint}")
+        raise InputError(f"{shown(about)}: no option, block or word of an option{hint}")
     return "\n\n".join(_entry(key, one) for key, one in found.items())
+
+
+def _is_about(word: str, key: str, one: Option) -> bool:
+    """Whether an option has a word, or the beginning of one, in its key, values or sentence."""
+    said = f"{key} {one.config_takes.words} {one.sentence}".lower()
+    return re.search(rf"(?<![a-z0-9]){re.escape(word)}", said.replace("_", " ")) is not None or (
+        word in key
+    )
 
 
 def _blocks(known: dict[str, Option]) -> list[str]:

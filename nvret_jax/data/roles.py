@@ -143,9 +143,37 @@ def recognise_passages(
     return text or _find(free, _PASSAGES[:-1], "passage", where, names), title
 
 
+def text_column(names: Sequence[str], kind: str, where: str) -> str:
+    """The column of the texts in a table of texts alone.
+
+    Args:
+        names: of the columns.
+        kind: 'query' or 'passage', whose usual names come first.
+        where: the file, for messages.
+
+    Raises:
+        InputError: no column or several could be it.
+    """
+    usual = {"query": _QUERIES[:-1], "passage": _PASSAGES[:-1]}
+    ranks = [*usual[kind], *(rank for other in usual if other != kind for rank in usual[other])]
+    return _find(names, ranks, "text", where, names, option="--column=")
+
+
+def title_column(names: Sequence[str], text: str) -> str | None:
+    """The column of titles beside the column of texts; None where there is none."""
+    return next((n for t in _TITLES for n in names if plain(n) == t and n != text), None)
+
+
 def _find(
-    free: Sequence[str], ranks: Sequence[str], role: str, where: str, names: Sequence[str]
+    free: Sequence[str],
+    ranks: Sequence[str],
+    role: str,
+    where: str,
+    names: Sequence[str],
+    *,
+    option: str = "",
 ) -> str:
+    option = option or f"?{role}="
     for rank in ranks:
         usual = rank.split()
         found = [name for name in free if plain(name) in usual]
@@ -154,11 +182,11 @@ def _find(
         if found:
             could = " and ".join(f"'{name}'" for name in found)
             raise InputError(
-                f"{where}: {could} could each be the {role}; say which, as in ?{role}={found[0]}"
+                f"{where}: {could} could each be the {role}; say which, as in {option}{found[0]}"
             )
     raise InputError(
         f"{where}: no column has a usual name of a {role}; {_there(names)}; name one, as in "
-        f"?{role}={names[0] if names else 'COLUMN'}"
+        f"{option}{names[0] if names else 'COLUMN'}"
     )
 
 

@@ -18,5 +18,5 @@ shapes come from a model's config.json, or from a table of well-known ones.
     flops.py    operations: those a model needs, those a program does
     hlo.py      bytes and collectives of a compiled program, loops counted as often as they run
     report.py   all of it in words, and what to change where it does not fit
-    commands/train.py  what the command lines call
+    command.py  a whole config, and a search alone: what the commands call
 """

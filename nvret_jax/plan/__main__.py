@@ -1,4 +1,4 @@
-"""`python -m nvret_jax.plan`: see the package."""
+"""`python -m nvret_jax.plan`: the command `plan`."""
 
 import sys
 
@@ -6,9 +6,10 @@ from nvret_jax import main
 
 
 def _plan(argv):
-    from nvret_jax.plan import command
+    from nvret_jax import commands
 
-    return command.main(argv)
+    return commands.run("plan", argv[1:])
 
 
-main.process(_plan, sys.argv[1:])
+if __name__ == "__main__":
+    main.process(_plan, sys.argv)

@@ -1,10 +1,8 @@
-"""The plan of a whole config, and of a search alone: what the command lines call."""
+"""The plan of a whole config, and of a search alone: what the commands call."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from collections.abc import Iterator
 
 import jax
@@ -17,16 +15,17 @@ from nvret_jax.config.sets import sets_of
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.models.precision import embedding_dtype
 from nvret_jax.options import blocks as blocks_lib
-from nvret_jax.options import check_arguments, number, whole
 from nvret_jax.plan import lengths, models, steps, training
 from nvret_jax.plan.chips import Chip, topology_mesh
 from nvret_jax.plan.report import advice, fits, heading, report
 from nvret_jax.plan.steps import Step
+from nvret_jax.processes import log
 from nvret_jax.search.index import checks, memory
 from nvret_jax.search.rankers.teachers import is_encoder
 from nvret_jax.training.options import Training
 
 PASSAGES, QUERIES = 1_000_000, 4096  # default sizes of a search
+UNFIT = 3  # exit status of a plan that does not fit
 
 
 def leave_devices_alone() -> None:
@@ -48,7 +47,7 @@ def run(config: ConfigDict, topology: str, *, passages: int = 0, data: bool = Fa
         data: whether to read the config's data and plan training at its widths, too.
 
     Returns:
-        0 if every step fits; 2 if one does not, after a line for each that does not.
+        0 if every step fits; `UNFIT` if one does not, after a line for each that does not.
 
     Raises:
         InputError: what is wrong with config, topology or a model.
@@ -66,9 +65,14 @@ def run(config: ConfigDict, topology: str, *, passages: int = 0, data: bool = Fa
         print(f"\n{report(step, chip)}", flush=True)
         if not fits(step, chip):
             failed.append(f"{step.name.split(':')[0]}: {advice(step, chip)}")
+    return _end(topology, failed)
+
+
+def _end(topology: str, failed: list[str]) -> int:
+    """The exit status, after a line for each step that does not fit."""
     for line in failed:
-        print(f"error: the plan does not fit {topology}: {line}", file=sys.stderr, flush=True)
-    return 2 if failed else 0
+        log.error(f"error: the plan does not fit {topology}: {line}")
+    return UNFIT if failed else 0
 
 
 def planned(
@@ -174,43 +178,39 @@ def _search(config: ConfigDict, mesh: Mesh, chip: Chip, shape: tuple[int, int]) 
     return dataclasses.replace(step, calls=max(1, step.calls))
 
 
-_TAKES = {
-    "passages": whole(1),
-    "width": whole(1, 1 << 20),
-    "queries": whole(1),
-    "k": whole(1),
-    "memory_gib": number(0, 1 << 20, "0 for what is free"),
-}
+def run_search(
+    topology: str,
+    passages: int,
+    width: int,
+    *,
+    dtype: str = "bfloat16",
+    queries: int = QUERIES,
+    k: int = 100,
+    memory_gib: float = 0.0,
+) -> int:
+    """Compiles a search for a topology and prints what it takes.
 
+    Args:
+        topology: such as 'v5e:4x4'.
+        passages, width: N and D of the vectors.
+        dtype: of the vectors.
+        queries: searched at a time.
+        k: hits per query.
+        memory_gib: of a chip, for the search; 0: what it has free.
 
-def main(argv: list[str] | None = None) -> int:
-    """`python -m nvret_jax.plan`: a search alone. 0 if it fits, 1 if not.
+    Returns:
+        0 if it fits, `UNFIT` if not.
 
     Raises:
-        InputError: arguments that cannot be.
+        InputError: sizes that cannot be, or an unknown topology.
     """
-    parser = argparse.ArgumentParser(
-        prog="nvret_jax.plan",
-        description="Compiles a search for chips that are not there and adds up what it takes.",
-    )
-    parser.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:4x4x4, h100:8")
-    parser.add_argument("--passages", type=int, required=True)
-    parser.add_argument("--width", type=int, required=True)
-    parser.add_argument("--dtype", default="bfloat16", choices=steps.DTYPES)
-    parser.add_argument("--queries", type=int, default=QUERIES)
-    parser.add_argument("--k", type=int, default=100)
-    parser.add_argument(
-        "--memory_gib", type=float, default=0, help="of a chip, for the search; 0: what it has free"
-    )
-    arguments = parser.parse_args(argv)
-    check_arguments("plan", vars(arguments), _TAKES)
     leave_devices_alone()
-    shape, dtype = (arguments.passages, arguments.width), steps.DTYPES[arguments.dtype]
-    checks.check_passages(jax.ShapeDtypeStruct(shape, dtype))
-    checks.check_k(arguments.k, arguments.passages)
-    mesh, chip = topology_mesh(arguments.topology)
-    budget = int(arguments.memory_gib * memory.GIB or memory.DEVICE_SHARE * chip.hbm)
-    step = steps.search_step(mesh, shape, dtype, arguments.queries, arguments.k, budget)
-    print(heading(arguments.topology, mesh.size, chip))
+    shape, of = (passages, width), steps.DTYPES[dtype]
+    checks.check_passages(jax.ShapeDtypeStruct(shape, of))
+    checks.check_k(k, passages)
+    mesh, chip = topology_mesh(topology)
+    budget = int(memory_gib * memory.GIB or memory.DEVICE_SHARE * chip.hbm)
+    step = steps.search_step(mesh, shape, of, queries, k, budget)
+    print(heading(topology, mesh.size, chip))
     print(report(step, chip))
-    return 0 if fits(step, chip) else 1
+    return _end(topology, [] if fits(step, chip) else [f"search: {advice(step, chip)}"])

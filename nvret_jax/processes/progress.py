@@ -1,6 +1,6 @@
 """How far a long loop is: a bar on a terminal, a plain line now and then in a file.
 
-TQDM_DISABLE=1 switches both off, and the other variables of tqdm hold for the bar.
+TQDM_DISABLE=1 and `--quiet` switch both off, and the other variables of tqdm hold for the bar.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+from nvret_jax.processes import log
 
 EVERY = 30.0  # seconds between two lines in a file; a loop that is shorter prints none
 
@@ -24,7 +26,7 @@ def bar(
     total: int | None = None,
     initial: int = 0,
     show: bool = True,
-) -> tqdm | _Lines:
+) -> _Bar | _Lines:
     """Shows progress on stderr; a context manager, and an iterator where `over` is given.
 
     Args:
@@ -38,11 +40,12 @@ def bar(
     Returns:
         An object with tqdm's `update`, `set_postfix_str`, `write` and `close`.
     """
+    show = show and not log.is_quiet()
     total = len(over) if total is None and hasattr(over, "__len__") else total
     options: dict[str, Any] = {"desc": desc, "unit": unit, "total": total, "initial": initial}
     if _redraws():
         # Not `disable=False`: that would overrule the environment.
-        return tqdm(over, **options, **({} if show else {"disable": True}))
+        return _Bar(over, **options, **({} if show else {"disable": True}))
     off = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
     return _Lines(over, **options, silent=off or not show)
 
@@ -50,6 +53,14 @@ def bar(
 def _redraws() -> bool:
     """Whether a line can be written over: on a terminal, and in a notebook."""
     return "ipykernel" in sys.modules or sys.stderr.isatty()
+
+
+class _Bar(tqdm):
+    """tqdm's bar, which makes room for lines of the log."""
+
+    def write(self, text: str) -> None:
+        with tqdm.external_write_mode(file=sys.stdout):
+            log.say(text)
 
 
 class _Lines:
@@ -84,7 +95,7 @@ class _Lines:
         self._postfix = f", {text}" if text else ""
 
     def write(self, text: str) -> None:
-        print(text, flush=True)
+        log.say(text)
 
     def close(self) -> None:
         if self._last > self._begun and not self._silent:

@@ -79,7 +79,7 @@ def embed_texts(
     )
     most = max(2, _BEHIND // (4 * width * chunk_rows))
     writing: collections.deque[concurrent.futures.Future] = collections.deque()
-    chunks = _Chunks(len(table), width, chunk_rows)
+    chunks = Chunks(len(table), width, chunk_rows)
     with bar, concurrent.futures.ThreadPoolExecutor(1) as thread:
         # Without missing chunks the encoder is not called, because loading one may take a while.
         stream = encoded(table.texts, wanted) if wanted.any() else iter(())
@@ -101,8 +101,11 @@ def embed_texts(
     artifact.finish_folder()
 
 
-class _Chunks:
-    """Assembles rows that arrive in any order into the chunks that this process writes."""
+class Chunks:
+    """Assembles rows that arrive in any order into the chunks that this process writes.
+
+    Chunk i has the rows from i · chunk_rows on; the last one may have fewer.
+    """
 
     def __init__(self, count: int, width: int, chunk_rows: int):
         self._count, self._width, self._size = count, width, chunk_rows

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import pathlib
 import re
 import shlex
@@ -13,8 +11,6 @@ import shutil
 import command
 import tiny_models
 import tiny_project
-
-from nvret_jax.commands import convert
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
@@ -67,13 +63,9 @@ def run_shell(line: str, more: list[str]) -> str:
     words = shlex.split(line)
     assert words[:2] == ["python", "-m"], line
     module, arguments = words[2], words[3:]
-    if arguments[:1] == ["convert"]:
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            assert convert.main(arguments[1:]) == 0, line
-        return out.getvalue()
     assert module in ("nvret_jax.main", "nvret_jax"), line
-    done = command.inside(*arguments, *more, "--config.distributed.mode=off")
+    takes_config = any(word.startswith("--config=") for word in arguments)
+    done = command.inside(*arguments, *([*more, "--config.distributed.mode=off"] * takes_config))
     assert done.status == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
     return done.stdout
 

@@ -425,8 +425,10 @@ def test_main_takes_the_flags():
     """The overrides that the files above use are real ones."""
     line = said(LAUNCH / "local.sh", "--processes=2", "--dry-run")[-1]
     script = (
-        "import sys; from nvret_jax.commands import train as command; from absl import flags\n"
-        "command.parse(sys.argv); d = flags.FLAGS.config.distributed\n"
+        "import sys; from nvret_jax.commands import load, parser\n"
+        "from nvret_jax.config import overrides\n"
+        "asked = parser.parse('train', load('train'), sys.argv[1:])\n"
+        "d = overrides.read(asked.config).distributed\n"
         "print(d.mode, d.coordinator, d.num_processes, d.process_id)"
     )
     flags = [*main_flags(line), "--config.distributed.mode=on"]

@@ -14,14 +14,9 @@ from unittest import mock
 
 import tiny_project
 import virtual_devices
-from absl.testing import flagsaver
 
-from nvret_jax import main, pipeline
-from nvret_jax.commands import train
+from nvret_jax import main
 
-# These, and libraries that they load, define flags; `flagsaver` must know them before.
-assert train.main
-assert pipeline.run
 CONFIG = f"--config={tiny_project.ROOT / 'configs' / 'quickstart.py'}"
 
 
@@ -64,7 +59,6 @@ def inside(*argv: str) -> Result:
     out, err = io.StringIO(), io.StringIO()
     status = 0
     with (
-        flagsaver.flagsaver(),
         mock.patch.object(sys, "argv", ["nvret_jax.main", *argv]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

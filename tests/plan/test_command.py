@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import subprocess
+import sys
 
 import command as shell  # tests/pipeline/command.py
 import jax
@@ -65,21 +67,50 @@ def test_a_config_is_planned_stage_by_stage(a_chip, capsys):
     assert said.out.count("\nfits: ") == 3
 
 
-def test_a_plan_that_does_not_fit_ends_with_status_2_and_a_line(a_chip, capsys):
+def test_a_plan_that_does_not_fit_ends_with_status_3_and_a_line(a_chip, capsys):
     a_chip(250e6)
     config = small_config()
     config.stages = ("train",)
     config_lib.add_stage(config, "first")
     config_lib.add_stage(config, "second", batch_size=8)
-    assert command.run(config, "v5e:1x1") == 2
+    assert command.run(config, "v5e:1x1") == 3
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: the plan does not fit v5e:1x1: train first: 0.")
     assert lines[1].startswith("error: the plan does not fit v5e:1x1: train second: 0.")
     assert "of which optimizer" in lines[0]
 
 
-def test_the_package_is_a_command(capsys):
+def test_a_search_alone_that_does_not_fit_ends_the_same_way(a_chip, capsys):
+    a_chip(16e9)
+    argv = ["plan", "--topology=v5e:1x1", "--passages=1000", "--width=16", "--queries=8", "--k=5"]
+    assert main.guarded(main.run, ["", *argv]) == 0
+    a_chip(1e5)
+    assert main.guarded(main.run, ["", *argv]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the plan does not fit v5e:1x1: search: 0.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--topology=v5e:2x2", "--passages=10", "--width=4", "--k=50"], "k=50"),
+        (["--passages=10"], "--topology: name the chips, as in --topology=v5e:4x4; --width: give"),
+        (["--topology=v5e:2x2", shell.CONFIG, "--width=4"], "--width: is for a search alone"),
+        (["--topology=v5e:2x2", "--passages=9", "--width=4", "--data"], "--data: needs --config"),
+    ],
+)
+def test_what_a_plan_refuses(argv, said):
+    assert said in shell.inside("plan", *argv).error
+
+
+def test_the_package_is_a_command():
     assert importlib.util.find_spec("nvret_jax.plan.__main__")
-    argv = ["--topology=v5e:2x2", "--passages=10", "--width=4", "--k=50"]
-    assert main.guarded(command.main, argv) == 2
-    assert "k=50" in capsys.readouterr().err
+    done = subprocess.run(
+        [sys.executable, "-m", "nvret_jax.plan", "--topology=v5e:2x2", "--passages=10"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: plan: --width: give a number above 0, or a whole run with --config=FILE\n"
+    )

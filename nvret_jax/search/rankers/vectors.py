@@ -171,13 +171,33 @@ def open_vectors(
         InputError: no file or several, one that is damaged, empty or of another form, missing or
             repeated ids, or vectors that cannot be searched.
     """
-    folder = paths.local(folder, "vectors")
-    path = _find(folder, kind)
+    path = _find(paths.local(folder, "vectors"), kind)
+    if not len(ids):
+        raise InputError(f"{path}: the data set has no {kind}, so no vector is wanted")
+    return open_file(path, ids, normalize=normalize, scan=scan)
+
+
+def open_file(
+    path: os.PathLike | str, ids: Sequence[str], *, normalize: bool = False, scan: bool = True
+) -> Vectors:
+    """The vectors of one file, by the ids of a table.
+
+    Args:
+        path: see the module's docstring for the forms.
+        ids: of the table, in its order; at least one.
+        normalize, scan: as of `open_vectors`.
+
+    Raises:
+        InputError: as `open_vectors`.
+    """
+    path = epath.Path(path)
+    if path.suffix[1:] not in READERS:
+        raise InputError(f"{path}: vectors are {', '.join(f'.{form}' for form in FORMS)} files")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
     table = READERS[path.suffix[1:]](path)
     if not len(table.ids) or not table.matrix.shape[1]:
         raise InputError(f"{path}: empty, {table.matrix.shape[0]} x {table.matrix.shape[1]}")
-    if not len(ids):
-        raise InputError(f"{path}: the data set has no {kind}")
     file_rows = _align(table, tables.id_array(ids), path)
     vectors = Vectors(path, table.matrix, file_rows, normalize=normalize)
     if scan:

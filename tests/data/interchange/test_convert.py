@@ -8,6 +8,7 @@ import sys
 import pytest
 from interchange_samples import jsonl, parquet
 
+from nvret_jax import commands
 from nvret_jax.commands import convert
 from nvret_jax.data import interchange
 from nvret_jax.errors import InputError
@@ -66,8 +67,9 @@ def test_the_source_may_be_the_target(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["flagembedding:a"], "takes SOURCE and TARGET, got 1 words"),
-        (["--force", "a:b", "c:d"], "unknown option '--force'"),
+        (["flagembedding:a"], "convert: TARGET missing"),
+        (["a:b", "c:d", "e:f"], "unexpected argument 'e:f'; it takes SOURCE TARGET"),
+        (["--force", "a:b", "c:d"], "unknown option --force"),
         (["nothing", "trec:b"], "source 'nothing': expected format:path"),
         (["trec:", "trec:b"], "source 'trec:': expected format:path"),
         (["trec:a", "b"], "target 'b': expected format:path"),
@@ -81,12 +83,12 @@ def test_the_source_may_be_the_target(tmp_path):
 )
 def test_wrong_words_are_answered_in_a_line(argv, expected):
     with pytest.raises(InputError) as caught:
-        convert.main(argv)
+        commands.run("convert", argv)
     assert expected in str(caught.value)
 
 
 def test_help_has_a_line_for_every_format(capsys):
-    assert convert.main(["--help"]) == 0
+    assert commands.run("convert", ["--help"]) == 0
     lines = capsys.readouterr().out.split("\n")
     for name in (*interchange.FORMATS, "workdir"):
         assert sum(line.split()[:1] == [name] for line in lines) == 1

@@ -1,0 +1,125 @@
+"""The model and the corpus of a command: what its words name."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from etils import epath
+
+from nvret_jax.commands.options import Model, Source
+from nvret_jax.data.dataset import Dataset, TextTable
+from nvret_jax.data.load import READERS, load_dataset
+from nvret_jax.data.texts import read_texts
+from nvret_jax.errors import InputError
+from nvret_jax.files import paths
+from nvret_jax.models.encoder import Encoder
+from nvret_jax.models.precision import embedding_dtype
+from nvret_jax.processes import log
+
+
+def named(word: str) -> str:
+    """What a word for a model names: of the workdir of a run its export, else the word.
+
+    Raises:
+        InputError: a workdir without an export.
+    """
+    folder = epath.Path(word).expanduser() if "://" not in word else None
+    if folder is None or not _is_workdir(folder):
+        return word
+    if not (folder / "export" / "config.json").exists():
+        raise InputError(f"{word}: the workdir of a run without export/; run its stage export")
+    return str(folder / "export")
+
+
+def start_of(word: str) -> str:
+    """The model that a run started from, where a word names its workdir; else ''."""
+    folder = epath.Path(word).expanduser() if "://" not in word else None
+    if folder is None or not _is_workdir(folder):
+        return ""
+    return json.loads((folder / "config.json").read_text())["student"]["model"]
+
+
+def _is_workdir(folder: epath.Path) -> bool:
+    """Whether a folder has the config of a run, not that of a model."""
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("student"), dict)
+
+
+def encoder(word: str, options: Model) -> Encoder:
+    """The encoder that a word names.
+
+    Args:
+        word: a folder, the workdir of a run, the name of a weights package, or a hub id.
+        options: how it is read.
+
+    Raises:
+        InputError: as `Encoder.from_pretrained`, or a length that the model does not have.
+    """
+    import jax
+
+    given = {
+        "pooling": options.pooling,
+        "query_prompt": options.query_prompt,
+        "passage_prompt": options.passage_prompt,
+    }
+    made = Encoder.from_pretrained(
+        named(word),
+        dtype=embedding_dtype(options.dtype, "float32", jax.default_backend()),
+        adapter=options.adapter or None,
+        download=options.download,
+        **given,
+    )
+    positions = made.spec.backbone.max_tokens
+    for kind in ("query", "passage"):
+        length = getattr(options, f"{kind}_length")
+        if length > positions:
+            raise InputError(
+                f"--{kind}_length={length}: {word} takes at most {positions} tokens; use that or "
+                "less, or 0 for its own length"
+            )
+    log.say(f"model     {made!r}")
+    return made
+
+
+def is_source(word: str) -> bool:
+    """Whether a word is a data set, such as 'beir:DIR', and not a file."""
+    return word.partition(":")[0] in READERS and ":" in word
+
+
+def dataset(word: str, options: Source, *, download: bool, splits=None) -> Dataset:
+    """The data set that a word names; InputError as `load_dataset`."""
+    return load_dataset(
+        word if is_source(word) or ":" in word else guessed(word),
+        splits=splits,
+        allow_empty=options.allow_empty,
+        missing=options.missing,
+        download=download,
+    )
+
+
+def guessed(word: str) -> str:
+    """A path as a data set: BEIR's layout for a folder, a table of pairs for a file."""
+    path = paths.local(word, "data")
+    if not path.exists():
+        return word  # whose error lists the schemes
+    return f"{'beir' if path.is_dir() else 'pairs'}:{path}"
+
+
+def corpus(word: str, options: Source, *, download: bool, column: str, id_column: str) -> TextTable:
+    """The passages that a word names: of a data set, or of a file of texts.
+
+    Raises:
+        InputError: as `load_dataset` and `read_texts`.
+    """
+    if is_source(word) or (re.match(r"[a-z-]+:", word) and not epath.Path(word).exists()):
+        return dataset(word, options, download=download).corpus
+    path = paths.local(word, "corpus")
+    if path.is_dir() and any((path / f"corpus.jsonl{end}").exists() for end in ("", ".gz", ".zst")):
+        return dataset(f"beir:{path}", options, download=download).corpus
+    return read_texts(
+        word, column=column, id_column=id_column, allow_empty=options.allow_empty
+    )

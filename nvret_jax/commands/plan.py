@@ -1,0 +1,76 @@
+"""`python -m nvret_jax plan --topology=…`: what a config, or a search alone, takes on chips.
+
+Status 0 where all of it fits, 3 where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from nvret_jax.commands.options import Plan
+from nvret_jax.commands.parser import Asked, Command
+from nvret_jax.config import checks, overrides
+from nvret_jax.errors import InputError
+
+_OF_A_SEARCH = ("width", "dtype", "queries", "k", "memory_gib")
+_MORE = """\
+With a config, its training, embedding and search are planned; without, a search:
+  python -m nvret_jax plan --topology=v5p:4x4x4 --config=configs/nv_retriever_v1.py
+  python -m nvret_jax plan --topology=v5e:4x4 --passages=100000000 --width=1024
+Compiling for TPUs needs libtpu, for GPUs JAX's CUDA plugin; neither needs a chip."""
+
+
+def run(asked: Asked) -> int:
+    """Compiles for the topology and prints what each step takes.
+
+    Raises:
+        InputError: options that do not go together, or what `plan.command` refuses.
+    """
+    wrong = [f"--{key}: {what}" for key, what in _wrong(asked)]
+    if wrong:
+        raise InputError(f"plan: {'; '.join(wrong)}")
+    given = asked.options
+    config = overrides.read(asked.config) if asked.config else None
+    if config is not None:
+        checks.validate(config)
+    from nvret_jax.plan import command  # seconds of imports
+
+    if config is not None:
+        return command.run(config, given.topology, passages=given.passages, data=given.data)
+    return command.run_search(
+        given.topology,
+        given.passages,
+        given.width,
+        dtype=given.dtype,
+        queries=given.queries,
+        k=given.k,
+        memory_gib=given.memory_gib,
+    )
+
+
+def _wrong(asked: Asked) -> Iterator[tuple[str, str]]:
+    given: dict[str, Any] = dict(asked.given)
+    if not given.get("topology"):
+        yield "topology", "name the chips, as in --topology=v5e:4x4"
+    if asked.config:
+        for key in _OF_A_SEARCH:
+            if key in given:
+                yield key, "is for a search alone, without a config"
+        return
+    for key in ("passages", "width"):
+        if not given.get(key):
+            yield key, "give a number above 0, or a whole run with --config=FILE"
+    if given.get("data"):
+        yield "data", "needs --config=FILE"
+
+
+COMMAND = Command(
+    "Compiles the steps of a run, or a search alone, for chips that are not there, and prints "
+    "memory, operations and what limits each. The exit status is 3 where a step does not fit.",
+    (),
+    Plan,
+    run,
+    _MORE,
+    config=True,
+)

@@ -1,0 +1,102 @@
+"""What a command prints, in one place: lines of progress, warnings and errors.
+
+`say` prints a line on standard output; warnings, which this package and its libraries log through
+absl, and errors go to standard error. `configure` sends all of them to a file, too, and `quiet`
+leaves out everything but warnings, errors and the answer a command was asked for.
+
+A library does not configure logging by itself: in a notebook warnings appear as absl shows them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from nvret_jax.errors import InputError
+
+_logger = logging.getLogger("nvret_jax")
+_logger.propagate = False  # `say` prints; a root logger would print the line again
+_quiet = False
+_file: logging.Handler | None = None
+
+
+def configure(*, quiet: bool = False, file: os.PathLike | str = "") -> None:
+    """Sets what a command prints, and where.
+
+    Args:
+        quiet: print no lines of progress and no bars.
+        file: every line is appended to it, with its time; '': no file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from absl import logging as absl_logging
+
+    global _quiet, _file
+    close()
+    _quiet = quiet
+    absl_logging.use_absl_handler()
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = absl_logging.get_absl_handler()
+    handler.setFormatter(_Line())
+    # Orbax logs the trace of what it is about to raise; what is raised is reported in one line.
+    handler.addFilter(_is_no_trace)
+    if not file:
+        return
+    try:
+        _file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise InputError(f"--log_file={file}: cannot be written ({error.strerror})") from None
+    _file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _file.addFilter(_is_no_trace)
+    for logger in (_logger, logging.getLogger("absl")):
+        logger.addHandler(_file)
+    _logger.setLevel(logging.INFO)
+
+
+def close() -> None:
+    """Undoes `configure`."""
+    global _quiet, _file
+    _quiet = False
+    if _file is not None:
+        for logger in (_logger, logging.getLogger("absl")):
+            logger.removeHandler(_file)
+        _file.close()
+        _file = None
+
+
+def is_quiet() -> bool:
+    """Whether lines of progress and bars are left out."""
+    return _quiet
+
+
+def say(text: str) -> None:
+    """Prints a line of progress, at once."""
+    if not _quiet:
+        print(text, flush=True)
+    if _file is not None:
+        _logger.info(text)
+
+
+def error(text: str) -> None:
+    """Prints a line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+    keep(text)
+
+
+def keep(text: str) -> None:
+    """Puts an error, such as a trace that is printed elsewhere, into the file, if there is one."""
+    if _file is not None:
+        _logger.error(text)
+
+
+class _Line(logging.Formatter):
+    """`warning: …` in the place of date, thread and line of code."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"
+
+
+def _is_no_trace(record: logging.LogRecord) -> bool:
+    return not record.exc_info
