@@ -120,15 +120,15 @@ def test_each_command_is_a_file_with_help_of_80_columns(capsys):
         assert own.startswith(f"usage: python -m nvret_jax {name}")
         assert commands.run("help", [name]) == 0
         assert capsys.readouterr().out == own
-        told = own.split("\nformats:")[0].splitlines()
-        assert max(map(len, told)) <= 88, max(told, key=len)
+        told = [x for x in own.split("\nformats:")[0].splitlines() if "python -m" not in x]
+        assert max(map(len, told)) <= 80, max(told, key=len)
         for line in ("--quiet", "--log_file=FILE", "--help"):
             assert f"  {line} " in own
 
 
 def test_a_word_that_is_no_command_is_named_and_so_is_the_nearest_one():
     assert "unknown command 'evalute'; did you mean evaluate?" in command.inside("evalute").error
-    assert command.inside("evaluate", "--dpth=3").error.startswith("error: evaluate: MODEL and")
+    assert command.inside("evaluate", "--dpth=3").error.startswith("error: evaluate: unkn")
 
 
 def test_no_arguments_list_the_commands():
@@ -167,9 +167,11 @@ def test_quiet_and_the_log_file(tmp_path, capsys):
     assert said.out == "after\n"
     assert "error: wrong" in said.err
     lines = [line.split(" ", 2)[2] for line in file.read_text().splitlines()]
+    assert "Logging before flag parsing" not in said.err
     assert lines == ["INFO a line", "WARNING a warning", "ERROR error: wrong"]
-    assert not logging.getLogger("nvret_jax").handlers
-    with pytest.raises(InputError, match="--log_file=.*: cannot be written"):
+    files = [getattr(h, "baseFilename", "") for h in logging.getLogger("nvret_jax").handlers]
+    assert str(file) not in files
+    with pytest.raises(InputError, match=r"--log_file=.*: cannot be written"):
         log.configure(file=tmp_path / "none" / "log.txt")
 
 

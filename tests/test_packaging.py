@@ -55,7 +55,9 @@ def test_it_holds_all_code_the_configs_the_types_and_the_licence(wheel):
     found = {str(p.relative_to(wheel)) for p in wheel.rglob("*") if p.is_file()}
     code = {str(p.relative_to(ROOT)) for p in (ROOT / "nvret_jax").rglob("*.py")}
     configs = {f"nvret_jax/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
-    more = {"nvret_jax/py.typed", "nvret_jax/report/report.html.j2"}
+    more = {"nvret_jax/py.typed"}
+    more |= {str(p.relative_to(ROOT)) for p in (ROOT / "nvret_jax").rglob("*.html.j2")}
+    assert len(more) == 3
     assert (code | configs | more) - found == set()
     assert [n for n in found if not n.startswith("nvret_jax")] == []
     (info,) = wheel.glob("*.dist-info")
@@ -124,3 +126,28 @@ def test_dependencies_that_break_between_minor_releases_have_an_upper_bound():
         entries = [e for e in PROJECT["dependencies"] if re.match(rf"{name}[<>=]", e)]
         assert entries, name
         assert all("<" in entry.split(";")[0] for entry in entries), entries
+
+
+def test_files_of_the_project_are_whole():
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    versions = jobs["test"]["strategy"]["matrix"]["python"]
+    listed = [c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if "Python :: 3." in c]
+    assert versions == listed
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {hook["id"] for hook in hooks} >= {"ruff-check", "ruff-format"}
+
+
+def test_an_image_gets_the_files_that_its_dockerfile_copies():
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
+    text = (ROOT / "launch/docker/Dockerfile").read_text()
+    copied = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY")]
+    names = {name for names in copied for name in names}
+    assert names == kept
+    assert all((ROOT / name).exists() for name in names)
+    for extra in re.findall(r"EXTRA=(\w+)", text):
+        assert extra in PROJECT["optional-dependencies"]
+    assert "TOKEN" not in re.sub("#.*", "", text)

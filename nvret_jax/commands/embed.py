@@ -20,9 +20,9 @@ from nvret_jax.processes import log, progress
 from nvret_jax.search import vector_file
 
 _MORE = """\
-TEXTS is a file (.txt with one text per line, or a table), or a data set such as beir:DIR, whose
-passages are embedded (with --kind=query its queries). Two files in one folder are a teacher for
-mining, vectors:DIR:
+TEXTS is a file (.txt with one text per line, or a table), or a data set such as
+beir:DIR, whose passages are embedded (with --kind=query its queries). Two files
+in one folder are a teacher for mining, vectors:DIR:
   python -m nvret_jax embed MODEL beir:mine vectors/passages.npy
   python -m nvret_jax embed MODEL beir:mine vectors/queries.npy --kind=query
 """
@@ -44,9 +44,7 @@ def run(asked: Asked) -> int:
     bar = progress.bar(total=len(table), desc=f"embed {given.kind}", unit=" texts")
 
     def vectors():
-        for rows, found in encoder.encoded(
-            table.texts, kind=given.kind, max_length=length or None
-        ):
+        for rows, found in encoder.encoded(table.texts, kind=given.kind, max_length=length or None):
             bar.update(len(rows))
             yield rows, np.asarray(found)
 

@@ -18,9 +18,9 @@ from nvret_jax.models.encoder import Encoder
 from nvret_jax.processes import log
 
 _MORE = """\
-DATA is what data.test takes, such as beir:DIR, pairs:FILE or hf:OWNER/NAME, or the path of such a
-folder or file. MODEL is a folder, a hub id, or the workdir of a run, of which its export is scored:
-  python -m nvret_jax evaluate runs/quickstart pydocs: --before=sentence-transformers/all-MiniLM-L6-v2
+DATA is what data.test takes, such as beir:DIR, pairs:FILE or hf:OWNER/NAME, or
+the path of such a folder or file. MODEL may be a run, whose export is scored:
+  python -m nvret_jax evaluate runs/mine beir:mine --before=/models/e5-base-v2
 """
 
 
@@ -67,9 +67,7 @@ def run(asked: Asked) -> int:
 
 
 def _read(source: str, given: Evaluate) -> Dataset:
-    data = models.dataset(
-        source, given.source, download=given.model.download, splits=[given.split]
-    )
+    data = models.dataset(source, given.source, download=given.model.download, splits=[given.split])
     retrieval.scored_queries(data, given.split, given.how.min_relevance)
     return data
 

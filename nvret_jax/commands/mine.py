@@ -25,7 +25,8 @@ _MORE = """\
 TARGET is format:path, in any format that `convert` writes, for example
   python -m nvret_jax mine beir:mine flagembedding:train.jsonl --percent=0.95
   python -m nvret_jax mine pairs:faq.csv st-triplet:train.parquet --teacher=bm25: --rule=naive
-Several teachers, training sets of their own rules and the audit take a config; see docs/mining.md.
+Several teachers, sets with rules of their own and the audit take a config; see
+docs/mining.md.
 """
 
 
@@ -36,7 +37,7 @@ def run(asked: Asked) -> int:
         InputError: whatever is wrong with data, teacher, target or options; one line.
     """
     source, target = asked.words
-    form, colon, path = target.partition(":")
+    form, _, path = target.partition(":")
     if form not in interchange.FORMATS or not path:
         raise InputError(f"mine: TARGET {target!r}: expected format:path (see convert --help)")
     if interchange.find(form).kind != "rows":
@@ -48,7 +49,7 @@ def run(asked: Asked) -> int:
     given = asked.options
     with tempfile.TemporaryDirectory(prefix="nvret_jax-mine-") as aside:
         workdir = given.workdir or aside
-        pipeline.run(config, workdir, stages=_STAGES)
+        pipeline.run(config, workdir, stages=_STAGES, closing=bool(given.workdir))
         convert.convert(f"workdir:{workdir}", target, say=log.say)
     return 0
 

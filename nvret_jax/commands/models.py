@@ -63,6 +63,7 @@ def encoder(word: str, options: Model) -> Encoder:
 
     given = {
         "pooling": options.pooling,
+        "normalize": options.normalize,
         "query_prompt": options.query_prompt,
         "passage_prompt": options.passage_prompt,
     }
@@ -120,6 +121,4 @@ def corpus(word: str, options: Source, *, download: bool, column: str, id_column
     path = paths.local(word, "corpus")
     if path.is_dir() and any((path / f"corpus.jsonl{end}").exists() for end in ("", ".gz", ".zst")):
         return dataset(f"beir:{path}", options, download=download).corpus
-    return read_texts(
-        word, column=column, id_column=id_column, allow_empty=options.allow_empty
-    )
+    return read_texts(word, column=column, id_column=id_column, allow_empty=options.allow_empty)

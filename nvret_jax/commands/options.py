@@ -52,6 +52,7 @@ class Model:
     query_prompt: str | None = same(EncoderOptions, "query_prompt")
     passage_prompt: str | None = same(EncoderOptions, "passage_prompt")
     pooling: str | None = same(EncoderOptions, "pooling")
+    normalize: bool = same(EncoderOptions, "normalize")
     adapter: str = same(
         EncoderOptions, "adapter", sentence="A folder with an adapter in PEFT's format."
     )

@@ -15,10 +15,10 @@ from nvret_jax.errors import InputError
 
 _OF_A_SEARCH = ("width", "dtype", "queries", "k", "memory_gib")
 _MORE = """\
-With a config, its training, embedding and search are planned; without, a search:
+With a config, its training, embedding and search are planned; else a search:
   python -m nvret_jax plan --topology=v5p:4x4x4 --config=configs/nv_retriever_v1.py
   python -m nvret_jax plan --topology=v5e:4x4 --passages=100000000 --width=1024
-Compiling for TPUs needs libtpu, for GPUs JAX's CUDA plugin; neither needs a chip."""
+Compiling for TPUs needs libtpu, for GPUs JAX's CUDA plugin, and no chip."""
 
 
 def run(asked: Asked) -> int:
@@ -31,7 +31,7 @@ def run(asked: Asked) -> int:
     if wrong:
         raise InputError(f"plan: {'; '.join(wrong)}")
     given = asked.options
-    config = overrides.read(asked.config) if asked.config else None
+    config = overrides.from_arguments(asked.config) if asked.config else None
     if config is not None:
         checks.validate(config)
     from nvret_jax.plan import command  # seconds of imports

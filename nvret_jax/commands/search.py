@@ -1,4 +1,4 @@
-"""`python -m nvret_jax search MODEL CORPUS`: typed queries, a file of them, or a page (`web.py`)."""
+"""`python -m nvret_jax search MODEL CORPUS`: queries typed, of a file, or on a page (`web.py`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _WIDTH = 80
 _BLOCK = 256  # queries of a file answered at a time
 _OUTPUTS = (".jsonl", ".trec")
 _MORE = """\
-CORPUS is a data set such as beir:DIR, or a file of texts. Of a run's workdir, MODEL is its export,
-and the model that it started from is shown beside it:
+CORPUS is a data set such as beir:DIR, or a file of texts. If MODEL is the
+workdir of a run, the model that it started from is shown beside its export:
   python -m nvret_jax search runs/quickstart pydocs: --web
   python -m nvret_jax search runs/quickstart pydocs: --queries=questions.txt --output=found.jsonl
 """

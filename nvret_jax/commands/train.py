@@ -21,8 +21,8 @@ from nvret_jax.processes import peers, streams
 _OWN = ("distributed.process_id", "distributed.coordinator")  # what processes may differ in
 _FILES, _LEAST_FILES = 4096, 64  # that may be open at once
 _MORE = f"""\
-The stages of a run: {', '.join(STAGES)}.
-`python -m nvret_jax options` lists the keys of a config, and `help` the other commands:
+Stages: {", ".join(STAGES)}.
+`python -m nvret_jax options` lists the keys of a config, `help` all commands:
   python -m nvret_jax convert SOURCE TARGET    (convert --help lists the formats)"""
 
 
@@ -37,7 +37,7 @@ def run(asked: Asked) -> int:
         Preempted: the run was asked to end, and has saved.
     """
     given = asked.options
-    config = overrides.read(asked.config)
+    config = overrides.from_arguments(asked.config)
     if given.plan:
         checks.validate(config)
         from nvret_jax.plan import command

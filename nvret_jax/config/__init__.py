@@ -44,6 +44,7 @@ from nvret_jax.options import (
 from nvret_jax.report.options import Report
 from nvret_jax.search.options import Embed, Search
 from nvret_jax.training.options import NAME, Result, Training
+from nvret_jax.training.trackers import TRACKERS
 
 STAGES = ("embed", "search", "audit", "mine", "train", "evaluate", "export", "report")
 DEFAULT_STAGES = tuple(stage for stage in STAGES if stage != "audit")
@@ -212,6 +213,13 @@ class Config:
         False,
         flag(),
         "Fetch hub models over the network; otherwise local files and the local cache only.",
+    )
+    track: tuple[str, ...] = option(
+        (),
+        many(choice(*TRACKERS), distinct=True),
+        "Where metrics also go, such as ('wandb',); each is a package to be installed; (): to "
+        "metrics.jsonl and tensorboard/ alone.",
+        counts=False,
     )
     data: Data = block(Data)
     teacher: EncoderOptions = block(EncoderOptions)

@@ -36,7 +36,7 @@ _EXPECTED = {
 }
 
 
-def read(arguments: Sequence[str]) -> ConfigDict:
+def from_arguments(arguments: Sequence[str]) -> ConfigDict:
     """The config that `--config=FILE` and `--config.KEY=VALUE` of a command line make.
 
     Args:
@@ -73,7 +73,8 @@ def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         argv: with the program's name first.
 
     Returns:
-        (the command line without the values that are unset, their keys): `config_flags` cannot parse None, so whoever parses the rest calls `unset` afterwards.
+        (the command line without the values that are unset, their keys): `config_flags` cannot
+        parse None, so whoever parses the rest calls `unset` afterwards.
 
     Raises:
         InputError: the file cannot be used, or overrides name unknown keys or values of another

@@ -102,7 +102,7 @@ def make(inputs: Inputs, options: Audit) -> list[audit.Row]:
 def _write(artifact: Artifact, inputs: Inputs, rows: list[audit.Row]) -> None:
     text = audit.csv_text(rows)
     artifact.finish_file(lambda path: path.write_text(text))
-    say(table_text(audit.audit_table(rows), width=130))
+    say(table_text(audit.audit_table(rows)))
 
 
 STAGE = Stage(_artifacts, _inputs, make, _write)

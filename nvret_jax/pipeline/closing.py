@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from nvret_jax.pipeline.state import Run
@@ -16,7 +17,7 @@ def lines(run: Run, plan: Sequence[str], asked: Sequence[str], seconds: float) -
         asked: those that were run.
         seconds: how long it took.
     """
-    path = run.workdir.path
+    path = shlex.quote(str(run.workdir.path))
     out = [f"finished  in {duration(seconds)}; everything is in {path}"]
     if "export" in asked:
         out.append(f"export    {path}/export, loaded by nvret_jax and sentence-transformers")
@@ -26,10 +27,13 @@ def lines(run: Run, plan: Sequence[str], asked: Sequence[str], seconds: float) -
     if rest:
         out.append(f"next      the same command with --stages={','.join(rest)}")
     elif "export" in asked and run.trains:
-        out.append(
-            "next      on other data: python -m nvret_jax.main --config=configs/evaluate.py "
-            f"--config.student.model={path}/export --config.data.test=beir:DIR --workdir=DIR"
-        )
+        data = run.config.data.test or run.config.data.train or "DATA"
+        out += [
+            "next      search with it, beside the model it started from:",
+            f"          python -m nvret_jax search {path} {shlex.quote(data)} --web",
+            "          score it on other data:",
+            f"          python -m nvret_jax evaluate {path} beir:DIR",
+        ]
     return out
 
 

@@ -29,6 +29,7 @@ from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.rankers import teachers
+from nvret_jax.training import trackers
 from nvret_jax.training.loop import check_batch
 from nvret_jax.training.options import Training
 
@@ -85,6 +86,7 @@ def parts(state: Run, name: str) -> list[Run]:
 def _checks(state: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
     do = functools.partial
     if "train" in asked:
+        yield do(trackers.check, state.config.track)
         for name, block in state.stages.items():
             at = f"train_stages.{name}" if state.config.train.stages else "train"
             yield do(check_batch, block, mesh_lib.shards(state.mesh, "batch"), at)

@@ -27,7 +27,8 @@ from nvret_jax.config.sets import MINING_STAGES
 from nvret_jax.errors import InputError, from_system
 from nvret_jax.files import paths
 from nvret_jax.mesh import say
-from nvret_jax.pipeline import closing, preflight, rounds, truncation
+from nvret_jax.pipeline import closing as closing_lib
+from nvret_jax.pipeline import preflight, rounds, tracking, truncation
 from nvret_jax.pipeline.made import MADE_BY
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.stages import STAGES
@@ -42,6 +43,7 @@ _TAKES = {
     "workdir": options.Anything("a folder", (str, os.PathLike)),
     "stages": options.many(options.text("the name of a stage")),
     "dry_run": options.flag(),
+    "closing": options.flag(),
 }
 
 
@@ -51,6 +53,7 @@ def run(
     *,
     stages: str | Sequence[str] = (),
     dry_run: bool = False,
+    closing: bool = True,
 ) -> None:
     """Runs a config in a workdir.
 
@@ -59,6 +62,7 @@ def run(
         workdir: its folder; made if missing, continued if it holds an earlier run of the config.
         stages: only these, or this one; empty: all the config names.
         dry_run: print what would be done and why, and do nothing.
+        closing: print at the end where results are, and what comes next.
 
     Raises:
         InputError: anything wrong with what was given; one line.
@@ -74,6 +78,7 @@ def run(
     if unknown:
         raise InputError(f"--stages={unknown[0]}: this config has the stages {', '.join(plan)}")
     asked = [name for name in plan if not stages or name in stages]
+    begun = time.perf_counter()
     with _files_errors(workdir):
         place = Workdir.open(workdir, config.to_dict(), write=False)
         if dry_run:
@@ -85,13 +90,16 @@ def run(
             # Another run may have made something since.
             opened = Workdir.open(workdir, config.to_dict())
             opened = dataclasses.replace(opened, claim=claimed.claim)
-            _run_rounds(config, opened, plan, asked, dry_run=False)
+            state = _run_rounds(config, opened, plan, asked, dry_run=False)
+            if closing and state is not None:
+                for line in closing_lib.lines(state, plan, asked, time.perf_counter() - begun):
+                    say(line)
 
 
 def _run_rounds(
     config: ConfigDict, place: Workdir, plan: Sequence[str], asked: Sequence[str], *, dry_run: bool
-) -> None:
-    begun = time.perf_counter()
+) -> Run | None:
+    """Returns the last round; None where one is not there yet, as in a dry run."""
     if "evaluate" in config.stages and "evaluate" not in plan:
         say("evaluate  skipped: data.test names no data set to evaluate on")
     for number in range(1, config.rounds + 1):
@@ -99,7 +107,7 @@ def _run_rounds(
         state = rounds.run_of(config, place, number)
         if state is None:
             say(f"round {number} mines with the student of round {number - 1}, not there yet")
-            return
+            return None
         if config.rounds > 1:
             say(f"round     {number} of {config.rounds}")
         of_round = asked if last else rounds.stages_of_round(asked)
@@ -118,9 +126,9 @@ def _run_rounds(
             )
         for name in of_round:
             _run_mending(state, name, of_round)
-    if not dry_run:
-        for line in closing.lines(state, plan, asked, time.perf_counter() - begun):
-            say(line)
+    if not dry_run and "evaluate" in asked:
+        tracking.send_scores(state)
+    return state
 
 
 def mistakes(config: ConfigDict, workdir: str) -> list[str]:

@@ -20,7 +20,7 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import SEED
-from nvret_jax.pipeline import embed, longer, mine, ranked, trained, truncation
+from nvret_jax.pipeline import embed, longer, mine, ranked, tracking, trained, truncation
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
@@ -121,7 +121,14 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, dict[str, Training]]:
     for part in run.sets.values():
         need(mine.artifact(part))
     inputs = inputs_at(
-        run, loop.Places(artifact.partial, run.workdir.metrics, run.workdir.tensorboard)
+        run,
+        loop.Places(
+            artifact.partial,
+            run.workdir.metrics,
+            run.workdir.tensorboard,
+            run.workdir.path / "profile",
+            tracking.of(run),
+        ),
     )
     stages = {name: _with_teacher_temperature(inputs, one) for name, one in run.stages.items()}
     for name, block in stages.items():

@@ -15,7 +15,7 @@ shapes come from a model's config.json, or from a table of well-known ones.
     steps.py    what a compiled step is; those that embed and search
     training.py the training step
     lengths.py  lengths of a config's own texts
-    flops.py    operations: those a model needs, those a program does
+    flops.py    operations that a program does
     hlo.py      bytes and collectives of a compiled program, loops counted as often as they run
     report.py   all of it in words, and what to change where it does not fit
     command.py  a whole config, and a search alone: what the commands call

@@ -4,12 +4,5 @@ import sys
 
 from nvret_jax import main
 
-
-def _plan(argv):
-    from nvret_jax import commands
-
-    return commands.run("plan", argv[1:])
-
-
 if __name__ == "__main__":
-    main.process(_plan, sys.argv)
+    main.process(main.run, [sys.argv[0], "plan", *sys.argv[1:]])

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.errors import InputError
+from nvret_jax.models.flops import PEAKS
 
 # A float32 product at Precision.HIGHEST is six bfloat16 products on a TPU's matrix unit.
 FLOAT32_PRODUCTS = 6
@@ -93,19 +94,19 @@ _LANES = 4 * 8 * 128
 # 4,800 and 3,584 Gbps). GPUs: NVIDIA's data sheets of the SXM cards, dense bfloat16, NVLink (900
 # and 600 GB/s). GB are read as 10^9, the smaller reading.
 CHIPS = {
-    "v5e": Chip(16e9, 197e12, 819e9, 8, 200e9, lanes=_LANES, clock=1.5e9),
-    "v5p": Chip(95e9, 459e12, 2765e9, 4, 600e9, lanes=2 * _LANES, clock=1.75e9),
-    "v6e": Chip(32e9, 918e12, 1638e9, 8, 448e9, lanes=_LANES, clock=1.75e9),
+    "v5e": Chip(16e9, PEAKS["v5e"], 819e9, 8, 200e9, lanes=_LANES, clock=1.5e9),
+    "v5p": Chip(95e9, PEAKS["v5p"], 2765e9, 4, 600e9, lanes=2 * _LANES, clock=1.75e9),
+    "v6e": Chip(32e9, PEAKS["v6e"], 1638e9, 8, 448e9, lanes=_LANES, clock=1.75e9),
     "a100": Chip(
-        80e9, 312e12, 2039e9, 8, 600e9, 19.5e12,
+        80e9, PEAKS["a100"], 2039e9, 8, 600e9, 19.5e12,
         _target("NVIDIA A100-SXM4-80GB", 8, 108, 80e9, 2039e9, 41943040, **_AMPERE),
     ),
     "h100": Chip(
-        80e9, 989e12, 3350e9, 8, 900e9, 67e12,
+        80e9, PEAKS["h100"], 3350e9, 8, 900e9, 67e12,
         _target("NVIDIA H100 80GB HBM3", 9, 132, 80e9, 3350e9, 52428800, **_HOPPER),
     ),
     "h200": Chip(
-        141e9, 989e12, 4800e9, 8, 900e9, 67e12,
+        141e9, PEAKS["h200"], 4800e9, 8, 900e9, 67e12,
         _target("NVIDIA H200", 9, 132, 141e9, 4800e9, 52428800, **_HOPPER),
     ),
 }  # fmt: skip

@@ -18,12 +18,12 @@ from nvret_jax.errors import InputError
 from nvret_jax.models import embedding_model
 from nvret_jax.models import lora as lora_lib
 from nvret_jax.models.backbones.layer import Options
+from nvret_jax.models.flops import Shape, shape_of
 from nvret_jax.models.options import EncoderOptions, LoraConfig
 from nvret_jax.models.pretrained import sizes
 from nvret_jax.models.pretrained.resolve import resolve
 from nvret_jax.models.pretrained.spec import EncoderSpec, check_max_length, read_spec
 from nvret_jax.options import blocks
-from nvret_jax.plan.flops import Shape, shape_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,11 +31,13 @@ def configure(*, quiet: bool = False, file: os.PathLike | str = "") -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    from absl import flags
     from absl import logging as absl_logging
 
     global _quiet, _file
     close()
     _quiet = quiet
+    flags.FLAGS.mark_as_parsed()  # none of absl's is used, and it would warn of that
     absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = absl_logging.get_absl_handler()

@@ -44,6 +44,8 @@ from nvret_jax.training.metric_writer import MetricWriter, NoWriter, read_metric
 from nvret_jax.training.optimizer import make_optimizer, schedule
 from nvret_jax.training.options import BEST, LAST, STUDENT, Training
 from nvret_jax.training.preemption import FLAGS, Preemption, mains
+from nvret_jax.training.profile import Profile
+from nvret_jax.training.rates import Rates
 from nvret_jax.training.stage import Batches, Places, Stage
 from nvret_jax.training.step import init_optimizer, make_step
 
@@ -238,7 +240,15 @@ class _StageRun:
                 told.score(at, value)
                 return value
 
-            with self._told(done) as told, Preemption(mesh) as preemption:
+            traced = Profile(config.profile, self.places.profile, self.stage.name)
+            rates = Rates(
+                encoder.model,
+                encoder.trainable,
+                mesh,
+                config.batch_size,
+                getattr(self.batches, "lengths", None),
+            )
+            with self._told(done, rates) as told, Preemption(mesh) as preemption, traced:
                 if done and done < steps:
                     self._settle(checkpoints, done, trainable, optimizer_state, told)
                 if dev_score is not None and not done and score_start:
@@ -255,11 +265,13 @@ class _StageRun:
                     batch = to_devices(batch, mesh, start, config.batch_size)
                     batch |= preemption.flags()
                     number = np.uint32(self.first + at)
+                    traced.before(at)
                     with jax.profiler.StepTraceAnnotation("train", step_num=self.first + at):
                         with told.compiling(batch):
                             trainable, optimizer_state, metrics = step_fn(
                                 trainable, optimizer_state, frozen, batch, number
                             )
+                    traced.after(at, metrics)
                     preemption.saved(None)
                     told.flush()
                     stopping = preemption.reached(told.flags)
@@ -336,7 +348,7 @@ class _StageRun:
             seed=self.batches.seed,
         )
 
-    def _told(self, done: int) -> _Told:
+    def _told(self, done: int, rates: Rates) -> _Told:
         writer = NoWriter()
         if mesh_lib.is_main():
             writer = MetricWriter(
@@ -344,8 +356,9 @@ class _StageRun:
                 self.places.tensorboard,
                 stage=self.stage.name,
                 before=self._lines_before(done),
+                trackers=self.places.trackers,
             )
-        return _Told(writer, self, done)
+        return _Told(writer, self, done, rates)
 
     def _on_schedule(self, text: str, done: int) -> str:
         """Metrics without what was written because a shorter stage ended there."""
@@ -374,10 +387,11 @@ class _Told:
     Metrics are fetched one step late, so that the device never waits for the host.
     """
 
-    def __init__(self, writer: MetricWriter | NoWriter, run: _StageRun, done: int):
+    def __init__(self, writer: MetricWriter | NoWriter, run: _StageRun, done: int, rates: Rates):
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.flags = 0.0  # processes that were asked to end, as far as steps have said
         self._writer, self._first, self._steps = writer, run.first, run.steps
+        self._rates = rates
         self._config, self._schedule = run.config, schedule(run.config, run.steps)
         self._shapes: dict[tuple, float] = {}  # of batches: seconds until its step was dispatched
         self._label, self._batches = run.label, run.batches
@@ -427,11 +441,12 @@ class _Told:
         (at, device_metrics), self.pending = self.pending, None
         scalars = {name: float(np.asarray(value)) for name, value in device_metrics.items()}
         self.flags = max(self.flags, scalars.pop(FLAGS, 0.0))
-        speed = self._config.batch_size / max(time.perf_counter() - self._clock, 1e-9)
+        seconds = max(time.perf_counter() - self._clock, 1e-9)
+        speed = self._config.batch_size / seconds
         self.restart_clock()
         scalars["learning_rate"] = self._schedule.at(at - 1)
-        scalars["examples_per_second"] = round(speed, 3)
         if is_time(at, self._config.log_every, self._steps):
+            scalars |= self._rates.of(at - 1, seconds)
             self._writer.write(self._first + at, scalars)
         self._bar.update(at - self._bar.n)
         self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {speed:.1f} examples/s")

@@ -16,12 +16,21 @@ from etils import epath
 
 from nvret_jax.errors import InputError
 from nvret_jax.files.atomic import remove, write_atomic
+from nvret_jax.training.trackers import Trackers
 
 
 class MetricWriter:
     """Scalars by step. Use as a context manager."""
 
-    def __init__(self, jsonl: epath.Path, tensorboard: epath.Path, *, stage: str, before: str):
+    def __init__(
+        self,
+        jsonl: epath.Path,
+        tensorboard: epath.Path,
+        *,
+        stage: str,
+        before: str,
+        trackers: Trackers | None = None,
+    ):
         """Opens both.
 
         Args:
@@ -29,10 +38,11 @@ class MetricWriter:
             tensorboard: the folder of event files; written anew.
             stage: the stage that writes.
             before: lines that come first: what the checkpoint that is gone on from covers.
+            trackers: what the scalars also go to.
         """
         restore(jsonl, tensorboard, before)
         self._file = epath.Path(jsonl).open("a")
-        self._stage = stage
+        self._stage, self._trackers = stage, trackers
         self._board = tensorboardX.SummaryWriter(str(tensorboard))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -52,6 +62,8 @@ class MetricWriter:
         self._file.flush()
         for name, value in scalars.items():
             self._board.add_scalar(f"train/{name}", value, step)
+        if self._trackers is not None:
+            self._trackers.log(step, {f"train/{name}": v for name, v in scalars.items()})
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -59,6 +71,8 @@ class MetricWriter:
     def __exit__(self, *unused) -> None:
         self._file.close()
         self._board.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 class NoWriter:

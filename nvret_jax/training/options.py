@@ -153,6 +153,13 @@ class Training:
     log_every: int = option(
         1, _EVERY, "Steps between logged lines; 0: only at the end.", counts=False
     )
+    profile: tuple[int, ...] = option(
+        (),
+        many(whole(1, 10**9)),
+        "First and last step of the stage that are traced for xprof, such as (10, 13), into "
+        "profile/ of the workdir; (): none.",
+        counts=False,
+    )
     keep: int = option(
         2, whole(1, 10**6), "Checkpoints kept of a stage, the last ones.", counts=False
     )
@@ -191,7 +198,8 @@ class Training:
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Conflicts:
         """See `options.mistakes`."""
-        return (check(values) for check in (_no_negatives, _nothing_to_fit, _no_end, _all_warmup))
+        checks = (_no_negatives, _nothing_to_fit, _no_end, _all_warmup, _span)
+        return (check(values) for check in checks)
 
 
 # The options that decide which checkpoint is the best one.
@@ -213,6 +221,12 @@ def _nothing_to_fit(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _no_end(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not values["steps"] and not values["epochs"]:
         yield "epochs", "expected a number above 0, or steps"
+
+
+def _span(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    steps = values["profile"]
+    if steps and (len(steps) != 2 or steps[0] > steps[1]):
+        yield "profile", "expected two numbers, the first step and the last, or () for none"
 
 
 def _all_warmup(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

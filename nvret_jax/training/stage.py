@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from nvret_jax.training.options import LAST, Training
+from nvret_jax.training.trackers import Trackers
 
 
 class Batches(Protocol):
@@ -66,8 +67,15 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where a run keeps what it writes; a stage has a folder of its own under `checkpoints`."""
+    """Where a run keeps what it writes; a stage has a folder of its own under `checkpoints`.
+
+    Attributes:
+        profile: of traces; None: there are none.
+        trackers: what metrics also go to.
+    """
 
     checkpoints: epath.Path
     metrics: epath.Path
     tensorboard: epath.Path
+    profile: epath.Path | None = None
+    trackers: Trackers | None = None

@@ -428,7 +428,7 @@ def test_main_takes_the_flags():
         "import sys; from nvret_jax.commands import load, parser\n"
         "from nvret_jax.config import overrides\n"
         "asked = parser.parse('train', load('train'), sys.argv[1:])\n"
-        "d = overrides.read(asked.config).distributed\n"
+        "d = overrides.from_arguments(asked.config).distributed\n"
         "print(d.mode, d.coordinator, d.num_processes, d.process_id)"
     )
     flags = [*main_flags(line), "--config.distributed.mode=on"]

@@ -21,6 +21,8 @@ import time
 import tensorstore
 import tiny_project
 
+from nvret_jax.training import rates
+
 STAGES = ("embed", "search", "mine", "train", "evaluate", "export", "report")
 # Where search takes the same path whatever the number of processes is.
 COMMON = (
@@ -190,7 +192,8 @@ def _without_speed(lines: bytes) -> list[dict]:
     """Metrics but for what depends on the clock."""
     out = [json.loads(line) for line in lines.splitlines()]
     for line in out:
-        line.pop("examples_per_second", None)
+        for name in rates.NAMES:
+            line.pop(name, None)
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 
 import command
@@ -11,6 +12,8 @@ import doc_blocks
 import pytest
 import tiny_project
 
+from nvret_jax import commands
+from nvret_jax.commands import parser
 from nvret_jax.data.load import load_dataset
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.pipeline import closing, truncation
@@ -157,11 +160,16 @@ def test_shares_hide_nothing(share, words):
 
 def test_a_run_ends_with_its_paths_and_what_comes_next(runs):
     project, run, output, _ = runs
-    last = output.splitlines()[-4:]
+    last = output.splitlines()[-7:]
     assert last[0].startswith("finished  in ")
     assert last[1] == f"export    {run}/export, loaded by nvret_jax and sentence-transformers"
     assert last[2] == f"report    {run}/report.html, for a browser"
-    assert f"--config.student.model={run}/export" in last[3]
+    # The next two commands, which their parser takes.
+    for line, name in ((last[4], "search"), (last[6], "evaluate")):
+        words = shlex.split(line)
+        assert words[:4] == ["python", "-m", "nvret_jax", name]
+        assert parser.parse(name, commands.load(name), words[4:]).words[0] == str(run)
+    assert last[4].endswith(f" beir:{project}/data --web")
     assert "compiling the first step" in output[: output.index("making evaluation/")]
     flags = [command.CONFIG, f"--workdir={run.parent / 'part'}", *command.flags_of(project)]
     some = command.inside(*flags, "--stages=embed,search").stdout

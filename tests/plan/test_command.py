@@ -80,11 +80,11 @@ def test_a_plan_that_does_not_fit_ends_with_status_3_and_a_line(a_chip, capsys):
     assert "of which optimizer" in lines[0]
 
 
-def test_a_search_alone_that_does_not_fit_ends_the_same_way(a_chip, capsys):
+def test_a_search_alone_that_does_not_fit_ends_the_same_way(a_chip, capsys, monkeypatch):
     a_chip(16e9)
     argv = ["plan", "--topology=v5e:1x1", "--passages=1000", "--width=16", "--queries=8", "--k=5"]
     assert main.guarded(main.run, ["", *argv]) == 0
-    a_chip(1e5)
+    monkeypatch.setattr(command, "fits", lambda step, chip: False)
     assert main.guarded(main.run, ["", *argv]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the plan does not fit v5e:1x1: search: 0.")

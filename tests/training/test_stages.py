@@ -14,7 +14,7 @@ from flax import nnx
 
 from nvret_jax.errors import InputError
 from nvret_jax.models.encoder import Encoder, LoraConfig
-from nvret_jax.training import initial, loop, merging
+from nvret_jax.training import initial, loop, merging, rates
 from nvret_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 pytestmark = pytest.mark.usefixtures("programs")
@@ -256,7 +256,7 @@ def test_a_longer_stage_goes_on_from_where_it_ended(encoder, tmp_path, at):
     kept = []
     for root in (tmp_path / "longer", tmp_path / "once"):
         lines = [json.loads(x) for x in (root / "metrics.jsonl").read_text().splitlines()]
-        kept.append([{k: v for k, v in x.items() if k != "examples_per_second"} for x in lines])
+        kept.append([{k: v for k, v in x.items() if k not in rates.NAMES} for x in lines])
         with Checkpoints(root / "checkpoints" / "only") as checkpoints:
             kept[-1].append((checkpoints.scheduled, checkpoints.best))
     assert kept[0] == kept[1]

@@ -273,20 +273,31 @@ def read_csv(path: epath.PathLike) -> list[Row]:
 
 
 def audit_table(rows: Sequence[Row]):
-    """A `rich.table.Table` with a block for each data set and teacher."""
+    """Something for `rich` to print: a table for each data set and teacher, 80 columns wide."""
+    from rich.console import Group
+
+    blocks = dict.fromkeys((row.dataset, row.teacher) for row in rows)
+    return Group(
+        *(
+            _table(block, [row for row in rows if (row.dataset, row.teacher) == block])
+            for block in blocks
+        )
+    )
+
+
+def _table(block: tuple[str, str], rows: Sequence[Row]):
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="False negatives by rule", title_justify="left")
-    for name in ("data set", "teacher", "rule"):
-        table.add_column(name, no_wrap=True)
+    title = f"False negatives by rule: {', '.join(block)}"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+    )
+    table.add_column("rule", no_wrap=True)
     for name in ("value", "false neg.", "95 % interval", "hardness", "fill", "cost", "cut"):
         table.add_column(name, justify="right", no_wrap=True)
-    for i, row in enumerate(rows):
-        block = (row.dataset, row.teacher)
-        first = i == 0 or block != (rows[i - 1].dataset, rows[i - 1].teacher)
-        last = i + 1 == len(rows) or block != (rows[i + 1].dataset, rows[i + 1].teacher)
+    for row in rows:
         table.add_row(
-            *(block if first else ("", "")),
             row.rule,
             row.value,
             _shown(row.false_negative_share, ".1%"),
@@ -295,7 +306,6 @@ def audit_table(rows: Sequence[Row]):
             f"{row.fill:.1%}",
             _shown(row.cost, ".2f"),
             "" if row.rule == NAIVE else _shown(row.relative_cut, ".0%"),
-            end_section=last,
         )
     return table
 
