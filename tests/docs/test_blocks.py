@@ -16,10 +16,13 @@ import doc_blocks
 import pytest
 from doc_blocks import ROOT, blocks, filled, pattern, run_shell, shell_commands
 
+from nvret_jax import commands, main
 from nvret_jax import config as config_lib
+from nvret_jax.commands import parser
 from nvret_jax.config import checks, overrides
 
 SCALING, EVALUATION = "docs/scaling.md", "docs/evaluation.md"
+COMMANDS = "docs/commands.md"
 # (page, first line) -> why the block itself does not run in these tests.
 ELSEWHERE = {
     ("README.md", "make quickstart"): "minutes: checked with make -n, and its ':smoke' runs",
@@ -41,6 +44,8 @@ ELSEWHERE = {
     ("docs/benchmarks.md", "python benchmarks/bench_encode.py"): "minutes: flags are checked",
     ("docs/benchmarks.md", "python benchmarks/bench_mine.py"): "minutes: flags are checked",
     ("docs/benchmarks.md", "python benchmarks/bench_train.py"): "minutes: flags are checked",
+    ("README.md", "python -m nvret_jax search runs/mine"): "serves a page: its words are parsed",
+    (COMMANDS, "python -m nvret_jax search runs/quickstart"): "likewise",
     (
         SCALING,
         "$ python -m nvret_jax.plan --topology",
@@ -190,6 +195,29 @@ def test_pages_of_commands_and_configs(place, page):
             assert namespace["config"] != config_lib.base()
 
 
+def test_the_page_of_commands(place):
+    printed = "".join(
+        perform(block, place, {}) for block in blocks(COMMANDS) if kind(block) == "here"
+    )
+    assert max(map(len, printed.splitlines())) < 200
+    for name in ("scores/mine.json", "corpus.parquet", "found.jsonl", "negatives.parquet"):
+        assert (place / name).exists(), name
+    text = (ROOT / COMMANDS).read_text()
+    for name in commands.COMMANDS:
+        assert f"| `{name}` |" in text
+    statuses = re.findall(r"^    (\d+|128 \+ n) ", main.__doc__, re.MULTILINE)
+    assert re.findall(r"^\| (\d+|128 \+ n) \|", text, re.MULTILINE) == statuses
+
+
+def test_commands_that_serve_take_their_words():
+    for page in ("README.md", COMMANDS):
+        for block in blocks(page):
+            for line in shell_commands(block.text):
+                if "--web" in line:
+                    _, _, _, name, *words = line.split()
+                    assert parser.parse(name, commands.load(name), words).options.web
+
+
 def test_the_audit_runs_on_several_positives(place):
     judged = place / "mine/qrels/train.tsv"
     lines = judged.read_text().splitlines()
@@ -222,7 +250,7 @@ def test_labelled_rows_are_read(tmp_path):
 def test_the_remaining_pages_have_no_block_that_would_run():
     seen = ["README.md", "docs/architecture.md", "docs/export.md", "docs/interchange.md"]
     seen += ["docs/evaluation.md", "docs/mining.md", "docs/recipes.md", "docs/audit.md"]
-    seen += ["docs/labelled.md"]
+    seen += ["docs/labelled.md", COMMANDS]
     for page in doc_blocks.PAGES:
         if page not in seen:
             assert [b.key for b in blocks(page) if kind(b) == "here"] == []

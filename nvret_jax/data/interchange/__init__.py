@@ -5,7 +5,7 @@
 
 Every reader makes `Rows`, every writer takes them (`rows.py`); runs go as {query: {passage:
 score}}. `FORMATS` lists all, a module each family. `docs/interchange.md` has the fields and what is
-lost where; `python -m nvret_jax.main convert --help` the names.
+lost where; `python -m nvret_jax convert --help` the names.
 """
 
 from nvret_jax.data.interchange.formats import FORMATS, Format, find, read, write

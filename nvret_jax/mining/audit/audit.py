@@ -290,9 +290,7 @@ def _table(block: tuple[str, str], rows: Sequence[Row]):
     from rich.table import Table
 
     title = f"False negatives by rule: {', '.join(block)}"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
-    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("rule", no_wrap=True)
     for name in ("value", "false neg.", "95 % interval", "hardness", "fill", "cost", "cut"):
         table.add_column(name, justify="right", no_wrap=True)
