@@ -18,6 +18,10 @@ class InputError(ValueError):
     def __init__(self, message: str):
         super().__init__(" ".join(str(message).split()))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in the place of a page of trace: the line."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class Preempted(Exception):
     """The run was asked to end by a signal and has saved what it had; no fault.

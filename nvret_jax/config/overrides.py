@@ -166,6 +166,11 @@ def load(spec: str) -> ConfigDict:
     return config
 
 
+def read(spec: str) -> ConfigDict:
+    """`load`, of a file that the package came with from any folder; see `located`."""
+    return load(located(["", f"--config={spec}"])[1].removeprefix("--config="))
+
+
 class File(flags.ArgumentParser):
     """Reads the value of --config as `load` does."""
 

@@ -1,4 +1,4 @@
-"""The one door through which data sets come in: `load_dataset("scheme:rest")`.
+"""The one door through which data sets come in: `load_dataset("scheme:rest")`, or objects.
 
 The scheme is looked up in `READERS`; a new source is a module, a function and a line here.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from nvret_jax import options
 from nvret_jax.data import labelled
 from nvret_jax.data.beir import read_beir
 from nvret_jax.data.dataset import MISSING, Asked, Dataset
 from nvret_jax.data.hub import read_hub
+from nvret_jax.data.objects import read_objects
 from nvret_jax.data.pairs import read_pairs
 from nvret_jax.data.pydocs import build_pydocs
 from nvret_jax.data.tfds import read_tfds
@@ -22,6 +24,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.files import paths
 from nvret_jax.files.records import LAYOUT, layout_of
 from nvret_jax.files.source import Source, parse
+from nvret_jax.options import calls
 
 
 def _read_beir(source: Source, asked: Asked) -> Dataset:
@@ -110,8 +113,8 @@ READERS: dict[str, Callable[[Source, Asked], Dataset]] = {
 }
 
 
+_SPEC = options.text("a data set, such as beir:DIR")
 _TAKES = {
-    "spec": options.text("a data set, such as beir:DIR"),
     "splits": options.many(options.text("the name of a split"), unset=True),
     "allow_empty": options.flag(),
     "missing": options.choice(*MISSING),
@@ -119,37 +122,51 @@ _TAKES = {
 }
 
 
+@calls.checked()
 def load_dataset(
-    spec: str | os.PathLike,
+    spec: Any,
     *,
     splits: str | Sequence[str] | None = None,
     allow_empty: bool = False,
     missing: str = "error",
     download: bool = False,
+    **settings: Any,
 ) -> Dataset:
-    """Reads the dataset that `spec` names.
+    """Reads a data set.
 
     Args:
         spec: 'pairs:FILE' (questions and answers, triplets, scored pairs; see pairs.py),
             'beir:FOLDER' (BEIR layout), 'hf:FOLDER' or 'hf:OWNER/NAME' (Hugging Face), 'tfds:NAME'
             (TensorFlow Datasets, prepared), 'pydocs:' (docstrings of the installed packages),
             'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py), or a format of training
-            rows and its file, such as 'flagembedding:FILE'. Options follow a question mark:
-            'pairs:faq.csv?query=ask&test=0.2'. A path, such as
+            rows and its file, such as 'flagembedding:FILE'. A path, such as
             `pathlib.Path("data/scifact")`, is a folder in BEIR layout, or a table of pairs.
+            Or the data themselves: pairs of texts, dicts, columns, a table of pandas, polars or
+            pyarrow, a `datasets.Dataset`, or a dict of these by split (see objects.py).
         splits: the splits to read, all of which must exist, or one; None reads all there are.
         allow_empty: keep passages and queries without any text instead of refusing them.
         missing: 'error', or 'drop' to leave out judgments of passages and queries that are not
             there, and rows of pairs with a blank text.
         download: whether the Hugging Face hub may be asked; else its local cache alone is read.
+        **settings: options of the source, such as query='ask', passage='reply', test=0.2; the same
+            as behind a question mark: 'pairs:faq.csv?query=ask&passage=reply&test=0.2'.
 
     Raises:
         InputError: unknown scheme, or whatever is wrong with the data, in one line.
     """
-    if isinstance(spec, os.PathLike):
-        spec = f"{'pairs' if os.path.isfile(spec) else 'beir'}:{os.fspath(spec)}"
     splits = (splits,) if isinstance(splits, str) else splits
     options.check_arguments("load_dataset", locals(), _TAKES)
+    given = {name: _written(name, value) for name, value in settings.items()}
+    asked = Asked(splits, allow_empty, missing, download)
+    if isinstance(spec, Dataset):
+        raise InputError("load_dataset: a Dataset already; use it as it is")
+    if isinstance(spec, os.PathLike):
+        spec = f"{'pairs' if os.path.isfile(spec) else 'beir'}:{os.fspath(spec)}"
+    if not isinstance(spec, str):
+        return read_objects(spec, given, asked)
+    wrong = options.mistake("spec", spec, _SPEC)
+    if wrong:
+        raise InputError(f"load_dataset: {wrong}")
     scheme = spec.partition(":")[0]
     if scheme not in READERS:
         names = [name for name in READERS if name not in ROW_FORMATS]
@@ -165,4 +182,23 @@ def load_dataset(
     if source.place:
         place = paths.local(source.place, f"dataset '{scheme}:'")
         source = dataclasses.replace(source, place=str(place))
-    return READERS[scheme](source, Asked(splits, allow_empty, missing, download))
+    for name, value in given.items():
+        if source.options.get(name, value) != value:
+            raise InputError(f"{source.shown}: option '{name}' is given twice")
+    source = dataclasses.replace(source, options={**source.options, **given})
+    return READERS[scheme](source, asked)
+
+
+def _written(name: str, value: Any) -> str:
+    """An option's value as it stands behind a question mark."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float | str):
+        return str(value)
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return ",".join(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise InputError(
+        f"load_dataset: {name}={options.shown(value)}: expected a name, a number, True or False"
+    )

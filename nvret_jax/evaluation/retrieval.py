@@ -43,6 +43,7 @@ from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.load import load_dataset
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.options import EvaluationOptions
+from nvret_jax.options import calls
 from nvret_jax.search.options import Search
 
 Run = Mapping[str, Mapping[str, float]]
@@ -244,10 +245,22 @@ _EVALUATE = {
 }
 
 
+_OTHERS = {
+    "top_k": "give k=",
+    "batch_size": "the encoder chooses how many texts it embeds at a time",
+    "show_progress_bar": "give progress=",
+    "corpus": "give a data set, such as load_dataset({'corpus': …, 'queries': …, 'qrels': …})",
+    "queries": "give a data set, such as load_dataset({'corpus': …, 'queries': …, 'qrels': …})",
+    "qrels": "give a data set, such as load_dataset({'corpus': …, 'queries': …, 'qrels': …})",
+    "model": "give the encoder first, as in evaluate(encoder, data)",
+}
+
+
+@calls.checked(_OTHERS)
 def evaluate(
     encoder: Any,
     dataset: Any,
-    split: str,
+    split: str = "test",
     *,
     k: int = 100,
     min_relevance: int = 1,
@@ -288,7 +301,7 @@ def evaluate(
             f"evaluate: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "
             "Encoder, such as Encoder.from_pretrained(…)"
         )
-    if isinstance(dataset, str | os.PathLike):
+    if isinstance(dataset, str | os.PathLike | Mapping):
         dataset = load_dataset(dataset)
     if not all(hasattr(dataset, name) for name in ("corpus", "qrels", "split_queries")):
         raise InputError(

@@ -61,6 +61,7 @@ from nvret_jax.export.model_card import ModelCard, render
 from nvret_jax.export.options import Export
 from nvret_jax.files import paths
 from nvret_jax.models.pooling import DenseConfig
+from nvret_jax.options import calls
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
 # torch's module of an activation by its class name.
@@ -76,6 +77,13 @@ _TAKES = {
 }
 
 
+@calls.checked(
+    {
+        "path": "give the folder second, as in export(encoder, folder)",
+        "model_name": "give card=ModelCard(name=…)",
+        "safe_serialization": "weights are always safetensors",
+    }
+)
 def export(
     encoder: Any,
     folder: epath.PathLike,

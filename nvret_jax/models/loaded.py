@@ -42,6 +42,7 @@ _DTYPE = options_lib.choice("float32", "bfloat16", "float16")
 _TAKES = options_lib.takes_of(EncoderOptions)
 _PRETRAINED = {
     "name_or_path": options_lib.Anything("a folder or a hub id", (str, os.PathLike)),
+    "mesh": options_lib.Anything("a mesh, such as make_mesh()", (Mesh,), unset=True),
     "dtype": _DTYPE,
     "param_dtype": _DTYPE,
     "max_length": options_lib.whole(1, what="tokens", unset=True),
@@ -229,8 +230,13 @@ class LoadedModel:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _changed(self, **changes: Any) -> Self:
-        """This encoder, built with other values of some of the constructor's arguments."""
+    def _changed(self, as_class: type[LoadedModel] | None = None, **changes: Any) -> Any:
+        """This encoder, built with other values of some of the constructor's arguments.
+
+        Args:
+            as_class: of the new one; None: this one's.
+            **changes: the values.
+        """
         values = {
             "graphdef": self._graphdef,
             "state": self._state,
@@ -244,7 +250,7 @@ class LoadedModel:
             "name": self.name,
             "options": self._options,
         }
-        return type(self)(**(values | changes))
+        return (as_class or type(self))(**(values | changes))
 
     def replace(self, state: Any) -> Self:
         """This encoder with other weights.

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from nvret_jax.options import Block, Named, Option, Takes, fields_of, key_of
+from nvret_jax.options import Block, Named, Option, Takes, calls, fields_of, key_of
 
 # A check of what must hold between values: yields (key, what is wrong with its value).
 Conflicts = Iterable[tuple[str, str]]
@@ -34,6 +34,27 @@ def entries(cls: type, at: str = "") -> Iterator[tuple[str, Option]]:
             beside = {inside + key_of(found.cls, n): key for n, key in found.beside.items()}
             for key, one in entries(found.cls, inside):
                 yield at + beside.get(key, key), one
+
+
+def values(instance: Any, at: str = "") -> dict[str, Any]:
+    """The options of an instance of a dataclass by the keys of a config, as `entries` lists them.
+
+    Args:
+        instance: of the dataclass.
+        at: before each key, such as 'mining.'.
+    """
+    found: dict[str, Any] = {}
+    for name, field in fields_of(type(instance)).items():
+        value = getattr(instance, name)
+        if isinstance(field, Option) and field.key:
+            # What a config cannot say is what it leaves unset.
+            found[at + field.key] = value if field.config_takes.fits(value) else None
+        elif isinstance(field, Block):
+            inside = f"{field.key}." if field.key else ""
+            beside = {inside + key_of(field.cls, n): key for n, key in field.beside.items()}
+            for key, one in values(value, inside).items():
+                found[at + beside.get(key, key)] = one
+    return found
 
 
 def named_blocks(cls: type) -> dict[str, type]:
@@ -153,36 +174,44 @@ def _conflicts(
             yield from _conflicts(field.cls, values[name], root, f"{path}{name}.", at)
 
 
-def keywords(cls: type, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def keywords(
+    cls: type,
+    *,
+    others: Mapping[str, str] | None = None,
+    leave_out: Iterable[str] = (),
+    **more: Any,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes the options of a dataclass keyword arguments of a function that ends in `**how`.
 
-    The function gets all of them, by the keys of a config, and its signature lists them.
+    The function gets all of them, by the keys of a config, and its signature lists them. A call
+    that does not fit the signature is an InputError; see `calls`.
 
     Args:
-        cls: the dataclass.
+        cls: the dataclass. Options of blocks inside it, whose keys have a dot, are left out.
+        others: name of an argument of another library -> what to give here instead.
+        leave_out: keys that the function does not take.
         **more: further arguments with their defaults.
     """
     defaults = {key: one.config_default for key, one in entries(cls)} | more
+    for key in list(defaults):
+        if "." in key or key in leave_out:
+            del defaults[key]
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-        names = {parameter.name for parameter in own}
-
-        @functools.wraps(function)
-        def called(*given: Any, **named: Any) -> Any:
-            for name in named:
-                if name not in names and name not in defaults:
-                    raise TypeError(
-                        f"{function.__name__}() got an unexpected keyword argument {name!r}"
-                    )
-            return function(*given, **{**defaults, **named})
-
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
             for name, value in defaults.items()
         ]
-        called.__signature__ = signature.replace(parameters=[*own, *added])
+        signature = signature.replace(parameters=[*own, *added])
+
+        @functools.wraps(function)
+        def called(*given: Any, **named: Any) -> Any:
+            calls.check(function.__name__, signature, given, named, others)
+            return function(*given, **{**defaults, **named})
+
+        called.__signature__ = signature
         return called
 
     return wrap

@@ -3,6 +3,7 @@
 `run(config, workdir)` is the whole of it for callers; `runner.py` says what it does.
 """
 
+from nvret_jax.pipeline.result import Result
 from nvret_jax.pipeline.runner import mistakes, run
 
-__all__ = ["mistakes", "run"]
+__all__ = ["Result", "mistakes", "run"]

@@ -22,14 +22,16 @@ from nvret_jax import options
 from nvret_jax.artifacts import claim
 from nvret_jax.artifacts.artifact import Artifact, Damaged
 from nvret_jax.artifacts.workdir import Workdir
-from nvret_jax.config import checks, stage_names
+from nvret_jax.config import checks, overrides, stage_names
 from nvret_jax.config.sets import MINING_STAGES
 from nvret_jax.errors import InputError, from_system
 from nvret_jax.files import paths
 from nvret_jax.mesh import say
+from nvret_jax.options import calls
 from nvret_jax.pipeline import closing as closing_lib
 from nvret_jax.pipeline import preflight, rounds, tracking, truncation
 from nvret_jax.pipeline.made import MADE_BY
+from nvret_jax.pipeline.result import Result
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
@@ -39,7 +41,7 @@ _MENDINGS = 10  # of one stage; a disk that damages more than that is no place f
 
 
 _TAKES = {
-    "config": options.Anything("a config, such as config.base()", (ConfigDict,)),
+    "config": options.Anything("a config, such as config.base(), or its file", (ConfigDict,)),
     "workdir": options.Anything("a folder", (str, os.PathLike)),
     "stages": options.many(options.text("the name of a stage")),
     "dry_run": options.flag(),
@@ -47,26 +49,33 @@ _TAKES = {
 }
 
 
+@calls.checked({"output_dir": "give workdir="})
 def run(
-    config: ConfigDict,
+    config: ConfigDict | str | os.PathLike,
     workdir: str | os.PathLike,
     *,
     stages: str | Sequence[str] = (),
     dry_run: bool = False,
     closing: bool = True,
-) -> None:
+) -> Result:
     """Runs a config in a workdir.
 
     Args:
-        config: from a file in `configs/` or `config.base()`.
+        config: `config.base()` or what a file in `configs/` returns; or the name of such a file,
+            with ':smoke' or another argument behind it.
         workdir: its folder; made if missing, continued if it holds an earlier run of the config.
         stages: only these, or this one; empty: all the config names.
         dry_run: print what would be done and why, and do nothing.
         closing: print at the end where results are, and what comes next.
 
+    Returns:
+        What is in the workdir then: scores, history, paths.
+
     Raises:
         InputError: anything wrong with what was given; one line.
     """
+    if isinstance(config, str | os.PathLike):
+        config = overrides.read(os.fspath(config))
     stages = (stages,) if isinstance(stages, str) else stages
     options.check_arguments("pipeline.run", locals(), _TAKES)
     workdir = str(paths.local(workdir, "--workdir"))
@@ -85,7 +94,7 @@ def run(
             if at_work := claim.holder(workdir):
                 say(f"{workdir} is in use by {at_work}; its artefacts may change at any moment")
             _run_rounds(config, place, plan, asked, dry_run=True)
-            return
+            return Result(place.path)
         with place.claimed() as claimed:
             # Another run may have made something since.
             opened = Workdir.open(workdir, config.to_dict())
@@ -94,6 +103,7 @@ def run(
             if closing and state is not None:
                 for line in closing_lib.lines(state, plan, asked, time.perf_counter() - begun):
                     say(line)
+    return Result(place.path)
 
 
 def _run_rounds(

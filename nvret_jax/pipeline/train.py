@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -14,7 +14,7 @@ from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.config import sets
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
-from nvret_jax.evaluation import retrieval
+from nvret_jax.evaluation.dev import Dev
 from nvret_jax.mesh import say
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models import precision
@@ -26,6 +26,7 @@ from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.rankers import teachers
 from nvret_jax.training import loop
+from nvret_jax.training.batches import tokenised
 from nvret_jax.training.batches.examples import Examples
 from nvret_jax.training.batches.mixture import Blend, Source
 from nvret_jax.training.options import Training
@@ -57,30 +58,6 @@ class MinedSet:
     encoder: Callable[[], Encoder]
     cuts: Callable[[], Sequence[str]] = tuple
     guide: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Dev:
-    """What guides training: dev queries against a small corpus.
-
-    Attributes:
-        data: the queries and the corpus that passages are taken from.
-        split: of the dev queries.
-        min_relevance: judgments from this grade on count.
-        passages, queries: how many there are at most; 0: all.
-        lengths: tokens that the student keeps, by kind of text.
-        backend: of the search.
-        hard: (ids of queries, depth) -> rows of passages that are hard for them, the hardest first.
-    """
-
-    data: Dataset
-    split: str
-    min_relevance: int
-    passages: int
-    queries: int
-    lengths: Mapping[str, int]
-    backend: str
-    hard: Callable[[Sequence[str], int], Iterable[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +159,7 @@ def make(inputs: Inputs, options: Mapping[str, Training]) -> epath.Path:
         inputs.encoder,
         stages,
         inputs.places,
-        None if inputs.dev is None else _dev_score(inputs.dev),
+        None if inputs.dev is None else inputs.dev.score(),
         needs_best=inputs.needs_best,
         needs_last=inputs.needs_last,
     )
@@ -311,31 +288,18 @@ def _examples(one: MinedSet, block: Training, seed: int) -> Examples:
     for line in one.cuts():
         say(line)
 
-    def tokenizer(kind: str):
-        return lambda texts: encoder.tokenize(texts, kind=kind, max_length=one.lengths[kind])
-
-    kinds = ("query", "passage")
-    late = encoder.spec.late is not None
-    loss = block.loss_for(encoder.width, tokens=late)
-    skips = encoder.spec.prompt_in_pooling != "all"
-    return Examples.build(
+    loss = block.loss_for(encoder.width, tokens=encoder.spec.late is not None)
+    return tokenised.examples(
+        encoder,
         negatives,
         one.data.queries.texts,
         one.data.corpus.texts,
-        tokenizer("query"),
-        tokenizer("passage"),
-        batch_size=block.batch_size,
+        block,
+        loss=loss,
+        lengths=one.lengths,
         num_negatives=min(block.num_negatives, one.num_negatives),
-        pad_id=encoder.tokenizer.pad_id,
         seed=seed,
-        num_positives=loss.num_positives,
-        teacher_scores=bool(loss.distillation),
         guide=_guide(one) if loss.score_mask and loss.mask_by == "guide" else None,
-        unpooled={kind: functools.partial(encoder.unpooled, kind=kind) for kind in kinds}
-        if skips
-        else None,
-        uncounted={kind: encoder.uncounted_tokens(kind) for kind in kinds} if late else None,
-        lengthen_query=(lambda tokens: encoder.lengthen(tokens, "query")) if late else None,
     )
 
 
@@ -345,45 +309,6 @@ def _guide(one: MinedSet) -> tuple[np.ndarray, np.ndarray]:
             "train.loss.mask_by='guide' needs a teacher that is an encoder; use 'student'"
         )
     return one.guide()
-
-
-def _dev_score(dev: Dev) -> Callable[[Encoder], float]:
-    """nDCG@10 on some dev queries against a corpus small enough to embed again and again."""
-    qrels = dev.data.qrels[dev.split]
-    ids = list(dev.data.positives(dev.split, dev.min_relevance))[: dev.queries or None]
-    corpus = dev.data.corpus
-    if dev.passages and dev.passages < len(corpus):
-        wanted = dict.fromkeys(corpus.row[p] for i in ids for p in qrels[i])
-        for row in dev.hard(ids, max(10, dev.passages // len(ids))):
-            if len(wanted) >= dev.passages:
-                break
-            wanted.setdefault(row)
-        corpus = corpus.select(corpus.ids[row] for row in sorted(wanted))
-    small = Dataset(
-        name=f"{dev.data.name}-dev",
-        corpus=corpus,
-        queries=dev.data.queries.select(ids),
-        qrels={dev.split: {i: qrels[i] for i in ids}},
-        fingerprint="",
-    )
-
-    def embedded(encoder: Encoder, kind: str, texts: Sequence[str]) -> np.ndarray:
-        # At the lengths of training; the share that is cut was stated before it.
-        return encoder.encode(texts, kind=kind, max_length=dev.lengths[kind], warn=False)
-
-    def score(encoder: Encoder) -> float:
-        result = retrieval.evaluate(
-            encoder,
-            small,
-            dev.split,
-            min_relevance=dev.min_relevance,
-            passage_embeddings=embedded(encoder, "passage", corpus.texts),
-            query_embeddings=embedded(encoder, "query", small.queries.texts),
-            backend=dev.backend,
-        )
-        return result.metrics["ndcg_cut_10"]
-
-    return score
 
 
 # --- what is read of a run -----------------------------------------------------------------------

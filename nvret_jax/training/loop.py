@@ -41,7 +41,7 @@ from nvret_jax.training.gradcache import chunk_budget
 from nvret_jax.training.initial import check_start, load_trained, randomised, started
 from nvret_jax.training.loss.losses import Loss
 from nvret_jax.training.metric_writer import MetricWriter, NoWriter, read_metrics, restore
-from nvret_jax.training.optimizer import make_optimizer, schedule
+from nvret_jax.training.optimizer import Own, Schedule, make_optimizer, schedule
 from nvret_jax.training.options import BEST, LAST, STUDENT, Training
 from nvret_jax.training.preemption import FLAGS, Preemption, mains
 from nvret_jax.training.profile import Profile
@@ -216,8 +216,10 @@ class _StageRun:
     ) -> Encoder:
         """From its latest checkpoint, or `begin`, to its end; see `train`."""
         config, steps, mesh = self.config, self.steps, self.encoder.mesh
-        optimizer = make_optimizer(config, steps)
-        loss = config.loss_for(self.encoder.width, tokens=self.encoder.spec.late is not None)
+        optimizer = self.stage.optimizer or make_optimizer(config, steps, self.stage.rate)
+        loss = self.stage.loss
+        if loss is None:
+            loss = config.loss_for(self.encoder.width, tokens=self.encoder.spec.late is not None)
         start, stop = local_rows(mesh, config.batch_size)
         positions = self.encoder.spec.backbone.max_tokens
         keep_best, every = config.keep_best, config.checkpoint_every
@@ -306,6 +308,11 @@ class _StageRun:
                 raise Preempted(self.stage.name, at, steps, preemption.number)
         return encoder.replace(nnx.merge_state(trainable, frozen))
 
+    def schedule(self) -> Schedule | Own:
+        """The learning rate by step."""
+        rate = self.stage.rate
+        return schedule(self.config, self.steps) if rate is None else Own(rate)
+
     def _stopped(self, at: int) -> str:
         """The line of an end with `at` steps saved."""
         return stopped(self.stage.name, at, self.steps)
@@ -392,7 +399,7 @@ class _Told:
         self.flags = 0.0  # processes that were asked to end, as far as steps have said
         self._writer, self._first, self._steps = writer, run.first, run.steps
         self._rates = rates
-        self._config, self._schedule = run.config, schedule(run.config, run.steps)
+        self._config, self._schedule = run.config, run.schedule()
         self._shapes: dict[tuple, float] = {}  # of batches: seconds until its step was dispatched
         self._label, self._batches = run.label, run.batches
         self._stage = run.stage.name

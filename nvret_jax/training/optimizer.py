@@ -90,14 +90,37 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(config: Training, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a stage of training of `steps` steps."""
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A caller's schedule, with `Schedule`'s two ways to be read."""
+
+    rate: optax.Schedule
+
+    def __call__(self, count: Any) -> jax.Array:
+        """The rate of the step with this number, counted from 0."""
+        return self.rate(count)
+
+    def at(self, step: int) -> float:
+        """The same number, on the host."""
+        return float(self.rate(step))
+
+
+def make_optimizer(
+    config: Training, steps: int, rate: optax.Schedule | None = None
+) -> optax.GradientTransformation:
+    """The optimizer of a stage of training.
+
+    Args:
+        config: of the stage.
+        steps: how many it has.
+        rate: a caller's schedule; None: the config's.
+    """
     parts = []
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     parts.append(
         optax.adamw(
-            schedule(config, steps),
+            schedule(config, steps) if rate is None else rate,
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
+import optax
 from etils import epath
 
+from nvret_jax.training.loss.own import Own
 from nvret_jax.training.options import LAST, Training
 from nvret_jax.training.trackers import Trackers
 
@@ -57,12 +59,19 @@ class Stage:
         start: 'last' or 'best' (checkpoint of the stage before, by dev metric), 'student' (the
             encoder as given), or a folder: a model of the same architecture, or checkpoints of
             another run. For the first stage 'last' is the encoder as given.
+        loss: a caller's loss in the place of the config's; see `loss.own`.
+        rate: a caller's schedule in the place of the config's: number of a step, counted from 0,
+            -> learning rate, as optax has it.
+        optimizer: a caller's, in the place of AdamW.
     """
 
     name: str
     config: Training
     make_batches: Callable[[], Batches]
     start: str = LAST
+    loss: Own | None = None
+    rate: optax.Schedule | None = None
+    optimizer: optax.GradientTransformation | None = None
 
 
 @dataclasses.dataclass(frozen=True)

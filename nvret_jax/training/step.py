@@ -20,6 +20,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.training.gradcache import Texts, encode_sides, fsdp_way, whole_weights
 from nvret_jax.training.loss.losses import Loss, batch_loss
 from nvret_jax.training.loss.maxsim import token_mask
+from nvret_jax.training.loss.own import Own
 from nvret_jax.training.preemption import FLAGS
 
 Metrics = dict[str, jax.Array]
@@ -33,7 +34,9 @@ def example_keys(seed_key: jax.Array, step: jax.Array, count: int, side: int) ->
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def init_optimizer(optimizer: optax.GradientTransformation, loss: Loss, trainable: Any) -> Any:
+def init_optimizer(
+    optimizer: optax.GradientTransformation, loss: Loss | Own, trainable: Any
+) -> Any:
     """What a step updates beside the weights.
 
     Returns:
@@ -70,7 +73,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh,
-    loss: Loss | None = None,
+    loss: Loss | Own | None = None,
     chunk_tokens: int,
     dropout: bool,
     seed: int,
@@ -149,6 +152,9 @@ def make_step(
             if loss.scores == "maxsim":
                 batch.setdefault(f"{side}_real", token_mask(lengths, tokens.shape[1]))
         queries, passages = embed(learned["weights"], frozen, batch, keys)
+        if isinstance(loss, Own):
+            with jax.named_scope("loss"):
+                return loss.of_batch(queries, passages, batch)
         with jax.named_scope("loss"):
             return batch_loss(
                 loss,

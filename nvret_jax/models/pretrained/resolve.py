@@ -9,11 +9,16 @@ In this order:
 3. a Hugging Face hub id, 'owner/model' or 'owner/model@revision': the local cache, and the network
    only with `download=True`. A cached model serves if all that is read of it is there, whatever
    else its repository holds.
+
+A name without an owner, such as 'all-MiniLM-L6-v2', that nothing has is looked for among the models
+of sentence-transformers, which are called so there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import fnmatch
 import functools
 import importlib.util
@@ -34,6 +39,7 @@ from nvret_jax.models.pretrained.weights import (
 )
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+OWNER = "sentence-transformers"  # of names without one
 # What a hub snapshot needs: no pickles, no other frameworks, no code.
 HUB_FILES = ("*.json", "*.txt", "*.safetensors", "*.model", "README.md")
 
@@ -207,22 +213,64 @@ def resolve(name: str, *, download: bool = False) -> epath.Path:
         return tiny.folder(name)
     if (folder := _local(name)) is not None:
         return folder
-    packages = PACKAGES.get(name, ())
-    for package in packages:
-        if (found := _package_folder(package)) is not None:
+    short = "/" not in name
+    names = [name, f"{OWNER}/{name}"] if short else [name]
+    for one in names:
+        if (found := _published(one, download and not short)) is not None:
             return found
-    identifier, revision = _hub_name(name)
-    if (found := _hub_folder(identifier, revision, download)) is not None:
-        if not any((found / f).exists() for f in ("config.json", "modules.json")):
-            raise InputError(f"{name}: no config.json in the hub's cache ({found})")
-        return found
+    if short and download:
+        return _fetched(names)
+    packages = PACKAGES.get(names[-1], ())
     steps = [f"run: {packages[0].command}"] if packages else []
-    if "/" not in name:
-        steps.append(f"give the whole hub id, such as 'sentence-transformers/{name}'")
+    if (close := _close(name)) is not None:
+        steps.insert(0, f"did you mean '{close}'?")
+    if short and not packages:
+        steps.append(f"give the whole hub id, such as '{OWNER}/{name}'")
     steps.append("allow the hub with download=True (--config.download=true)")
     raise InputError(
         f"{name}: no such folder, and not in the local Hugging Face cache; {'; or '.join(steps)}"
     )
+
+
+def _published(name: str, download: bool) -> epath.Path | None:
+    """The folder of a model by its whole name: of a package, or of the hub."""
+    for package in PACKAGES.get(name, ()):
+        if (found := _package_folder(package)) is not None:
+            return found
+    identifier, revision = _hub_name(name)
+    found = _hub_folder(identifier, revision, download)
+    if found is not None and not any((found / f).exists() for f in ("config.json", "modules.json")):
+        raise InputError(f"{name}: no config.json in the hub's cache ({found})")
+    return found
+
+
+def _fetched(names: list[str]) -> epath.Path:
+    """The folder of the first of some names, the last one first, that the hub has."""
+    error = None
+    for one in reversed(names):
+        try:
+            return _published(one, True)
+        except InputError as refused:
+            error = error or refused
+    raise error
+
+
+def _close(name: str) -> str | None:
+    """A model of this machine whose name is almost the given one."""
+    from huggingface_hub import constants
+
+    known = list(PACKAGES)
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(constants.HF_HUB_CACHE):
+            kind, _, rest = entry.partition("--")
+            if kind == "models":
+                known.append(rest.replace("--", "/", 1))
+    given = name.partition("@")[0].lower()
+    by_word = {
+        one.lower() if "/" in given else one.rpartition("/")[2].lower(): one for one in known
+    }
+    found = difflib.get_close_matches(given, by_word.keys() - {given}, 1, 0.75)
+    return by_word[found[0]] if found else None
 
 
 def _local(name: str) -> epath.Path | None:

@@ -23,7 +23,7 @@ from nvret_jax import options, platforms
 from nvret_jax.data import arguments
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import say
-from nvret_jax.options import mistake
+from nvret_jax.options import calls, mistake
 from nvret_jax.search.index import checks, exact, memory, steps, stream
 from nvret_jax.search.options import Search
 
@@ -31,10 +31,21 @@ BACKEND = options.takes_of(Search)["backend"]
 _TAKES = {"backend": BACKEND, "progress": options.flag()}
 
 
+_OTHERS = {
+    "top_k": "give k=",
+    "corpus_embeddings": "give the passages' vectors second",
+    "query_embeddings": "give the queries' vectors first",
+    "score_function": "scores are inner products; vectors of unit length give cosines",
+    "query_chunk_size": "memory_bytes= bounds what a search holds",
+    "corpus_chunk_size": "memory_bytes= bounds what a search holds",
+}
+
+
+@calls.checked(_OTHERS)
 def search(
     queries_qd: np.ndarray,
     passages_nd,
-    k: int,
+    k: int = 10,
     *,
     ceiling_q: np.ndarray | None = None,
     exclude: Sequence[Sequence[int]] | None = None,

@@ -1,17 +1,10 @@
-"""The stages as functions on texts and arrays, for notebooks; no workdir, nothing on disk.
-
-import nvret_jax.api as nv
-
-teacher = nv.Encoder.from_pretrained()
-negatives = nv.mine(queries, passages, positives, teacher=teacher)
-scores_qk, rows_qk = nv.search(teacher.encode(queries, kind="query"), passages_nd, k=10)
-result = nv.evaluate(teacher, nv.load_dataset("beir:scifact"), "test")
-"""
+"""`mine`: hard negatives for a data set or for lists of texts; nothing is written."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,19 +13,18 @@ import numpy as np
 from nvret_jax import options
 from nvret_jax.data import arguments
 from nvret_jax.data.dataset import Dataset, TextTable
-from nvret_jax.data.load import load_dataset
+from nvret_jax.data.options import GRADE, SPLIT
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
-from nvret_jax.evaluation.retrieval import Evaluation, evaluate
-from nvret_jax.export.sentence_transformers import export
-from nvret_jax.mesh import make_mesh
+from nvret_jax.mining import given as given_lib
 from nvret_jax.mining import miner
 from nvret_jax.mining.audit.calibrate import calibrate, check_enough
 from nvret_jax.mining.exclude import exclusion
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import (
     COMPAT_TAKES,
+    GIVEN_MODES,
     Calibration,
     Exclude,
     Options,
@@ -44,47 +36,63 @@ from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.index import checks
-from nvret_jax.search.index.backend import BACKEND, make_index, search
-from nvret_jax.search.rankers.bm25 import Bm25Ranker
+from nvret_jax.search.index.backend import BACKEND, make_index
 from nvret_jax.search.rankers.distinct import distinct
 from nvret_jax.search.rankers.ranker import DenseRanker, Ranker
-
-__all__ = [
-    "Bm25Ranker",
-    "Dataset",
-    "Encoder",
-    "Evaluation",
-    "Exclude",
-    "InputError",
-    "Negatives",
-    "evaluate",
-    "export",
-    "load_dataset",
-    "make_mesh",
-    "mine",
-    "search",
-]
 
 _MINE = {
     **blocks.takes_by_key(Options),
     "seed": options.SEED,
     "compat": COMPAT_TAKES,
-    "exclude": options.Anything("nvret_jax.api.Exclude(…)", (Exclude,), unset=True),
+    "exclude": options.Anything("nvret_jax.Exclude(…)", (Exclude,), unset=True),
+    "split": SPLIT,
+    "min_relevance": GRADE,
+    "given": options.choice(*GIVEN_MODES),
+    "mining": options.Anything("nvret_jax.Mining(…)", (Options,), unset=True),
     "depth": options.whole(1),
     "backend": BACKEND,
     "progress": options.flag(),
 }
 
 
-@blocks.keywords(Options, seed=Options.seed)
+# Arguments of sentence-transformers' mine_hard_negatives that are called otherwise here.
+_OTHERS = {
+    "relative_margin": "relative_margin=r is percent=1 - r, as in percent=0.95",
+    "absolute_margin": "absolute_margin=m is rule='margin_pos', margin=m",
+    "max_score": "max_score=t is rule='abs', threshold=t",
+    "range_min": "range_min=n is rule='shifted+perc_pos', shift=n",
+    "range_max": "range_max=n is max_rank=n",
+    "sampling_strategy": "give sampling='top' or sampling='uniform'",
+    "dataset": "give it first, as in mine(dataset, teacher=encoder)",
+    "data": "give it first, as in mine(data, teacher=encoder)",
+    "model": "give teacher=encoder",
+    "encoder": "give teacher=encoder",
+    "corpus": "give passages=",
+    "cross_encoder": "a run rescores, by config.rescorer.model",
+    "use_faiss": "give backend='faiss'",
+    "batch_size": "the encoder chooses how many texts it embeds at a time",
+    "show_progress_bar": "give progress=",
+    "verbose": "give progress=",
+    "anchor_column_name": "load_dataset(…) finds columns, or is told: '?query=NAME'",
+    "positive_column_name": "load_dataset(…) finds columns, or is told: '?passage=NAME'",
+    "include_positives": "the positives are in the table: negatives.positive_rows",
+    "output_format": "python -m nvret_jax.main convert writes other tools' formats",
+}
+
+
+@blocks.keywords(Options, others=_OTHERS, seed=Options.seed)
 def mine(
-    queries: Sequence[str],
-    passages: Sequence[str],
-    positives: Sequence[Sequence[int]],
+    queries: Dataset | Sequence[str],
+    passages: Sequence[str] | None = None,
+    positives: Sequence[Sequence[int]] | None = None,
     *,
     teacher: Encoder | Ranker | Sequence[Encoder | Ranker] | None = None,
     query_embeddings: np.ndarray | None = None,
     passage_embeddings: np.ndarray | None = None,
+    split: str = "train",
+    min_relevance: int = 1,
+    given: str = "add",
+    mining: Options | None = None,
     compat: str = "",
     exclude: Exclude | None = None,
     query_ids: Sequence[str] | None = None,
@@ -97,7 +105,8 @@ def mine(
     """Mines hard negatives for queries with known positives.
 
     Args:
-        queries: Q texts, in anything that has an order: a list, a generator, a column.
+        queries: a data set, whose passages and judgments count then; or Q texts, in anything that
+            has an order: a list, a generator, a column.
         passages: N texts, likewise.
         positives: for each query the numbers of its relevant passages, at least one; a number
             alone is a list of one. Not their ids, nor their texts. Queries with equal texts share
@@ -116,6 +125,12 @@ def mine(
         sampling, sample_from, sample_temperature: see `mining.sampling`.
         ensemble: how several teachers make one list; see `mining.ensemble`.
         second_search, short: see `mining.options.Options`.
+        split: of a data set, the split whose queries are mined for.
+        min_relevance: of a data set, the lowest judgment that makes a passage positive.
+        given: what becomes of negatives that come with a data set: 'add' alternates them with
+            mined ones, 'only' mines none, 'ignore' leaves them out.
+        mining: `nv.Mining(…)`, all of how to mine in one value, in the place of the arguments from
+            `rule` to `short` and of `seed`.
         compat: '', 'paper' or 'sentence_transformers'; see `mining.options`.
         exclude: passages that are never negatives; default: the query's own text and texts equal
             to a positive's, and no text twice. See `mining.options.Exclude`.
@@ -126,18 +141,31 @@ def mine(
         progress: show bars.
 
     Returns:
-        Rows of `passages` for each query (for each query and positive where `anchor` is 'own'),
-        with teacher scores and ranks.
+        Rows of the passages for each query (for each query and positive where `anchor` is 'own'),
+        with teacher scores and ranks. Of a data set, `query_rows` are rows of `dataset.queries`.
 
     Raises:
         InputError: lists that do not fit each other, a row that is not a passage, no teacher, or
             options that cannot be; one line, before anything is computed.
     """
     options.check_arguments("mine", {**locals(), **how}, _MINE)
+    data, rows_q, provided = None, None, None
+    if isinstance(queries, Dataset):
+        data = queries
+        for name, value in (("passages", passages), ("positives", positives)):
+            if value is not None:
+                raise InputError(f"mine: {name} are given, and a data set, which has its own")
+        (rows_q, provided), lists = _of_dataset(data, split, min_relevance)
+        given_lib.check(given, provided, repr(data.name))
+        queries, passages, positives, query_ids, passage_ids = lists
+    elif passages is None or positives is None:
+        raise InputError(_incomplete(queries, "passages" if passages is None else "positives"))
     queries = arguments.texts(queries, "mine: queries")
     passages = arguments.texts(passages, "mine: passages")
     query_ids = arguments.ids(query_ids, len(queries), "mine: query_ids")
     passage_ids = arguments.ids(passage_ids, len(passages), "mine: passage_ids")
+    if mining is not None:
+        how = _values(mining, how)
     _check_cosines(teacher, {name: how[name] for name in ("margin", "threshold")})
     auto = calibrated(how)
     for name in auto:
@@ -190,15 +218,59 @@ def mine(
             )
             own = dataclasses.replace(own, **{VALUES[name]: choice.value})
         teachers[number] = dataclasses.replace(one, rule=own)
+    excluded = exclusions(numbers, positive_rows)
     negatives, _ = miner.mine(
         teachers,
         asked,
-        excluded=exclusions(numbers, positive_rows),
+        excluded=excluded,
         query_ids=query_ids,
         passage_ids=passage_ids,
         texts=same,
     )
-    return negatives
+    if data is None:
+        return negatives
+    negatives, _ = given_lib.combine(
+        negatives,
+        provided,
+        given,
+        teachers[0],
+        excluded=excluded,
+        most=asked.num_negatives,
+        texts=same,
+    )
+    return dataclasses.replace(negatives, query_rows=rows_q[negatives.query_rows])
+
+
+def _values(mining: Options, how: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that say the same as one value; InputError where they say something else."""
+    for key, one in blocks.entries(Options):
+        if how[key] != one.config_default:
+            raise InputError(f"mine: {key} is given, and mining=Mining(…), which has it too")
+    return blocks.values(mining) | {"seed": mining.seed}
+
+
+def _of_dataset(data: Dataset, split: str, min_relevance: int) -> tuple[tuple, tuple]:
+    """A data set as rows of its queries and their given negatives, and as the lists it holds."""
+    positives = data.positives(split, min_relevance)
+    row, own = data.corpus.row, [data.queries.row[query] for query in positives]
+    lists = (
+        [data.queries.texts[one] for one in own],
+        data.corpus.texts,
+        [[row[passage] for passage in passages] for passages in positives.values()],
+        list(positives),
+        data.corpus.ids,
+    )
+    provided = given_lib.rows_of(data.given.get(split, {}), list(positives), row)
+    return (np.array(own, np.int32), provided), lists
+
+
+def _incomplete(queries: Any, missing: str) -> str:
+    if isinstance(queries, str | os.PathLike):
+        return f"mine: {options.shown(queries)}: give the data set, load_dataset({str(queries)!r})"
+    return (
+        f"mine: argument '{missing}' is missing; give queries, passages and positives, or a data "
+        "set"
+    )
 
 
 def _check_cosines(teacher: Any, values: dict[str, Any]) -> None:

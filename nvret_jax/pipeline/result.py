@@ -1,0 +1,79 @@
+"""What a run has made, for Python callers: read from the workdir when it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+from etils import epath
+
+from nvret_jax.evaluation.retrieval import MEASURE_NAMES
+from nvret_jax.report.history import History
+from nvret_jax.training.metric_writer import read_metrics
+
+# Name -> where it is in the workdir.
+_PATHS = {
+    "export": "export",
+    "report": "report.html",
+    "metrics": "metrics.jsonl",
+    "checkpoints": "checkpoints",
+    "negatives": "negatives",
+    "candidates": "candidates",
+    "evaluation": "evaluation",
+    "audit": "audit.csv",
+    "config": "config.json",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What there is in the workdir of a run.
+
+    Attributes:
+        workdir: the folder.
+    """
+
+    workdir: epath.Path
+
+    @property
+    def paths(self) -> dict[str, epath.Path]:
+        """Where what was made is: 'export', 'report', 'metrics', 'negatives', …"""
+        found = {name: self.workdir / place for name, place in _PATHS.items()}
+        return {name: path for name, path in found.items() if path.exists()}
+
+    @functools.cached_property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Each evaluation as its file has it: dataset, split, measures, counts, per_query, …"""
+        folder = self.workdir / "evaluation"
+        files = sorted(folder.glob("*.json")) if folder.exists() else []
+        return [json.loads(path.read_text()) for path in files]
+
+    @property
+    def scores(self) -> dict[str, dict[str, dict[str, float]]]:
+        """'dataset split' -> 'before' and 'after' -> measure by its trec name -> mean.
+
+        A run that trains nothing has the scores of its model under 'before'.
+        """
+        out = {}
+        for found in self.evaluations:
+            means = {name: found[name] for name in MEASURE_NAMES if name in found}
+            made = {"before": means}
+            if found.get("trained"):
+                made = {"before": found["before"], "after": means}
+            out[f"{found['dataset']} {found['split']}"] = made
+        return out
+
+    @property
+    def history(self) -> History:
+        """Metrics by step; `history.plot()` draws them."""
+        return History(read_metrics(self.workdir / "metrics.jsonl"))
+
+    def __repr__(self) -> str:
+        told = []
+        for name, scores in self.scores.items():
+            values = [scores[when]["ndcg_cut_10"] for when in ("before", "after") if when in scores]
+            told.append(f"{name} nDCG@10 {' → '.join(f'{value:.4f}' for value in values)}")
+        made = ", ".join(self.paths) or "nothing yet"
+        return f"Result({'; '.join([*told, made])}; in {self.workdir})"
