@@ -9,7 +9,7 @@ from nvret_jax import config as config_lib
 from nvret_jax import options
 from nvret_jax.config import reference
 from nvret_jax.errors import InputError
-from nvret_jax.options import block, blocks, choice, named, number, option, or_word, whole
+from nvret_jax.options import block, blocks, calls, choice, named, number, option, or_word, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,24 @@ def test_a_function_takes_the_options_of_a_dataclass_as_keywords():
 
     assert call(0) == (0, 2, {"size": 0.5, "which": "a", "seed": 1})
     assert call(0, which="b", other=3) == (0, 3, {"size": 0.5, "which": "b", "seed": 1})
-    with pytest.raises(TypeError, match=r"call\(\) got an unexpected keyword argument 'whcih'"):
+    with pytest.raises(InputError, match=r"^call: no argument 'whcih'; did you mean 'which'\?$"):
         call(0, whcih="b")
+    with pytest.raises(InputError, match=r"^call: missing a required argument: 'first'$"):
+        call(which="b")
+    with pytest.raises(InputError, match=r"^call: 2 arguments by position, expected at most 1 \(f"):
+        call(0, 3)
+
+
+def test_a_call_names_what_another_library_calls_otherwise():
+    @calls.checked({"top_k": "give k="})
+    def call(first, k=10):
+        return first, k
+
+    assert call(1) == (1, 10)
+    with pytest.raises(InputError, match=r"^call: no argument 'top_k'; give k=$"):
+        call(1, top_k=3)
+    with pytest.raises(InputError, match=r"^call: no argument 'zzz'; arguments: first, k$"):
+        call(1, zzz=3)
 
 
 def test_every_option_of_a_config_says_what_it_is_for():

@@ -307,13 +307,6 @@ def _block(how: dict[str, Any], loss: Any, student: Any) -> tuple[Training, Own 
                 raise InputError(f"train: {name}={value!r}: it is the loss's, and a loss is given")
     brought = None
     if loss is None:
-        wrong = options.mistakes(
-            Loss,
-            {"temperature": flat["temperature"], "in_batch": flat["in_batch_negatives"]},
-            "train: ",
-        )
-        if wrong:
-            raise InputError(wrong[0])
         made = Loss(temperature=flat["temperature"], in_batch=flat["in_batch_negatives"])
     elif isinstance(loss, Loss):
         made = loss

@@ -141,6 +141,8 @@ def _of_columns(columns: Mapping[str, Any], what: str) -> Iterator[dict[str, Any
 def _row(row: Any, where: str) -> dict[str, Any]:
     if isinstance(row, Mapping):
         return {str(name): _plain(one) for name, one in row.items()}
+    if hasattr(row, "tolist"):
+        row = row.tolist()
     if isinstance(row, list | tuple):
         # As of a file without names: a query, its passage, and negatives.
         return {str(place): _plain(one) for place, one in enumerate(row, 1)}

@@ -17,6 +17,7 @@ from nvret_jax.data.dataset import Dataset
 from nvret_jax.evaluation import comparison, output, retrieval
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.evaluation.options import EvaluationOptions
+from nvret_jax.evaluation.overlap import Overlap, overlap
 from nvret_jax.files.atomic import remove
 from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
@@ -116,6 +117,7 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, EvaluationOptions]:
     before = _vectors(run, run.start_role, run.untrained.encoder)
     run.release_untrained()
     cuts = truncation.of_test(run)
+    overlaps = _overlaps(run)
     inputs = Inputs(
         run.test_data,
         run.config.data.test_split,
@@ -127,10 +129,28 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, EvaluationOptions]:
             "encoder": run.untrained.config.model,
             "trained": run.trains,
             "truncated": {when: [c.record() for c in counts] for when, counts in cuts.items()},
+            "overlap": [one.record() for one in overlaps],
             "measured": _measured(run),
         },
     )
     return inputs, blocks.read(EvaluationOptions, run.config.evaluation)
+
+
+def _overlaps(run: Run) -> list[Overlap]:
+    """What the test split has in common with each training set."""
+    config, found = run.config.data, []
+    for part in run.sets.values() if run.trains else ():
+        one = overlap(
+            part.train_data,
+            run.test_data,
+            train_split=part.config.data.train_split,
+            test_split=config.test_split,
+            min_relevance=part.config.data.min_relevance,
+            test_min_relevance=run.config.evaluation.min_relevance,
+        )
+        say(f"evaluate  {one.line()}")
+        found.append(one)
+    return found
 
 
 def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:

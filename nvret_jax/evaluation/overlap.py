@@ -1,0 +1,115 @@
+"""Which test texts were trained on: equal to a training text, or nearly so.
+
+A test query that was a training query, or a relevant passage that was a training positive, measures
+memory. Both are counted, and the share is stated with every score of a run. Texts are equal by
+their words (letter case, white space and marks aside, see `data.normalize`); near copies share most
+of their word triples (`data.near_copies`), as do texts that are linked by such copies.
+
+Passages that nothing asks for are not counted: a corpus that train and test share is no leak.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nvret_jax.data.dataset import Dataset
+from nvret_jax.data.near_copies import Groups, join_near
+from nvret_jax.data.normalize import normalize
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Of the test texts of one kind, how many are training texts too.
+
+    Attributes:
+        texts: how many there are.
+        equal: those that equal a training text.
+        near: those that do not and are near copies of one.
+        ids: of both.
+    """
+
+    texts: int
+    equal: int
+    near: int
+    ids: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """The overlap of a test split with training data.
+
+    Attributes:
+        train, test: what was compared, as 'name split'.
+        queries: of all judged queries.
+        passages: of all relevant passages.
+    """
+
+    train: str
+    test: str
+    queries: Count
+    passages: Count
+
+    def line(self) -> str:
+        """For people."""
+        told = []
+        for what, count in (("queries", self.queries), ("relevant passages", self.passages)):
+            same = f"{count.equal:,} equal and {count.near:,} near"
+            told.append(f"{same} of {count.texts:,} {what}")
+        return f"overlap of {self.test} with {self.train}: {'; '.join(told)}"
+
+    def record(self) -> dict[str, Any]:
+        """For JSON, without ids."""
+        counts = {}
+        for name in ("queries", "passages"):
+            count = getattr(self, name)
+            counts[name] = {"texts": count.texts, "equal": count.equal, "near": count.near}
+        return {"train": self.train, "test": self.test, **counts}
+
+
+def overlap(
+    train: Dataset,
+    test: Dataset,
+    *,
+    train_split: str = "train",
+    test_split: str = "test",
+    min_relevance: int = 1,
+    test_min_relevance: int = 1,
+) -> Overlap:
+    """Counts what a test split has in common with what is trained on.
+
+    Args:
+        train, test: data sets, perhaps the same.
+        train_split, test_split: of them.
+        min_relevance, test_min_relevance: the lowest judgment that makes a passage positive.
+
+    Raises:
+        InputError: no such split, or it has no positive.
+    """
+    trained = train.positives(train_split, min_relevance)
+    judged = test.positives(test_split, test_min_relevance)
+    sides = []
+    for data, positives in ((train, trained), (test, judged)):
+        queries = data.queries.select(positives)
+        passages = data.corpus.select(dict.fromkeys(itertools.chain(*positives.values())))
+        sides.append((queries, passages))
+    (train_queries, train_passages), (test_queries, test_passages) = sides
+    return Overlap(
+        f"{train.name} {train_split}",
+        f"{test.name} {test_split}",
+        _count(train_queries.texts, test_queries.texts, test_queries.ids),
+        _count(train_passages.texts, test_passages.texts, test_passages.ids),
+    )
+
+
+def _count(train: Sequence[str], test: Sequence[str], ids: Iterable[str]) -> Count:
+    known = {normalize(text) for text in train}
+    equal = [normalize(text) in known for text in test]
+    groups = Groups(len(train) + len(test))
+    join_near(itertools.chain(train, test), groups)
+    trained = {groups.find(row) for row in range(len(train))}
+    near = [not same and groups.find(len(train) + row) in trained for row, same in enumerate(equal)]
+    found = tuple(i for i, a, b in zip(ids, equal, near, strict=True) if a or b)
+    return Count(len(test), sum(equal), sum(near), found)
