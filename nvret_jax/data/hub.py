@@ -29,7 +29,7 @@ from nvret_jax.data.pairs import OPTIONS, fold_tables
 from nvret_jax.errors import InputError
 from nvret_jax.files.lines import read_text, stem
 from nvret_jax.files.records import LAYOUT, READERS, Records, layout_of, open_records
-from nvret_jax.files.source import Source
+from nvret_jax.files.source import Source, parse
 
 CONVERTED = "refs/convert/parquet"
 Configs = dict[str, dict[str, list[str]]]  # config -> split -> files, relative to the folder
@@ -251,6 +251,19 @@ def _read_judged(
 
 
 # --- the hub -------------------------------------------------------------------------------------
+
+
+def folder_of(spec: str, download: bool) -> epath.Path:
+    """The folder of 'hf:FOLDER' or 'hf:OWNER/NAME?revision=…', or of a path.
+
+    Raises:
+        InputError: it is not there, or the hub cannot be reached.
+    """
+    source = parse(spec if spec.startswith("hf:") else f"hf:{spec}")
+    folder = epath.Path(source.place)
+    if folder.is_dir():
+        return folder
+    return _snapshot(source, source.place, source.options.get("revision"), download)
 
 
 def _snapshot(source: Source, name: str, revision: str | None, download: bool) -> epath.Path:

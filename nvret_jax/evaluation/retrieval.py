@@ -265,6 +265,7 @@ def evaluate(
     k: int = 100,
     min_relevance: int = 1,
     exclude_self: bool = True,
+    exclude: Mapping[str, Sequence[str]] | None = None,
     backend: str = "auto",
     passage_embeddings: Any = None,
     query_embeddings: np.ndarray | None = None,
@@ -285,6 +286,7 @@ def evaluate(
         min_relevance: the lowest judgment that counts as relevant.
         exclude_self: leave a passage out of the ranking of the query with the same id, as BEIR
             does where queries are passages (ArguAna, Quora), unless it is judged relevant to it.
+        exclude: query id -> ids of passages that are left out of its ranking, as BRIGHT has them.
         backend: search backend: 'auto', 'device' or 'faiss'.
         passage_embeddings: float32 [N, D] rows of the corpus, or a store of them that slices by
             row; encoded here when not given.
@@ -296,6 +298,11 @@ def evaluate(
         InputError: unknown split, no relevant judgment, k below 100, embeddings of another shape.
     """
     options.check_arguments("evaluate", locals(), _EVALUATE)
+    if exclude is not None and not isinstance(exclude, Mapping):
+        raise InputError(
+            f"evaluate: exclude={options.shown(exclude)} ({type(exclude).__name__}): expected a "
+            "dict of query id -> ids of passages"
+        )
     if not all(hasattr(encoder, name) for name in ("encode", "width", "mesh")):
         raise InputError(
             f"evaluate: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "
@@ -309,6 +316,13 @@ def evaluate(
             "Dataset, such as load_dataset('beir:DIR'), or what names one"
         )
     _, texts = scored_queries(dataset, split, min_relevance)
+    for query_id, passages in (exclude or {}).items():
+        for passage in passages:
+            if passage not in dataset.corpus.row:
+                raise InputError(
+                    f"evaluate: exclude: query {query_id!r} has {options.shown(passage)}, which "
+                    "is no id of a passage"
+                )
     if passage_embeddings is None:
         passage_embeddings = encoder.encode(
             dataset.corpus.texts, kind="passage", max_length=passage_length, progress=progress
@@ -327,6 +341,7 @@ def evaluate(
         k=k,
         min_relevance=min_relevance,
         exclude_self=exclude_self,
+        exclude=exclude,
         backend=backend,
         progress=progress,
     )
@@ -343,13 +358,15 @@ def evaluate_vectors(
     k: int = 100,
     min_relevance: int = 1,
     exclude_self: bool = True,
+    exclude: Mapping[str, Sequence[str]] | None = None,
     backend: str = "auto",
     progress: bool = False,
 ) -> Evaluation:
     """`evaluate` for texts that are vectors by now.
 
     Args:
-        dataset, split, k, min_relevance, exclude_self, backend, progress: as of `evaluate`.
+        dataset, split, k, min_relevance, exclude_self, exclude, backend, progress: as of
+            `evaluate`.
         passages_nd: float [N, D] rows of the corpus, or a store of them that slices by row.
         queries_qd: float32 [Q, D] for `scored_queries(dataset, split, min_relevance)`.
         width: D, of the encoder that both should be by.
@@ -374,27 +391,24 @@ def evaluate_vectors(
                 f"{tuple(found.shape)}, expected ({rows}, {width}); they belong to another "
                 "corpus or encoder"
             )
-    exclude = None
-    if exclude_self:
+    qrels, never = dataset.qrels[split], []
+    for query_id in query_ids:
+        rows = [corpus.row[passage] for passage in (exclude or {}).get(query_id, ())]
         # A passage judged relevant to the query of the same id is a document that shares a
         # number with its question, not the question itself.
-        qrels = dataset.qrels[split]
-        rows_q = [
-            None if qrels[query_id].get(query_id, 0) >= min_relevance else corpus.row.get(query_id)
-            for query_id in query_ids
-        ]
-        if any(row is not None for row in rows_q):
-            exclude = [np.array([] if row is None else [row], np.int32) for row in rows_q]
+        own = corpus.row.get(query_id) if exclude_self else None
+        if own is not None and qrels[query_id].get(query_id, 0) < min_relevance:
+            rows.append(own)
+        never.append(np.array(sorted({*rows}), np.int32))
     scores_qk, ids_qk = search(
         queries_qd,
         passages_nd,
         min(k, len(corpus)),
-        exclude=exclude,
+        exclude=never if any(map(len, never)) else None,
         mesh=mesh,
         backend=backend,
         progress=progress,
     )
-    qrels = dataset.qrels[split]
     means, per_query = metrics(
         (query_ids, corpus.ids, scores_qk, ids_qk),
         {query_id: qrels[query_id] for query_id in query_ids},

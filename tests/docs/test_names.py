@@ -11,7 +11,7 @@ import doc_blocks
 import pytest
 from doc_blocks import ROOT
 
-import nvret_jax.api
+import nvret_jax
 from nvret_jax import config as config_lib
 from nvret_jax.config import STAGES
 from nvret_jax.data.interchange import FORMATS
@@ -115,8 +115,8 @@ def test_make_targets_exist(page):
 def test_names_of_the_python_interface_exist(page):
     text = text_of(page)
     for name in re.findall(r"\bnv\.(\w+)", text) + re.findall(r"nvret_jax\.api\.(\w+)", text):
-        assert hasattr(nvret_jax.api, name), name
-    encoder = nvret_jax.api.Encoder
+        assert hasattr(nvret_jax, name), name
+    encoder = nvret_jax.Encoder
     for name in re.findall(r"`Encoder\.(\w+)", text):
         assert hasattr(encoder, name), name
     for dotted in re.findall(r"(?:python -m |from )(nvret_jax(?:\.\w+)*)", text):
