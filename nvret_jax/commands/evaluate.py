@@ -12,7 +12,8 @@ from nvret_jax.commands.options import Evaluate
 from nvret_jax.commands.parser import Asked, Command, Word
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.errors import InputError
-from nvret_jax.evaluation import comparison, retrieval, runs
+from nvret_jax.evaluation import comparison, retrieval
+from nvret_jax.evaluation.output import write_evaluation_json, write_trec_run
 from nvret_jax.files import paths
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.processes import log
@@ -89,14 +90,14 @@ def _scored(encoder: Encoder, data: Dataset, given: Evaluate) -> retrieval.Evalu
 
 def _write(folder: epath.Path, result: retrieval.Evaluation, said: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    runs.write_trec_run(
+    write_trec_run(
         folder / f"{result.dataset}.trec",
         result.query_ids,
         result.passage_ids,
         result.scores_qk,
         result.ids_qk,
     )
-    runs.write_evaluation_json(folder / f"{result.dataset}.json", result, said)
+    write_evaluation_json(folder / f"{result.dataset}.json", result, said)
 
 
 COMMAND = Command(

@@ -12,9 +12,10 @@ from nvret_jax.commands.parser import Asked, Command, Word
 from nvret_jax.data.dataset import Dataset, TextTable
 from nvret_jax.data.texts import read_texts
 from nvret_jax.errors import InputError
-from nvret_jax.evaluation import runs
+from nvret_jax.evaluation import output
 from nvret_jax.files import paths
-from nvret_jax.files.streams import dump_line, whole_file
+from nvret_jax.files.atomic import whole_file
+from nvret_jax.files.streams import dump_line
 from nvret_jax.processes import log
 from nvret_jax.search.rankers import vectors
 from nvret_jax.search.texts import Hit, TextSearch
@@ -110,7 +111,7 @@ def _answer(search: TextSearch, queries: TextTable, given: SearchTexts) -> None:
     target = paths.local(given.output, "--output")
     if target.suffix == ".trec":
         scores_qk, rows_qk = search.search(queries.texts, given.k)
-        runs.write_trec_run(target, queries.ids, search.corpus.ids, scores_qk, rows_qk)
+        output.write_trec_run(target, queries.ids, search.corpus.ids, scores_qk, rows_qk)
     else:
         with whole_file(target) as file:
             for query, hits in found:

@@ -16,7 +16,7 @@ from etils import epath
 
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.errors import InputError
-from nvret_jax.files.streams import whole_file
+from nvret_jax.files.atomic import whole_file
 from nvret_jax.search.embedding import Chunks
 
 SUFFIXES = (".npy", ".parquet")

@@ -155,7 +155,7 @@ ENCODE = [
     ({"precision": "int8"}, "precision='int8': embeddings are float32; round them with numpy"),
     ({"device": "cuda"}, "device='cuda': the mesh decides"),
     ({"device": ["cuda:0", "cuda:1"]}, "the mesh decides"),
-    ({"pool": object()}, "one call uses all devices of the mesh"),
+    ({"pool": [0]}, "one call uses all devices of the mesh"),
     ({"chunk_size": 100}, "chunk_size=100: texts stream"),
     ({"batch_size": 0}, "batch_size=0: expected a whole number from 1"),
     ({"batch_size": "32"}, "batch_size='32'"),
