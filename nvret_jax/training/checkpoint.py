@@ -1,15 +1,16 @@
 """Checkpoints of one stage: parameters and optimizer of a step, by Orbax.
 
-The two are stored apart, so that evaluation and export read the parameters alone. Restore always
-goes into an abstract tree with shardings: the same checkpoint opens on any mesh and any number of
-processes. Nothing of the data is stored, since batch i is a function of the seed and i.
+The two are stored separately, so that evaluation and export read only the parameters. Checkpoints
+are always restored into an abstract tree with shardings: the same checkpoint opens on any mesh and
+any number of processes. No state of the data is stored, since batch i is a function of the seed and
+i.
 
-Three kinds stay: the latest, the last `keep` of those on the schedule, and the one with the best
-dev score. A checkpoint made because the run was asked to end is off the schedule: it goes with the
-next one, so that what is left in the end is what an undisturbed run leaves.
+Three kinds are kept: the latest, the last `keep` of those on the schedule, and the one with the
+best dev score. A checkpoint made because a signal ended the run is off the schedule: it is removed
+with the next one, so that in the end the same checkpoints remain as after an undisturbed run.
 
-A stage that is finished says so in a file beside its checkpoints, written after the last of them.
-What is read is hashed before (`sums`); see `make_sound` for what becomes of damage.
+A finished stage is marked by a file next to its checkpoints, written after the last of them. Files
+are hashed before they are read (`sums`); see `make_sound` for the handling of damage.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ _SCHEDULED = "scheduled"
 def abstract(tree: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays.
 
-    A scalar that was made on one device is asked for on every device of the mesh in use: there
-    the other operands of a step are.
+    A scalar made on one device is requested on every device of the current mesh, where the other
+    operands of a step are.
     """
     mesh = jax.sharding.get_mesh()
 
@@ -58,14 +59,14 @@ def abstract(tree: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a finished stage says of itself.
+    """The record of a finished stage.
 
     Attributes:
         first: steps of the run before the stage.
         steps: its own.
-        best: the step with the best dev score; None where there are no scores.
-        scheduled: the steps of the schedule that are kept. One of these may be missing, where it
-            was damaged and nothing needed it.
+        best: the step with the best dev score; None without scores.
+        scheduled: the kept steps of the schedule. One of these may be missing if it was damaged and
+            not needed.
     """
 
     first: int
@@ -75,7 +76,7 @@ class Finished:
 
 
 def finished(folder: epath.Path) -> Finished | None:
-    """None where the stage in `folder` is not finished, or the file that says so is damaged."""
+    """None if the stage in `folder` is not finished, or its record is damaged."""
     path = epath.Path(folder) / FINISHED
     try:
         values = json.loads(path.read_text())
@@ -88,15 +89,15 @@ def finished(folder: epath.Path) -> Finished | None:
 
 
 def make_sound(folder: epath.Path, *, best: bool = False, last: int = 1) -> None:
-    """Discards what is damaged in the checkpoints of a stage, so that training can go on.
+    """Discards damaged checkpoints of a stage, so that training can continue.
 
-    A step whose files are not as written goes. Where the stage was finished and something that is
-    needed of it went, it is finished no longer, and what comes after the lost step goes as well:
-    it is made again, and ends as it did. All processes call this.
+    A step with damaged files is removed. If the stage was finished and a needed step is removed,
+    the stage no longer counts as finished, and the later steps are removed, too: they are trained
+    again, with the same result. All processes call this.
 
     Args:
         folder: of the stage.
-        best: whether its best checkpoint is needed besides the last.
+        best: whether its best checkpoint is needed in addition to the last.
         last: how many of its schedule are needed.
     """
     folder = epath.Path(folder)
@@ -125,14 +126,14 @@ def make_sound(folder: epath.Path, *, best: bool = False, last: int = 1) -> None
 
 
 def _wrong_with(folder: epath.Path, step: int) -> dict[str, str]:
-    """Damaged files of a checkpoint; one without sums was being written when its process ended."""
+    """Damaged files of a checkpoint; one without sums was unfinished when its process ended."""
     if mesh_lib.from_main("" if sums.read(folder, step) is None else "there"):
         return sums.lost(folder, step)
     return {f"{step}.sums.json": sums.GONE}
 
 
 def has_steps(folder: epath.Path) -> bool:
-    """Whether `folder` looks like one that holds checkpoints of a stage."""
+    """Whether `folder` appears to hold checkpoints of a stage."""
     folder = epath.Path(folder)
     return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
 
@@ -142,14 +143,14 @@ def _scheduled(info: Any) -> bool:
 
 
 def _best(infos: Sequence[Any]) -> Any | None:
-    """The one with the highest dev score, of equal ones the first; None where none has any."""
+    """The one with the highest dev score, the first among equals; None if none has a score."""
     scored = [info for info in infos if SCORE in (info.metrics or {})]
     return max(scored, key=lambda info: (info.metrics[SCORE], -info.step), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """Orbax's question which checkpoints stay, answered as the head of this file says."""
+    """The policy for Orbax of which checkpoints to keep, as described at the top of this file."""
 
     keep: int
     best: bool
@@ -172,8 +173,8 @@ class Checkpoints:
 
         Args:
             folder: made if missing.
-            keep: checkpoints of the schedule that stay; 0: opened to read, nothing is changed.
-            best: whether the best one stays as well.
+            keep: checkpoints of the schedule to keep; 0: opened to read, nothing is changed.
+            best: whether the best one is kept, too.
 
         Raises:
             InputError: a checkpoint's dev score cannot be read.
@@ -206,14 +207,14 @@ class Checkpoints:
         self._orbax.close()
 
     def _prune(self, policy: _Kept) -> None:
-        """Drops what a killed process was about to drop, and may have half deleted."""
+        """Removes checkpoints that a killed process was deleting, perhaps halfway."""
         found = self._orbax.checkpoints
         for info, stays in zip(found, policy.should_preserve(found), strict=True):
             if not stays:
                 self._orbax.delete(info.step, missing_ok=True)
 
     def check_metrics(self) -> None:
-        """Raises DamagedCheckpoint unless what steps say of themselves is as it was written."""
+        """Raises DamagedCheckpoint unless the metadata of steps is undamaged."""
         for step in sums.steps_in(self._folder):
             found = sums.lost(self._folder, step, lambda name: name.startswith("metrics/"))
             if found:
@@ -227,12 +228,12 @@ class Checkpoints:
 
     @property
     def scheduled(self) -> list[int]:
-        """The steps of the schedule that are still there, oldest first."""
+        """The steps of the schedule that still exist, oldest first."""
         return [info.step for info in self._orbax.checkpoints if _scheduled(info)]
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """(step, dev score) of the best one; None where none has a score."""
+        """(step, dev score) of the best one; None if none has a score."""
         info = _best(self._orbax.checkpoints)
         return None if info is None else (info.step, info.metrics[SCORE])
 
@@ -246,13 +247,13 @@ class Checkpoints:
         score: float | None = None,
         log: bytes = b"",
     ) -> None:
-        """Writes one checkpoint and waits until it is there.
+        """Writes one checkpoint and waits until it is complete.
 
         Args:
             step: of the stage.
             params, optimizer: what is stored.
             scheduled: whether it counts among the last `keep`.
-            score: dev score of these parameters, if there is one.
+            score: dev score of these parameters, if any.
             log: the run's metrics.jsonl up to here.
         """
         metrics: dict[str, Any] = {_SCHEDULED: scheduled}
@@ -268,10 +269,10 @@ class Checkpoints:
         sums.prune(self._folder, [info.step for info in self._orbax.checkpoints])
 
     def has_more(self, step: int, *, scheduled: bool, scored: bool) -> bool:
-        """Whether a checkpoint counts for more than the schedules of a stage give it.
+        """Whether a checkpoint has more than the schedules of a stage would give it.
 
-        The last step of a stage is always saved and scored. Where the stage became longer, it may
-        be neither on the schedule of checkpoints nor on that of scores.
+        The last step of a stage is always saved and scored. If the stage became longer, it may be
+        neither on the schedule of checkpoints nor on that of scores.
         """
         (info,) = [info for info in self._orbax.checkpoints if info.step == step]
         has_score = SCORE in (info.metrics or {})
@@ -282,7 +283,7 @@ class Checkpoints:
         self._orbax.delete(step)
 
     def finish(self, first: int, steps: int, best: int | None, scheduled: Sequence[int]) -> None:
-        """Says that the stage is finished; see `Finished`."""
+        """Records that the stage is finished; see `Finished`."""
         mesh_lib.barrier(f"trained {self._folder.name}")
         if mesh_lib.is_main():
             done = Finished(first, steps, best, tuple(scheduled))
@@ -295,7 +296,7 @@ class Checkpoints:
         """Reads a checkpoint into trees like the given ones.
 
         Raises:
-            DamagedCheckpoint: it is not as it was written.
+            DamagedCheckpoint: it is damaged.
             InputError: it does not fit.
         """
         self._check(step, lambda name: True)
@@ -307,10 +308,10 @@ class Checkpoints:
         return _filled(params, loaded["params"]), jax.tree.unflatten(structure, loaded["optimizer"])
 
     def load_params(self, step: int, params: nnx.State) -> nnx.State:
-        """Reads the parameters alone.
+        """Reads only the parameters.
 
         Raises:
-            DamagedCheckpoint: they are not as they were written.
+            DamagedCheckpoint: they are damaged.
         """
         self._check(step, lambda name: not name.startswith("optimizer/"))
         loaded = self._load(step, {"params": abstract(nnx.to_pure_dict(params))})
@@ -327,7 +328,8 @@ class Checkpoints:
         except (ValueError, KeyError, FileNotFoundError, TypeError, OSError) as error:
             what = str(error).strip() or type(error).__name__
             raise InputError(
-                f"checkpoint {self._folder}/{step} is damaged or of another model ({what[:400]})"
+                f"checkpoint {self._folder}/{step} is damaged or belongs to another model "
+                f"({what[:400]})"
             ) from error
 
 

@@ -1,23 +1,24 @@
-"""Encodes the texts of a batch, and its gradient, so that neither memory nor traffic grows with it.
+"""Encodes a batch, and computes its gradient, with memory and traffic independent of its size.
 
 Texts are encoded in chunks: only embeddings are kept between the forward and the backward pass,
-and each chunk is encoded once more for its gradient. That is GradCache (Gao et al. 2021): the loss
+and each chunk is encoded once more for its gradient. This is GradCache (Gao et al. 2021): the loss
 still sees the whole global batch, whatever the chunk. On a CPU a chunk that fits the cache also
 makes a step faster than encoding the batch at once, recomputation included.
 
-Where a batch says so (`widths.Groups`), short texts are encoded at a smaller width than long ones.
+If a batch has groups (`length_groups.Groups`), short texts are encoded at a smaller width than long
+ones.
 
 **Gradients are reduced once per step.** Both passes are programs of one device (`jax.shard_map`
 over the axes of the batch): each sums up, in float32, the gradients of its own texts of both sides,
-in one sum as large as what is trained, and then these sums are reduced over the mesh. Left to JAX,
-every chunk, layer and group would have its reduction. A chunk's gradient of a kernel has the dtype
-of the products before it is added.
+in one sum of the size of the trained weights; then these sums are reduced over the mesh. By
+default, JAX would reduce for every chunk, layer and group. A chunk's gradient of a kernel has the
+dtype of the products before it is added.
 
-**Weights cut along fsdp** are gathered once per step where they are trained, because the sum of
-their gradients is whole anyway until it is reduced to the parts again (`FSDP_STEP`). Where neither
-fits, `FSDP_LAYER` gathers them layer by layer and reduces each layer's gradient at once, per chunk:
-the most traffic and the least memory; `fsdp_way` chooses. Weights that are not trained are always
-gathered by the layer, and never kept for the backward pass (`blocks.scan_layers`).
+**Weights cut along fsdp** are gathered once per step if they are trained, because the sum of their
+gradients is whole anyway until it is reduced to shards again (`FSDP_STEP`). If these do not fit,
+`FSDP_LAYER` gathers them layer by layer and reduces each layer's gradient at once, per chunk: the
+most traffic and the least memory; `fsdp_way` chooses. Weights that are not trained are always
+gathered layer by layer, and never kept for the backward pass (`blocks.scan_layers`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from nvret_jax.training.batches.length_groups import Groups
 class Texts(NamedTuple):
     """Some texts: int32 tokens [N, T] and lengths [N]; dropout keys and tokens not pooled, or None.
 
-    Keys are raw data (`jax.random.key_data`), so that all of it can be cut and stacked.
+    Keys are raw data (`jax.random.key_data`), so that everything can be sliced and stacked.
     """
 
     tokens: jax.Array
@@ -53,11 +54,11 @@ class Texts(NamedTuple):
 
 # When weights that are trained and cut along fsdp are gathered, and their gradients reduced.
 FSDP_STEP, FSDP_LAYER = "step", "layer"
-# Of a device's memory, what these weights and the sums of their gradients may take while whole. The
-# rest is for activations, the optimizer and all that is cut.
+# The share of a device's memory that these weights and the sums of their gradients may take while
+# whole. The rest is for activations, the optimizer and everything sharded.
 _WHOLE_SHARE = 1 / 3
 
-# (what is trained, what is not, texts) -> float32 embeddings [N, D] or [N, T, D]
+# (trained weights, other weights, texts) -> float32 embeddings [N, D] or [N, T, D]
 Encode = Callable[[Any, Any, Texts], jax.Array]
 
 
@@ -74,7 +75,7 @@ def chunk_budget(tokens: int, platform: str = "") -> int:
 def chunk_rows(tokens: int, width: int, rows: int) -> int:
     """Sequences per chunk on one device: as few chunks as the budget allows, all of one size.
 
-    Where they do not divide the rows (7 a chunk of 8 × 127, say), the last chunk is not full.
+    If they do not divide the rows (such as 7 per chunk of 8 × 127), the last chunk is not full.
 
     Args:
         tokens: budget; 0: chosen for the device; -1: no chunks.
@@ -105,20 +106,19 @@ def encode_sides(
 
     Args:
         encode: embeds one device's part of some texts. It gets the weights `whole_weights` whole,
-            kernels in `dtype`, and no gradient through anything but `learned`.
-        learned, fixed: its weights, as they lie at rest.
+            kernels in `dtype`, and a gradient only through `learned`.
+        learned, fixed: its weights, sharded as stored.
         sides: texts, each side's split over the batch axis.
         chunk_tokens: see `chunk_rows`.
         mesh: of all arrays.
-        groups: of each side, the widths of every device's own texts, with room for them; None: all
-            at width T.
-        recompute: what has several chunks keeps nothing but its embeddings for the backward pass,
-            and every chunk is encoded again. False: it keeps what the model keeps, of all chunks.
-        dtype: of the products; kernels are cast to it once. None: as they are.
+        groups: for each side, widths that fit every device's own texts; None: all at width T.
+        recompute: with several chunks, only embeddings are kept for the backward pass, and every
+            chunk is encoded again. False: everything the model keeps is kept, for all chunks.
+        dtype: of the products; kernels are cast to it once. None: their own.
         fsdp: `FSDP_STEP` or `FSDP_LAYER`.
 
     Returns:
-        What `encode` gives, for each side, split over the batch axis, in the order of its texts.
+        The results of `encode` for each side, split over the batch axis, in the order of its texts.
         The gradient of `learned` has its dtype and layout; it is summed and reduced in float32.
     """
     plans = []
@@ -134,7 +134,7 @@ def encode_sides(
 
 
 def whole_weights(learned: Any, fsdp: str) -> list[tuple[str, ...]]:
-    """Paths of the weights that are cut along fsdp at rest and whole where `encode` gets them."""
+    """Paths of the weights that are stored sharded along fsdp and passed whole to `encode`."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(learned):
         names = _names(path)
@@ -144,13 +144,13 @@ def whole_weights(learned: Any, fsdp: str) -> list[tuple[str, ...]]:
 
 
 def fsdp_way(gather: str, learned: Any, dtype: Any, memory_bytes: int) -> str:
-    """`FSDP_STEP` or `FSDP_LAYER`, where a config says `gather`; call it while tracing.
+    """`FSDP_STEP` or `FSDP_LAYER` for the config value `gather`; call it while tracing.
 
     Args:
         gather: of `options.GATHER`.
-        learned: what is trained.
+        learned: the trained weights.
         dtype: of the products; None: that of the weights.
-        memory_bytes: of a device; 0: unknown, and taken to be enough.
+        memory_bytes: of a device; 0: unknown, assumed to be enough.
     """
     if gather != "auto":
         return gather
@@ -168,7 +168,7 @@ def fsdp_way(gather: str, learned: Any, dtype: Any, memory_bytes: int) -> str:
 
 
 class _Device:
-    """Both passes as one device runs them: on its own texts, inside of `shard_map`."""
+    """Both passes on one device, for its own texts, inside `shard_map`."""
 
     def __init__(self, encode, plans, chunk_tokens, recompute, dtype, fsdp):
         self.encode, self.plans, self.dtype, self.fsdp = encode, plans, dtype, fsdp
@@ -183,10 +183,10 @@ class _Device:
             recompute and (len(plan.rows) > 1 or sizes[0] < plan.rows[0])
             for plan, sizes in zip(plans, self.sizes, strict=True)
         ]
-        self.kept: list[Any] = []  # structures of what `forward` keeps
+        self.kept: list[Any] = []  # structures of the values that `forward` keeps
 
     def used(self, weights: Any, cuts: Any = None) -> Any:
-        """Weights as `encode` gets them, from those of this device."""
+        """The weights for `encode`, from those of this device."""
 
         def use(path, leaf, cut=None):
             if self.dtype is not None and "".join(_names(path)[-1:]).endswith("kernel"):
@@ -223,7 +223,7 @@ class _Device:
         return tuple(out), arrays
 
     def backward(self, cuts, learned, fixed, sides, arrays, cotangents):
-        """Gradients of `learned` by this device's texts: float32, each behind an axis of 1."""
+        """Gradients of `learned` by this device's texts: float32, each with a leading axis of 1."""
         learned, fixed = self.used(learned, cuts), self.used(fixed)
         total = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), learned)
         arrays, kept = iter(arrays), iter(self.kept)
@@ -250,7 +250,7 @@ class _Device:
     def stacks(self, tree: Any, plan: Groups, sizes: Sequence[int], fill: float | None = None):
         """[rows, …] -> [chunks, size, …] for each group, its tokens cut to its width.
 
-        Rows that the last chunk lacks are copies of the group's first, or `fill`.
+        Missing rows of the last chunk are copies of the group's first, or `fill`.
         """
         found, first = [], 0
         for rows, width, size in zip(plan.rows, plan.widths, sizes, strict=True):
@@ -308,7 +308,7 @@ def _over_mesh(device: _Device, mesh: Mesh):
     run = jax.custom_vjp(lambda *inputs: forward(*inputs)[0])
     run.defvjp(forward, backward)
 
-    def spread(x):  # nothing to do for a batch of training
+    def spread(x):  # no change for a training batch
         return jax.reshard(x, P(*batch, *([None] * (x.ndim - 1))))
 
     return lambda learned, fixed, sides: run(learned, fixed, jax.tree.map(spread, sides))
@@ -317,7 +317,7 @@ def _over_mesh(device: _Device, mesh: Mesh):
 def _reduced(sums: Any, learned: Any, cuts: Sequence[int | None]) -> Any:
     """The sum over devices of every device's own [1, …], in the layout of `learned`.
 
-    Everything is one device's part here, along the tensor axis, too; see `layer.gathered`.
+    Everything here is one device's part, along the tensor axis, too; see `layer.gathered`.
     """
     axes, along = mesh_lib.RULES["batch"], mesh_lib.RULES["embed"]
     others = tuple(axis for axis in axes if axis not in along)
@@ -328,9 +328,9 @@ def _reduced(sums: Any, learned: Any, cuts: Sequence[int | None]) -> Any:
         for total, leaf, cut in zip(sums, leaves, cuts, strict=True):
             total = total[0]
             if cut is not None:
-                # On a torus of TPUs this form is a reduce-scatter, and no other: libtpu makes an
-                # all-reduce and a slice of one whose parts are laid side by side first. Where rings
-                # are open (v5e:4x4) it does so with any form.
+                # On a torus of TPUs only this form becomes a reduce-scatter: libtpu replaces one
+                # whose parts are first concatenated by an all-reduce and a slice. Where rings are
+                # open (v5e:4x4) it does so with any form.
                 total = jax.lax.psum_scatter(total, along, scatter_dimension=cut, tiled=True)
             done = cut is not None or _cut(_at_rest(leaf)) is not None
             out.append(jax.lax.psum(total, others if done else axes).astype(leaf.dtype))
@@ -355,7 +355,7 @@ def _embedded(encode: Encode, fixed: Any, stacks: Sequence[Texts], learned: Any)
 
 
 def _order(texts: Texts, plan: Groups) -> jax.Array | None:
-    """Of this device's texts, from the shortest to the longest; None: as they are."""
+    """The order of this device's texts, from the shortest to the longest; None: unchanged."""
     return None if len(plan.rows) == 1 else jnp.argsort(texts.lengths, stable=True)
 
 
@@ -373,7 +373,7 @@ def _names(path: Any) -> tuple[str, ...]:
 
 
 def _at_rest(leaf: jax.Array) -> P:
-    """How an array lies on the mesh, an entry for each of its dimensions."""
+    """The sharding of an array on the mesh, one entry per dimension."""
     spec = tuple(jax.typeof(leaf).sharding.spec)
     return P(*spec, *(None,) * (leaf.ndim - len(spec)))
 
@@ -383,7 +383,7 @@ def _axes_of(entry: Any) -> tuple[str, ...]:
 
 
 def _only(spec: P, axes: Sequence[str]) -> P:
-    """A layout along these mesh axes alone."""
+    """A layout along only these mesh axes."""
     kept = [tuple(axis for axis in _axes_of(entry) if axis in axes) for entry in spec]
     return P(*(entry or None for entry in kept))
 
@@ -395,7 +395,7 @@ def _without(spec: P, axes: Sequence[str]) -> P:
 
 
 def _cut(spec: P) -> int | None:
-    """The dimension that fsdp cuts, where it has more than one device."""
+    """The dimension split by fsdp, if that has more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
     along = [a for a in mesh_lib.RULES["embed"] if not mesh.empty and mesh.shape[a] > 1]
     for dim, entry in enumerate(spec):

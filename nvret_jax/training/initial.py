@@ -1,12 +1,12 @@
-"""Which weights a stage, an evaluation or an export begins with.
+"""The initial weights of a stage, an evaluation or an export.
 
-Order of a start: the run's own latest checkpoint; a given checkpoint; a model's weights; scratch.
-The first is the loop's business. A folder may be given as a model (config.json and safetensors), as
-the checkpoints of a stage (`…/checkpoints/<stage>`) or as those of a run (`…/checkpoints`, which
+Order of precedence: the run's own latest checkpoint; a given checkpoint; a model's weights;
+scratch. The loop handles the first. A folder may be given as a model (config.json and safetensors),
+as the checkpoints of a stage (`…/checkpoints/<stage>`) or as those of a run (`…/checkpoints`, which
 means its last stage).
 
-Checkpoints hold what was trained and no more. With adapters that is the adapters, so there a model
-folder gives nothing to start from or to merge: it would be other weights under the same adapters.
+Checkpoints hold only the trained weights. With adapters these are the adapters, so a model folder
+cannot be used to start from or to merge: it would put other weights under the same adapters.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from nvret_jax.training.options import BEST, LAST
 from nvret_jax.training.sums import GONE, DamagedCheckpoint, steps_in
 
 PICKS = (LAST, BEST)
-_STD = 0.02  # of new weights; what BERT and its successors begin with
+_STD = 0.02  # of new weights, as in BERT and its successors
 
 
 def stage_folder(folder: epath.PathLike) -> epath.Path | None:
-    """The folder with the checkpoints meant by `folder`, or None where it holds none.
+    """The folder with the checkpoints that `folder` refers to, or None if it holds none.
 
-    Of a run's stages it is the last that is finished; where none is, the only one there is.
+    Among a run's stages it is the last finished one; if none is finished, the only one.
     """
     folder = paths.local(folder, "checkpoints")
     if has_steps(folder):
@@ -60,7 +60,7 @@ def load_trained(
     merge_with: Sequence[str] = (),
     merge_weights: Sequence[float] = (),
 ) -> Encoder:
-    """The encoder with weights that training left.
+    """The encoder with trained weights.
 
     Args:
         encoder: the student before training.
@@ -68,9 +68,9 @@ def load_trained(
         pick: 'last' or 'best' by dev metric.
         merge_last: merges the last n checkpoints of the schedule instead.
         merge: 'average' or 'slerp'; see merging.py.
-        merge_with: folders of models or checkpoints merged with the above.
-        merge_weights: one for the above and one for each of `merge_with`; without `merge_with` one
-            for each of the last n, oldest first. Empty: equal.
+        merge_with: folders of models or checkpoints to merge with these weights.
+        merge_weights: one for these weights and one for each of `merge_with`; without `merge_with`
+            one for each of the last n, oldest first. Empty: equal.
 
     Raises:
         InputError: no such checkpoint, a tree that does not fit, or weights that do not sum to 1.
@@ -82,8 +82,8 @@ def load_trained(
         raise InputError(f"pick={pick!r}: expected {' or '.join(PICKS)}")
     if merge_last < 1 or (merge_last > 1 and pick == BEST):
         raise InputError(
-            f"merge_last={merge_last} with pick={pick!r}: give at least 1, and pick='last' where "
-            "several are merged"
+            f"merge_last={merge_last} with pick={pick!r}: give at least 1, and pick='last' to "
+            f"merge several"
         )
     outer = merging.check_weights(merge_weights, 1 + len(merge_with)) if merge_with else ()
     inner = merging.check_weights(() if merge_with else merge_weights, merge_last)
@@ -128,8 +128,8 @@ def _steps(checkpoints: Checkpoints, folder: epath.Path, pick: str, count: int) 
         best = checkpoints.best
         if best is None:
             raise InputError(
-                f"{folder} has no checkpoint with a dev score, so none is the best; take the last, "
-                "or train with a dev split and train.keep_best"
+                f"{folder} has no checkpoint with a dev score, so there is no best one; use the "
+                f"last, or train with a dev split and train.keep_best"
             )
         return [best[0]]
     if checkpoints.latest is None:
@@ -138,24 +138,24 @@ def _steps(checkpoints: Checkpoints, folder: epath.Path, pick: str, count: int) 
 
 
 def _check_mergeable(encoder: Encoder, own: epath.Path, other: str) -> None:
-    """With adapters only checkpoints of the same run have a common basis."""
+    """Adapters have a common basis only in checkpoints of the same run."""
     if encoder.lora is None:
         return
     found = stage_folder(other)
     if found is None:
         raise InputError(
-            f"merge_with: {other} is a model, and what is trained here are adapters (lora_rank="
+            f"merge_with: {other} is a model, but this run trains adapters (lora_rank="
             f"{encoder.lora.rank}); merge checkpoints of this run, or export first and merge models"
         )
     if found.resolve().parent != own.resolve().parent:
         raise InputError(
-            f"merge_with: {other} holds adapters of another run, which began from other random "
-            "numbers: their average means nothing; export both and merge the models"
+            f"merge_with: {other} holds adapters of another run, which started from other random "
+            f"numbers, so an average is meaningless; export both and merge the models"
         )
 
 
 def check_start(encoder: Encoder, stage: str, folder: str) -> None:
-    """Raises InputError unless `folder` can be where a stage starts; looks before anything runs."""
+    """Raises InputError unless a stage can start from `folder`; checked before anything runs."""
     path = paths.local(folder, f"start of stage {stage!r}")
     if not path.is_dir():
         raise InputError(
@@ -170,10 +170,10 @@ def check_start(encoder: Encoder, stage: str, folder: str) -> None:
 
 
 def weights_of(encoder: Encoder, folder: str, pick: str = LAST) -> Any:
-    """What `encoder` trains, as a folder of checkpoints or a model folder has it.
+    """The trained weights of `encoder`, read from a folder of checkpoints or a model folder.
 
     Raises:
-        InputError: the weights in it are others than the encoder's, naming the first such.
+        InputError: its weights do not match the encoder's; names the first difference.
     """
     _, trainable, _ = nnx.split(encoder.model, encoder.trainable, ...)
     found = stage_folder(folder)
@@ -207,8 +207,8 @@ def started(encoder: Encoder, folder: str, pick: str = LAST) -> Encoder:
 def randomised(encoder: Encoder, seed: int) -> Encoder:
     """The encoder with new weights, for training from scratch.
 
-    Biases are 0, what a norm scales by is 1, all else is normal with deviation 0.02. Each weight's
-    draw depends on the seed and its name, not on the mesh. Adapters stay as they are.
+    Biases are 0, the scales of norms are 1, all other weights are normal with deviation 0.02. Each
+    weight's draw depends on the seed and its name, not on the mesh. Adapters are unchanged.
     """
     graph, state = nnx.split(encoder.model)
     del graph

@@ -1,13 +1,13 @@
 """The training loop, as a visible `for`, over the stages of a run and the steps of each.
 
-Start order: this run's own latest checkpoint; otherwise what the stage names (a given checkpoint,
-a model's weights), or the weights the encoder came with. A run that was killed continues with the
-same batches, the same optimizer and the same metrics file, and ends where an undisturbed one would
-have. A stage that is finished is not looked at again, not even its data.
+A stage starts from this run's own latest checkpoint, if any; otherwise from what it names (a given
+checkpoint, a model's weights), or from the encoder's weights. A run that was killed continues with
+the same batches, the same optimizer and the same metrics file, and ends where an undisturbed one
+would have. A finished stage is skipped, without reading its data.
 
-What is trained is what `Encoder.trainable` says: all weights, or adapters beside a frozen model.
-Steps, the optimizer's state and checkpoints hold that and no more; the rest comes from the model's
-own folder each time.
+`Encoder.trainable` defines the trained weights: all of them, or the adapters of a frozen model.
+Steps, the optimizer's state and checkpoints hold only those; the rest is read from the model's own
+folder each time.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ DevScore = Callable[[Encoder], float]
 
 
 def is_time(step: int, every: int, last: int) -> bool:
-    """Whether something done every `every` steps, and at the end, is due after `step`."""
+    """Whether an action for every `every` steps, and for the end, is due after `step`."""
     return step == last or (every > 0 and step % every == 0)
 
 
 def check_weights(trainable: Any, step: int) -> None:
-    """Raises InputError if training has blown the weights up; every process comes to the same."""
+    """Raises InputError if the weights are no longer finite; the same on every process."""
     if not np.isfinite(np.asarray(_norm(trainable))):
         raise InputError(
             f"training: the weights are no longer finite after step {step}; lower "
@@ -84,13 +84,13 @@ def check_batch(config: Training, shards: int, at: str = "train") -> None:
     """Raises InputError unless the batch can be split over the mesh; `at`: the block's key."""
     if config.batch_size % shards:
         raise InputError(
-            f"{at}.batch_size={config.batch_size} is not a multiple of the {shards} devices the "
-            f"batch is split over; use {-(-config.batch_size // shards) * shards}"
+            f"{at}.batch_size={config.batch_size} is not a multiple of the {shards} devices that "
+            f"the batch is split over; use {-(-config.batch_size // shards) * shards}"
         )
 
 
 def check_stages(stages: Sequence[Stage], encoder: Encoder, *, scores: bool) -> None:
-    """Raises InputError for what is wrong with any stage, before the first one runs.
+    """Raises InputError for mistakes in any stage, before the first one runs.
 
     Args:
         stages: of a run.
@@ -101,8 +101,8 @@ def check_stages(stages: Sequence[Stage], encoder: Encoder, *, scores: bool) -> 
     for number, stage in enumerate(stages):
         if not re.fullmatch(r"[A-Za-z][\w.-]*", stage.name) or names.count(stage.name) > 1:
             raise InputError(
-                f"stage {number} is named {stage.name!r}; a name begins with a letter, goes on "
-                "with letters, digits, '-', '_' and '.', and occurs once"
+                f"stage {number} is named {stage.name!r}; a name must be unique, begin with a "
+                f"letter, and consist of letters, digits, '-', '_' and '.'"
             )
         check_batch(stage.config, mesh_lib.shards(encoder.mesh, "batch"))
         if stage.start == BEST and (number == 0 or not scores):
@@ -124,19 +124,19 @@ def train(
     """Trains the student, stage by stage.
 
     Args:
-        encoder: where the first stage starts from, unless it names another place.
-        stages: what to do, in order.
-        places: where to write; finds an earlier, unfinished run there.
+        encoder: the start of the first stage, unless that names another.
+        stages: in order.
+        places: where to write; an earlier, unfinished run there is continued.
         dev_score: nDCG@10 of an encoder on dev queries; called on every process.
-        needs_best, needs_last: of the last stage, whether its best checkpoint is needed and how
-            many of its schedule are; without them a damaged one is no reason to train again.
+        needs_best, needs_last: whether the best checkpoint of the last stage is needed, and how
+            many of its schedule; other damaged checkpoints do not cause training to be repeated.
 
     Returns:
         The encoder at the end of the last stage.
 
     Raises:
-        InputError: a stage that cannot be, or a loss that stops being finite.
-        Preempted: a signal came; what was done is saved.
+        InputError: an invalid stage, or a loss that becomes non-finite.
+        Preempted: a signal arrived; the work done is saved.
     """
     check_stages(stages, encoder, scores=dev_score is not None)
     first, current = 0, encoder  # steps before a stage; None: not in memory, but on disk
@@ -166,7 +166,7 @@ def train(
                 return started(encoder, before, stage.start)
             return encoder if stage.start == STUDENT else started(encoder, stage.start)
 
-        # Scores of the weights a stage starts from are known where the stage before it ended so.
+        # The score of a stage's initial weights is known if the previous stage ended with them.
         known = number > 0 and stage.start in (LAST, BEST)
         current = run.train(begin, dev_score, score_start=not known)
         first += run.steps
@@ -174,10 +174,10 @@ def train(
 
 
 def restore_metrics(places: Places, stages: Sequence[Stage], *, anew: bool = False) -> None:
-    """Makes the metrics what they were when the last stage was finished.
+    """Restores the metrics of the end of the last stage.
 
     Args:
-        anew: also where metrics.jsonl is right, for the sake of the event files.
+        anew: even if metrics.jsonl is correct, to rewrite the event files.
     """
     if not mesh_lib.is_main():
         return
@@ -189,7 +189,7 @@ def restore_metrics(places: Places, stages: Sequence[Stage], *, anew: bool = Fal
 
 
 class _StageRun:
-    """One stage at work."""
+    """One stage in progress."""
 
     label = ""  # before what it prints
 
@@ -214,7 +214,7 @@ class _StageRun:
         *,
         score_start: bool,
     ) -> Encoder:
-        """From its latest checkpoint, or `begin`, to its end; see `train`."""
+        """Runs from its latest checkpoint, or `begin`, to its end; see `train`."""
         config, steps, mesh = self.config, self.steps, self.encoder.mesh
         optimizer = self.stage.optimizer or make_optimizer(config, steps, self.stage.rate)
         loss = self.stage.loss
@@ -314,13 +314,13 @@ class _StageRun:
         return schedule(self.config, self.steps) if rate is None else Own(rate)
 
     def _stopped(self, at: int) -> str:
-        """The line of an end with `at` steps saved."""
+        """The line printed when a run ends with `at` steps saved."""
         return stopped(self.stage.name, at, self.steps)
 
     def _settle(
         self, checkpoints: Checkpoints, done: int, trainable: Any, optimizer: Any, told: _Told
     ) -> None:
-        """Makes the checkpoint that is gone on from what it would be in the middle of the stage."""
+        """Turns the last checkpoint into what it would be in the middle of the stage."""
         config, steps = self.config, self.steps
         due = is_time(done, config.checkpoint_every, steps)
         scored = is_time(done, config.eval_every, steps)
@@ -331,7 +331,7 @@ class _StageRun:
             checkpoints.save(done, trainable, optimizer, scheduled=due, score=score, log=told.log())
 
     def _grouped(self, batches: Batches) -> Batches:
-        """The batches in few shapes, short texts apart from long ones where there are chunks."""
+        """The batches in few shapes, with short and long texts separated if there are chunks."""
         if not hasattr(batches, "lengths"):
             return batches
         # Vectors of tokens cannot be put back together where widths differ.
@@ -368,7 +368,7 @@ class _StageRun:
         return _Told(writer, self, done, rates)
 
     def _on_schedule(self, text: str, done: int) -> str:
-        """Metrics without what was written because a shorter stage ended there."""
+        """Metrics without the lines that exist because a shorter stage ended there."""
         config, steps = self.config, self.steps
 
         def stays(line: dict[str, Any]) -> bool:
@@ -381,7 +381,7 @@ class _StageRun:
         return "".join(line for line in lines if stays(json.loads(line)))
 
     def _lines_before(self, done: int) -> str:
-        """metrics.jsonl as it was at the checkpoint that is gone on from, or begun from."""
+        """metrics.jsonl at the checkpoint from which training continues or begins."""
         if done:
             return self._on_schedule(sums.metrics(self.folder, done), done)
         steps = [] if self._before is None else sums.steps_in(self._before)
@@ -389,14 +389,14 @@ class _StageRun:
 
 
 class _Told:
-    """What a stage tells while it runs. Use as a context manager.
+    """The progress output of a stage. Use as a context manager.
 
     Metrics are fetched one step late, so that the device never waits for the host.
     """
 
     def __init__(self, writer: MetricWriter | NoWriter, run: _StageRun, done: int, rates: Rates):
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
-        self.flags = 0.0  # processes that were asked to end, as far as steps have said
+        self.flags = 0.0  # signal numbers of processes, as far as steps have returned them
         self._writer, self._first, self._steps = writer, run.first, run.steps
         self._rates = rates
         self._config, self._schedule = run.config, run.schedule()
@@ -418,12 +418,12 @@ class _Told:
         self._writer.__exit__(*error)
 
     def restart_clock(self) -> None:
-        """Leaves what was done since the last step out of the next one's speed."""
+        """Excludes the time since the last step from the speed of the next."""
         self._clock = time.perf_counter()
 
     @contextlib.contextmanager
     def compiling(self, batch: dict[str, Any]) -> Iterator[None]:
-        """Around the dispatch of a step: notes what it took where the batch has a new shape."""
+        """Wraps the dispatch of a step: records its time if the batch has a new shape."""
         shape = tuple((name, getattr(x, "shape", x)) for name, x in sorted(batch.items()))
         begun = time.perf_counter()
         yield
@@ -431,7 +431,7 @@ class _Told:
             self._shapes[shape] = time.perf_counter() - begun
 
     def compiled(self) -> None:
-        """Prints how many shapes were compiled, and how well they fit."""
+        """Prints how many shapes were compiled, and the share of useful tokens."""
         count, seconds = len(self._shapes), sum(self._shapes.values())
         if not count:
             return
@@ -442,7 +442,7 @@ class _Told:
         say(line)
 
     def flush(self) -> None:
-        """Fetches and writes the metrics that are pending."""
+        """Fetches and writes pending metrics."""
         if self.pending is None:
             return
         (at, device_metrics), self.pending = self.pending, None
@@ -459,9 +459,9 @@ class _Told:
         self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {speed:.1f} examples/s")
 
     def best(self) -> tuple[int, float] | None:
-        """(step of the stage, dev score) of the best step, of equal ones the first.
+        """(step of the stage, dev score) of the best step, the first among equals.
 
-        By the metrics, which know a checkpoint that was lost as well. On the main process.
+        From the metrics, which also include lost checkpoints. On the main process.
         """
         lines = read_metrics(self._path) if self._main else []
         found = [
@@ -472,7 +472,7 @@ class _Told:
         return max(found, key=lambda item: (item[1], -item[0]), default=None)
 
     def log(self) -> bytes:
-        """What metrics.jsonl holds; on the main process."""
+        """The content of metrics.jsonl; on the main process."""
         return self._path.read_bytes() if self._main else b""
 
     def score(self, at: int, value: float) -> None:

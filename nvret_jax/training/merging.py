@@ -1,10 +1,10 @@
-"""Several trees of weights made into one: their weighted average, or SLERP.
+"""Merges several trees of weights: their weighted average, or SLERP.
 
-SLERP goes along the arc between two tensors instead of the chord, and so keeps their length. As in
-mergekit, each tensor is a vector of its own, flattened, and almost parallel ones are averaged; a
-stack of layers counts as one tensor per layer, since that is what it is in the model's own files.
-More than two are taken in one after another, each with its share of the weight so far: three equal
-weights go halfway from the first to the second, then a third of the way on to the last.
+SLERP follows the arc between two tensors instead of the chord, and so keeps their length. As in
+mergekit, each tensor is treated as a separate flattened vector, and almost parallel ones are
+averaged; a stack of layers counts as one tensor per layer, as in the model's own files. More than
+two are merged sequentially, each with its share of the weight so far: three equal weights go
+halfway from the first to the second, then a third of the way to the last.
 
 All arithmetic is float32; the result has the first tree's types and shardings.
 """
@@ -31,7 +31,7 @@ def equal(count: int) -> tuple[float, ...]:
 
 
 def check_weights(weights: Sequence[float], count: int) -> tuple[float, ...]:
-    """The weights, or equal ones where none are given.
+    """The weights, or equal ones if none are given.
 
     Raises:
         InputError: not one per model, a negative one, or a sum other than 1.
@@ -87,7 +87,7 @@ def check_same(first: tuple[str, dict], other: tuple[str, dict]) -> None:
         if path not in found:
             raise InputError(f"{name} has no weight {path}, which {first_name} has")
         if path not in wanted:
-            raise InputError(f"{name} has a weight {path}, which {first_name} has not")
+            raise InputError(f"{name} has a weight {path}, which {first_name} does not have")
         if found[path] != wanted[path]:
             raise InputError(
                 f"{name}: weight {path} has the shape {found[path]}, in {first_name} it is "
@@ -130,7 +130,7 @@ def slerp(a: jax.Array, b: jax.Array, share: jax.Array, *, stacked: bool = False
     Args:
         a, b: float32, of one shape.
         share: float32 scalar.
-        stacked: each slice of the first axis is a tensor of its own.
+        stacked: each slice of the first axis is a separate tensor.
     """
     axes = tuple(range(1 if stacked and a.ndim else 0, a.ndim))
 

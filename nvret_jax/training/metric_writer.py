@@ -1,8 +1,8 @@
-"""Where training metrics go: metrics.jsonl always, TensorBoard files beside, on one process.
+"""Writes training metrics: metrics.jsonl and TensorBoard files, on one process.
 
-Steps are counted over all stages of a run; a line also names its stage. A resumed run first takes
-metrics.jsonl back to what it was at the checkpoint it goes on from, which holds a copy of it, and
-writes the event files anew; so both read as if nothing had happened.
+Steps are counted over all stages of a run; a line also names its stage. A resumed run first
+restores metrics.jsonl from the copy in the checkpoint from which it continues, and rewrites the
+event files; so both are as if the run had not been interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class MetricWriter:
 
         Args:
             jsonl: the file; replaced.
-            tensorboard: the folder of event files; written anew.
+            tensorboard: the folder of event files; rewritten.
             stage: the stage that writes.
             before: lines that come first: what the checkpoint that is gone on from covers.
             trackers: what the scalars also go to.
@@ -76,10 +76,10 @@ class MetricWriter:
 
 
 class NoWriter:
-    """What the other processes have."""
+    """The writer of the other processes."""
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Does what a process that does not write does."""
+        """Does nothing."""
         del step, scalars
 
     def __enter__(self) -> NoWriter:
@@ -90,7 +90,7 @@ class NoWriter:
 
 
 def restore(jsonl: epath.Path, tensorboard: epath.Path, text: str) -> None:
-    """Makes both as they were when metrics.jsonl held `text`."""
+    """Restores both to their state when metrics.jsonl held `text`."""
     jsonl = epath.Path(jsonl)
     write_atomic(jsonl, text)
     remove(tensorboard)

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, decay and clipping, all of it optax."""
+"""AdamW with warm-up, decay and clipping, from optax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import optax
 from nvret_jax.errors import InputError
 from nvret_jax.training.options import Training
 
-# Parameters whose name ends so are not decayed: biases and what LayerNorm scales by.
+# Parameters with these last names are not decayed: biases and the scales of norms.
 NOT_DECAYED = ("bias", "scale")
 
 
@@ -65,7 +65,7 @@ def schedule(config: Training, steps: int) -> Schedule:
     """The learning rate of a stage.
 
     Args:
-        config: `warmup` is a share of the steps below 1, from 2 on their number.
+        config: `warmup` below 1 is a share of the steps, from 2 on their number.
         steps: of the stage.
 
     Raises:

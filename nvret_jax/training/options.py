@@ -1,6 +1,4 @@
-"""The options of training and of what is made of the trained weights; those of the loss are in
-`loss/options.py`.
-"""
+"""The options of training and of the trained student; `loss/options.py` has those of the loss."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from nvret_jax.training.loss.options import Loss
 
 SHARE_UNITS = ("epochs", "weight")
 BATCHES = ("homogeneous", "mixed")
-# Words for where a stage starts; anything else is a folder.
+# Words for the start of a stage; anything else is a folder.
 LAST, BEST, STUDENT = "last", "best", "student"
 STARTS = (LAST, BEST, STUDENT)
 GATHER = ("auto", "step", "layer")
@@ -37,7 +35,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 PICKS = (LAST, BEST)
 MERGES = ("average", "slerp")
 NAME = text("a name", longest=200, without="/")
-_EXACT = 1e-6  # how far from 1 parts of a whole may sum
+_EXACT = 1e-6  # tolerance for parts that must sum to 1
 _SHARE = number(0, 1, "a share", below=True)
 _EVERY = whole(0, what="steps, 0 for only at the end")
 _STEPS = dataclasses.replace(whole(2, 10**9, "steps"), whole=False, integral=True)
@@ -52,22 +50,22 @@ class Training:
     start: str = option(
         LAST,
         path(f"one of {', '.join(STARTS)}, or a folder"),
-        "Where a stage starts: last (where the one before ended; the first from the student), best "
-        "(where the one before was best on dev), student, or a folder of a model or of another "
-        "run's checkpoints.",
+        "Initial weights of a stage: last (the end of the previous stage; the student for the "
+        "first), best (the previous stage's best step on dev), student, or a folder of a model or "
+        "of another run's checkpoints.",
     )
     sets: tuple[str, ...] = option(
         (),
         many(NAME, distinct=True),
-        "What is trained on, by name: 'train' is data.train, others are in 'sets'; (): all.",
+        "The training sets, by name: 'train' is data.train, others are in 'sets'; (): all.",
     )
     shares: tuple[float, ...] = option(
         (),
         many(number(0, 1e6, above=True)),
-        "One number per set: with unit epochs how often it is read in an epoch, with weight its "
-        "part of all examples (they sum to 1); (): once each.",
+        "One number per set: with unit epochs the passes over it per epoch, with weight its part "
+        "of all examples (they sum to 1); (): once each.",
     )
-    share_unit: str = option("epochs", choice(*SHARE_UNITS), "What 'shares' are.")
+    share_unit: str = option("epochs", choice(*SHARE_UNITS), "The unit of 'shares'.")
     batches: str = option(
         "homogeneous",
         choice(*BATCHES),
@@ -76,19 +74,19 @@ class Training:
     epochs: float = option(
         1.0,
         number(0, 1e6),
-        "How often the training queries are read, unless 'steps' is set.",
+        "Passes over the training queries, unless 'steps' is set.",
         counts=lambda own: not own.steps,
     )
     steps: int = option(
         0,
-        whole(0, 10**9, "0 for as many as the epochs have"),
-        "Length of training in steps; 0: as the epochs say.",
+        whole(0, 10**9, "0 for the length of the epochs"),
+        "Length of training in steps; 0: as given by 'epochs'.",
         counts=lambda own: own.steps > 0,
     )
     max_steps: int = option(
         0,
         whole(0, 10**9, "0 for no bound"),
-        "At most this many steps, however many the epochs make; 0: no bound.",
+        "Upper bound on the steps that the epochs give; 0: no bound.",
         counts=lambda own: own.max_steps > 0 and not own.steps,
     )
     batch_size: int = option(32, whole(1, 1 << 20), "Queries per step, over the whole mesh.")
@@ -123,24 +121,24 @@ class Training:
     )
     chunk_tokens: int = option(
         0,
-        whole(1, MOST_TOKENS, "tokens", also={-1: "the whole batch", 0: "what suits the device"}),
-        "Tokens that a device encodes at a time inside a step, and again for the gradient; 0: "
-        "chosen for the device; -1: the whole batch at once.",
+        whole(1, MOST_TOKENS, "tokens", also={-1: "the whole batch", 0: "a device-specific value"}),
+        "Tokens that a device encodes at a time in a step, and again for the gradient; 0: chosen "
+        "for the device; -1: the whole batch at once.",
         counts=False,
     )
     recompute: bool = option(
         True,
         flag(),
-        "Encode chunks again for their gradient, which bounds memory whatever the batch. False: "
-        "what student.remat keeps is kept of the whole batch.",
+        "Encode chunks again for their gradient, which bounds memory for any batch. False: keep "
+        "what student.remat keeps, for the whole batch.",
         counts=False,
     )
     gather: str = option(
         "auto",
         choice(*GATHER),
-        "When weights that are trained and cut along mesh.fsdp are gathered, and their gradients "
-        "reduced: once per step, which moves least over the network, or by the layer, in each "
-        "chunk anew, which takes least memory. auto: once per step where the whole weights and "
+        "When trained weights split along mesh.fsdp are gathered, and their gradients reduced: "
+        "once per step, with the least network traffic, or per layer and chunk, with the least "
+        "memory. auto: once per step where the whole weights and "
         "gradients take at most a third of a device's memory.",
         counts=False,
     )
@@ -161,20 +159,18 @@ class Training:
         counts=False,
     )
     keep: int = option(
-        2, whole(1, 10**6), "Checkpoints kept of a stage, the last ones.", counts=False
+        2, whole(1, 10**6), "Number of checkpoints to keep per stage, the last ones.", counts=False
     )
-    keep_best: bool = option(
-        True, flag(), "Also keep the checkpoint that is best on dev.", counts=False
-    )
+    keep_best: bool = option(True, flag(), "Also keep the best checkpoint on dev.", counts=False)
     dev_passages: int = option(
         2000,
         ROWS,
-        "Passages that a dev evaluation searches at most: the positives, then what the teacher "
+        "Largest number of passages in a dev evaluation: the positives, then those the teacher "
         "ranks high, then others; 0: the whole corpus.",
         counts=False,
     )
     dev_queries: int = option(
-        200, ROWS, "Queries of a dev evaluation at most; 0: all.", counts=False
+        200, ROWS, "Largest number of queries in a dev evaluation; 0: all.", counts=False
     )
 
     def loss_for(self, width: int, *, tokens: bool = False, at: str = "train") -> Loss:
@@ -190,8 +186,8 @@ class Training:
         """
         if max(self.loss.dims, default=0) > width:
             raise InputError(
-                f"{at}.loss.dims={self.loss.dims}: the embedding is {width} wide; name prefixes up "
-                "to that"
+                f"{at}.loss.dims={self.loss.dims}: the embedding is {width} wide; give prefixes "
+                f"up to that"
             )
         return dataclasses.replace(self.loss, scores="maxsim" if tokens else "inner")
 
@@ -202,19 +198,19 @@ class Training:
         return (check(values) for check in checks)
 
 
-# The options that decide which checkpoint is the best one.
+# The options that decide which checkpoint is best.
 BEST_KEYS = ("eval_every", "keep_best", "dev_passages", "dev_queries")
 
 
 def _no_negatives(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if values["num_negatives"] == 0 and not values["loss"]["in_batch"]:
-        yield "loss.in_batch", "no negatives are left, as num_negatives=0"
+        yield "loss.in_batch", "leaves no negatives, because num_negatives=0"
 
 
 def _nothing_to_fit(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     loss = values["loss"]
     if values["num_negatives"] == 0 and loss["distillation"] and loss["num_positives"] == 1:
-        what = "compares the passages of a row, and num_negatives=0 leaves only one"
+        what = "compares the passages of a row, but num_negatives=0 leaves only one"
         yield "loss.distillation", what
 
 
@@ -236,7 +232,7 @@ def _all_warmup(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Which weights are the trained student."""
+    """The weights of the trained student."""
 
     pick: str = option(
         LAST,
@@ -254,7 +250,7 @@ class Result:
         (),
         many(path("a folder")),
         "Folders of other models or checkpoints to merge with.",
-        counts=False,  # what is in them does
+        counts=False,  # their content does
     )
     merge: str = option(
         "average", choice(*MERGES), "How models are merged.", counts=lambda own: own.merges
@@ -268,7 +264,7 @@ class Result:
 
     @property
     def merges(self) -> bool:
-        """Whether several models become one."""
+        """Whether several models are merged."""
         return self.merge_last > 1 or bool(self.merge_with)
 
     @staticmethod

@@ -1,13 +1,13 @@
-"""A signal asks training to end: it saves at the next step and leaves.
+"""Training on a signal: it saves after the current step and ends.
 
-A scheduler that takes a machine back sends SIGTERM to the processes, not always to all of them and
-never at the same instant, and all processes must stop after the same step. So each one hands the
+A scheduler that reclaims a machine sends SIGTERM to the processes, not always to all of them and
+never at the same instant, but all processes must stop after the same step. So each one passes the
 number of its signal to every step, as an array of one number per device; the step returns the
-largest among its metrics, which are read one step late, so no step waits for it. On one process the
-number itself is read.
+largest among its metrics, which are read one step late, so no step waits for it. A single process
+reads the number itself.
 
-Only while steps run is the end deferred (`stops.deferred`). At any other moment (texts are being
-tokenised, say) everything there is is on disk, and a signal ends the process at once.
+The end is deferred only while steps run (`stops.deferred`). At any other time (while texts are
+tokenised, for example) all finished work is on disk, and a signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def mains(flag: bool) -> bool:
 
 
 class Preemption:
-    """Whether this run was asked to end. Use as a context manager, inside `jax.set_mesh`.
+    """Whether a signal asked this run to end. Use as a context manager, inside `jax.set_mesh`.
 
     Attributes:
-        number: of the signal that came to any process, once all processes know; else 0.
+        number: of the signal that any process received, once all processes know; else 0.
     """
 
     def __init__(self, mesh: Mesh):
@@ -58,19 +58,19 @@ class Preemption:
         self._deferred.__exit__(*error)
 
     def saved(self, line: str | None) -> None:
-        """Says that all steps are saved, with the line of an end now, or (None) that they are not.
+        """Sets the line for an end now, when all steps are saved; None when they are not.
 
-        Only a process that is alone can end by itself at such a moment.
+        Only a single process can end by itself at such a time.
         """
         if self._alone:
             self._end.saved = line
 
     def flags(self) -> dict[str, jax.Array]:
-        """What a batch carries: int32 [devices], the number of a process's signal on its own."""
+        """An entry of a batch: int32 [devices], each process's signal on its own devices."""
         return {} if self._alone else {FLAGS: self._submitted()}
 
     def reached(self, flags: float) -> bool:
-        """After a step: whether to stop here; the same on every process that asks after it.
+        """After a step: whether to stop here; the same on every process.
 
         Args:
             flags: the largest that earlier steps returned.
@@ -79,7 +79,7 @@ class Preemption:
         return self.number > 0
 
     def settled(self) -> bool:
-        """The same at once, for the beginning and the end; waits for the other processes."""
+        """The same without delay, for the beginning and the end; waits for the other processes."""
         return self.reached(0 if self._alone else int(np.asarray(_largest(self._submitted()))))
 
     def _submitted(self) -> jax.Array:

@@ -1,8 +1,7 @@
-"""What a training run is made of: stages, the batches of each, and the places it writes to.
+"""The parts of a training run: stages, the batches of each, and the folders it writes to.
 
 A run is a list of stages (pretraining on weak pairs, then fine-tuning on mined negatives, say).
-Each has its data, its batch, loss and schedule, begins with a fresh optimizer, and says which
-weights it starts from.
+Each has its data, batch, loss, schedule and initial weights, and begins with a new optimizer.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Batches(Protocol):
 
     Attributes:
         seed: of order, choice and dropout.
-        steps: how many there are.
+        steps: their number.
     """
 
     seed: int
@@ -55,7 +54,7 @@ class Stage:
     Attributes:
         name: its folder under `checkpoints/`, and 'stage' in metrics.jsonl.
         config: its options.
-        make_batches: its data; called only where the stage has something left to do.
+        make_batches: its data; called only if the stage is not finished.
         start: 'last' or 'best' (checkpoint of the stage before, by dev metric), 'student' (the
             encoder as given), or a folder: a model of the same architecture, or checkpoints of
             another run. For the first stage 'last' is the encoder as given.

@@ -1,6 +1,6 @@
 """One training step, compiled once per batch shape: encode, loss, gradient, update.
 
-How a batch is encoded in chunks, and its gradient with it: gradcache.py.
+gradcache.py encodes a batch in chunks and computes its gradient.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def init_optimizer(
 
 
 def _merged(graph: Any, weights: Any, frozen: Any, whole: Sequence[tuple[str, ...]]) -> Any:
-    """The model, whose modules know which of their weights are not cut along fsdp."""
+    """The model, whose modules know which of their weights are not split along fsdp."""
     model = nnx.merge(graph, weights, frozen)
     for *path, name in whole:
         module = functools.reduce(getattr, path, model)
@@ -64,7 +64,7 @@ def _merged(graph: Any, weights: Any, frozen: Any, whole: Sequence[tuple[str, ..
 
 
 def _temperature_optimizer(loss: Loss) -> optax.GradientTransformation:
-    """No schedule, no decay, no part in the clipping: the gradient is of another size."""
+    """No schedule, no decay, no clipping: the gradient has another scale."""
     return optax.adam(loss.temperature_learning_rate)
 
 
@@ -89,18 +89,18 @@ def make_step(
         graph: of the model, from `nnx.split`.
         optimizer: of the weights.
         mesh: the batch is split over it.
-        loss: what is minimised; None: InfoNCE with `temperature` and `in_batch`.
-        chunk_tokens: see `encode.chunk_rows`.
+        loss: to minimise; None: InfoNCE with `temperature` and `in_batch`.
+        chunk_tokens: see `gradcache.chunk_rows`.
         dropout: whether the model gets dropout keys.
         seed: of the dropout.
-        temperature, in_batch: only where `loss` is None.
+        temperature, in_batch: only if `loss` is None.
         recompute: whether chunks are encoded again for their gradient.
-        gather: when what is cut along fsdp is gathered and reduced, of `options.GATHER`.
+        gather: when weights split along fsdp are gathered and reduced, one of `options.GATHER`.
         memory_bytes: of a device, for 'auto'; 0: unknown.
 
     Returns:
         (trainable, optimizer_state, frozen, batch, step) -> (trainable, optimizer_state, metrics).
-        The first two are donated; the second begins as `init_optimizer`. Metrics are float32
+        The first two are donated; the second is initially `init_optimizer`. Metrics are float32
         scalars: loss, grad_norm, those of `batch_loss`, and a learned temperature; and where the
         batch carries `Preemption.flags`, their sum.
     """

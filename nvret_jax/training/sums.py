@@ -1,9 +1,9 @@
-"""What the checkpoints of a stage were when they were written: sums beside each, and its metrics.
+"""Hashes of the checkpoints of a stage, and the metrics that belong to each.
 
-Beside step 40 of a stage are `40.sums.json`, with the sha256 of every file of that step, and
-`40.metrics.jsonl`, the metrics of the run up to there. A checkpoint is read only after its files
-were hashed, so that a flipped bit is found and not trained on; and whatever becomes of the run's
-metrics.jsonl, the one that belongs to a checkpoint is there.
+Step 40 of a stage has `40.sums.json`, with the sha256 of every file of that step, and
+`40.metrics.jsonl`, the metrics of the run up to there. The files of a checkpoint are hashed before
+it is read, so that a flipped bit is detected; and the metrics that belong to a checkpoint survive
+any damage to the run's metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from nvret_jax.files.atomic import files_below, remove, sha256_of, write_atomic
 _SUMS, _METRICS = "{}.sums.json", "{}.metrics.jsonl"
 _OWN = re.compile(r"(\d+)\.(sums\.json|metrics\.jsonl)")
 _BYTES = 32  # of a sha256
-GONE, CHANGED = "is gone", "is not as it was written"
+GONE, CHANGED = "is missing", "is damaged"
 
 
 class DamagedCheckpoint(InputError):
-    """A checkpoint that is not as it was written.
+    """A damaged checkpoint.
 
     Attributes:
         folder: of the stage.
@@ -39,7 +39,7 @@ class DamagedCheckpoint(InputError):
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         super().__init__(
             f"checkpoint {folder}/{first.split('/')[0].split('.')[0]} is damaged: {first} "
-            f"{why}{more}; run the training of that run again, which mends it"
+            f"{why}{more}; run the training of that run again to repair it"
         )
         self.folder, self.lost = epath.Path(folder), dict(lost)
 
@@ -52,7 +52,7 @@ def steps_in(folder: epath.PathLike) -> list[int]:
 
 
 def write(folder: epath.Path, step: int, metrics: bytes) -> None:
-    """Stores the sums of a checkpoint that was just written, and the metrics up to it.
+    """Stores the hashes of a checkpoint that was just written, and the metrics up to it.
 
     All processes call this and share the reading.
     """
@@ -70,7 +70,7 @@ def write(folder: epath.Path, step: int, metrics: bytes) -> None:
 
 
 def prune(folder: epath.Path, kept: Sequence[int]) -> None:
-    """Removes what belongs to checkpoints that are gone; on the main process."""
+    """Removes the files of checkpoints that no longer exist; on the main process."""
     for name in os.listdir(folder) if mesh_lib.is_main() else ():
         found = _OWN.fullmatch(name)
         if found and int(found[1]) not in kept:
@@ -78,7 +78,7 @@ def prune(folder: epath.Path, kept: Sequence[int]) -> None:
 
 
 def metrics(folder: epath.Path, step: int) -> str:
-    """The run's metrics.jsonl as it was when a checkpoint was written."""
+    """The run's metrics.jsonl at the time when a checkpoint was written."""
     try:
         return (epath.Path(folder) / _METRICS.format(step)).read_text()
     except FileNotFoundError:
@@ -88,12 +88,12 @@ def metrics(folder: epath.Path, step: int) -> str:
 def lost(
     folder: epath.Path, step: int, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, str]:
-    """Files of a checkpoint that are not as written; {} where no sums were stored of it.
+    """Damaged files of a checkpoint; {} if no hashes were stored for it.
 
     All processes call this and share the reading.
 
     Args:
-        wanted: which files matter, by path below the folder of the step.
+        wanted: which files to check, by path below the folder of the step.
     """
     sums = read(folder, step)
     if sums is None:
@@ -105,7 +105,7 @@ def lost(
 
 
 def read(folder: epath.Path, step: int) -> dict[str, str] | None:
-    """Path below `folder` -> sha256 of the files of a step; None where none can be read."""
+    """Path below `folder` -> sha256 of the files of a step; None if none can be read."""
     try:
         sums = json.loads((epath.Path(folder) / _SUMS.format(step)).read_text())
         return {str(name): str(value) for name, value in sums.items()}
@@ -118,7 +118,7 @@ def _files(folder: epath.Path, step: int) -> list[str]:
 
 
 def _shared(folder: epath.Path, names: Sequence[str]) -> list[str]:
-    """sha256 of files, '' where there is none, each read by one process."""
+    """sha256 of files, '' for a missing one, each read by one process."""
     process, processes = mesh_lib.process_index(), mesh_lib.process_count()
     mine = [i for i in range(len(names)) if i % processes == process]
     there = [i for i in mine if (folder / names[i]).is_file()]

@@ -471,7 +471,7 @@ def test_what_cannot_be_blended_is_refused_by_name():
         assert "\n" not in str(error.value)
 
     refused([], "no sources")
-    refused([a, dataclasses.replace(b, name="a")], "two sources are called 'a'")
+    refused([a, dataclasses.replace(b, name="a")], "two sources are named 'a'")
     refused([a, b], r"sum to 0.9, not to 1: 0.5 \(a\) \+ 0.4 \(b\)", unit="weight")
     for share in (0.0, -1.0, math.nan, math.inf):
         refused([a, dataclasses.replace(b, share=share)], f"'b' has share {share}")
@@ -481,7 +481,9 @@ def test_what_cannot_be_blended_is_refused_by_name():
         [a, Source("b", examples(1, positives=2), 1)],
         "num_positives is 1 in 'a' and 2 in 'b'",
     )
-    refused([a, Source("b", examples(1, teacher_scores=True), 1)], "of every set, and 'a' has none")
+    refused(
+        [a, Source("b", examples(1, teacher_scores=True), 1)], "for every set, but 'a' has none"
+    )
     refused(
         [dataclasses.replace(a, corpus="c"), Source("b", examples(1, passages=50), 1, "c")],
         "'a' and 'b' .* have 40 and 50 passages",

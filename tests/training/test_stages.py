@@ -160,7 +160,7 @@ def test_what_cannot_be_a_stage_is_refused_before_anything_runs(encoder, tmp_pat
     assert "no stage comes before it" in refused([still("first", "best")])
     assert "no dev scores" in refused([first, still("second", "best")], None)
     assert "neither a folder nor one of" in refused([first, still("second", "frist")])
-    assert "occurs once" in refused([first, first])
+    assert "must be unique" in refused([first, first])
     assert "stage 0 is named '7'" in refused([still("7", "last")])
 
 

@@ -1,1 +1,1 @@
-"""Batches: whose rows come when, which texts are in them, and at what lengths."""
+"""Batches: the order of rows and data sets, their texts, and the lengths of the texts."""

@@ -1,13 +1,13 @@
 """Training batches, each a pure function of (seed, step).
 
 Texts are tokenised once, before the first step: every process then knows the length of every text,
-so all agree on the shape of a batch without talking, and a step costs no tokenising. Which rows
-make up step i follows from the seed alone: every epoch has a permutation, made once and looked up
-by array operations. A process builds only the rows that its devices hold. A resumed run therefore
-continues with exactly the batches it would have had.
+so all agree on the shape of a batch without communication, and a step needs no tokenising. The rows
+of step i follow from the seed alone: every epoch has a permutation, made once and indexed by array
+operations. A process builds only the rows that its devices hold. A resumed run therefore continues
+with exactly the batches it would have had.
 
 `Examples` is one data set. A batch is made in two steps, because mixture.py joins rows of several
-sets: `pick` says which texts it has, `fill` lays their tokens and ids out at given widths.
+sets: `pick` selects its texts, `fill` writes their tokens and ids at given widths.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nvret_jax.training.batches.text_ids import Names, SetTexts, name_passages
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 # Token ids -> how many at the beginning are not pooled, text by text.
 Unpooled = Callable[[list[np.ndarray]], np.ndarray]
-# Token ids -> those that get a vector, and how many of them are seen by others, text by text.
+# Token ids -> those that get a vector, and how many of them are attended to, text by text.
 Lengthen = Callable[[list[np.ndarray]], tuple[list[np.ndarray], list[int]]]
 _ORDER = 1  # a word for the seed of the order of rows
 _NOTHING = {"i": -1, "f": -np.inf}  # a missing passage, a missing score
@@ -45,9 +45,10 @@ class Tokens:
     Attributes:
         place: int32, for each row of the table its row in `ids`; -1: not held.
         ids: int32, one row per text held.
-        seen: int32, of each row how many of its tokens others see; the rest, mask tokens that
-            lengthen a query, get vectors all the same.
-        unpooled: int32, of each row how many tokens at its beginning are not pooled; None: all are.
+        seen: int32, for each row the number of tokens that are attended to; the rest, mask tokens
+            of an expanded query, get vectors, too.
+        unpooled: int32, for each row the number of tokens at its beginning that are not pooled;
+            None: all are pooled.
     """
 
     place: np.ndarray
@@ -64,7 +65,7 @@ class Tokens:
         lengthen: Lengthen | None = None,
         unpooled: Unpooled | None = None,
     ) -> Tokens:
-        """Tokenises `texts[r]` for the distinct rows named."""
+        """Tokenises `texts[r]` for the distinct given rows."""
         rows = np.unique(rows)
         rows = rows[rows >= 0]
         place = np.full(len(texts), -1, np.int32)
@@ -79,7 +80,7 @@ class Tokens:
         return cls(place, ids, seen, skipped)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens others see; 1 where the row is -1 (an empty slot still has a first token)."""
+        """Tokens attended to; 1 where the row is -1 (an empty slot still has a first token)."""
         return np.where(rows >= 0, self.seen[self.place[rows]], 1).astype(np.int32)
 
     def skips(self, rows: np.ndarray) -> np.ndarray:
@@ -99,12 +100,12 @@ class Tokens:
 
 
 class Picked(NamedTuple):
-    """Which texts some rows of a batch have.
+    """The texts of some rows of a batch.
 
     Attributes:
         numbers: int64 [b], rows of the table of negatives.
         passages: int32 [b, G], corpus rows: positives, then hard negatives; -1: an empty slot.
-        scores: float32 [b, G], the teacher's, -inf where there is none; None: not asked for.
+        scores: float32 [b, G], the teacher's, -inf where there is none; None: not requested.
     """
 
     numbers: np.ndarray
@@ -118,13 +119,13 @@ class Picked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """All that a training batch is made from.
+    """Everything that a training batch is made from.
 
     Attributes:
         negatives: the mined table.
         queries, passages: tokens of every text the table names.
-        texts: keys of them.
-        names: ids of passages in batches, and what is no negative to each row.
+        texts: their keys.
+        names: ids of passages in batches, and those that are not negatives of each row.
         batch_size: queries per global batch.
         num_negatives: hard negatives per query; the best mined ones.
         pad_id: the tokenizer's padding token.
@@ -132,8 +133,8 @@ class Examples:
         num_positives: positives per query in a batch; a row with more draws from them.
         teacher_scores: whether batches hold the table's scores, for distillation.
         guide: float32 [Q, Dg] and [N, Dg], a guide model's vectors of the data set's queries and
-            passages, row by row; None: none.
-        uncounted: by side the token ids whose vectors do not count, for one vector a token.
+            passages, row by row, or None.
+        uncounted: by side the token ids whose vectors do not count, for multi-vector models.
     """
 
     negatives: Negatives
@@ -170,16 +171,16 @@ class Examples:
         uncounted: Mapping[str, Sequence[int]] | None = None,
         lengthen_query: Lengthen | None = None,
     ) -> Examples:
-        """Tokenises what the table names.
+        """Tokenises the texts that the table names.
 
         Args:
-            unpooled: by side ('query', 'passage') how many tokens at the beginning of its texts
-                are not pooled, less than each has: a mean over nothing has no gradient.
+            unpooled: by side ('query', 'passage') how many tokens at the beginning of its texts are
+                not pooled, fewer than each text has: an empty mean has no gradient.
             others: see the attributes.
 
         Raises:
-            InputError: the table is empty; its scores are of several teachers and are asked for;
-                the guide's vectors are of another data set.
+            InputError: the table is empty; scores are requested but come from several teachers; the
+                guide's vectors belong to another data set.
         """
         if not len(negatives):
             raise InputError("training: the table of negatives has no rows")
@@ -224,7 +225,7 @@ class Examples:
 
     @property
     def max_positives(self) -> int:
-        """Passages that are known to be no negatives of the query that has most of them."""
+        """The largest number of passages that a query cannot have as negatives."""
         return int(self.names.known.counts.max())
 
     def held_positives(self) -> np.ndarray:
@@ -232,7 +233,7 @@ class Examples:
         return np.unique(self.names.of_row[self.negatives.positive_rows.values])
 
     def has_negatives(self, others: np.ndarray) -> np.ndarray:
-        """Whether a row has a hard negative, or one among some other passages; bool [R].
+        """Whether a row has a hard negative, or a negative among some other passages; bool [R].
 
         Args:
             others: ids of passages that other rows bring to a batch, ascending.
@@ -245,11 +246,11 @@ class Examples:
         return out | (seen < len(others))
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which queries make up a step, and which passages stand beside each.
+        """The queries of a step, and the passages of each.
 
         Returns:
             query numbers int64 [B] (rows of the table of negatives) and passage rows
-            int32 [B, num_positives + num_negatives]: positives, drawn anew each time where there
+            int32 [B, num_positives + num_negatives]: positives, drawn again in each step if there
             are more, then the hard negatives; -1 where the table has fewer.
         """
         numbers = self._numbers(step)
@@ -278,12 +279,12 @@ class Examples:
 
     @functools.cached_property
     def _order(self) -> Callable[[int], np.ndarray]:
-        """Epoch -> all row numbers in its order; a batch is of two epochs, seldom of more."""
+        """Epoch -> all row numbers in its order; a batch spans two epochs, rarely more."""
 
         @functools.lru_cache(maxsize=3)
         def order(epoch: int) -> np.ndarray:
             # The raw stream of a bit generator is the same in every version of NumPy. The third
-            # word keeps it apart from what else is drawn from (seed, number).
+            # word separates it from other draws with (seed, number).
             stream = np.random.PCG64([self.seed, epoch, _ORDER])
             return np.argsort(stream.random_raw(len(self.negatives)), kind="stable")
 
@@ -310,8 +311,8 @@ class Examples:
         Returns:
             query_tokens [b, Tq], query_lengths [b], passage_tokens [b·G, Tp],
             passage_lengths [b·G], passage_ids [b·G] (equal where texts are, -1: empty slot) and
-            positive_ids [b, J] (what is known to be no negative, padded with -1; see text_ids.py);
-            all int32. Where they are asked for also teacher_scores float32 [b, G] (-inf: none),
+            positive_ids [b, J] (passages known not to be negatives, padded with -1; see
+            text_ids.py); all int32. If requested, also teacher_scores float32 [b, G] (-inf: none),
             query_guide [b, Dg] and passage_guide [b·G, Dg] float32 (0 in empty slots), query_skip
             and passage_skip int32, query_real [b, Tq] and passage_real [b·G, Tp] bool.
         """
@@ -319,7 +320,7 @@ class Examples:
         return self.fill(picked[start:stop], self.widths(picked), self.max_positives)
 
     def pick(self, step: int) -> Picked:
-        """Which texts the global batch of a step has."""
+        """The texts of the global batch of a step."""
         numbers, passages = self.rows(step)
         return Picked(numbers, passages, self.scores(step) if self.teacher_scores else None)
 
@@ -330,7 +331,7 @@ class Examples:
     def lengths_of(self, picked: Picked) -> dict[str, np.ndarray]:
         """Tokens of each 'query' [b] and 'passage' [b·G] of some rows, int32.
 
-        Those that get a vector: a lengthened query has more than others see.
+        Those that get a vector: an expanded query has more than are attended to.
         """
         return {
             "query": self.queries.spans(self.negatives.query_rows[picked.numbers]),
@@ -339,12 +340,12 @@ class Examples:
 
     @property
     def longest(self) -> dict[str, int]:
-        """By side, the most tokens that any text gets vectors for."""
+        """By side, the largest number of tokens of a text that get vectors."""
         sides = {"query": self.queries, "passage": self.passages}
         return {side: int(tokens.ids.counts.max()) for side, tokens in sides.items()}
 
     def widths(self, picked: Picked) -> tuple[int, int]:
-        """Tokens to which a batch of these rows is padded, of queries and of passages."""
+        """The widths in tokens to which queries and passages of these rows are padded."""
         query_rows = self.negatives.query_rows[picked.numbers]
         query_spans = self.queries.spans(query_rows)
         passage_spans = self.passages.spans(picked.passages.ravel())
@@ -358,7 +359,7 @@ class Examples:
         Args:
             picked: the rows.
             widths: tokens of a query and of a passage, at least those of `widths(picked)`.
-            max_positives: known passages a row has room for, J.
+            max_positives: J, the number of known passages per row.
         """
         query_rows = self.negatives.query_rows[picked.numbers]
         passages = picked.passages.ravel()
@@ -394,9 +395,9 @@ def _check_scores(negatives: Negatives) -> None:
     names = [name for name in negatives.teachers if name not in (RANDOM, GIVEN)]
     if len(names) > 1:
         raise InputError(
-            f"distillation needs the scores of one teacher, and the table of negatives has those "
-            f"of {len(names)} ({', '.join(names)}); mine with one, or let one cross-encoder "
-            "rescore all"
+            f"distillation needs the scores of a single teacher, but the table of negatives has "
+            f"those of {len(names)} ({', '.join(names)}); mine with one, or let one cross-encoder "
+            f"rescore all"
         )
 
 
@@ -412,7 +413,7 @@ def _check_guide(guide: tuple[np.ndarray, np.ndarray], queries: int, passages: i
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """The stretch of a global batch that this process's devices hold."""
+    """The range of a global batch that this process's devices hold."""
     sharding = mesh_lib.sharding(mesh, "batch")
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     starts = [s[0].start or 0 for s in slices]
@@ -425,7 +426,7 @@ def to_devices(
 ) -> dict[str, jax.Array]:
     """A process's part of a batch as global arrays, split over the mesh's batch axis.
 
-    What is no array (`Groups`) stays as it is.
+    Entries that are not arrays (`Groups`) are unchanged.
     """
     rows = len(batch["query_lengths"])
     out = {}

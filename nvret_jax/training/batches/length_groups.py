@@ -1,27 +1,27 @@
-"""At which widths the texts of a batch are encoded.
+"""The widths at which the texts of a batch are encoded.
 
-A batch has short texts and long ones, and padded to its longest it is mostly padding: 3.7 times the
-real tokens for the paragraphs of SQuAD, cut at 256. So a device sorts its texts by length and
-encodes them in groups, each at a width of its own. Choices:
+A batch has short and long texts, and when padded to its longest text it is mostly padding: 3.7
+times the real tokens for the paragraphs of SQuAD, cut at 256. So a device sorts its texts by length
+and encodes them in groups, each at its own width. Choices:
 
 - **Shapes are planned, not found**: a step is compiled for a shape, and compiling takes longer than
-  many steps. The r-th shortest of a hundred texts is about as long in every batch, so one plan of
-  both sides, made before the first step from a sample of the stage's steps, has room for nearly all
-  of them.
-- A batch that the plan has no room for takes the next wider one, and at last one at the length of
+  many steps. The r-th shortest of a hundred texts is about as long in every batch, so one plan for
+  both sides, made before the first step from a sample of the stage's steps, fits nearly all of
+  them.
+- A batch that does not fit the plan uses the next wider one, the last of which has the length of
   the stage's longest text. So no text is ever cut, and a stage has at most four shapes for each
-  number of passages that its batches have, and where the sample is the whole stage at most two.
-- Lengths are known without a batch being built (`lengths(step)`), and a plan has room for the
-  texts of *every* device, so all processes take the same one without talking.
-- A group is made where it saves more than it costs. Each is compiled by itself, so a long stage has
-  more of them than a short one; and every chunk costs something beside its tokens. With many steps
-  before it, a stage also gets a tighter plan, for the half of its batches that have fewer tokens.
-- Where texts are not encoded in chunks, or vectors of tokens have to be put back together, a side
-  has one group: its width is planned all the same.
+  number of passages in a batch, or two if the sample is the whole stage.
+- Lengths are known without a batch being built (`lengths(step)`), and a plan fits the texts of
+  *every* device, so all processes choose the same one without communication.
+- A group is made where it saves more than it costs. Each is compiled separately, so a long stage
+  has more of them than a short one; and every chunk has a cost in addition to its tokens. A long
+  stage also gets a tighter plan, for the half of its batches that have fewer tokens.
+- If texts are not encoded in chunks, or token vectors have to be reassembled, a side has one group,
+  whose width is still planned.
 
-What is computed does not change, only what is padded: results are the same up to rounding, but for
-dropout, whose draws depend on the width. A plan follows from data, seed and length of the stage, so
-a resumed run has the same ones.
+Only the padding changes: results are the same up to rounding, except with dropout, whose draws
+depend on the width. A plan follows from data, seed and length of the stage, so a resumed run has
+the same plans.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from nvret_jax import platforms
 from nvret_jax.training.stage import Batches, prefetched
 
 _BUCKET = 8  # widths are multiples of this
-_SAMPLED_ROWS = 65_536  # queries looked at to make a plan, and
+_SAMPLED_ROWS = 65_536  # queries sampled for a plan, and
 _SAMPLED_STEPS = (16, 256)  # the fewest and the most steps they are of
 _WORTH = 0.01  # share of a batch's tokens that a further group must save at least
 # What a chunk costs beside its tokens, as a share of a full one: 117 tokens of 1,024 for MiniLM on
 # a CPU. Gradients of all weights are added up, and the products are small.
 _CHUNK = 1 / 8
-_CUTS = 1024  # places where a group may end
+_CUTS = 1024  # positions where a group may end
 
 
 @jax.tree_util.register_static
@@ -52,14 +52,14 @@ _CUTS = 1024  # places where a group may end
 class Groups:
     """How a device encodes its texts: the shortest `rows[0]` at `widths[0]` tokens, and so on.
 
-    Goes into a jitted function as part of its arguments' shapes, not as an array.
+    Passed to a jitted function as part of the shapes of its arguments, not as an array.
     """
 
     rows: tuple[int, ...]
     widths: tuple[int, ...]
 
     def hold(self, profile_r: np.ndarray) -> bool:
-        """Whether texts of these lengths, sorted ascending, have room."""
+        """Whether texts of these lengths, sorted ascending, fit."""
         return bool((np.repeat(self.widths, self.rows) >= profile_r).all())
 
 
@@ -81,22 +81,22 @@ class Measured(Batches, Protocol):
 
 
 def profile(lengths_n: np.ndarray, parts: int) -> np.ndarray:
-    """How long the r-th shortest text of a device is, at most; int [N / parts].
+    """The largest length of the r-th shortest text of any device; int [N / parts].
 
     Args:
         lengths_n: of the global batch.
-        parts: stretches of equal size, one a device.
+        parts: ranges of equal size, one per device.
     """
     return np.sort(lengths_n.reshape(parts, -1), axis=1).max(axis=0)
 
 
 def group(profile_r: np.ndarray, chunk_tokens: int, price: float) -> Groups:
-    """The groups that cost least.
+    """The cheapest groups.
 
     Args:
-        profile_r: int, lengths in ascending order, which they have room for.
-        chunk_tokens: tokens that are encoded at a time; -1: all, and there is one group.
-        price: of a further group, in tokens.
+        profile_r: int, lengths in ascending order, which must fit.
+        chunk_tokens: tokens that are encoded at a time; -1: all, in one group.
+        price: cost of a further group, in tokens.
     """
     if chunk_tokens < 0:
         return whole(len(profile_r), profile_r[-1])
@@ -117,7 +117,7 @@ def group(profile_r: np.ndarray, chunk_tokens: int, price: float) -> Groups:
 
 
 def _tokens(rows: Any, width: Any, chunk_tokens: int) -> np.ndarray:
-    """What texts cost at a width, in tokens: chunks as of `encode.chunk_rows`, and a share each."""
+    """Cost of texts at a width, in tokens: chunks as in `gradcache.chunk_rows`, and overhead."""
     rows, width = np.asarray(rows), np.asarray(width)
     if chunk_tokens < 0:
         return rows * width
@@ -137,19 +137,19 @@ def plans(
     steps: int,
     platform: str = "",
 ) -> tuple[Plan, ...]:
-    """Plans for batches like these, from the tightest to the roomiest.
+    """Plans for batches like these, from the tightest to the widest.
 
     Args:
         profiles: by side, int [sampled steps, texts of a device].
-        longest: by side, tokens of the longest text there is.
+        longest: by side, tokens of the longest text.
         chunk_tokens: tokens that are encoded at a time; -1: all.
         steps: of the stage.
         platform: 'cpu', 'gpu' or 'tpu'; '': this process's.
 
     Returns:
-        One that holds all of these; before it, if the stage is long enough for it to be worth its
-        compilation, one that holds the half of them with the fewest tokens. If there are more steps
-        than these, behind it a roomier one, and one that holds whatever comes.
+        One that fits all of these; before it, if the stage is long enough to be worth its
+        compilation, one that fits the half of them with the fewest tokens. If the stage has more
+        steps than these, a wider one follows, and one that fits any batch.
     """
     compiling = platforms.limits(platform).compile_tokens
     tokens_s = sum(profiles_sr.sum(axis=1) for profiles_sr in profiles.values())
@@ -165,7 +165,7 @@ def plans(
     found = [made(most)]
     fewer_s = tokens_s <= np.median(tokens_s)
     tight = made({side: profiles_sr[fewer_s].max(axis=0) for side, profiles_sr in profiles.items()})
-    # All of a step is compiled once more for it: its groups, and about as much as two of them.
+    # A whole step is compiled again for it: its groups, and as much as about two further groups.
     groups = sum(len(g.rows) for g in tight.values())
     if (cost(found[0]) - cost(tight)) * steps / 2 > compiling * (groups + 2):
         found.insert(0, tight)
@@ -184,9 +184,9 @@ def _rounded(lengths: Any) -> np.ndarray:
 
 
 def within(batch: dict[str, Any], positions: int) -> dict[str, Any]:
-    """A batch no wider than the model has positions.
+    """A batch no wider than the model's number of positions.
 
-    Widths are rounded up for the sake of few shapes; what is cut off here is padding.
+    Widths are rounded up to get few shapes; only padding is cut off here.
     """
     out = dict(batch)
     for side in ("query", "passage"):
@@ -202,18 +202,18 @@ def within(batch: dict[str, Any], positions: int) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Grouped:
-    """A stage's batches, at the widths that are planned for them.
+    """A stage's batches, at the planned widths.
 
-    The tokens of a batch get the width of their side's widest group, and where there are several
-    groups the batch says so under '{side}_groups' (`Groups`).
+    The tokens of a batch get the width of their side's widest group; several groups are in the
+    batch under '{side}_groups' (`Groups`).
 
     Attributes:
         batches: of the stage.
         parts: devices a batch is split over.
         chunk_tokens: tokens a device encodes at a time; -1: all of its texts, at one width.
-        platform: as of `plans`.
-        plans: by numbers of queries and passages, which differ between sources of a blend.
-        useful: real tokens as a share of those that are computed, in the sample.
+        platform: as in `plans`.
+        plans: by numbers of queries and passages, which differ between sources of a mixture.
+        useful: real tokens as a share of the computed ones, in the sample.
     """
 
     batches: Measured
@@ -238,7 +238,7 @@ class Grouped:
         batch = self.batches.batch(step, start, stop)
         for side, groups in self.plan(step).items():
             for name in (f"{side}_tokens", f"{side}_real"):
-                if name in batch:  # what stands in padding is of no consequence
+                if name in batch:  # values in padding have no effect
                     fill = max(0, groups.widths[-1] - batch[name].shape[1])
                     padded = np.pad(batch[name], ((0, 0), (0, fill)))
                     batch[name] = padded[:, : groups.widths[-1]]
@@ -257,7 +257,7 @@ class Grouped:
         for plan in self.plans.get(_rows(lengths), ()):
             if _holds(plan, profiles):
                 return plan
-        # A source with so few steps that the sample has none of them.
+        # A source with so few steps that none is in the sample.
         longest = self.batches.longest
         return {side: whole(len(own_r), longest[side]) for side, own_r in profiles.items()}
 

@@ -1,14 +1,14 @@
-"""Which data set has its turn: units of a stage dealt to sources, in an order that needs no memory.
+"""The mixing order: units of a stage are assigned to sources, in an order that needs no state.
 
 Choices:
 
-- How many units each source gets follows from the shares, by largest remainder, so the counts are
-  exact and not a matter of luck.
-- The order is dealt in rounds of about `ROUND` units. A round holds every source in proportion (its
-  units up to the round's end are its part of the stage, rounded down) and is shuffled by itself.
-  So the mix is even over the stage, a source goes through one epoch
-  before it begins the next, and which unit of which source stands at place i is computed from i and
-  the seed alone. A single source comes in its own order.
+- The number of units of each source follows from the shares, by largest remainder, so the counts
+  are exact, not random.
+- The order consists of rounds of about `ROUND` units. A round has every source in proportion (its
+  units up to the round's end are its part of the stage, rounded down) and is shuffled separately.
+  So the mix is even over the stage, a source finishes one epoch before it begins the next, and the
+  source and unit at position i follow from i and the seed alone. A single source keeps its own
+  order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def largest_remainder(total: int, parts: Sequence[Fraction]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Deal:
-    """The order of a stage's units: place i -> (source, which of its units).
+    """The order of a stage's units: position i -> (source, number of its unit).
 
     Attributes:
         counts: units of each source.
@@ -48,7 +48,7 @@ class Deal:
     seed: int
 
     def stretch(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sources and their units at the places first..stop, int64 [stop - first] each."""
+        """Sources and their units at positions first..stop, int64 [stop - first] each."""
         parts = list(self._parts(first, stop))
         sources, units = (np.concatenate(side) for side in zip(*parts, strict=True))
         return sources, units
@@ -66,7 +66,7 @@ class Deal:
         return -(-sum(self.counts) // ROUND)
 
     def _round_of(self, place: int) -> int:
-        # Rounding down leaves a round's beginning at or a little before its even part of the whole.
+        # Rounding down puts a round's beginning at or slightly before its even part of the whole.
         index = place * self._rounds // sum(self.counts)
         while sum(_dealt(self.counts, self._rounds, index + 1)) <= place:
             index += 1
@@ -87,8 +87,8 @@ def _round(
     held = [stop - start for start, stop in zip(before, after, strict=True)]
     ends = np.cumsum(held)
     size = int(ends[-1])
-    # The raw stream of a bit generator is the same in every version of NumPy; Grain's shuffle of an
-    # index is too, but takes a thousand times as long over a range this short.
+    # The raw stream of a bit generator is the same in every version of NumPy; Grain's index shuffle
+    # is, too, but takes a thousand times as long for a range this short.
     order = np.argsort(np.random.PCG64([seed, index]).random_raw(size), kind="stable")
     sources = np.searchsorted(ends, order, side="right")
     units = np.empty(size, np.int64)

@@ -1,18 +1,18 @@
-"""A stage's batches from several data sets: whose rows come when, and how they share a batch.
+"""A stage's batches from several data sets: the order of rows, and how sets share a batch.
 
-A *source* is one data set, tokenised with its own prompts and lengths. A *unit* is what is dealt to
-a source at once (mixing_order.py): a whole batch where batches are homogeneous, a row where they
-are mixed. Choices:
+A *source* is one data set, tokenised with its own prompts and lengths. A *unit* is what a source
+gets at a time (mixing_order.py): a whole batch if batches are homogeneous, a row if they are mixed.
+Choices:
 
 - The j-th row of a source is the j-th row of its own endless shuffled order, with the positives it
-  would have drawn there, whatever it shares a batch with.
-- A homogeneous batch has the shapes of its source, so that a set with one negative does not pay for
-  a set with ten; the step is compiled once per shape. A mixed batch has room for the most negatives
-  and judged positives of any source, and for the longest text of the global batch, so that all
-  processes agree without talking.
-- Passage ids of one corpus are shifted by the sizes of the corpora before it. Sets of one corpus
-  have ids in common, and so have equal texts of different corpora (text_ids.py): the masks against
-  false negatives see through to one another's positives.
+  would have drawn there, whatever else is in the batch.
+- A homogeneous batch has the shapes of its source, so that a set with one negative is not padded
+  for a set with ten; the step is compiled once per shape. A mixed batch fits the most negatives and
+  judged positives of any source, and the longest text of the global batch, so that all processes
+  agree without communication.
+- Passage ids of one corpus are shifted by the sizes of the corpora before it. Sets with the same
+  corpus share ids, and so do equal texts of different corpora (text_ids.py): the masks against
+  false negatives thus cover the positives of all sets.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _TOLERANCE = 1e-6  # of the sum of weights
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One data set of a blend.
+    """One data set of a mixture.
 
     Attributes:
         name: of the set, for messages and counts.
         examples: tokenised with the set's prompts and lengths.
-        share: unit 'weight': its part of all examples; unit 'epochs': how often it is gone through
-            in an epoch of the stage.
-        corpus: sources with the same value that is not empty have the same corpus and the same
-            table of queries; their passage ids are one another's.
+        share: unit 'weight': its part of all examples; unit 'epochs': its passes per epoch of the
+            stage.
+        corpus: sources with the same non-empty value have the same corpus, the same table of
+            queries and the same passage ids.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Blend:
     """The batches of one stage. See `build`.
 
     Attributes:
-        sources: brought to the same keys and ids: one that pools all tokens skips 0 if another
+        sources: unified to the same keys and ids: one that pools all tokens skips 0 if another
             skips some.
-        offsets: what is added to each source's corpus rows to make ids of them.
+        offsets: added to each source's corpus rows to make ids.
         batch_size: queries per global batch.
-        num_negatives: hard negatives a row of a mixed batch has room for.
+        num_negatives: hard negatives per row of a mixed batch.
         seed: of the order of units.
         steps: of the stage.
         batches: 'homogeneous' or 'mixed'.
@@ -107,19 +107,19 @@ class Blend:
         Args:
             sources: the data sets.
             batch_size: queries per global batch, the same as that of all sources.
-            num_negatives: room for hard negatives in a mixed batch, where no source needs more. A
-                homogeneous batch has as many as its source's `Examples.num_negatives`.
+            num_negatives: hard negatives per row of a mixed batch, at least; a source may need
+                more. A homogeneous batch has as many as its source's `Examples.num_negatives`.
             seed: of the order of units; that of rows within a source is in its examples.
-            unit: what shares are. 'epochs': a source is gone through `epochs · share` times;
-                homogeneous batches round each source up to whole batches, mixed ones the sum.
-                'weight': a source is `share` of ceil(epochs · all rows / batch_size) steps.
+            unit: unit of the shares. 'epochs': a source has `epochs · share` passes; homogeneous
+                batches round each source up to whole batches, mixed ones the sum. 'weight': a
+                source is `share` of ceil(epochs · all rows / batch_size) steps.
             batches: whether all rows of a batch are of one source.
-            epochs: length of the stage; counts only where `steps` is 0.
-            steps: length of the stage; the proportions stay.
-            max_steps: greatest length where `steps` is 0; 0: no bound. The proportions stay.
+            epochs: length of the stage; used only if `steps` is 0.
+            steps: length of the stage; the proportions are kept.
+            max_steps: largest length if `steps` is 0; 0: no bound. The proportions are kept.
 
         Raises:
-            InputError: sources that cannot go together, in one line with the name of one.
+            InputError: sources that cannot be combined; names one of them.
         """
         sources = tuple(sources)
         _check_names(sources)
@@ -127,7 +127,9 @@ class Blend:
         _check_same(sources, batch_size)
         _check_extras(sources, batches)
         if not steps > 0 and not 0 < epochs < math.inf:
-            raise InputError(f"blend: epochs={epochs} without steps; give a positive number of one")
+            raise InputError(
+                f"blend: epochs={epochs} without steps; set epochs or steps to a positive number"
+            )
         size = 1 if batches == "homogeneous" else batch_size
         counts = _counts(sources, unit, batch_size // size, size, epochs, steps)
         if not steps and 0 < max_steps < sum(counts) // size:
@@ -169,8 +171,8 @@ class Blend:
         """Rows start..stop of the global batch of one step, counted from 0.
 
         Returns:
-            What `Examples.batch` does, in the global batch's shapes. Passage ids are those of all
-            corpora of the blend.
+            As `Examples.batch`, in the global batch's shapes. Passage ids are those of all corpora
+            of the blend.
 
         Raises:
             IndexError: the stage has no such step.
@@ -206,7 +208,7 @@ class Blend:
         return {side: max(lengths[side] for lengths in found) for side in found[0]}
 
     def _shared(self, step: int) -> tuple[dict[int, np.ndarray], dict[int, Picked]]:
-        """Of each source in a mixed batch: its rows of the batch, and what is in them."""
+        """For each source in a mixed batch: its rows of the batch, and their content."""
         first = step * self.batch_size
         of_row, units = self.deal.stretch(first, first + self.batch_size)
         here = {int(source): np.flatnonzero(of_row == source) for source in np.unique(of_row)}
@@ -229,7 +231,7 @@ class Blend:
         return out
 
     def _pick(self, source: int, units: np.ndarray) -> Picked:
-        """The rows at these places of a source's own order, with room for `num_negatives`."""
+        """The rows at these positions of a source's own order, with `num_negatives` slots."""
         steps, places = np.divmod(units, self.batch_size)
         whole = [
             self._pickers[source](int(step))[places[steps == step]] for step in np.unique(steps)
@@ -246,7 +248,7 @@ class Blend:
 
     @functools.cached_property
     def _pickers(self) -> list:
-        # Rows of a source are asked for in its order, so each of its own batches is drawn once.
+        # Rows of a source are requested in its order, so each of its own batches is drawn once.
         return [functools.lru_cache(maxsize=2)(source.examples.pick) for source in self.sources]
 
     @functools.cached_property
@@ -255,7 +257,7 @@ class Blend:
 
 
 def _scatter(out: Batch, part: Batch, rows: np.ndarray, size: int) -> None:
-    """Puts a part's arrays into rows of `out`, which is begun where it is empty."""
+    """Copies a part's arrays into rows of `out`, whose arrays are created if missing."""
     for name, values in part.items():
         per_row, rest = len(values) // len(rows), values.shape[1:]
         if name not in out:
@@ -273,7 +275,7 @@ def _counts(
         rows: rows of a unit.
         size: units of a batch.
     """
-    # Shares as they are written: 0.1 is a tenth, or 10 times 0.1 could be rounded up to 2.
+    # Shares as decimals: 0.1 is exactly a tenth, otherwise 10 times 0.1 could be rounded up to 2.
     shares = [_exact(source.share) for source in sources]
     if unit == "epochs":
         wanted = [
@@ -294,8 +296,7 @@ def _exact(value: float) -> Fraction:
 
 
 def _with_same_keys(sources: tuple[Source, ...], offsets: tuple[int, ...]) -> tuple[Source, ...]:
-    """Batches of all sources have the same entries, 0 skipped tokens, no uncounted ones; and ids
-    that are equal where texts are."""
+    """Sources whose batches have the same entries, and equal ids for equal texts."""
     names = name_passages([source.examples.texts for source in sources], offsets)
     tables = ("queries", "passages")
     skip = [
@@ -318,7 +319,7 @@ def _with_same_keys(sources: tuple[Source, ...], offsets: tuple[int, ...]) -> tu
 
 
 def _pooled_whole(tokens: Tokens) -> Tokens:
-    """The same tokens; where nothing is left out of the pooling, that is said with zeros."""
+    """The same tokens, with zeros if no token is left out of the pooling."""
     if tokens.unpooled is not None:
         return tokens
     return dataclasses.replace(tokens, unpooled=np.zeros(len(tokens.ids), np.int32))
@@ -335,8 +336,8 @@ def _offsets(sources: Sequence[Source]) -> tuple[int, ...]:
             sizes = len(other.examples.passages.place), size
             if sizes[0] != sizes[1]:
                 raise InputError(
-                    f"blend: '{other.name}' and '{source.name}' are said to have one corpus, "
-                    f"'{source.corpus}', and have {sizes[0]:,} and {sizes[1]:,} passages"
+                    f"blend: '{other.name}' and '{source.name}' are declared to have the same "
+                    f"corpus, '{source.corpus}', but have {sizes[0]:,} and {sizes[1]:,} passages"
                 )
             offsets.append(offset)
             continue
@@ -357,7 +358,7 @@ def _check_names(sources: Sequence[Source]) -> None:
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"blend: two sources are called '{twice}'; give one another name")
+        raise InputError(f"blend: two sources are named '{twice}'; rename one")
 
 
 def _check_shares(sources: Sequence[Source], unit: Unit) -> None:
@@ -378,7 +379,7 @@ def _check_shares(sources: Sequence[Source], unit: Unit) -> None:
 
 
 def _check_same(sources: Sequence[Source], batch_size: int) -> None:
-    """What all rows of a stage have in common."""
+    """Checks what all rows of a stage must have in common."""
     first = sources[0]
     for source in sources:
         found = source.examples.batch_size
@@ -397,12 +398,12 @@ def _check_same(sources: Sequence[Source], batch_size: int) -> None:
 
 
 def _check_extras(sources: Sequence[Source], batches: Batches) -> None:
-    """Teacher scores and guides: all or none."""
+    """Checks teacher scores and guides: all sources or none."""
     scored = [source.examples.teacher_scores for source in sources]
     if any(scored) and not all(scored):
         name = sources[scored.index(False)].name
         raise InputError(
-            f"blend: distillation needs teacher scores of every set, and '{name}' has none; mine "
+            f"blend: distillation needs teacher scores for every set, but '{name}' has none; mine "
             "it with a teacher, or leave it out"
         )
     guided = [source.examples.guide is not None for source in sources]
@@ -411,7 +412,7 @@ def _check_extras(sources: Sequence[Source], batches: Batches) -> None:
     if not all(guided):
         name = sources[guided.index(False)].name
         raise InputError(
-            f"blend: a guide masks by scores, and '{name}' has no vectors of one; mine it with a "
+            f"blend: masking by a guide needs its vectors, and '{name}' has none; mine it with a "
             "teacher that is an encoder, or leave it out"
         )
     widths = [source.examples.guide[1].shape[1] for source in sources]

@@ -1,10 +1,10 @@
-"""What passages are called in a batch: equal texts have one id, across all sets of a stage.
+"""Ids of passages in a batch: equal texts have the same id, across all sets of a stage.
 
-The masks of the loss compare ids (terms.py). An id here names a text, not a row of a corpus, so
-a copy of a positive under another id, in another row of the batch or in another set, is masked as
-the positive itself is. Equal means what it means in mining: `data.same_text`.
+The masks of the loss compare ids (terms.py). An id here identifies a text, not a row of a corpus,
+so a copy of a positive under another id, in another row of the batch or in another set, is masked
+like the positive itself. Equality is that of mining: `data.same_text`.
 
-The ids that are never negatives to a row are the judged positives of its query and of every equal
+The ids that are never negatives of a row are the judged positives of its query and of every equal
 query, and the passage that is the query's own text, if there is one.
 """
 
@@ -22,7 +22,7 @@ from nvret_jax.data.same_text import SameText
 
 @dataclasses.dataclass(frozen=True)
 class SetTexts:
-    """The texts that one set brings to batches.
+    """The texts of one set in batches.
 
     Attributes:
         passages: N, size of the corpus.
@@ -47,13 +47,13 @@ class SetTexts:
         judged: Ragged,
         used: np.ndarray,
     ) -> SetTexts:
-        """Hashes what a table of negatives names.
+        """Hashes the texts that a table of negatives names.
 
         Args:
             query_texts, passage_texts: of the data set.
             query_rows: int32 [R], rows of `query_texts`.
             judged: int32, judged positives of each.
-            used: int, passages that a batch can hold, in any order and number; -1 is none.
+            used: int, passages that a batch can hold, in any order, repeated or not; -1 is ignored.
         """
         rows = np.unique(np.concatenate([judged.values, used]))
         rows = rows[rows >= 0].astype(np.int32)
@@ -65,11 +65,11 @@ class SetTexts:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """How the batches of one set call its passages.
+    """The ids of one set's passages in batches.
 
     Attributes:
         of_row: int32 [N], the id of each passage that a batch can hold; -1: not held.
-        known: int32, per row of the table of negatives the ids that are no negatives to it.
+        known: int32, per row of the table of negatives the ids that are not its negatives.
     """
 
     of_row: np.ndarray
@@ -81,11 +81,11 @@ def name_passages(sets: Sequence[SetTexts], offsets: Sequence[int]) -> list[Name
 
     Args:
         sets: in order.
-        offsets: what is added to the corpus rows of each set; equal where sets have one corpus.
+        offsets: added to the corpus rows of each set; equal for sets with the same corpus.
 
     Returns:
-        One for each set. The id of a text is the lowest row, offset included, that has it: where
-        all texts differ, the row itself.
+        One for each set. The id of a text is the lowest row, offset included, that has it: if all
+        texts differ, the row itself.
     """
     rows = np.concatenate([o + s.rows.astype(np.int64) for s, o in zip(sets, offsets, strict=True)])
     order = np.argsort(rows, kind="stable")
@@ -111,7 +111,7 @@ def name_passages(sets: Sequence[SetTexts], offsets: Sequence[int]) -> list[Name
 def _known(
     sets: Sequence[SetTexts], of_rows: Sequence[np.ndarray], texts: np.ndarray, ids: np.ndarray
 ) -> Ragged:
-    """Ids that are no negatives to each row of all tables, ascending.
+    """Ids that are not negatives of each row of all tables, ascending.
 
     Args:
         texts, ids: keys of all texts, ascending, and the id of each.

@@ -1,1 +1,1 @@
-"""The loss: its terms, their options, and the ring that spreads them over devices."""
+"""The loss: its terms, their options, and the ring that distributes them over devices."""

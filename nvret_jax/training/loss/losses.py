@@ -1,14 +1,14 @@
 """The loss of a batch: contrast with negatives, distillation from a teacher's scores, or both.
 
 A row of a batch is a query with G passages, the first P of them its positives, the others its hard
-negatives; an empty slot has id -1. A row's own scores [B, G] are always at hand; everything between
-rows is a *term* (terms.py), summed up by one of two ways that agree (ring.py).
+negatives; an empty slot has id -1. A row's own scores [B, G] are always available; everything
+between rows is a *term* (terms.py), summed up in one of two equivalent ways (ring.py).
 
-Ids travel to the loss. A passage of the global batch that carries the id of any judged positive of
-a query is no negative to it, wherever on the mesh it was encoded. Nothing is a negative just
-because it was short of an id check.
+The loss receives ids. A passage of the global batch with the id of any judged positive of a query
+is not its negative, wherever on the mesh it was encoded. Every possible negative is checked by id.
 
-The mean is over all rows of the global batch that have a positive; rows without count nowhere.
+The mean is over all rows of the global batch that have a positive; rows without a positive are
+ignored.
 """
 
 from __future__ import annotations
@@ -48,26 +48,27 @@ def batch_loss(
     """The loss of a global batch. Call it under `jax.set_mesh(mesh)`.
 
     Row b's own passages are b·G … b·G + G - 1 of `passages`, G = N / B: its positives in the first
-    `loss.num_positives` places, its hard negatives behind them.
+    `loss.num_positives` places, then its hard negatives.
 
     Args:
-        loss: what to compute.
+        loss: its options.
         queries: float [B, D], or [B, T, D] for MaxSim; split over the mesh's batch axis.
         passages: float [N, D] or [N, S, D].
         batch: int32 arrays passage_ids [N] (corpus rows; -1: an empty slot) and positive_ids [B, J]
-            (all judged positives of each query; -1 behind the end). With distillation also
-            teacher_scores, float [B, G], not finite where there is none. With a guide query_guide
-            [B, Dg] and passage_guide [N, Dg]. For MaxSim query_real [B, T] and passage_real [N, S],
-            bool, the tokens that count.
+            (all judged positives of each query; -1 past the end). With distillation also
+            teacher_scores, float [B, G], not finite where missing. With a guide query_guide [B, Dg]
+            and passage_guide [N, Dg]. For MaxSim query_real [B, T] and passage_real [N, S], bool,
+            the tokens that count.
         mesh: its batch axis splits all of them.
         scale: 1 / temperature, if it is not `loss.temperature`.
-        normalize: embeddings have unit length, so a Matryoshka prefix gets unit length too.
+        normalize: embeddings have unit length, so a Matryoshka prefix is scaled to unit length,
+            too.
 
     Returns:
         The loss and scalar metrics, both means over the rows with a positive: accuracy (share of
         rows with a positive above all negatives), positive (score of the positives), negatives
-        (passages a query is contrasted with), masked (passages kept out by judged positives), and
-        where they apply masked_by_score, contrastive, distillation, loss_<dim>.
+        (passages a query is contrasted with), masked (passages masked as judged positives), and, if
+        they apply, masked_by_score, contrastive, distillation, loss_<dim>.
 
     Raises:
         InputError: the shapes do not fit the options (at trace time).
@@ -126,11 +127,11 @@ def _check(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch) ->
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """What belongs to a row, at hand on the device that holds it.
+    """The data of each row, on the device that holds it.
 
     Attributes:
         ids_bg, real_bg: passage ids; which slots are filled.
-        known_bg: hard negatives that the judgments call positive.
+        known_bg: hard negatives that are judged positive.
         scores_bg: the query's scores for its own passages.
         valid_b: rows with a positive.
         count: their number over the whole batch, at least 1.
@@ -203,7 +204,7 @@ def _flat(x: jax.Array) -> jax.Array:
 
 
 def _split(x: jax.Array) -> jax.Array:
-    """Split over the batch axis; what is split so already is passed through."""
+    """Splits over the batch axis; arrays already split so are passed through."""
     return jax.reshard(x, P(*mesh_lib.spec("batch"), *([None] * (x.ndim - 1))))
 
 
@@ -231,7 +232,7 @@ def _own_rows(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch)
 
 
 def _ceiling(loss: Loss, judge_bg: jax.Array, rows: _Rows) -> jax.Array:
-    """Scores from here on are no negatives of the row."""
+    """Scores at or above this are not negatives of the row."""
     positives = slice(0, loss.num_positives)
     anchor_b = jnp.min(
         jnp.where(rows.real_bg[:, positives], judge_bg[:, positives], jnp.inf), axis=1
@@ -248,7 +249,7 @@ def _sides(
     ceiling_b: jax.Array | None,
     guide: tuple[jax.Array, jax.Array] | None,
 ) -> dict[str, tuple[Side, Any]]:
-    """What the masks need to know of queries, passages and positive passages; see terms.py."""
+    """What the masks need of queries, passages and positive passages; see terms.py."""
     size, group = rows.ids_bg.shape
     positives = slice(0, loss.num_positives)
     row_b = jax.reshard(jnp.arange(size, dtype=jnp.int32), mesh_lib.spec("batch"))
@@ -288,8 +289,8 @@ def _sides(
     return {"query": queries, "passage": passages, "target": targets}
 
 
-# What the masks of a term read of its anchors and of its columns, beside what is asked for by an
-# option; the rest need not travel.
+# What the masks of a term read of its anchors and of its columns, in addition to what an option
+# needs; the rest need not be sent.
 _READ = {
     "query_to_passage": (("row", "judged", "own"), ("row", "id", "real")),
     "passage_to_query": (("row", "id"), ("row", "judged", "real")),
@@ -335,7 +336,7 @@ def _info_nce(
         return lse_a[:, None] if name.startswith("query") else _by_row(lse_a, (size, positives))
 
     def total(parts: list[jax.Array]) -> jax.Array:
-        """log Σ exp of parts [B, P] or [B, 1]; 'pooled' takes those of all positives together."""
+        """log Σ exp of parts [B, P] or [B, 1]; 'pooled' combines those of all positives."""
         if loss.positives == "pooled":
             parts = [jnp.where(is_bp, x, NO_NEGATIVES) if x.shape[1] > 1 else x for x in parts]
             return jax.nn.logsumexp(jnp.concatenate(parts, axis=1), axis=1, keepdims=True)
@@ -366,7 +367,7 @@ def _info_nce(
 
 
 def _distillation(loss: Loss, rows: _Rows, teacher_bg: jax.Array, scale: jax.Array) -> jax.Array:
-    """The student's scores of a row against the teacher's, over the slots that have both."""
+    """The student's scores of a row compared with the teacher's, over the slots that have both."""
     usable_bg = rows.real_bg & jnp.isfinite(teacher_bg)
     follows = loss.student_temperature or (loss.temperature if loss.distillation == "kl" else 1.0)
     teacher_bg = jnp.where(usable_bg, teacher_bg, 0.0) / (loss.teacher_temperature or follows)
@@ -376,7 +377,7 @@ def _distillation(loss: Loss, rows: _Rows, teacher_bg: jax.Array, scale: jax.Arr
     elif loss.distillation == "kl":
         student_bg = student_bg * scale
     if loss.distillation == "kl":
-        useful_b = jnp.sum(usable_bg, axis=1) >= 2  # of one passage alone there is nothing to learn
+        useful_b = jnp.sum(usable_bg, axis=1) >= 2  # a single passage has nothing to compare
         log_teacher_bg = jax.nn.log_softmax(jnp.where(usable_bg, teacher_bg, NO_NEGATIVES), axis=1)
         log_student_bg = jax.nn.log_softmax(jnp.where(usable_bg, student_bg, NO_NEGATIVES), axis=1)
         share_bg = jnp.exp(log_teacher_bg)

@@ -1,10 +1,10 @@
 """MaxSim, the score of multi-vector (late interaction) models.
 
-A text is a matrix, one vector a token. A query's score for a passage is the sum over the query's
+A text is a matrix, one vector per token. A query's score for a passage is the sum over the query's
 tokens of the largest inner product with any token of the passage (Khattab & Zaharia 2020, eq. 3).
-Padding counts on neither side. The scores are not divided by the number of tokens, as in ColBERT;
-with unit vectors they lie between minus and plus the query's length, so a temperature near 1 is
-what 0.05 is for single vectors.
+Padding is ignored on both sides. As in ColBERT, scores are not divided by the number of tokens;
+with unit vectors they are between minus and plus the query's length, so a temperature near 1
+corresponds to 0.05 for single vectors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def max_sim(
         right_real_cs: bool [C, S].
 
     Returns:
-        float [A, C]. Holds [A, C, T, S] on the way: call it on tiles.
+        float [A, C]. Allocates [A, C, T, S] internally: call it on tiles.
     """
     similar_acts = jnp.einsum(
         "atd,csd->acts", left_atd, right_csd, precision=jax.lax.Precision.HIGHEST

@@ -1,4 +1,4 @@
-"""The choices of the loss, in one value."""
+"""The options of the loss."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ _WEIGHT = number(0, 1e6)
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """All choices of the loss. The defaults: InfoNCE, one positive, hard and in-batch negatives.
+    """The options of the loss. The defaults: InfoNCE, one positive, hard and in-batch negatives.
 
     Attributes:
-        temperature: divides the scores; where it starts, if it is learned.
+        temperature: divides the scores; the initial value if it is learned.
         temperature_learning_rate: of Adam on log(1 / temperature); 0: fixed.
-        temperature_min: where a learned temperature stops falling.
-        in_batch: contrast with other rows too; False: own hard negatives alone.
+        temperature_min: lower bound of a learned temperature.
+        in_batch: contrast with other rows, too; False: only with own hard negatives.
         terms: pairs between rows, of `contrast.TERMS`; 'query_to_passage' is always one.
         partition: 'joint': one softmax over all terms (GTE, Li et al. 2023, section 3.3);
             'separate': the mean of one over the query's terms and one over the passage's.
         num_positives: P, slots of a row that hold positives.
-        positives: 'each': the mean over a row's positives, each against the negatives alone;
-            'pooled': the probability that falls on all of them together.
-        mask_own_duplicates: a row's own passage that comes again with another row is no negative
+        positives: 'each': the mean over a row's positives, each against the negatives only;
+            'pooled': the probability of all of them together.
+        mask_own_duplicates: a row's own passage that also belongs to another row is not a negative
             a second time.
         score_mask: '' none; 'margin': no in-batch negative scores anchor - margin or more;
             'percent': anchor - |anchor| · (1 - percent) or more. The anchor is the row's lowest
-            positive. The rules of mining, inside the batch.
-        margin, percent: of the score mask; a negative margin lets scores above the anchor in.
-        mask_by: whose scores: 'student' its own of this step, 'guide' stored vectors'.
+            positive. These are the rules of mining, within the batch.
+        margin, percent: of the score mask; a negative margin admits scores above the anchor.
+        mask_by: whose scores: 'student': its own in this step, 'guide': those of stored vectors.
         mask_hard: the score mask also covers the row's own hard negatives.
         method: 'gather' or 'ring'; see ring.py.
         tile_pairs: token pairs in a tile of the ring; 0: chosen for the device.
-        scores: 'inner', or 'maxsim' for one vector a token.
-        dims: Matryoshka: prefixes of the embedding that are trained; (): the whole of it alone.
-        dim_weights: one a prefix; (): equal. The loss is the weighted mean.
+        scores: 'inner', or 'maxsim' for one vector per token.
+        dims: Matryoshka: prefixes of the embedding that are trained; (): only the whole embedding.
+        dim_weights: one per prefix; (): equal. The loss is the weighted mean.
         distillation: '' none; 'kl': KL(teacher || student) over a row's passages;
             'margin_mse': squared error of the score differences positive - negative.
         contrastive_weight, distillation_weight: of the two parts; 0 leaves one out.
-        teacher_temperature: divides the teacher's scores. None: as the student's are divided, at
-            the temperature where it starts, which suits a teacher whose scores are cosines, too.
+        teacher_temperature: divides the teacher's scores. None: the student's divisor, at the
+            initial temperature, which suits a teacher whose scores are also cosines.
         student_temperature: divides the student's in distillation; 0: the loss's temperature for
             'kl', 1 for 'margin_mse'.
     """
@@ -64,16 +64,14 @@ class Loss:
         number(0, 100, "0 for a fixed temperature"),
         "Above 0: the temperature is learned at this rate.",
     )
-    temperature_min: float = option(
-        0.01, _TEMPERATURE, "Where a learned temperature stops falling."
-    )
+    temperature_min: float = option(0.01, _TEMPERATURE, "Lower bound of a learned temperature.")
     in_batch: bool = option(
         True, flag(), "Also contrast with the passages of all other queries in the global batch."
     )
     terms: tuple[str, ...] = option(
         ("query_to_passage",),
         many(choice(*TERMS), least=1, distinct=True),
-        "Pairs between rows that count; query_to_passage always does.",
+        "Pairs between rows that are contrasted; must include query_to_passage.",
     )
     partition: str = option(
         "joint",
@@ -85,16 +83,16 @@ class Loss:
     positives: str = option(
         "each",
         choice(*POSITIVES),
-        "How several positives count: each against the negatives alone, or pooled into one.",
+        "How several positives count: each against the negatives only, or pooled into one.",
     )
     mask_own_duplicates: bool = option(
-        False, flag(), "A hard negative that comes again with another row counts once."
+        False, flag(), "A hard negative that also belongs to another row counts once."
     )
     score_mask: str = option(
         "",
         choice(*SCORE_MASKS),
-        "No in-batch negative may score nearer to the positive than a margin or a percent of it; "
-        "'': none.",
+        "Masks in-batch negatives that score within a margin, or above a percentage, of the "
+        "positive; '': none.",
     )
     margin: float = option(
         0.0,
@@ -118,18 +116,19 @@ class Loss:
     method: str = option(
         "gather",
         choice(*METHODS),
-        "gather: all passages on every device; ring: they travel from device to device, in tiles.",
+        "gather: all passages on every device; ring: passages are sent from device to device, in "
+        "tiles.",
     )
     tile_pairs: int = option(
         0,
-        whole(0, what="0 for what suits the device"),
+        whole(0, what="0 for a device-specific value"),
         "ring: token pairs per tile; 0: chosen for the device.",
     )
     scores: str = option("inner", choice(*SCORES), key="", counts=False)
     dims: tuple[int, ...] = option(
         (),
         many(whole(1, 1 << 20), distinct=True),
-        "Matryoshka: prefixes of the embedding that are trained as well; (): the whole alone.",
+        "Matryoshka: prefixes of the embedding that are trained; (): only the whole embedding.",
     )
     dim_weights: tuple[float, ...] = option(
         (), many(_WEIGHT), "One weight per prefix; (): equal ones."
@@ -137,7 +136,7 @@ class Loss:
     distillation: str = option(
         "",
         choice(*DISTILLATIONS),
-        "Also fit the teacher's scores of a row: kl or margin_mse; '': do not.",
+        "Also fit the teacher's scores of a row: kl or margin_mse; '': off.",
     )
     contrastive_weight: float = option(
         1.0, _WEIGHT, "Weight of the contrastive part; 0 leaves it out."
@@ -148,8 +147,8 @@ class Loss:
     teacher_temperature: float | None = option(
         None,
         number(1e-6, 1e6, unset=True),
-        "Divides the teacher's scores. Unset: kl divides cosines as the student's and other "
-        "scores (logits, BM25) by 1; margin_mse by 1.",
+        "Divides the teacher's scores. Unset: kl divides cosines like the student's, and other "
+        "scores (logits, BM25) by 1; margin_mse divides by 1.",
     )
     student_temperature: float = option(
         0.0,
@@ -159,7 +158,7 @@ class Loss:
     )
 
     def __post_init__(self):
-        """Raises InputError, naming all that is wrong with the options."""
+        """Raises InputError that names all mistakes in the options."""
         options.check(self, "loss.")
         for name in ("terms", "dims", "dim_weights"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -196,12 +195,12 @@ class Loss:
 def _temperatures(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     start = values["temperature"]
     if values["temperature_learning_rate"] and values["temperature_min"] > start:
-        yield "temperature_min", f"is above temperature={start:g}, where learning starts"
+        yield "temperature_min", f"is above temperature={start:g}, the initial value"
 
 
 def _terms(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "query_to_passage" not in values["terms"]:
-        yield "terms", "'query_to_passage' must be among them"
+        yield "terms", "must include 'query_to_passage'"
 
 
 def _in_batch(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -210,7 +209,7 @@ def _in_batch(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if len(values["terms"]) > 1:
         yield "terms", "terms between rows need in-batch negatives, which are off"
     if values["score_mask"] and not values["mask_hard"]:
-        yield "score_mask", "covers nothing: in-batch negatives and mask_hard are off"
+        yield "score_mask", "has no effect: in-batch negatives and mask_hard are off"
 
 
 def _dims(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -223,4 +222,4 @@ def _dims(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _weights(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not values["distillation"] and not values["contrastive_weight"]:
-        yield "contrastive_weight", "nothing is left of the loss"
+        yield "contrastive_weight", "the loss would be empty"

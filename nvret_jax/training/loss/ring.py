@@ -1,21 +1,21 @@
-"""log Σ exp over all negatives of the global batch, in two ways that come to the same.
+"""log Σ exp over all negatives of the global batch, in two equivalent ways.
 
 `gathered`: every device gathers all columns and holds its rows of the score matrix. Simple, and the
 reference; for B queries and N passages on R devices it takes B/R × N scores and all N vectors, and
 as much again for the gradient.
 
-`ring`: the columns go round the devices. Each holds one block of them at a time, looks at it in
-tiles, and keeps a running maximum and sum per anchor; a matrix of scores never exists. The gradient
-goes round once more: scores are computed again tile by tile, and the gradient of a block travels
-with the block until it is home. What is kept between the two is the input and two numbers an
-anchor. It costs one more product of anchors and columns than `gathered`. On a single device it is
-the tiles alone that save memory.
+`ring`: the columns circulate among the devices. Each device holds one block of them at a time,
+processes it in tiles, and keeps a running maximum and sum per anchor; a matrix of scores never
+exists. The gradient takes another round: scores are recomputed tile by tile, and the gradient of a
+block travels with the block until it is back at its device. Between the two passes only the input
+and two numbers per anchor are kept. It costs one more product of anchors and columns than
+`gathered`. On a single device only the tiles save memory.
 
-Sums over columns, which the reverse direction (passage to query) would need, are not carried along:
-that direction is a term of its own with passages as anchors, and goes round by itself.
+Sums over columns, which the reverse direction (passage to query) would need, are not computed: that
+direction is a separate term with passages as anchors, in a separate round.
 
-The custom gradient stands outside of `shard_map`, so that each of the two passes is a plain program
-on every device, and the temperature's gradient is an explicit psum.
+The custom gradient is outside `shard_map`, so that each of the two passes is a plain program on
+every device, and the temperature's gradient is an explicit psum.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def gathered(
         columns: [C, (S,) D], split over the batch axis.
         left, right: what the masks need of both; see terms.py.
         scale: 1 / temperature, a scalar.
-        tile: columns at a time, where scores take more than one number a pair.
+        tile: columns at a time, if a score takes more than one number per pair.
     """
 
     def whole(x: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ def ring(
 
     Args:
         term, anchors, columns, left, right, scale: see `gathered`.
-        mesh: the columns go round its batch axis.
+        mesh: the columns circulate along its batch axis.
         tile: texts along each side of a tile.
     """
     split = mesh_lib.spec("batch")
@@ -123,7 +123,7 @@ def ring(
 
 @dataclasses.dataclass(frozen=True)
 class _Ring:
-    """The two passes, and what they are compiled for."""
+    """The two passes, and their static parameters."""
 
     term: Term
     mesh: Mesh
@@ -131,7 +131,7 @@ class _Ring:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The mesh axes the columns go round."""
+        """The mesh axes along which the columns circulate."""
         return mesh_lib.RULES["batch"]
 
     @property
@@ -141,7 +141,7 @@ class _Ring:
     # -- the passes, as every device runs them ----------------------------------------------------
 
     def forward(self, anchors, columns, left, right, scale):
-        """What the term comes to, and the maximum and sum that the gradient goes by."""
+        """The term's sums, and the maximum and sum that the gradient needs."""
         count = anchors.shape[0]
         (anchors, left), rows = self._padded((anchors, left))
         block, cols = self._padded((columns, right))
@@ -173,7 +173,7 @@ class _Ring:
 
         def step(_, carry):
             block, sums = carry
-            onward = self._rotate(block)  # on its way while this block is looked at
+            onward = self._rotate(block)  # in transit while this block is processed
             sums = self._tiles(rows, cols, lambda i, j, sums: look(i, j, block, sums), sums)
             return onward, sums
 
@@ -186,7 +186,8 @@ class _Ring:
         """Gradients of anchors, columns and scale, given those of the anchors' log sums."""
         count, width = anchors.shape[0], columns.shape[0]
         top, total = sums
-        # Not exp(logit - lse): at a low temperature lse is so large that its rounding would show.
+        # Not exp(logit - lse): at a low temperature lse is so large that its rounding error would
+        # matter.
         weight = weight / jnp.where(total > 0, total, 1.0)
         (anchors, left, top, weight), rows = self._padded((anchors, left, top, weight))
         block, cols = self._padded((columns, right))
@@ -261,7 +262,7 @@ class _Ring:
         return jax.tree.map(cut, tree)
 
     def _put(self, tree: Any, parts: Any, i: jax.Array, tiles: int) -> Any:
-        """Every array with another tile i."""
+        """Every array with tile i replaced."""
 
         def paste(x, part):
             size = x.shape[0] // tiles

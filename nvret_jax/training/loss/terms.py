@@ -1,19 +1,19 @@
-"""What is contrasted with what: the terms of the loss, and which pairs are no negatives.
+"""The terms of the loss: which pairs are contrasted, and which are not negatives.
 
 A term has *anchors* (queries, or positive passages) and *columns* (passages, or queries, of the
 whole global batch). A pair of the two is a negative unless a mask says otherwise. The same masks
 run on the whole score matrix and on a tile of it, so both ways to compute the loss (ring.py) agree.
 
-What a mask needs travels with the vectors, as a dictionary of arrays, one entry a row:
+The data for masks travels with the vectors, as a dictionary of arrays, one entry per row:
 
     row       int32, the row of the batch a text belongs to; a row is never its own negative
     id        int32, corpus row of a passage; -1: an empty slot
     judged    int32 [., J], corpus rows of all judged positives of the row's query; -1: padding
     slots     int32 [., P], ids of the row's positives in the batch (queries only)
     own       int32 [., G], ids of all the row's passages; only where own duplicates are masked
-    ceiling   float, scores from here on are no negatives; only where scores are masked
-    guide     float [., Dg], a guide model's vector; only where it judges in the student's place
-    real      bool, whether the text is there at all
+    ceiling   float, scores at or above are not negatives; only if scores are masked
+    guide     float [., Dg], a guide model's vector; only if it judges instead of the student
+    real      bool, whether the slot has a text
     tokens    bool [., T], which token vectors count; only for multi-vector students
 """
 
@@ -29,13 +29,13 @@ from nvret_jax.training.loss.maxsim import max_sim
 
 Side = dict[str, jax.Array]
 
-# Stands for log 0. Finite, so that a query without negatives has a loss and a gradient of zero
-# where minus infinity would give inf - inf.
+# Represents log 0. Finite, so that a query without negatives has a loss and a gradient of zero;
+# minus infinity would give inf - inf.
 NO_NEGATIVES = -1e30
 
 
 class Masks(NamedTuple):
-    """Of each pair: a negative; kept out by an id; kept out by its score. bool [A, C] each."""
+    """For each pair: a negative; masked by id; masked by score. bool [A, C] each."""
 
     allowed_ac: jax.Array
     known_ac: jax.Array
@@ -43,7 +43,7 @@ class Masks(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """What a term comes to for each anchor.
+    """The sums of a term for each anchor.
 
     Attributes:
         lse_a: float, log Σ exp(score / temperature) over its negatives; `NO_NEGATIVES` without any.
@@ -74,7 +74,7 @@ class Term:
         """Scores [A, C] of [A, (T,) D] with [C, (S,) D], in at least float32."""
         if self.scores == "inner":
             return jnp.einsum("ad,cd->ac", anchors, columns, precision=jax.lax.Precision.HIGHEST)
-        # The query's tokens are summed over, whichever side it stands on.
+        # The query's tokens are summed over, whichever side the query is on.
         if self.name == "passage_to_query":
             return max_sim(columns, anchors, right["tokens"], left["tokens"]).T
         return max_sim(anchors, columns, left["tokens"], right["tokens"])
@@ -101,7 +101,7 @@ class Term:
         return Masks(allowed_ac, known_ac, above_ac)
 
     def _known(self, left: Side, right: Side, none_ac: jax.Array) -> jax.Array:
-        """Pairs that the judgments say belong together, or that are the same passage."""
+        """Pairs that are judged relevant, or that are the same passage."""
         if self.name == "query_to_passage":
             return _listed(right["id"], left["judged"], none_ac)
         if self.name == "passage_to_query":
@@ -118,7 +118,7 @@ class Term:
 
 
 def _listed(ids_c: jax.Array, lists_aj: jax.Array, none_ac: jax.Array) -> jax.Array:
-    """Whether each id stands in each list, bool [A, C]; padding (-1) never does."""
+    """Whether each id is in each list, bool [A, C]; padding (-1) never is."""
 
     def look(found_ac, wanted_a):
         return found_ac | (ids_c[None, :] == wanted_a[:, None]), None
