@@ -220,8 +220,7 @@ class Exclude:
 
 def _one_document(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if values["document_separator"] and values["document_map"]:
-        why = "document_separator is given, too, but a passage has one document: give only one of "
-        "them"
+        why = "document_separator is given, too, but a passage has one document: give only one"
         yield "document_map", why
 
 

@@ -1,1 +1,1 @@
-"""Encoders: from text to vectors. `encoder.Encoder` is the way in."""
+"""Encoders: from text to vectors. The entry point is `encoder.Encoder`."""

@@ -31,10 +31,10 @@ from nvret_jax.errors import InputError
 from nvret_jax.models.buckets import Batch, pad_batch, plan_batches
 from nvret_jax.processes import progress as progress_lib
 
-# Texts tokenised, sorted by length and encoded at a time, at least: enough that sorting leaves
-# little padding, few enough that the host never holds the tokens of a whole corpus. A kill costs
-# what was encoded of a block, so small steps, as of a CPU, have smaller blocks: 4,096 texts lose
-# 0.5 to 5 % to padding there. On many devices a block has room for so many of their steps.
+# The least number of texts tokenised, sorted by length and encoded at a time: enough that sorting
+# leaves little padding, few enough that the host never holds the tokens of a whole corpus. A kill
+# loses the encoded part of a block, so the small steps of a CPU have smaller blocks: 4,096 texts
+# lose 0.5 to 5 % to padding there. On many devices a block holds this many of their steps.
 SMALL_BLOCK, BLOCK = 4096, 16384
 SMALL_BLOCK_STEPS, BLOCK_STEPS = 64, 8
 
@@ -42,7 +42,7 @@ Tokens = list[np.ndarray]
 
 
 def block_rows(token_budget: int, max_length: int) -> int:
-    """Texts that are sorted by length at a time.
+    """The number of texts sorted by length at a time.
 
     Args:
         token_budget: of a step on all devices.
@@ -58,11 +58,11 @@ class Block:
 
     Attributes:
         start: the first one's row.
-        tokens: of each, those that get a vector.
-        seen: of each, how many of them others see.
-        skip: int [texts], how many at the beginning are not pooled; None: all are.
-        left: texts whose embeddings have not come yet.
-        plan: (rows, length) of each batch, as `plan_batches` gives them.
+        tokens: for each text, those that get a vector.
+        seen: for each, how many of them are attended to.
+        skip: int [texts], how many at the beginning are not pooled; None: all are pooled.
+        left: texts without embeddings so far.
+        plan: (rows, length) of each batch, from `plan_batches`.
     """
 
     start: int
@@ -224,12 +224,13 @@ class Batched:
             return block, rows[real], np.asarray(array.addressable_data(0))[real]
 
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            # (its own share of the tokens, the block) of the one that comes next
+            # (its own share of the tokens, the block) of the next block
             tokenised = [thread.submit(own_share, number) for number in range(len(starts[:1]))]
             coming: list[concurrent.futures.Future[Block]] = []
 
             def exchange(number: int) -> None:
-                # In the main thread, at the same place in all processes: they meet here.
+                # In the main thread, at the same point in all processes, because this synchronises
+                # them.
                 tokens = _exchanged(tokenised.pop().result(), count(number))
                 coming.append(thread.submit(prepared, number, tokens))
                 if number + 1 < len(starts):
@@ -273,7 +274,7 @@ class Batched:
 
 
 def _share(count: int) -> tuple[int, int]:
-    """The stretch of so many texts that this process tokenises."""
+    """The range of `count` texts that this process tokenises."""
     index, processes = mesh_lib.process_index(), mesh_lib.process_count()
     return count * index // processes, count * (index + 1) // processes
 

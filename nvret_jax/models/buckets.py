@@ -1,21 +1,20 @@
-"""Which texts are encoded together, and at what length: few shapes, little padding.
+"""Plans which texts are encoded together, and at what length: few shapes, little padding.
 
 Every distinct (batch size, length) is compiled once, and every position between a text's end and
-its row's end is computed for nothing, as is every row without a text. The choice made here:
+its row's end is wasted, as is every row without a text. Choices:
 
-- Lengths are rounded up to a bucket. The buckets to choose from are a fine grid, eight a doubling
-  from 16 on: a row above 16 tokens is never more than an eighth padding.
-- Texts are sorted by length and go from the longest down: a job that does not fit into memory fails
-  at once. A bucket's batches have the most rows that fit the token budget, and where fewer texts
-  are left than that, which on many devices may be more than a corpus, a smaller one may follow.
-  What is left open in a batch is filled up with the next shorter texts, so that no row is empty but
-  in the very last batch.
-- Which buckets and sizes a call uses follows from its lengths, by dynamic programming: a shape more
-  must save its price, a whole batch or a four-hundredth of all tokens, whichever is less. A few
-  hundred queries get a handful of shapes, a corpus gets most of the grid, and equal calls get equal
-  batches, whatever was encoded before.
-- Other texts would get other small sizes. Where there are more calls, or more blocks of a table,
-  small sizes are powers of two times the devices (`few_sizes`), which soon come again.
+- Lengths are rounded up to a bucket. The available buckets are a fine grid, eight per doubling from
+  16 on: at most an eighth of a row above 16 tokens is padding.
+- Texts are sorted by length and processed from the longest down: a job that does not fit into
+  memory fails at once. A bucket's batches have as many rows as fit the token budget; if fewer texts
+  are left (on many devices, possibly the whole corpus), a smaller batch may follow. Free rows of a
+  batch are filled with the next shorter texts, so that only the very last batch has empty rows.
+- The buckets and sizes of a call follow from its lengths, by dynamic programming: an additional
+  shape must save its price, a whole batch or a four-hundredth of all tokens, whichever is less. A
+  few hundred queries get a handful of shapes, a corpus gets most of the grid, and equal calls get
+  equal batches, whatever was encoded before.
+- Other texts would get other small sizes. With several calls, or several blocks of a table, small
+  sizes are powers of two times the devices (`few_sizes`), which soon repeat.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ import numpy as np
 
 from nvret_jax.errors import InputError
 
-_SHORTEST = 4  # three words and less are too rare to be worth a shape of their own
+_SHORTEST = 4  # texts of three words or fewer are too rare to justify a shape
 _STEP = 2  # the finest grid: below it a shape saves less than its batches cost to schedule
 _PER_DOUBLING = 8
-_LEAST_PRICE = 1024  # tokens: a shape costs no less to compile, however little there is to encode
-_SHAPES = 400  # a shape more saves at least one in so many tokens
-_FOLLOWED = 4  # beginnings of runs in one bucket; more than that find hardly anything better
+_LEAST_PRICE = 1024  # tokens: the least price of a shape, however little there is to encode
+_SHAPES = 400  # an additional shape saves at least one in this many tokens
+_FOLLOWED = 4  # beginnings of runs in one bucket; more bring almost no gain
 
 
 @dataclass
@@ -41,9 +40,10 @@ class Batch:
     """One rectangle of tokens.
 
     Attributes:
-        rows: int32 [B], the row of the caller's table each line came from; -1 where there is none.
+        rows: int32 [B], the row in the caller's table of each line; -1 for an empty line.
         tokens_bt: int32 [B, T], padded on the right.
-        lengths_b: int32 [B], how many tokens of each line count; at least 1, also where rows is -1.
+        lengths_b: int32 [B], how many tokens of each line are real; at least 1, even where rows is
+            -1.
     """
 
     rows: np.ndarray
@@ -52,7 +52,7 @@ class Batch:
 
 
 def length_buckets(max_length: int) -> tuple[int, ...]:
-    """Lengths that texts of at most `max_length` tokens may be padded to, ascending.
+    """Lengths to which texts of at most `max_length` tokens may be padded, ascending.
 
     4, 6, …, 32, 36, …, 64, 72, …, 128, 144, …, 256, 288, …; the last one is `max_length` itself.
     """
@@ -69,7 +69,7 @@ def bucket(n: int, buckets: Sequence[int]) -> int:
     """The smallest of the ascending `buckets` that holds `n` tokens.
 
     Raises:
-        ValueError: none does.
+        ValueError: no bucket holds it.
     """
     position = bisect.bisect_left(buckets, n)
     if position == len(buckets):
@@ -78,7 +78,7 @@ def bucket(n: int, buckets: Sequence[int]) -> int:
 
 
 def batch_size(length: int, token_budget: int, multiple_of: int = 1) -> int:
-    """Rows per batch at this length: within the budget, but never less than `multiple_of`."""
+    """Rows per batch at this length: within the budget, but at least `multiple_of`."""
     return max(1, token_budget // length // multiple_of) * multiple_of
 
 
@@ -94,16 +94,16 @@ def plan_batches(
 
     Args:
         lengths: [N] tokens of each text, at most `max_length`.
-        max_length: decides the buckets.
-        token_budget: most positions (rows × length) in a batch, unless `multiple_of` rows of the
-            bucket's length are already more.
-        multiple_of: batch sizes are multiples of this: into how many shards a batch is split.
-        few_sizes: a batch that is smaller than the budget has a power of two times `multiple_of` as
-            rows; for one of several calls.
+        max_length: determines the buckets.
+        token_budget: largest number of positions (rows × length) in a batch, unless `multiple_of`
+            rows of the bucket's length already exceed it.
+        multiple_of: the number of shards of a batch; batch sizes are multiples of it.
+        few_sizes: the number of rows of a batch smaller than the budget is a power of two times
+            `multiple_of`; for one of several calls.
 
     Returns:
         (rows int32 [B], bucket length) per batch, longest first. B is the bucket's `batch_size`, or
-        less; rows is -1 in the lines that the last batch lacks. Each text is in exactly one batch.
+        less; rows is -1 in the empty lines of the last batch. Each text is in exactly one batch.
 
     Raises:
         InputError: `token_budget` or `multiple_of` is below 1.
@@ -135,15 +135,15 @@ def plan_batches(
 def _cheapest(
     padded: np.ndarray, token_budget: int, multiple_of: int, price: int, few_sizes: bool
 ) -> list[tuple[int, int]]:
-    """(rows, length) of the batches that cost least: their positions, and the price of shapes.
+    """(rows, length) of the cheapest batches, by their positions and the price of shapes.
 
-    A bucket has its price, and a size other than the whole one has it once more: calls that encode
-    a text or two get a whole batch where that is as cheap, and compile nothing for the next one.
+    Each bucket has a price, and a size other than the full one costs it again: calls that encode
+    one or two texts get a full batch if that is as cheap, and the next call compiles nothing.
 
-    A plan is a sequence of runs. One begins with the longest text that is left, whose bucket is its
-    length, and goes about as far as the last text of some bucket; what is between those ends is
-    never a better place to change the length. Of the places at which a run may begin, all in one
-    bucket, only the most promising are followed up.
+    A plan is a sequence of runs. One begins with the longest remaining text, whose bucket is its
+    length, and extends about to the last text of some bucket; between those ends there is never a
+    better position to change the length. Among the positions in one bucket at which a run may
+    begin, only the most promising are explored.
 
     Args:
         padded: the bucket of each text, descending.
@@ -165,7 +165,7 @@ def _cheapest(
                     total, behind = cost[start] + rows * length + price_here, start + rows
                     behind = min(behind, len(padded))
                     if behind < end:
-                        continue  # the same bucket again: a way with a rest is as good
+                        continue  # the same bucket again: a run with a smaller batch is as good
                     if behind not in cost:
                         begins[bisect.bisect_right(ends, behind)].append(behind)
                     if total < cost.get(behind, total + 1):
@@ -181,7 +181,7 @@ def _cheapest(
 
 
 def _ways(count: int, most: int, multiple_of: int, few_sizes: bool) -> list[tuple[int, int]]:
-    """(whole batches, rows of a smaller one or 0) for about so many texts."""
+    """(whole batches, rows of a smaller one or 0) for about this many texts."""
     whole, rest = divmod(count, most)
     if not rest:
         return [(whole, 0)]
@@ -201,9 +201,9 @@ def pad_batch(
 
     Args:
         token_arrays: token ids of every text of the table, each of shape [≤ length].
-        rows: int32 [B] as `plan_batches` gives them, -1 for a line of padding.
+        rows: int32 [B] from `plan_batches`, -1 for a line of padding.
         length: T, the width of the result.
-        pad_id: fills what no text covers.
+        pad_id: fills the padding.
 
     Raises:
         ValueError: a text is longer than `length`.

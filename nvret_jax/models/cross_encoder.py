@@ -1,21 +1,20 @@
-"""A cross-encoder: query and passage read together, one number out. For rescoring candidates.
+"""A cross-encoder, for rescoring: reads query and passage together and returns one score.
 
     scorer = CrossEncoder.from_pretrained("cross-encoder/ms-marco-MiniLM-L6-v2")
     scorer.score([("a query", "a passage"), ("a query", "another")])
 
-What transformers calls `BertForSequenceClassification`, and the same for RoBERTa, XLM-R and
+This is `BertForSequenceClassification` of transformers, and its equivalents for RoBERTa, XLM-R and
 CamemBERT. The backbone is `models.bert.Bert`; this file adds token types, the head and the pairs.
 Choices:
 
-- **Scores are logits, as the head gives them.** sentence-transformers shows a sigmoid of them,
-  which orders the same way but squeezes margins together; logits are often negative, which the
-  rules of mining allow for.
+- **Scores are the head's logits.** sentence-transformers applies a sigmoid, which keeps the order
+  but compresses margins; logits are often negative, which the mining rules support.
 - One label: its logit. Two labels: logit of label 1 minus logit of label 0, the log odds of
-  "relevant". More than two say nothing about relevance alone and are refused.
-- BERT tells the second text by token type; RoBERTa and its descendants do not. A tokenizer whose
-  `model_input_names` leave out token_type_ids has them all 0, as transformers does.
-- Too long a pair is cut as transformers cuts it: tokens go from whichever text is longer.
-- The head is computed in float32 and lies whole on every device; it is at most a few MB.
+  "relevant". More than two labels do not represent relevance and are refused.
+- BERT marks the second text by token type; RoBERTa and its descendants do not. If a tokenizer's
+  `model_input_names` lacks token_type_ids, all types are 0, as in transformers.
+- A pair that is too long is cut as in transformers: tokens are removed from the longer text.
+- The head is computed in float32 and replicated on every device; it is at most a few MB.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ from nvret_jax.models.pretrained.tokenizer import Tokenizer
 
 MAX_LENGTH = 512  # where nobody says otherwise
 _TOKENIZED = 1024  # pairs tokenised at a time
-# A token and its type travel as one number, so that a batch of pairs is a batch like any other.
+# A token and its type are packed into one number, so that a batch of pairs is like any other batch.
 _TYPE = 1 << 24
 
 # The two heads: HF's name of the inner layer (after the backbone's prefix or not) and the outer.
@@ -70,7 +69,7 @@ class PairTokenizer(Tokenizer):
 
     @property
     def has_types(self) -> bool:
-        """Whether the model is told which of the two texts a token is from."""
+        """Whether the model gets token types."""
         fields = Fields(self._config)
         names = fields.texts("model_input_names", None)
         fields.check(f"{self._folder}/tokenizer_config.json")
@@ -84,7 +83,7 @@ class PairTokenizer(Tokenizer):
             max_length: limit in tokens; the longer text is cut first.
 
         Raises:
-            InputError: `max_length` leaves no room for the special tokens.
+            InputError: `max_length` leaves no space for the special tokens.
         """
         backend = self._backend
         specials = backend.num_special_tokens_to_add(True)
@@ -103,7 +102,7 @@ class PairTokenizer(Tokenizer):
 
 
 class PairEmbeddings(Embeddings):
-    """`Embeddings` of tokens that carry their type; see `_TYPE`."""
+    """`Embeddings` of tokens packed with their type; see `_TYPE`."""
 
     def __call__(self, packed_bt: jax.Array, config: BertConfig) -> jax.Array:
         """int32 [B, T] -> float32 [B, T, D]."""
@@ -124,7 +123,7 @@ class PairEmbeddings(Embeddings):
 
 
 class PairBert(Bert):
-    """`Bert` of pairs: its tokens carry their type."""
+    """`Bert` for pairs, whose tokens are packed with their type."""
 
     def __init__(self, config: BertConfig, *, options: Options, param_dtype: Any, rngs: nnx.Rngs):
         super().__init__(config, options=options, param_dtype=param_dtype, rngs=rngs)
@@ -132,7 +131,7 @@ class PairBert(Bert):
 
 
 class Head(Weights):
-    """The first token's vector to one number: dense, tanh, dense."""
+    """From the first token's vector to one number: dense, tanh, dense."""
 
     AXES: ClassVar = {
         "dense_kernel": (None, None),  # [D, D]
@@ -183,13 +182,13 @@ class CrossEncoder:
     """A model that scores pairs of texts, on a mesh.
 
     Attributes:
-        config: what shapes the backbone.
+        config: the shape of the backbone.
         labels: 1 or 2.
-        max_length: tokens a pair is cut to.
+        max_length: tokens to which a pair is cut.
         tokenizer: the model's own.
-        mesh: where the weights lie and the work is done.
-        folder: where the model was read from.
-        fingerprint: sha256, hex, of all that decides a score.
+        mesh: of the weights and the computation.
+        folder: that the model was read from.
+        fingerprint: sha256, hex, of everything that affects a score.
     """
 
     def __init__(
@@ -235,15 +234,16 @@ class CrossEncoder:
         Args:
             name_or_path: a folder, or a hub id.
             mesh: default: all devices, the batch split over them.
-            dtype: of the backbone's products; 'bfloat16' is the fast one on accelerators.
-            param_dtype: of the backbone's weights at rest.
-            max_length: tokens a pair is cut to; default 512, or less where the tokenizer or the
-                model's positions say so.
+            dtype: of the backbone's products; 'bfloat16' is fast on accelerators.
+            param_dtype: of the backbone's stored weights.
+            max_length: tokens to which a pair is cut; default 512, or less if the tokenizer or the
+                model's positions require it.
             attention: of `options.ATTENTION`; see `Encoder.from_pretrained`.
-            download: whether the hub may be asked over the network.
+            download: whether the hub may be accessed over the network.
 
         Raises:
-            InputError: no such model, or none that scores pairs; one line saying what to do.
+            InputError: no such model, or one that does not score pairs; one line that says what to
+                do.
         """
         folder = resolve(name_or_path, download=download)
         mesh = mesh_lib.make_mesh() if mesh is None else mesh
@@ -297,7 +297,7 @@ class CrossEncoder:
 
     @property
     def model(self) -> PairModel:
-        """The module, around this scorer's own arrays (nothing is copied)."""
+        """The module with this scorer's own arrays (nothing is copied)."""
         return nnx.merge(self._graphdef, self._state)
 
     def score(
@@ -342,10 +342,10 @@ class CrossEncoder:
         return scores
 
     def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
-        """Tokens of pairs with their types, as `PairTokenizer.encode_pairs` gives them.
+        """Tokens of pairs with their types, from `PairTokenizer.encode_pairs`.
 
         Raises:
-            InputError: the tokenizer knows more tokens than the model.
+            InputError: the tokenizer has more tokens than the model.
         """
         tokens = self.tokenizer.encode_pairs(pairs, self.max_length)
         if not self._typed:
@@ -354,13 +354,13 @@ class CrossEncoder:
         if highest >= self.config.vocab_size:
             raise InputError(
                 f"{self.folder}: the tokenizer gives token {highest}, but the model has "
-                f"{self.config.vocab_size} (config.json: vocab_size); they do not belong together"
+                f"{self.config.vocab_size} (config.json: vocab_size); they do not match"
             )
         return tokens
 
 
 def _read_config(folder: epath.Path) -> tuple[dict[str, Any], BertConfig]:
-    """config.json, as it is and as we need it."""
+    """config.json, unchanged and parsed."""
     path = inside(folder, "config.json")
     if not path.exists():
         raise InputError(f"{folder}: no config.json; it does not hold a cross-encoder")
@@ -390,8 +390,8 @@ def _read_head(folder: epath.Path, width: int, names: tuple[str, str]) -> dict[s
                 if not keys:
                     plain = re.sub(r"[\\()?]", "", name)
                     raise InputError(
-                        f"{checkpoint.name}: no {plain}.{part}; a cross-encoder has the head of "
-                        "a sequence classification model, an embedding model has none"
+                        f"{checkpoint.name}: no {plain}.{part}; expected the head of a sequence "
+                        f"classification model, which an embedding model lacks"
                     )
                 value = checkpoint.read(keys[0]).astype(np.float32)
                 found[f"{ours}_{'kernel' if part == 'weight' else 'bias'}"] = np.ascontiguousarray(
@@ -423,4 +423,4 @@ def _check_pairs(pairs: Sequence[tuple[str, str]]) -> None:
         if not texts or not all(isinstance(text, str) for text in pair):
             raise InputError(f"pair {number} is {str(pair)[:60]!r}; expected (query, passage)")
         if half := half_pair(pair[0]) or half_pair(pair[1]):
-            raise InputError(f"pair {number} has {half}, which is not text; remove it")
+            raise InputError(f"pair {number} has {half}, which is not valid Unicode; remove it")

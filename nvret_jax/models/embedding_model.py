@@ -1,9 +1,9 @@
-"""The module that is trained: token ids to vectors. And how it is built and filled from a folder.
+"""The trained module, from token ids to vectors, and how it is built and loaded from a folder.
 
     backbone → (latent attention) → pooling → (Dense …) → (first components) → (unit length)
 
-With the pooling 'tokens' nothing is pooled and the rest applies to each token. Each part comes from
-files of its own, under names of its own: `load` reads them one after the other.
+With the pooling 'tokens' nothing is pooled and the rest applies to each token. Each part is in
+separate files with separate names, which `load` reads in turn.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Paths = Mapping[weights.Path, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Truncate:
-    """The first components of an embedding are kept.
+    """Keeps the first components of an embedding.
 
     Attributes:
         width: how many.
-        last: whether nothing comes after it, as in sentence-transformers: vectors are then shorter
-            than 1. For a model that is compared by cosine they get unit length afterwards, so that
-            their dot product is that cosine.
+        last: whether it is the last step, as in sentence-transformers: vectors are then shorter
+            than 1. For a model compared by cosine they are scaled to unit length afterwards, so
+            that their dot product is that cosine.
     """
 
     width: int
@@ -50,7 +50,7 @@ class Truncate:
 
 
 class EmbeddingModel(nnx.Module):
-    """Token ids to one vector a text, or one a token ('tokens')."""
+    """From token ids to one vector per text, or one per token ('tokens')."""
 
     def __init__(
         self,
@@ -84,13 +84,13 @@ class EmbeddingModel(nnx.Module):
         Args:
             tokens_bt: int32 [B, T], sharded over "batch".
             lengths_b: int32 [B], real tokens of each, at least 1.
-            dropout_keys_b: typed PRNG keys [B], one an example; None: no dropout.
-            skip: tokens at the beginning that are not pooled, an int or int32 scalar or [B]; the
-                others still see them. None: all are.
+            dropout_keys_b: typed PRNG keys [B], one per example; None: no dropout.
+            skip: number of tokens at the beginning that are not pooled, an int or int32 scalar or
+                [B]; other tokens still attend to them. None: all are pooled.
 
         Returns:
-            float32 [B, D], sharded over "batch". With 'tokens' [B, T, D], also at positions behind
-            the end, where a vector has seen the text but counts only if the caller says so.
+            float32 [B, D], sharded over "batch". With 'tokens' [B, T, D], also at positions past
+            the end, whose vectors attend to the text but count only if the caller decides so.
         """
         hidden_btd = self.backbone(tokens_bt, lengths_b, dropout_keys_b=dropout_keys_b)
         with jax.named_scope("pooling"):
@@ -110,7 +110,7 @@ class EmbeddingModel(nnx.Module):
             return l2_normalize(emb) if self.normalize else emb
 
     def logical_axes(self) -> dict[weights.Path, tuple[str | None, ...]]:
-        """Path of each weight in `nnx.state(self)` -> its logical axes at rest."""
+        """Path of each weight in `nnx.state(self)` -> its logical axes as stored."""
         axes = {("backbone", *p): names for p, names in self.backbone.logical_axes().items()}
         state = dict(nnx.to_flat_state(nnx.state(self)))
         for path in state:
@@ -124,10 +124,10 @@ class EmbeddingModel(nnx.Module):
 def build(
     spec: EncoderSpec, options: Options, *, adapters: LoraConfig | None = None
 ) -> EmbeddingModel:
-    """The model of a spec with random weights; call it under `nnx.eval_shape` for shapes alone.
+    """The model of a spec with random weights; call it under `nnx.eval_shape` for shapes only.
 
     Raises:
-        InputError: adapters for targets it does not have.
+        InputError: adapters for targets that the model does not have.
     """
     rngs, family, shape = nnx.Rngs(0), spec.family, spec.backbone
     kwargs = {"options": options, "param_dtype": spec.param_dtype, "rngs": rngs}
@@ -184,7 +184,7 @@ def abstract(
 
 
 def check_mesh(spec: EncoderSpec, mesh: Mesh) -> None:
-    """Raises InputError, with the numbers, where `mesh` cannot cut the model of this spec."""
+    """Raises InputError, with the numbers, if `mesh` cannot split the model of this spec."""
     spec.family.check_mesh(spec.backbone, mesh)
     if spec.pooling == "latent":
         config = LatentConfig.from_hf(spec.architecture, spec.backbone.hidden_size)
@@ -192,7 +192,7 @@ def check_mesh(spec: EncoderSpec, mesh: Mesh) -> None:
 
 
 def _below(root: weights.Path, paths: Paths) -> dict[weights.Path, Any]:
-    """What `paths` holds under `root`, by the rest of the path."""
+    """The entries of `paths` under `root`, by the rest of the path."""
     return {path[len(root) :]: v for path, v in paths.items() if path[: len(root)] == root}
 
 
@@ -212,15 +212,15 @@ def load(
         abstract: from `nnx.eval_shape(build)`.
         spec: its spec.
         folder, backbone_folder: of the model, and of its backbone's weights.
-        adapter: a PEFT folder; None: adapters, if the model has any, begin as no change.
+        adapter: a PEFT folder; None: adapters, if the model has any, initially change nothing.
         seed: of those.
 
     Returns:
         the model's state.
 
     Raises:
-        InputError: a file is missing or broken, or holds other weights; all bad keys of a file
-            are in the one message.
+        InputError: a file is missing or damaged, or its weights do not match; one message names all
+            wrong keys of a file.
     """
     flat = dict(nnx.to_flat_state(nnx.state(abstract)))
     shapes = {path: tuple(variable.shape) for path, variable in flat.items()}
@@ -274,12 +274,12 @@ def load(
 
 
 def to_hf(model: EmbeddingModel, spec: EncoderSpec) -> dict[str, np.ndarray]:
-    """What goes into a folder's model.safetensors: the backbone under HF's names, adapters merged.
+    """The content of a folder's model.safetensors: the backbone under HF's names, adapters merged.
 
-    Kernels that adapters are merged into are float32, all else has the dtype it is kept in.
+    Kernels with merged adapters are float32, all other weights keep their stored dtype.
 
-    NV-Embed's latent attention is among it, under the names its own code gives both. All processes
-    must call it, under `jax.set_mesh`.
+    NV-Embed's latent attention is included; both parts have the names of its own code. All
+    processes must call it, under `jax.set_mesh`.
     """
     tensors = weights.to_hf(model.backbone, table=spec.family.table, value=lora.merged)
     if spec.pooling != "latent":
@@ -291,5 +291,5 @@ def to_hf(model: EmbeddingModel, spec: EncoderSpec) -> dict[str, np.ndarray]:
 
 
 def dense_to_hf(model: EmbeddingModel) -> list[dict[str, np.ndarray]]:
-    """What goes into the model.safetensors of each Dense module, in their order."""
+    """The content of model.safetensors of each Dense module, in order."""
     return [weights.to_hf(dense, table=DENSE_TABLE) for dense in getattr(model, "dense", ())]

@@ -1,15 +1,16 @@
-"""NV-Embed's latent attention (arXiv 2405.17428 §3.1): what stands before its mean pooling.
+"""NV-Embed's latent attention (arXiv 2405.17428 §3.1), which precedes its mean pooling.
 
 Token vectors are the queries, a few hundred trained vectors the keys and values of one
-cross-attention, which tokens then look into as a dictionary:
+cross-attention, which acts as a dictionary for the tokens:
 
     x = x + out( softmax(q(norm(x)) · k(norm_c(latents))) · v(norm_c(latents)) )
     x = x + down( a · gelu(g) ),   [a, g] = up(norm(x))
 
-The second half of `up` goes through the activation, unlike in ModernBERT. The mean over tokens
-comes after (`pooling.pool`). Heads are wide in the released model, 4,096 each for 8 of them.
+The activation is applied to the second half of `up`, unlike in ModernBERT. The mean over tokens
+follows (`pooling.pool`). Heads are wide in the released model: 8 heads of 4,096.
 
-Nothing depends on other tokens, so padding needs no mask here. All in float32 but the products.
+Tokens do not depend on each other, so padding needs no mask here. All in float32 except the
+products.
 
 Shapes: B batch, T tokens, D width, R latents, C their width, H heads, K head width, F 4 · D.
 """
@@ -45,9 +46,9 @@ EPS = 1e-5  # torch's default, which no config of the model overrides
 
 @dataclasses.dataclass(frozen=True)
 class LatentConfig:
-    """What shapes it; names and defaults are those of NV-Embed's `LatentAttentionConfig`.
+    """Its shape; names and defaults are those of NV-Embed's `LatentAttentionConfig`.
 
-    The released config.json says nothing but the model_type of this part: the sizes are defaults.
+    The released config.json gives only the model_type of this part: the sizes are defaults.
     """
 
     hidden_dim: int = 4096  # of the token vectors
@@ -68,8 +69,9 @@ class LatentConfig:
             where: its path, for messages.
 
         Raises:
-            InputError: a field is no size, or not as wide as the backbone's token vectors; or the
-                pooled vector is not normalised, which all of this model's code does.
+            InputError: an invalid size, or one that differs from the width of the backbone's token
+                vectors; or a pooled vector that is not normalised, which this model's code always
+                does.
         """
         outer = Fields(config)
         fields = Fields(outer.object("latent_attention_config", {}), outer.wrong)
@@ -86,7 +88,7 @@ class LatentConfig:
 
 
 def check_mesh(config: LatentConfig, mesh: Mesh) -> None:
-    """Raises InputError, with the numbers, where `mesh` cannot cut this pooling evenly."""
+    """Raises InputError, with the numbers, if `mesh` cannot split this pooling evenly."""
     if config.num_cross_heads % mesh.shape["tensor"]:
         raise InputError(
             f"this model does not fit the mesh: num_cross_heads={config.num_cross_heads} is not a "
@@ -95,7 +97,7 @@ def check_mesh(config: LatentConfig, mesh: Mesh) -> None:
 
 
 class LatentAttention(Weights):
-    """Token vectors [B, T, D] to token vectors of the same shape."""
+    """From token vectors [B, T, D] to token vectors of the same shape."""
 
     AXES: ClassVar = {
         "latents": (None, "embed"),  # [R, C]
@@ -199,4 +201,4 @@ LATENT_TABLE: Table = {
     "cross_attend_blocks.1.fn.net.2.bias": (("down_bias",), COPY),
 }
 LATENT_PREFIXES = ("latent_attention_model.",)
-LATENT_IGNORED = (r"(?!latent_attention_model\.).*",)  # the backbone, read on its own
+LATENT_IGNORED = (r"(?!latent_attention_model\.).*",)  # the backbone, which is read separately

@@ -1,17 +1,17 @@
-"""LoRA (arXiv 2106.09685): a frozen kernel W, and beside it a trained A·B of low rank.
+"""LoRA (arXiv 2106.09685): a frozen kernel W plus a trained A·B of low rank.
 
     y = x·W + scale · dropout(x)·A·B          scale = alpha / rank
 
 Adapters are weights of the layer they belong to, named after the kernel (`query_kernel` gets
 `query_lora_a` [D, r] and `query_lora_b` [r, N, G, K]), stacked and scanned with it, of the type
-`nnx.LoRAParam` and in float32 whatever the kernel's dtype is. A begins random, B zero: at first a
-model with adapters is the model without. `merged` adds them into the kernels, for an export; the
-adapters alone go out and come in as PEFT has them (`save`, `load`).
+`nnx.LoRAParam` and in float32 for any kernel dtype. A is initially random, B zero, so that at first
+adapters change nothing. `merged` adds them into the kernels, for an export; `save` and `load` write
+and read only the adapters, in PEFT's format.
 
 Targets are named as in PEFT, by the modules of the Hugging Face model: the last parts of a name
 ('q_proj', 'mlp.down_proj', BERT's 'query' and 'dense'), which adapt that module in every layer;
-whole names ('encoder.layer.0.attention.self.query'), of which those of all layers must be there, as
-layers are stacked; or 'all-linear' for every kernel of the layers.
+whole names ('encoder.layer.0.attention.self.query'), which must include all layers, because layers
+are stacked; or 'all-linear' for every kernel of the layers.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from nvret_jax.models.pretrained.folder import Fields, inside, read_object, show
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # PEFT puts it before the names of what it wraps
-_PLACE = 16  # dropout: the first of the places that are drawn for adapters
+_PREFIX = "base_model.model."  # PEFT's prefix of the names of wrapped modules
+_PLACE = 16  # dropout: the first `place` used for adapters
 
 
 def draws(layers: nnx.Module, options: Options) -> bool:
@@ -62,7 +62,7 @@ def product(
     keys_b: jax.Array | None = None,
     **kwargs: Any,
 ) -> jax.Array:
-    """x · kernel (+ bias) (+ adapter), for a layer whose weights are called `{name}_kernel`, ….
+    """x · kernel (+ bias) (+ adapter), for a layer whose weights are named `{name}_kernel`, ….
 
     Args:
         layer: a `Weights` module.
@@ -113,7 +113,7 @@ def _use(layer: Any, name: str, dtype: Any) -> jax.Array:
 
 
 def axes(declared: Mapping[str, tuple[str | None, ...]], name: str) -> tuple[str | None, ...]:
-    """Logical axes of a layer's weight: an adapter has those of its kernel's side, r has none."""
+    """Logical axes of a layer's weight: an adapter has those of its kernel, r has none."""
     if name in declared:
         return declared[name]
     stem, side = name[: -len("_lora_a")], name[-1]
@@ -137,10 +137,10 @@ def matches(table: weights.Table, targets: tuple[str, ...], layers: int) -> dict
     Args:
         table: its conversion.
         targets: of a `LoraConfig`.
-        layers: how many it has.
+        layers: their number.
 
     Raises:
-        InputError: a target matches nothing, naming what there is; or modules of some layers only.
+        InputError: a target matches nothing (names the modules), or modules of some layers only.
     """
     kernels = _kernels(table)
     found: dict[str, set[int]] = {module: set() for module in kernels}
@@ -160,20 +160,21 @@ def matches(table: weights.Table, targets: tuple[str, ...], layers: int) -> dict
         there = ", ".join(sorted({module.split("}.")[-1] for module in kernels}))
         raise InputError(
             f"lora targets {', '.join(missing)} match nothing in this model; its modules: {there} "
-            f"(their last parts will do), or {ALL!r}"
+            f"(their last parts suffice), or {ALL!r}"
         )
     for module, hit in found.items():
         if hit and (lacking := sorted(set(range(layers)) - hit)):
             raise InputError(
-                f"lora targets adapt {module} in {len(hit)} of {layers} layers; layers are stacked "
-                f"and adapted alike: add layer {lacking[0]}, or give the name's last part alone "
+                f"lora targets adapt {module} in {len(hit)} of {layers} layers; layers are "
+                f"stacked and must all be adapted: add layer {lacking[0]}, or give only the "
+                f"name's last part "
                 f"({module.split('}.')[-1]!r})"
             )
     return {module: stem for module, (stem, _) in kernels.items() if found[module]}
 
 
 def _meant(target: str, name: str) -> bool:
-    """Whether a target means the module `name`: as in PEFT, or with a head's prefix before it."""
+    """Whether a target refers to the module `name`: as in PEFT, or with a head's prefix."""
     return target in (ALL, name) or name.endswith(f".{target}") or target.endswith(f".{name}")
 
 
@@ -182,8 +183,8 @@ def attach(backbone: Any, config: LoraConfig, table: weights.Table, *, rngs: nnx
 
     Args:
         backbone: with stacked `layers`; may be abstract (under `nnx.eval_shape`).
-        config: InputError from `matches` where its targets are not there.
-        table: the backbone's conversion, which knows the modules' names.
+        config: InputError from `matches` if its targets do not exist.
+        table: the backbone's conversion, which has the modules' names.
         rngs: for A, uniform within ±1 / sqrt(fan-in), as in PEFT.
     """
     layers = backbone.layers
@@ -200,7 +201,7 @@ def attach(backbone: Any, config: LoraConfig, table: weights.Table, *, rngs: nnx
 
 
 def _random(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A [L, *in, r] at the start."""
+    """The initial A [L, *in, r]."""
     bound = 1.0 / math.sqrt(math.prod(shape[1:-1]))
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
@@ -212,7 +213,7 @@ def initial(
     *,
     seed: int,
 ) -> dict[weights.Path, jax.Array]:
-    """New adapters, made in their shards; the same on any mesh. Arguments as of `load`."""
+    """New adapters, made in their shards; the same on any mesh. Arguments as in `load`."""
     arrays = {}
     for number, path in enumerate(sorted(p for p in shapes if "_lora_" in p[-1])):
         target = mesh_lib.sharding(mesh, *axes[path])
@@ -225,7 +226,7 @@ def initial(
 
 
 def trainable(path: tuple[Any, ...], variable: Any) -> bool:
-    """A filter for `nnx.split`: the adapters, and what is not of the backbone (a pooling).
+    """A filter for `nnx.split`: the adapters, and weights outside the backbone (a pooling).
 
     For a model without adapters everything is trainable: use `nnx.Param`.
     """
@@ -246,14 +247,14 @@ def _added(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float, inputs: 
 
 
 def merged(backbone: Any, path: weights.Path) -> jax.Array:
-    """A weight of a backbone, with the adapter beside it added in, if it has one.
+    """A weight of a backbone, with its adapter added, if it has one.
 
-    The sum is float32 whatever dtype the kernel is kept in: what an adapter changes is often less
-    than a narrow kernel's rounding, and is to be rounded once, to the dtype it is written in. All
-    processes must call it, under `jax.set_mesh`.
+    The sum is float32 for any stored dtype of the kernel: an adapter's change is often smaller than
+    the rounding of a narrow kernel, and should be rounded only once, to the dtype it is written in.
+    All processes must call it, under `jax.set_mesh`.
 
     Args:
-        backbone: with adapters or without.
+        backbone: with or without adapters.
         path: of the weight in its state.
     """
     module, layers = backbone, getattr(backbone, "layers", None)
@@ -268,11 +269,11 @@ def merged(backbone: Any, path: weights.Path) -> jax.Array:
 
 
 def rounding(backbone: Any, table: weights.Table, dtype: str) -> tuple[float, float]:
-    """What an export in `dtype` makes of the adapters; all processes call it, under `set_mesh`.
+    """The effect of an export in `dtype` on the adapters; all processes call it, under `set_mesh`.
 
     Returns:
-        how much adapters change the weights they belong to, |dW| / |W|; and how much of that the
-        rounding of the sums loses, |error| / |dW| (Frobenius norms over all of them).
+        how much adapters change their weights, |dW| / |W|; and how much of that the rounding of the
+        sums loses, |error| / |dW| (Frobenius norms over all of them).
     """
     config = getattr(backbone.layers, "lora", None)
     sums = np.zeros(3)
@@ -288,7 +289,7 @@ def rounding(backbone: Any, table: weights.Table, dtype: str) -> tuple[float, fl
 
 @functools.partial(jax.jit, static_argnums=2)
 def _squares(kernel: jax.Array, merged: jax.Array, dtype: str) -> jax.Array:
-    """float32 [3]: of the kernel, of what is added to it, of what `dtype` rounds away."""
+    """float32 [3], of the kernel, of the addition, and of the rounding error in `dtype`."""
     kernel = kernel.astype(jnp.float32)
     lost = merged.astype(dtype).astype(jnp.float32) - merged
     found = jnp.stack([jnp.square(x).sum() for x in (kernel, merged - kernel, lost)])
@@ -296,7 +297,7 @@ def _squares(kernel: jax.Array, merged: jax.Array, dtype: str) -> jax.Array:
 
 
 def adapter_table(table: weights.Table, targets: tuple[str, ...], layers: int) -> weights.Table:
-    """The conversion between adapters as we keep them and as PEFT does: A [r, in], B [out, r]."""
+    """The conversion between our adapters and PEFT's: A [r, in], B [out, r]."""
     kernels = _kernels(table)
     out = {}
     for module, stem in matches(table, targets, layers).items():
@@ -312,16 +313,18 @@ def read_config(folder: epath.PathLike, ignored: tuple[str, ...] = ()) -> LoraCo
 
     Args:
         folder: of the adapter.
-        ignored: patterns of the model's keys that have no part in an embedding: targets among them
-            are left out (PEFT's 'all-linear' adapts a BERT's pooler too).
+        ignored: patterns of the model's keys that do not affect an embedding: targets among them
+            are left out (PEFT's 'all-linear' adapts a BERT's pooler, too).
 
     Raises:
-        InputError: it is no plain LoRA (DoRA, other ranks for some modules, biases, …), naming
+        InputError: it is not a plain LoRA (DoRA, other ranks for some modules, biases, …); names
             every such setting.
     """
     path = inside(folder, CONFIG_FILE)
     if not path.exists():
-        raise InputError(f"{path}: no such file; an adapter is a folder with it and {WEIGHTS_FILE}")
+        raise InputError(
+            f"{path}: no such file; an adapter is a folder with this file and {WEIGHTS_FILE}"
+        )
     config = read_object(folder, CONFIG_FILE)
     wrong = [
         f"{name}={shown(config[name])}"
@@ -381,7 +384,7 @@ def load(
     ignored: tuple[str, ...],
     targets: tuple[str, ...],
 ) -> dict[weights.Path, jax.Array]:
-    """Reads PEFT's adapter_model.safetensors into their shards; arguments as of `weights.load`.
+    """Reads PEFT's adapter_model.safetensors into shards; arguments as in `weights.load`.
 
     Args:
         shapes, axes: of a backbone with adapters attached.
@@ -406,7 +409,7 @@ def load(
 
 
 def _named(table: weights.Table, targets: tuple[str, ...], layers: int) -> list[str]:
-    """The targets as PEFT is told: by last parts, where these mean no other module as well."""
+    """The targets for PEFT: last parts of names, unless these also match other modules."""
     modules = matches(table, targets, layers)
     short = sorted({module.split("}.")[-1] for module in modules})
     if set(matches(table, tuple(short), layers)) == set(modules):
@@ -417,7 +420,7 @@ def _named(table: weights.Table, targets: tuple[str, ...], layers: int) -> list[
 def save(
     backbone: Any, folder: epath.PathLike, *, table: weights.Table, base: str | None = None
 ) -> None:
-    """Writes a backbone's adapters as PEFT reads them; all processes call it, one writes.
+    """Writes a backbone's adapters in PEFT's format; all processes call it, one writes.
 
     Args:
         backbone: with adapters.

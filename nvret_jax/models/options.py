@@ -15,7 +15,7 @@ ATTENTION = ("xla", "cudnn", "splash")
 REMAT = ("none", "attention", "dots", "full")
 PROMPT_IN_POOLING = ("all", "none", "last")
 POOLINGS = ("mean", "cls", "lasttoken", "latent", "tokens")
-ALL = "all-linear"  # every kernel of the layers, as a target of adapters
+ALL = "all-linear"  # as a target of adapters: every kernel of the layers
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # the default of teacher and student
 
 LENGTH = whole(3, 1 << 20, "tokens", also={0: "the model's own"})
@@ -35,7 +35,7 @@ class LoraConfig:
         rank: r, the inner width.
         alpha: the adapter's output is multiplied by alpha / rank.
         dropout: rate on the adapter's input, in training.
-        targets: modules of the Hugging Face model, see `lora.py`; or 'all-linear' alone.
+        targets: modules of the Hugging Face model, see `lora.py`; or only 'all-linear'.
         rslora: divide alpha by sqrt(rank) instead (arXiv 2312.03732).
     """
 
@@ -65,8 +65,8 @@ class LoraConfig:
 class EncoderOptions:
     """An encoder, a teacher or the student.
 
-    What decides its vectors follows from these together with the model's own folder; so what
-    counts is decided where both are at hand.
+    Its vectors depend on these options together with the model's own folder; so their fingerprint
+    is made where both are available.
     """
 
     model: str = option(
@@ -84,36 +84,38 @@ class EncoderOptions:
     )
     passage_prompt: str | None = option(None, PROMPT, "The same for passages.")
     pooling: str | None = option(
-        None, _POOLING, "How token vectors become one vector; unset: the model's own 1_Pooling."
+        None,
+        _POOLING,
+        "How token vectors become one vector; unset: from the model's own 1_Pooling.",
     )
     prompt_in_pooling: str | None = option(
         None,
         _PROMPT_IN_POOLING,
-        "Which tokens of a prompt are pooled: all, none, or all but the last (NV-Embed); unset: as "
-        "the model does.",
+        "Which tokens of a prompt are pooled: all, none, or all but the last (NV-Embed); unset: "
+        "as in the model.",
     )
     bidirectional: bool | None = option(
         None,
         _BIDIRECTIONAL,
-        "Whether tokens of a decoder attend to later tokens; unset: as the model does.",
+        "Whether tokens of a decoder attend to later tokens; unset: as in the model.",
     )
     normalize: bool = option(
         True,
         flag(),
-        "L2-normalise embeddings, so that scores are cosines, which mining values and temperatures "
-        "are meant for. False: inner products of whatever the pooling gives.",
+        "L2-normalise embeddings, so that scores are cosines, for which mining values and "
+        "temperatures are meant. False: inner products of the pooled vectors.",
     )
     dtype: str = option(
         "float32",
         choice(*DTYPES),
-        "Arithmetic of the encoder in training; bfloat16 is for accelerators. While it embeds: see "
+        "Arithmetic of the encoder in training; bfloat16 is for accelerators. For embedding, see "
         "'embed.dtype'.",
     )
     param_dtype: str = option(
         "float32",
         choice(*DTYPES),
-        "What weights are kept in. bfloat16 suits a teacher, or a student of which only adapters "
-        "are trained.",
+        "The dtype of stored weights. bfloat16 suits a teacher, or a student with only adapters "
+        "trained.",
     )
     attention: str = option(
         "xla",
@@ -127,14 +129,15 @@ class EncoderOptions:
     remat: str = option(
         "none",
         choice(*REMAT),
-        "Student only: what its layers compute again for the gradient instead of keeping it, from "
+        "Student only: what its layers recompute for the gradient instead of keeping it, from "
         "none (fastest) to full (least memory).",
         counts=False,
     )
     lora_rank: int = option(
         0,
         whole(0, 1 << 16, "0 to train all weights"),
-        "Student only: train LoRA adapters of this rank beside frozen weights; 0: all weights.",
+        "Student only: train LoRA adapters of this rank and freeze the weights; 0: train all "
+        "weights.",
     )
     lora_alpha: float = option(
         32.0, number(0, 1e6, above=True), "The output of an adapter is scaled by alpha / rank."
@@ -145,23 +148,25 @@ class EncoderOptions:
     lora_targets: tuple[str, ...] = option(
         (ALL,),
         _TARGETS,
-        "Which modules get an adapter, by their Hugging Face names, such as ('q_proj', 'v_proj').",
+        "The modules that get an adapter, by their Hugging Face names, such as ('q_proj', "
+        "'v_proj').",
     )
     adapter: str = option(
         "",
         path("a folder", empty=True),
-        "A folder with an adapter in PEFT's format, put on the model; a student trains it further.",
+        "A folder with an adapter in PEFT's format, applied to the model; a student trains it "
+        "further.",
     )
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What they change in the model's own spec; see `spec.read_spec`."""
+        """Their changes to the model's own spec; see `spec.read_spec`."""
         names = ("dtype", "param_dtype", "pooling", "normalize", "query_prompt", "passage_prompt")
         return {n: getattr(self, n) for n in (*names, "prompt_in_pooling", "bidirectional")}
 
     @property
     def lora(self) -> LoraConfig | None:
-        """The new adapters it gets; None: none."""
+        """The new adapters of the encoder, or None."""
         if not self.lora_rank:
             return None
         return LoraConfig(
@@ -172,5 +177,5 @@ class EncoderOptions:
         )
 
     def length(self, kind: str) -> int:
-        """Tokens kept of a 'query' or a 'passage'; 0: as the model says."""
+        """Tokens kept of a 'query' or a 'passage'; 0: the model's own."""
         return self.query_length if kind == "query" else self.passage_length

@@ -1,14 +1,14 @@
-"""From token vectors to what a text is compared by: one vector, or one a token.
+"""From token vectors to the vectors that represent a text: one, or one per token.
 
-Which pooling a model wants is part of the model: it was trained with it, and its folder says so
-(`1_Pooling/config.json`). Sums run in float32 over the real tokens only; the special tokens count,
-as they do in sentence-transformers. Tokens at the beginning (an instruction) can be kept out.
+The pooling is part of a model: it was trained with it, and its folder names it
+(`1_Pooling/config.json`). Sums are float32 over the real tokens only; special tokens count, as in
+sentence-transformers. Tokens at the beginning (an instruction) can be left out.
 
     mean, cls, lasttoken   one vector, under sentence-transformers' names
     latent                 NV-Embed: the mean, after `latent.LatentAttention`
     tokens                 late interaction (ColBERT): no pooling, each token keeps its vector
 
-`Dense` is what may follow: sentence-transformers' module of that name, PyLate's projection.
+`Dense` may follow: sentence-transformers' module of that name, PyLate's projection.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _mean(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
     first_b = jnp.zeros_like(lengths_b) if skip is None else jnp.zeros_like(lengths_b) + skip
     at = _at(hidden_btd.shape[1])
     real_bt = (at >= first_b[:, None]) & (at < lengths_b[:, None])
-    # where, not a product with the mask: 0 × inf would let a padded position through as NaN.
+    # where, not a product with the mask: 0 × inf would turn a padded position into NaN.
     kept_btd = jnp.where(real_bt[:, :, None], hidden_btd.astype(jnp.float32), 0.0)
     count_b = jnp.maximum(lengths_b - first_b, 1)
     return kept_btd.sum(axis=1) / count_b[:, None].astype(jnp.float32)
@@ -56,13 +56,13 @@ def _cls(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
 
 
 def _last(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
-    del skip  # a text that is all instruction ends in its last token, too
+    del skip  # a text that is only an instruction keeps its last token, too
     return _picked(hidden_btd, lengths_b - 1)
 
 
 POOLINGS = {"mean": _mean, "cls": _cls, "lasttoken": _last, "latent": _mean}
 MODES = (*POOLINGS, "tokens")
-OF_FOLDERS = ("mean", "cls", "lasttoken")  # what a 1_Pooling/config.json may ask for
+OF_FOLDERS = ("mean", "cls", "lasttoken")  # modes that a 1_Pooling/config.json may name
 
 
 def check_pooling(mode: str, where: str = "pooling", known: tuple[str, ...] = MODES) -> str:
@@ -80,8 +80,8 @@ def pool(hidden_btd: jax.Array, lengths_b: jax.Array, mode: str, *, skip: Skip =
         lengths_b: int32 [B], real tokens per sequence; the rest is padding on the right.
         mode: 'mean' over the real tokens ('latent' likewise), 'cls': the first token, 'lasttoken':
             the last real one.
-        skip: tokens at the beginning that are kept out of it, for all sequences or int32 [B]; a
-            mean over nothing is 0.
+        skip: number of tokens at the beginning that are left out, for all sequences or int32 [B];
+            an empty mean is 0.
 
     Returns:
         float32 [B, D], not normalised.
@@ -97,16 +97,16 @@ def pool(hidden_btd: jax.Array, lengths_b: jax.Array, mode: str, *, skip: Skip =
 def l2_normalize(emb_bd: jax.Array) -> jax.Array:
     """Rows at unit length; a zero row stays zero (the floor of 1e-12 is torch's).
 
-    A zero row has no direction, and its gradient is zero: that of a square root at 0 is infinite,
-    and would make all weights NaN.
+    The gradient of a zero row is zero: that of a square root at 0 is infinite, and would make all
+        weights NaN.
     """
     square_b1 = jnp.sum(jnp.square(emb_bd), axis=-1, keepdims=True)
-    zero_b1 = square_b1 == 0  # what is not finite stays so, and is reported
+    zero_b1 = square_b1 == 0  # non-finite values stay so, and are reported
     norm_b1 = jnp.sqrt(jnp.where(zero_b1, 1.0, square_b1))
     return jnp.where(zero_b1, 0.0, emb_bd) / jnp.maximum(norm_b1, 1e-12)
 
 
-# torch's class -> ours. sentence-transformers writes the whole path; its last part tells.
+# torch's class -> ours. sentence-transformers writes the whole path; its last part is sufficient.
 _ACTIVATIONS = {
     "Identity": lambda x: x,
     "Tanh": jnp.tanh,
@@ -119,13 +119,13 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class DenseConfig:
-    """What shapes a `Dense`; field names are sentence-transformers'.
+    """The shape of a `Dense`; field names are sentence-transformers'.
 
     Attributes:
         in_features, out_features: its widths.
         bias: whether it has one.
         activation_function: a key of `_ACTIVATIONS`.
-        use_residual: the input is added, through a kernel of its own where the widths differ.
+        use_residual: the input is added, through a separate kernel if the widths differ.
     """
 
     in_features: int
@@ -139,7 +139,7 @@ class DenseConfig:
         """Reads a module's config.json.
 
         Raises:
-            InputError: it asks for what is not supported, or does not take vectors of `width`.
+            InputError: it requests something unsupported, or does not take vectors of `width`.
         """
         fields = Fields(config)
         fields.known(

@@ -1,7 +1,7 @@
-"""Which arithmetic 'auto' means, and what float32 costs on an accelerator.
+"""The dtype that 'auto' selects, and the cost of float32 on an accelerator.
 
 float32 means float32 here, never TF32 and never a single bfloat16 product: results agree between
-platforms to rounding. Matrix units are made for bfloat16, so on accelerators that has a price.
+platforms up to rounding. Matrix units are made for bfloat16, so float32 is slow on accelerators.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ def embedding_dtype(asked: str, own: str, platform: str) -> str:
 
     Args:
         asked: `embed.dtype`.
-        own: `dtype` of the encoder's block, which is also that of its training.
+        own: `dtype` of the encoder's block, also used in its training.
         platform: 'cpu', 'gpu' or 'tpu'.
 
     Returns:
-        what is asked for. For 'auto': 'bfloat16' on accelerators, and for an encoder whose own
-        dtype that is; else 'float32'.
+        the requested dtype. For 'auto': 'bfloat16' on accelerators, and for an encoder whose own
+        dtype is bfloat16; else 'float32'.
     """
     if asked != "auto":
         return asked
@@ -40,7 +40,7 @@ def cost(dtype: str, platform: str) -> str | None:
 
 @functools.cache
 def say_cost(stage: str, dtype: str, platform: str, key: str) -> None:
-    """Says once for a stage what float32 costs, and which key changes it."""
+    """Prints once per stage the cost of float32, and the key that avoids it."""
     found = cost(dtype, platform)
     if found:
         say(f"{stage:<10}{found}; {key}=bfloat16 avoids it")
@@ -48,15 +48,16 @@ def say_cost(stage: str, dtype: str, platform: str, key: str) -> None:
 
 @functools.cache
 def say_rounded(asked: str, own: str, dtype: str) -> None:
-    """Says once that 'auto' embeds in bfloat16 an encoder whose own dtype is float32.
+    """Prints once that 'auto' selects bfloat16 for an encoder whose own dtype is float32.
 
     Args:
-        asked, own: as of `embedding_dtype`.
-        dtype: what that gave.
+        asked, own: as in `embedding_dtype`.
+        dtype: its result.
     """
     if asked == "auto" and (own, dtype) == ("float32", "bfloat16"):
         say(
-            "embed     products in bfloat16, as embed.dtype='auto' has it on accelerators; vectors "
+            "embed     products in bfloat16, as embed.dtype='auto' selects on accelerators; "
+            "vectors "
             "of all-MiniLM-L6-v2 keep a cosine of 0.99998 to their float32 form (measured on a "
             "CPU); embed.dtype=float32 is exact"
         )

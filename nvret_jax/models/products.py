@@ -1,11 +1,11 @@
-"""Einsums of two arrays whose gradients a CPU computes as fast as the einsums themselves.
+"""Einsums of two arrays whose gradients are as fast as the einsums themselves on a CPU.
 
-JAX writes the gradient of the second factor as the mirror image of a product, transposed. XLA for
-CPUs answers that with a transposed copy of a factor and a matrix routine at 60 to 80 % of the speed
-of its best (jax 0.10 and 0.12; 63 and 104 GFLOP/s a core for 384 × 1536 over 1024 tokens). Written
-like a forward product they are as fast as one. Values are the same up to the order of summation.
+JAX writes the gradient of the second factor as a transposed product. XLA for CPUs computes that
+with a transposed copy of a factor and a matrix routine at 60 to 80 % of its best speed (jax 0.10
+and 0.12; 63 and 104 GFLOP/s per core for 384 × 1536 over 1024 tokens). Written like a forward
+product, gradients are as fast as one. Values are the same up to the order of summation.
 
-Only float32 is treated so; a product in bfloat16 is left as JAX has it.
+This applies to float32 only; bfloat16 products are left unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def product(
     """`jnp.einsum(einsum, x, y)`.
 
     Args:
-        einsum: of two factors, with all letters of each in the other or in the result.
+        einsum: of two factors; every letter of one is in the other or in the result.
         x, y: the factors.
         precision, preferred_element_type, out_sharding: to `jnp.einsum`.
     """
@@ -62,7 +62,7 @@ def _product(einsum, precision, out_sharding, x, y):
 
 
 def _forward(einsum, precision, out_sharding, x, y):
-    # A factor is kept for the other's gradient alone: beside a frozen kernel x need not be.
+    # A factor is kept only for the other's gradient: with a frozen kernel, x need not be.
     out = _product(einsum, precision, out_sharding, x.value, y.value)
     kept = x.value if y.perturbed else None, y.value if x.perturbed else None
     return out, (*kept, *_splits(einsum, x.value, y.value))
@@ -79,20 +79,20 @@ def _backward(einsum, precision, out_sharding, saved, grad):
     if y is not None:
         x_bar = run(f"{out_letters},{y_letters}->{x_letters}", grad, y, x_split)
     if x is not None:
-        # The first factor is the one that is copied to be transposed, so it is the smaller.
+        # The first factor is copied to be transposed, so the smaller one goes first.
         sized = sorted(((x_letters, x), (out_letters, grad)), key=lambda part: part[1].size)
         (first, a), (second, b) = sized
         made = _order(y_letters, first, second)
         y_bar = run(f"{first},{second}->{made}", a, b, y_split)
         if made != y_letters:
-            # Without the barrier XLA would make the mirror image of it again.
+            # Without the barrier XLA would transpose it back.
             y_bar = jax.lax.optimization_barrier(y_bar)
             y_bar = jnp.transpose(y_bar, [made.index(letter) for letter in y_letters])
     return x_bar, y_bar
 
 
 def _order(letters: str, first: str, second: str) -> str:
-    """The letters as a product of two factors gives them: of both, of the first, of the second."""
+    """The letters in the order of a product's result: of both, of the first, of the second."""
     both = [c for c in letters if c in first and c in second]
     return "".join(
         [
@@ -116,7 +116,7 @@ def _splits(einsum: str, *factors: jax.Array) -> list[_Split]:
 
 
 def _einsum(einsum, x, y, split, *, precision):
-    """An einsum whose result is split over the mesh as `split` says of its letters."""
+    """An einsum whose result is split over the mesh as `split` gives for its letters."""
     if split.axes is None:
         return jnp.einsum(einsum, x, y, precision=precision)
     axes = dict(split.axes)

@@ -1,13 +1,13 @@
-"""From texts to the tokens a model wants: its prompts, its limits, and what it adds.
+"""From texts to a model's tokens: its prompts, its limits, and the tokens it adds.
 
-Beyond what a tokenizer.json does there are:
+In addition to a tokenizer.json there are:
 
-- An end token, for decoders whose last token is their vector and whose file does not add one.
-- Late interaction: a marker for queries and one for passages behind the first token, and mask
-  tokens that lengthen a query ("query expansion", ColBERT §3.2).
-- Which tokens of a text are its prompt's, for poolings that leave it out: those at the beginning
-  that the prompt by itself has, too. Where a prompt ends in a space, many tokenizers join that
-  space and the text's first word into one token, which is the text's.
+- An end token, for decoders with last-token pooling whose file does not add one.
+- Late interaction: a marker for queries and one for passages after the first token, and mask tokens
+  that expand a query ("query expansion", ColBERT §3.2).
+- The tokens of the prompt, for poolings that leave it out: the common prefix of the text's tokens
+  and those of the prompt alone. If a prompt ends in a space, many tokenizers join that space and
+  the text's first word into one token, which belongs to the text.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class ModelTokenizer(Tokenizer):
     """The tokenizer of an encoder."""
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its text; None where the vocabulary has no such token."""
+        """The id of a token by its text; None if the vocabulary has no such token."""
         return self._backend.token_to_id(token)
 
     def special(self, *names: str) -> int:
-        """The id of a special token by its role ('eos_token'); of several, the first there is.
+        """The id of a special token by its role ('eos_token'); the first that exists.
 
         Raises:
             InputError: the tokenizer has none of them.
@@ -47,8 +47,8 @@ class ModelTokenizer(Tokenizer):
             if found is not None:
                 return found
         raise InputError(
-            f"{self._folder}: the model needs a {' or '.join(names)}, and tokenizer_config.json "
-            "names none that tokenizer.json knows; add one"
+            f"{self._folder}: the model needs a {' or '.join(names)}, but tokenizer_config.json "
+            f"names none that tokenizer.json has; add one"
         )
 
     def encode_with(
@@ -59,10 +59,10 @@ class ModelTokenizer(Tokenizer):
         marker: int | None = None,
         end: int | None = None,
     ) -> list[np.ndarray]:
-        """`encode`, with a marker behind the first token and an end token behind the last.
+        """`encode`, with a marker after the first token and an end token after the last.
 
-        Both count among the `max_length` tokens, and the text is cut for them. An end token that
-        is there already is not added again.
+        Both count towards the `max_length` tokens, and the text is cut for them. An existing end
+        token is not added again.
         """
         room = max_length - (marker is not None) - (end is not None)
         out = []
@@ -75,7 +75,7 @@ class ModelTokenizer(Tokenizer):
         return out
 
     def prompt_ids(self, prompt: str) -> np.ndarray:
-        """Tokens of a prompt by itself, int32: special ones before it included, behind it not."""
+        """Tokens of the prompt alone, int32, with special tokens before but not after it."""
         if not prompt:
             return np.empty(0, np.int32)
         ids = self.encode([prompt], _UNLIMITED)[0]
@@ -84,7 +84,7 @@ class ModelTokenizer(Tokenizer):
 
 
 def common_prefix(tokens: Sequence[np.ndarray], prefix: np.ndarray) -> np.ndarray:
-    """How many tokens each text has in common with `prefix`, from the first on; int32 [texts]."""
+    """The length of the common prefix of each text and `prefix`, in tokens; int32 [texts]."""
     out = np.empty(len(tokens), np.int32)
     for row, ids in enumerate(tokens):
         differs = ids[: len(prefix)] != prefix[: len(ids)]
@@ -93,16 +93,16 @@ def common_prefix(tokens: Sequence[np.ndarray], prefix: np.ndarray) -> np.ndarra
 
 
 class TextTokens:
-    """Texts of a kind ('query', 'passage') to tokens, as a spec says."""
+    """From texts of a kind ('query', 'passage') to tokens, by a spec."""
 
     def __init__(self, spec: EncoderSpec, tokenizer: ModelTokenizer, folder: epath.Path):
         self._spec, self._tokenizer, self._folder = spec, tokenizer, folder
 
     def limit(self, kind: str, max_length: int | None) -> int:
-        """Tokens a text of this kind is cut to.
+        """Tokens to which a text of this kind is cut.
 
         Raises:
-            InputError: more than the model can take, or so few that the prompt leaves no room.
+            InputError: more than the model supports, or too few for the prompt and a text.
         """
         max_length = self._spec.max_length if max_length is None else max_length
         check_max_length(max_length, self._spec.backbone.max_tokens)
@@ -111,18 +111,18 @@ class TextTokens:
         prompt = self._spec.prompt(kind)
         if prompt and limit <= (taken := self.taken(kind)):
             raise InputError(
-                f"{self._folder}: max_length={limit}, and the prompt {shown(prompt)} of a {kind} "
+                f"{self._folder}: max_length={limit}, but the prompt {shown(prompt)} of a {kind} "
                 f"alone takes {taken} tokens; raise the length"
             )
         return limit
 
     def taken(self, kind: str) -> int:
-        """Tokens of a text of this kind that are not the text's own: the prompt, special ones."""
+        """Number of tokens added to a text of this kind: the prompt, special ones."""
         prompt = [self._prompt(kind)]
         return len(self._tokenizer.encode_with(prompt, _UNLIMITED, **self._added(kind))[0])
 
     def _prompt(self, kind: str) -> str:
-        """A prompt as the tokenizer gets it."""
+        """A prompt in the form for the tokenizer."""
         prompt = self._spec.prompt(kind)
         return prompt.lower() if self._spec.lowercase else prompt
 
@@ -138,30 +138,30 @@ class TextTokens:
         if highest >= vocabulary:
             raise InputError(
                 f"{self._folder}: the tokenizer gives token {highest}, but the model has "
-                f"{vocabulary} (config.json: vocab_size); they do not belong together"
+                f"{vocabulary} (config.json: vocab_size); they do not match"
             )
         if self._expands(kind) and self._spec.late.expand_attend:
             return self._lengthened(tokens)
         return tokens
 
     def longer(self, texts: Sequence[str], kind: str, max_length: int | None = None) -> int:
-        """How many of the texts `tokenize` cuts: they have more tokens than it leaves room for."""
+        """How many of the texts `tokenize` cuts, because they have too many tokens."""
         taken = sum(token is not None for token in self._added(kind).values())
         room = self.limit(kind, max_length) - taken
         tokens = self._tokenizer.encode(self._prepared(texts, kind), room + 1)
         return sum(len(ids) > room for ids in tokens)
 
     def _prepared(self, texts: Sequence[str], kind: str) -> list[str]:
-        """The texts as the tokenizer sees them."""
+        """The texts in the form for the tokenizer."""
         prompt = self._spec.prompt(kind)
         texts = [prompt + text for text in texts]
         return [text.lower() for text in texts] if self._spec.lowercase else texts
 
     def expanded(self, tokens: list[np.ndarray], kind: str) -> tuple[list[np.ndarray], list[int]]:
-        """(tokens that get a vector, how many of them are seen by others), text by text.
+        """(tokens that get a vector, how many of them are attended to), text by text.
 
-        They differ where a late-interaction model lengthens queries with mask tokens that see the
-        query and are not seen.
+        They differ if a late-interaction model expands queries with mask tokens that attend to the
+        query but are not attended to.
         """
         seen = [len(ids) for ids in tokens]
         if self._expands(kind) and not self._spec.late.expand_attend:
@@ -183,13 +183,13 @@ class TextTokens:
         prompt = self._tokenizer.prompt_ids(self._prompt(kind))
         most = max(0, len(prompt) - (self._spec.prompt_in_pooling == "last"))
         lengths = np.asarray([len(ids) for ids in tokens], np.int32)
-        # A text without a word of its own keeps its last token: the mean of nothing is no vector.
+        # A text without a word keeps its last token: an empty mean is not a vector.
         return np.minimum(common_prefix(tokens, prompt[:most]), np.maximum(lengths - 1, 0))
 
     def joined_prompt(self, kind: str) -> str | None:
         """The prompt, if it is not pooled and its last token joins the text's first word.
 
-        sentence-transformers counts such a prompt by itself and leaves that word out.
+        sentence-transformers tokenises such a prompt alone and leaves that word out.
         """
         prompt = self._prompt(kind)
         if self._spec.prompt_in_pooling == "all" or not prompt:
@@ -204,16 +204,16 @@ class TextTokens:
         return kind == "query" and late is not None and late.expand_to is not None
 
     def _added(self, kind: str) -> dict[str, int | None]:
-        """The tokens a text of this kind gets beside its own."""
+        """The tokens that are added to a text of this kind."""
         end = self._tokenizer.special("eos_token") if self._spec.append_eos else None
         name = self._spec.late.marker(kind) if self._spec.late else ""
-        # PyLate keeps its markers as tokens with the space that follows them.
+        # PyLate's markers are tokens that include the following space.
         found = [self._tokenizer.token_id(text) for text in (name, name.strip()) if text]
         marker = next((identifier for identifier in found if identifier is not None), None)
         if name and marker is None:
             raise InputError(
                 f"{self._folder}: the marker {name!r} of a {kind} is not a token of the "
-                "tokenizer; write it into the prompts instead"
+                f"tokenizer; write it into the prompts instead"
             )
         return {"marker": marker, "end": end}
 

@@ -53,7 +53,9 @@ def test_softmax_is_float32_for_bfloat16_inputs():
 
 def test_unknown_implementation_is_refused():
     q = jnp.zeros((1, 2, 1, 4))
-    with pytest.raises(InputError, match=r"'flash3' is unknown; known: .*xla"):
+    with pytest.raises(
+        InputError, match=r"unknown attention implementation 'flash3'; known: .*xla"
+    ):
         attention(q, q, q, jnp.asarray([2]), implementation="flash3")
 
 

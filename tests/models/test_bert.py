@@ -187,8 +187,11 @@ def test_a_mesh_that_does_not_cut_evenly_is_named_with_numbers():
     [
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"attention": "magic"}, "'magic' is unknown; known: xla, cudnn, splash"),
-        ({"remat": "some"}, "remat='some' is unknown; known: none, attention, dots, full"),
+        (
+            {"attention": "magic"},
+            "unknown attention implementation 'magic'; known: xla, cudnn, splash",
+        ),
+        ({"remat": "some"}, "unknown remat='some'; known: none, attention, dots, full"),
         ({"remat": True}, "remat=True is unknown"),
         ({"remat": False}, "remat=False is unknown"),
     ],

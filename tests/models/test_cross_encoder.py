@@ -167,7 +167,7 @@ def test_scores_are_the_same_on_every_mesh(tmp_path):
 
 def test_models_that_score_no_pairs_are_refused(tmp_path):
     encoder = tiny_models.write(tmp_path / "encoder")
-    with pytest.raises(InputError, match=r"no classifier.weight; a cross-encoder has the head"):
+    with pytest.raises(InputError, match=r"no classifier.weight; expected the head"):
         load(encoder)
     three = tiny_cross_encoders.write(tmp_path / "three", labels=3)
     with pytest.raises(InputError, match="a head of 3 labels; expected 1"):

@@ -190,9 +190,9 @@ def test_models_embed_the_same_with_what_cudnn_is_asked_for(cudnn_by_xla, name, 
     [
         (
             {"attention": "cudnn"},
-            "'cudnn' needs an NVIDIA GPU, and this mesh is of 'cpu'",
+            "'cudnn' needs an NVIDIA GPU, but this mesh has 'cpu'",
         ),
-        ({"attention": "splash"}, "attention='splash' needs a TPU, and this mesh is of 'cpu'"),
+        ({"attention": "splash"}, "attention='splash' needs a TPU, but this mesh has 'cpu'"),
         ({"attention": "flash"}, "'flash': expected one of xla, cudnn, splash"),
         ({"remat": "most"}, "remat='most': expected one of none, attention, dots, full"),
         ({"remat": True}, "remat=True: expected one of"),
@@ -233,8 +233,8 @@ def test_heads_and_windows_cudnn_cannot_do_are_refused(monkeypatch, tmp_path):
     pretend_a_gpu(monkeypatch)
     asked = {"attention": "cudnn", "dtype": "bfloat16"}
     for name, words in (
-        ("qwen3-embedding", "a multiple of 8 and at most 256, and this model's are 12 wide"),
-        ("modernbert", "no window to both sides, which this model's local layers need"),
+        ("qwen3-embedding", "a multiple of 8 and at most 256, but this model's is 12"),
+        ("modernbert", "support windows to both sides, which this model's local layers need"),
     ):
         folder = tiny_backbones.write(tmp_path / name, name)
         with pytest.raises(InputError, match=words):
@@ -250,7 +250,7 @@ def test_what_is_asked_of_a_kernel_when_it_is_traced_is_checked_too():
         with pytest.raises(InputError, match=f"'{name}' computes in bfloat16.*not in float32"):
             grouped_attention(*qkv, lengths, implementation=name)
     half = [x.astype(jnp.bfloat16) for x in qkv]
-    with pytest.raises(InputError, match="no window to both sides"):
+    with pytest.raises(InputError, match="support windows to both sides"):
         grouped_attention(*half, lengths, window=4, implementation="cudnn")
     with pytest.raises(InputError, match="cannot drop"):
         grouped_attention(*half, lengths, implementation="splash", dropout=lambda x: x)

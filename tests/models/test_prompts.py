@@ -174,7 +174,7 @@ def test_a_length_without_room_behind_the_prompt_is_refused(folder, kind):
     encoder = load(folder)
     encoder = encoder.with_texts(query_prompt=SPACE, passage_prompt=SPACE, max_length=32)
     taken = len(encoder.tokenize([""], kind=kind)[0])
-    with pytest.raises(InputError, match=rf"max_length={taken}, and the prompt .* takes {taken} "):
+    with pytest.raises(InputError, match=rf"max_length={taken}, but the prompt .* takes {taken} "):
         encoder.encode(["wing flow"], kind=kind, max_length=taken)
     assert np.isfinite(encoder.encode(["wing flow"], kind=kind, max_length=taken + 1)).all()
 

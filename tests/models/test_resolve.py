@@ -48,7 +48,7 @@ def test_each_package_is_found_and_its_hash_checked(package, monkeypatch, tmp_pa
     monkeypatch.setattr(resolve_lib, "file_sha256", lambda path: package.sha256)
     assert resolve(DEFAULT_MODEL) == folder
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="not there, though"):
+    with pytest.raises(InputError, match="missing, although"):
         resolve(DEFAULT_MODEL)
 
 
@@ -181,11 +181,11 @@ def test_of_a_repository_only_what_is_read_is_fetched(tmp_path, monkeypatch):
     [
         (
             "pytorch_model.bin",
-            r"only pytorch_model\.bin there.*Write model\.safetensors with",
+            r"has only pytorch_model\.bin.*Write model\.safetensors with",
         ),
-        ("onnx/model.onnx", r"only onnx/model\.onnx there, weights as ONNX, which are not read"),
-        ("m.Q4_K_M.gguf", r"only m\.Q4_K_M\.gguf there, weights as GGUF, which are not read"),
-        ("adapter_model.safetensors", "holds an adapter and no model; name the base model"),
+        ("onnx/model.onnx", r"has only onnx/model\.onnx, weights as ONNX, which are not read"),
+        ("m.Q4_K_M.gguf", r"only m\.Q4_K_M\.gguf, weights as GGUF, which are not read"),
+        ("adapter_model.safetensors", "holds an adapter, not a model; give the base model"),
         ("notes.md", r"no model\.safetensors and no model\.safetensors\.index\.json"),
     ],
 )
@@ -222,21 +222,21 @@ def test_a_hub_out_of_reach_leaves_what_is_cached(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("all-MiniLM-L12-v2", "'sentence-transformers/all-MiniLM-L12-v2'"),
-        ("https://huggingface.co/owner/model", "an address; give the hub id 'owner/model'"),
+        ("https://huggingface.co/owner/model", "a URL; give the hub id 'owner/model'"),
         ("https://huggingface.co/owner/model/tree/main", "give the hub id 'owner/model'"),
         ("https://example.org/model", "read from a local folder or by their hub id"),
         ("s3://bucket/model", "read from a local folder or by their hub id"),
         ("gs://bucket/model", "read from a local folder or by their hub id"),
         ("foo://x", "read from a local folder or by their hub id"),
-        ("owner/" + "m" * 120, "no name that the hub can have"),
-        ("m" * 5000, "cannot be read|no name that the hub can have"),
-        ("owner/m..x", "no name that the hub can have"),
-        ("owner--x/m", "no name that the hub can have"),
-        ("-owner/m", "no name that the hub can have"),
-        ("owner/m.", "no name that the hub can have"),
-        ("owner/model@", "the revision '' is no branch"),
-        ("owner/model@a b", "the revision 'a b' is no branch"),
-        ("owner/model@../x", "no name that the hub can have|is no branch"),
+        ("owner/" + "m" * 120, "not a valid hub id"),
+        ("m" * 5000, "cannot be read|not a valid hub id"),
+        ("owner/m..x", "not a valid hub id"),
+        ("owner--x/m", "not a valid hub id"),
+        ("-owner/m", "not a valid hub id"),
+        ("owner/m.", "not a valid hub id"),
+        ("owner/model@", "the revision '' is not a branch"),
+        ("owner/model@a b", "the revision 'a b' is not a branch"),
+        ("owner/model@../x", "not a valid hub id|is not a branch"),
         ("modèle/x", "no such folder"),
         ("a\0b", "cannot be read|no such folder"),
         ("a\ud800b", "cannot be read|no such folder"),

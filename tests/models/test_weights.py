@@ -120,7 +120,7 @@ def test_pickles_are_refused_and_nothing_is_said_to_be_nothing(tmp_path):
     with pytest.raises(InputError, match=r"no model\.safetensors and no model\.safetensors\.index"):
         load(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"only pytorch_model\.bin there, which is not read"):
+    with pytest.raises(InputError, match=r"has only pytorch_model\.bin, which is not read"):
         load(tmp_path)
 
 

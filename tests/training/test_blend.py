@@ -449,7 +449,7 @@ def test_a_guide_of_another_width_is_for_homogeneous_batches():
     assert widths == {3, 5}
     with pytest.raises(InputError, match=r"'set0' is 3 wide and that of 'set1' 5.*'homogeneous'"):
         blend([guided(0, 3), guided(1, 5)], batches="mixed")
-    with pytest.raises(InputError, match="'bare' has no vectors"):
+    with pytest.raises(InputError, match="'bare' has none"):
         blend([guided(0, 3), Source("bare", examples(2), 1)])
 
 

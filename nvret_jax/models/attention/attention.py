@@ -1,13 +1,13 @@
 """Bidirectional attention over right-padded sequences.
 
-Padding is told by lengths, never by a mask from the caller: with right padding a length says it
-all, it is what the fused kernels of GPUs and TPUs want, and it cannot disagree with itself. A
-padded key gets probability exactly 0, so it influences nobody; a padded query gets some finite
-vector that pooling ignores.
+Padding is given by lengths, never by a mask from the caller: with right padding a length is
+sufficient, the fused kernels of GPUs and TPUs take it, and it cannot be inconsistent. A padded key
+gets probability exactly 0, so it has no influence; a padded query gets some finite vector that
+pooling ignores.
 
-The implementation is chosen by name: 'xla' is here, the kernels are told of in `kernels.py`. A name
-that is unknown, or that cannot do what is asked of it, is refused: a silent fallback here would be
-a silent change of speed or of numbers.
+The implementation is chosen by name: 'xla' is here, `kernels.py` has the kernels. A name that is
+unknown, or does not support the request, is refused: a silent fallback would silently change speed
+or numbers.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Dropout = Callable[[jax.Array], jax.Array]
 
 
 def _xla(q_bthk, k_bshk, v_bshk, lengths_b, precision, dropout: Dropout | None) -> jax.Array:
-    """Plain einsums; XLA chooses the kernels. Softmax in float32 whatever the inputs are.
+    """Plain einsums; XLA chooses the kernels. Softmax in float32 for any inputs.
 
-    Two choices for speed, which took 9 to 12 % off the CPU time of a MiniLM-sized stack of layers
-    (8 x 128 and 4 x 256 tokens): heads are brought before tokens, so that both products are
-    batches of contiguous matrices, and the softmax is divided by its sum after the second
-    product, where there are fewer numbers by K / T.
+    Two choices for speed, which saved 9 to 12 % of the CPU time of a MiniLM-sized stack of layers
+    (8 x 128 and 4 x 256 tokens): heads are moved before tokens, so that both products are batches
+    of contiguous matrices, and the softmax is divided by its sum after the second product, which
+    has fewer numbers by a factor of K / T.
     """
     scale = q_bthk.shape[-1] ** -0.5
-    # The scale goes onto q, which is smaller than the scores by T / head width.
+    # The scale is applied to q, which is smaller than the scores by T / head width.
     q_bhtk = jnp.swapaxes(q_bthk * jnp.asarray(scale, q_bthk.dtype), 1, 2)
     k_bhsk, v_bhsk = jnp.swapaxes(k_bshk, 1, 2), jnp.swapaxes(v_bshk, 1, 2)
     scores_bhts = product(
@@ -44,11 +44,11 @@ def _xla(q_bthk, k_bshk, v_bshk, lengths_b, precision, dropout: Dropout | None) 
         preferred_element_type=jnp.float32,
     )
     real_bs = jnp.arange(k_bshk.shape[1])[None, :] < lengths_b[:, None]
-    # The lowest finite number, not -inf: a row without one real key would be NaN otherwise.
+    # The lowest finite number, not -inf: a row without a real key would be NaN otherwise.
     scores_bhts = jnp.where(
         real_bs[:, None, None, :], scores_bhts, jnp.finfo(scores_bhts.dtype).min
     )
-    # Softmax does not change with what is subtracted, so no gradient need pass through the max.
+    # Softmax does not depend on the subtracted value, so no gradient need pass through the max.
     highest_bht1 = jax.lax.stop_gradient(scores_bhts.max(axis=-1, keepdims=True))
     weights_bhts = jnp.exp(scores_bhts - highest_bht1)
     total_bht1 = weights_bhts.sum(axis=-1, keepdims=True)
@@ -79,20 +79,20 @@ def attention(
     """softmax(q·k / sqrt(head width)) · v, over the first `lengths_b` keys of each sequence.
 
     Args:
-        q_bthk, k_bshk, v_bshk: [B, T, H, head width], any float dtype. B and H may be sharded,
-            alike in all three; T may not.
+        q_bthk, k_bshk, v_bshk: [B, T, H, head width], any float dtype. B and H may be sharded, the
+            same way in all three; T may not.
         lengths_b: int32 [B], real keys per sequence, at least 1.
         implementation: of `options.ATTENTION`.
         precision: of the two products; None is the backend's default. Kernels have their own.
         dropout: applied to the probabilities [B, H, T, S] (up to a factor for each query).
-        recompute: have the backward pass compute the probabilities again, instead of keeping them;
-            kernels always do.
+        recompute: recompute the probabilities in the backward pass instead of keeping them; kernels
+            always do.
 
     Returns:
         [B, T, H, head width] in the dtype of v.
 
     Raises:
-        InputError: an unknown implementation, or one that does not do what is asked.
+        InputError: an unknown implementation, or one that does not support the request.
     """
     if implementation != "xla":
         drops = dropout is not None

@@ -1,9 +1,10 @@
 """Attention by cuDNN, as `jax.nn.dot_product_attention` calls it.
 
-Padding goes in as lengths, the fast way, and not as a mask. All queries count as real: those behind
-the end see the real keys too, as with 'xla' (late interaction asks for some of their vectors).
+Padding is passed as lengths, which is fast, and not as a mask. All queries count as real: those
+past the end also attend to the real keys, as with 'xla' (late interaction uses some of their
+vectors).
 
-cuDNN knows windows to the left only; models with windows to both sides are refused
+cuDNN supports windows to the left only; models with windows to both sides are refused
 (`kernels.check_heads`).
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-MAX_HEAD_DIM = 256  # from Hopper on; on older GPUs 128, which jax refuses with its own words
+MAX_HEAD_DIM = 256  # from Hopper on; on older GPUs 128, for which JAX raises its own error
 
 
 def arguments(
@@ -25,7 +26,7 @@ def arguments(
     *,
     causal: bool,
 ) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
-    """What `jax.nn.dot_product_attention` is called with: query heads of a group side by side."""
+    """Arguments of `jax.nn.dot_product_attention`: query heads of a group next to each other."""
     batch, tokens, shared, group, width = q_btngk.shape
     q_bthk = q_btngk.reshape(batch, tokens, shared * group, width)
     lengths = {
@@ -44,7 +45,7 @@ def attend(
     causal: bool,
     window: None,
 ) -> jax.Array:
-    """One device's share; arguments as of `kernels.fused`, where `window` is refused."""
+    """One device's share; arguments as in `kernels.fused`; `window` is refused there."""
     args, kwargs = arguments(q_btngk, k_bsnk, v_bsnk, lengths_b, causal=causal)
     out_bthk = jax.nn.dot_product_attention(*args, **kwargs, implementation="cudnn")
     return out_bthk.reshape(q_btngk.shape)

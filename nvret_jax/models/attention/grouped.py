@@ -1,13 +1,13 @@
-"""Attention where several query heads share a key and value head, some keys may be out of sight.
+"""Attention in which query heads share key and value heads, and some keys may be masked.
 
-Beside padding, which lengths tell as in `attention`, two rules say which keys a token sees:
-`causal`, none after itself; `window`, none further away than that many tokens. Query heads come
-grouped by the key head they share, [kv heads, group], so that no key is ever copied and the tensor
-axis of the mesh splits both alike.
+In addition to padding, given by lengths as in `attention`, two rules define the keys that a token
+sees: `causal`, none after itself; `window`, none further away than that many tokens. Query heads
+are grouped by the key head they share, [kv heads, group], so that no key is ever copied and the
+tensor axis of the mesh splits both the same way.
 
-Softmax and its sum are as in `attention.py`: float32, heads before tokens, divided after the
-second product. Long texts go through in blocks of queries, each computed again in the backward
-pass: the scores of 8 texts of 8,192 tokens and 32 heads would be 64 GiB at once.
+Softmax and its sum are as in `attention.py`: float32, heads before tokens, divided after the second
+product. Long texts are processed in blocks of queries, each recomputed in the backward pass: the
+scores of 8 texts of 8,192 tokens and 32 heads would otherwise take 64 GiB.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ def grouped_attention(
         q_btngk: [B, T, kv heads, group, K], any float dtype; kv heads may be sharded.
         k_bsnk, v_bsnk: [B, T, kv heads, K].
         lengths_b: int32 [B], real keys per sequence, at least 1.
-        causal: a token sees itself and what is before it.
+        causal: a token sees itself and earlier tokens.
         window: a token sees keys at most this far away, on either side; a number or an int32
-            scalar (so that layers of one scan may differ). Kernels want the number.
+            scalar (so that layers of one scan may differ). Kernels need the number.
         implementation: of `options.ATTENTION`.
         precision: of the two products; None is the backend's default. Kernels have their own.
         dropout: applied to the probabilities [B, kv heads, group, T, S] (up to a factor for each
-            query). With it, texts do not go through in blocks.
-        recompute: have the backward pass compute the probabilities again, instead of keeping them;
-            kernels and blocks always do.
+            query). With it, texts are not processed in blocks.
+        recompute: recompute the probabilities in the backward pass instead of keeping them; kernels
+            and blocks always do.
 
     Returns:
         [B, T, kv heads, group, K] in the dtype of v; 0 for a token that sees nothing.
 
     Raises:
-        InputError: an unknown implementation, or one that does not do what is asked.
+        InputError: an unknown implementation, or one that does not support the request.
     """
     if implementation != "xla":
         inputs = (q_btngk, k_bsnk, v_bsnk, lengths_b)
@@ -119,8 +119,8 @@ def _attend(
     highest = jax.lax.stop_gradient(scores_bngts.max(axis=-1, keepdims=True))
     weights_bngts = jnp.exp(scores_bngts - highest)
     if window is not None:
-        # A padded position far behind the end sees no real token. It gets 0, as from torch's
-        # kernels, and not a mean over padding: late interaction may ask for its vector.
+        # A padded position far past the end sees no real token. It gets 0, as from torch's kernels,
+        # and not a mean over padding: late interaction may use its vector.
         weights_bngts = jnp.where(seen_bts[:, None, None], weights_bngts, 0.0)
     total_bngt1 = weights_bngts.sum(axis=-1, keepdims=True)
     total_bngt1 = jnp.where(total_bngt1 == 0.0, 1.0, total_bngt1)

@@ -1,14 +1,14 @@
-"""Attention by somebody else's kernel: what each can do, and how it is run on a mesh.
+"""Attention by library kernels: what each supports, and how it is run on a mesh.
 
     cudnn     NVIDIA GPUs, bfloat16 or float16; see `cudnn.py`
     splash    TPUs, bfloat16; see `splash.py`
 
-Scores never lie in memory, so time and memory of long texts are a fraction of those of 'xla', whose
-numbers they give up to rounding. What a kernel cannot do is refused with one line before anything
-is computed: by `check_options` when a model is configured, by `check_platform` and `check_heads`
-when it is built, by `fused` when it is traced.
+Scores are never stored in memory, so time and memory for long texts are a fraction of those of
+'xla'; results are the same up to rounding. What a kernel does not support is refused with one line
+before anything is computed: by `check_options` when a model is configured, by `check_platform` and
+`check_heads` when it is built, by `fused` when it is traced.
 
-A kernel sees one device's share of batch and heads: `jax.shard_map` cuts them, as the mesh does.
+A kernel gets one device's share of batch and heads: `jax.shard_map` splits them like the mesh.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _interpreted(name: str) -> bool:
 
 
 def check_options(name: str, *, dtype: str, drops: bool) -> str:
-    """`name`, if there is such an implementation and it does what is asked.
+    """`name`, if there is such an implementation and it supports the request.
 
     Args:
         name: of `options.ATTENTION`.
@@ -44,7 +44,7 @@ def check_options(name: str, *, dtype: str, drops: bool) -> str:
     """
     if name not in ATTENTION:
         known = ", ".join(ATTENTION)
-        raise InputError(f"attention implementation {name!r} is unknown; known: {known}")
+        raise InputError(f"unknown attention implementation {name!r}; known: {known}")
     if name == "xla":
         return name
     if dtype not in _DTYPES[name] and not _interpreted(name):
@@ -62,35 +62,36 @@ def check_options(name: str, *, dtype: str, drops: bool) -> str:
 
 
 def check_platform(name: str, platform: str) -> None:
-    """Raises InputError where devices of a platform ('cpu', 'gpu', 'tpu') have no such kernel."""
+    """Raises InputError if a platform ('cpu', 'gpu', 'tpu') has no such kernel."""
     if name == "xla" or _interpreted(name):
         return
     needed, words = _PLATFORMS[name]
     if platform != needed:
         raise InputError(
-            f"attention={name!r} needs {words}, and this mesh is of {platform!r} devices; set "
+            f"attention={name!r} needs {words}, but this mesh has {platform!r} devices; set "
             "attention='xla'"
         )
 
 
 def check_heads(name: str, head_dim: int, *, windowed: bool = False) -> None:
-    """Raises InputError where a kernel does not take heads this wide, or no window.
+    """Raises InputError if a kernel does not support heads of this width, or a window.
 
     Args:
         name: of `options.ATTENTION`.
         head_dim: K.
-        windowed: whether some layers see only so many tokens to either side.
+        windowed: whether some layers attend within a window to both sides.
     """
     if name != "cudnn":
         return
     if head_dim % 8 or head_dim > cudnn.MAX_HEAD_DIM:
         raise InputError(
-            f"attention='cudnn' takes heads of a width that is a multiple of 8 and at most "
-            f"{cudnn.MAX_HEAD_DIM}, and this model's are {head_dim} wide; set attention='xla'"
+            f"attention='cudnn' needs a head width that is a multiple of 8 and at most "
+            f"{cudnn.MAX_HEAD_DIM}, but this model's is {head_dim}; set attention='xla'"
         )
     if windowed:
         raise InputError(
-            "attention='cudnn' has no window to both sides, which this model's local layers need; "
+            "attention='cudnn' does not support windows to both sides, which this model's local "
+            "layers need; "
             "set attention='xla'"
         )
 
@@ -106,18 +107,18 @@ def fused(
     window: int | None = None,
     drops: bool = False,
 ) -> jax.Array:
-    """softmax(q·k / sqrt(K)) · v by a kernel; arguments and result as of `grouped_attention`.
+    """softmax(q·k / sqrt(K)) · v by a kernel; arguments and result as in `grouped_attention`.
 
     Args:
         window: a Python int, as the kernel is compiled for it.
-        drops: whether the caller has a dropout for the probabilities.
+        drops: whether the caller wants dropout on the probabilities.
 
     Raises:
-        InputError: something this kernel does not do.
+        InputError: something that this kernel does not support.
     """
     check_options(name, dtype=str(q_btngk.dtype), drops=drops)
     if window is not None and window >= q_btngk.shape[1] - 1:
-        window = None  # nobody is further away
+        window = None  # no token is further away
     check_heads(name, q_btngk.shape[-1], windowed=window is not None)
     run = functools.partial(_KERNELS[name], causal=causal, window=window)
     mesh = jax.sharding.get_abstract_mesh()
@@ -128,8 +129,8 @@ def fused(
     q_spec = mesh_lib.spec("batch", None, "kv_heads", None, None)
     k_spec = mesh_lib.spec("batch", None, "kv_heads", None)
     specs = (q_spec, k_spec, k_spec, mesh_lib.spec("batch"))
-    # Kernels do not say how what they make varies over the mesh, so that is not checked. Each
-    # operand with a gradient is cut along every axis: no sum over devices is left to be forgotten.
+    # Kernels do not declare how their results vary over the mesh, so that is not checked. Each
+    # operand with a gradient is split along every axis, so no sum over devices can be missed.
     rest = set(mesh.axis_names) - set(mesh.manual_axes)
     if not rest:
         return run(q_btngk, k_bsnk, v_bsnk, lengths_b)

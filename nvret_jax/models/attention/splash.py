@@ -1,13 +1,13 @@
 """Attention by JAX's splash kernel for TPUs, which skips blocks of scores that no query sees.
 
-- Real keys and padding are told apart by segment ids: keys of the text are 1, padding is 0, and all
-  queries are 1, so that those behind the end see the real keys, as with 'xla'.
-- The kernel works on blocks of a multiple of 128 tokens. Shorter or uneven batches are padded up to
-  the next multiple here, and cut again: what is added is never seen.
-- A query whose window holds no real key gets 0, as with 'xla'; the kernel itself would give it the
-  mean over padding.
-- No float32: the kernel takes no precision for its products, so that nothing would keep a TPU from
-  rounding float32 operands to bfloat16.
+- Real keys and padding are distinguished by segment ids: keys of the text are 1, padding is 0, and
+  all queries are 1, so that those past the end see the real keys, as with 'xla'.
+- The kernel works on blocks of a multiple of 128 tokens. Shorter or uneven batches are padded to
+  the next multiple here, and cut again: the added positions are never seen.
+- A query without a real key in its window gets 0, as with 'xla'; the kernel itself would give it
+  the mean over padding.
+- No float32: the kernel has no precision setting for its products, so a TPU would round float32
+  operands to bfloat16.
 - Heads of any width: those of 12 to 256 compile for TPU v5e, forward and backward.
 """
 
@@ -18,11 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Have Python interpret the kernel, on any device and in any dtype: for tests, far slower.
+# Interprets the kernel in Python, on any device and in any dtype: for tests, much slower.
 INTERPRET = False
 LANES = 128
-# Tokens of a block; the largest that divides the length is taken. An estimate, not a measurement:
-# large enough to fill the matrix unit, and a block of float32 scores (1 MiB) has room in any TPU.
+# Tokens of a block; the largest that divides the length is used. Estimated, not measured: large
+# enough to fill the matrix unit, and a block of float32 scores (1 MiB) fits any TPU.
 BLOCKS = (512, 384, 256, 128)
 
 
@@ -35,7 +35,7 @@ def attend(
     causal: bool,
     window: int | None,
 ) -> jax.Array:
-    """One device's share; arguments as of `kernels.fused`."""
+    """One device's share; arguments as in `kernels.fused`."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     batch, tokens, shared, group, width = q_btngk.shape

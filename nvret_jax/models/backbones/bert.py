@@ -1,25 +1,24 @@
 """BERT and its RoBERTa / XLM-R form: token ids in, token vectors out.
 
-The choices:
+Choices:
 
 - **Layers are stacked** ([L, ...] weights) and run by one `jax.lax.scan`: one layer is compiled,
-  and a model has some twenty arrays whatever its depth.
-- **Logical axes are declared once**, in `AXES` beside each module. At rest a weight lies as
-  `mesh.spec(*axes)` says; in use it is brought to `mesh.spec(*axes, compute=True)`: fsdp is
-  gathered layer by layer inside the scan, the tensor axis keeps splitting heads and feed-forward.
-- The token table alone is never gathered; see `blocks.lookup`.
-- Vectors of model width (biases, LayerNorm) are never split: a gather each would cost more than
+  and a model has about twenty arrays whatever its depth.
+- **Logical axes are declared once**, in `AXES` of each module. A stored weight has the sharding
+  `mesh.spec(*axes)`; for use it gets `mesh.spec(*axes, compute=True)`: fsdp is gathered layer by
+  layer inside the scan, the tensor axis keeps splitting heads and feed-forward.
+- Only the token table is never gathered; see `blocks.lookup`.
+- Vectors of model width (biases, LayerNorm) are never split: gathering each would cost more than
   the few KB they take.
-- LayerNorm, softmax and residual sums are float32 whatever the compute dtype is. With
-  `Options.wide` so is all that is not an operand of a product with a weight: the products give
-  float32, and bias, activation and attention stay in it. On a CPU that is the only fast way to
-  have bfloat16 (there are instructions for bfloat16 products and none for the rest); on an
-  accelerator it would double what goes through memory.
-- With compute dtype float32 the products are float32 too (`Precision.HIGHEST`), on every device:
-  an accelerator would otherwise quietly take TF32 or bfloat16. For speed, ask for 'bfloat16'.
+- LayerNorm, softmax and residual sums are float32 for any compute dtype. With `Options.wide`, so is
+  everything except the operands of products with weights: the products return float32, and bias,
+  activation and attention stay in it. On a CPU that is the only fast way to use bfloat16 (there are
+  instructions for bfloat16 products only); on an accelerator it would double the memory traffic.
+- With compute dtype float32 the products are float32, too (`Precision.HIGHEST`), on every device:
+  an accelerator would otherwise silently use TF32 or bfloat16. For speed, set 'bfloat16'.
 - **Dropout keys belong to examples**, not to calls: what is dropped depends on the example's key,
-  the layer and the place in it, so it is the same on any mesh and for any chunking.
-- The pooler of HF checkpoints and token types other than 0 are not part of an encoder of texts.
+  the layer and the position in it, so it is the same on any mesh and for any chunking.
+- The pooler of HF checkpoints and token types other than 0 are not part of a text encoder.
 
 Shapes: B batch, T tokens, D width, H heads, K head width, F feed-forward width, L layers.
 """
@@ -51,13 +50,13 @@ from nvret_jax.models.backbones.layer import (
 )
 from nvret_jax.models.pretrained.folder import Fields
 
-# RoBERTa's descendants count positions from pad_token_id + 1, so that padding has one of its own.
+# RoBERTa's descendants count positions from pad_token_id + 1, so that padding has its position.
 OFFSET_POSITIONS = {"bert": False, "roberta": True, "xlm-roberta": True, "camembert": True}
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """What shapes a BERT; field names are HF's where HF has one."""
+    """The shape of a BERT; field names are HF's where HF has one."""
 
     vocab_size: int
     hidden_size: int
@@ -77,7 +76,7 @@ class BertConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence there are position embeddings for."""
+        """The longest sequence with position embeddings."""
         return self.max_position_embeddings - self.position_offset
 
     @classmethod
@@ -89,8 +88,8 @@ class BertConfig:
             where: its path, for messages.
 
         Raises:
-            InputError: a field is missing or asks for something this BERT does not do; all such
-                fields are named in one message.
+            InputError: a field is missing or requests something unsupported; all such fields are
+                named in one message.
         """
         fields = Fields(config)
         values = {name: fields.integer(name, high=high) for name, high in SIZES.items()}
@@ -113,7 +112,7 @@ class BertConfig:
             positions = values["max_position_embeddings"]
             if positions and positions <= pad_id + 1:
                 fields.wrong.append(
-                    f"max_position_embeddings={positions} leaves no position behind those up to "
+                    f"max_position_embeddings={positions} leaves no position after those up to "
                     f"pad_token_id={pad_id}"
                 )
         fields.check(where)
@@ -121,7 +120,7 @@ class BertConfig:
 
 
 def check_mesh(config: BertConfig, mesh: Mesh) -> None:
-    """Raises InputError, with the numbers, where `mesh` cannot cut this model evenly."""
+    """Raises InputError, with the numbers, if `mesh` cannot split this model evenly."""
     wrong = [
         f"{name}={size} is not a multiple of mesh.{axis}={mesh.shape[axis]}"
         for name, size, axis in (
@@ -139,8 +138,8 @@ class Embeddings(Weights):
     """Token + position + type-0 embeddings, then LayerNorm."""
 
     AXES: ClassVar = {
-        # The vocabulary is never split: gradients scattered into a split table have been wrong
-        # on GPUs (openxla/xla #42481), and a lookup in one costs a reduction over the mesh.
+        # The vocabulary is never split: gradients scattered into a split table have been wrong on
+        # GPUs (openxla/xla #42481), and a lookup in one needs a reduction over the mesh.
         "word": (None, "embed"),
         "position": (None, "embed"),
         "token_type": (None, "embed"),

@@ -20,11 +20,12 @@ TABLE = "word"  # what every backbone calls its token table
 
 
 def lookup(table: jax.Array, tokens_bt: jax.Array) -> jax.Array:
-    """Rows of a token table [V, D] cut along D over fsdp: int32 [B, T] -> float32 [B, T, D].
+    """Rows of a token table [V, D] split along D over fsdp: int32 [B, T] -> float32 [B, T, D].
 
-    The table is never gathered: tokens go to all of fsdp, each device looks up its slice of D, and
-    one all-to-all turns slices of D back into slices of the batch. That moves B·T·D numbers where
-    gathering the table would move V·D (256 M for XLM-R large). The same holds for its gradient.
+    The table is never gathered: tokens are sent to all of fsdp, each device reads its slice of D,
+        and one all-to-all turns slices of D back into slices of the batch. That moves B·T·D
+        numbers; gathering the table would move V·D (256 M for XLM-R large). The same holds for its
+        gradient.
     """
     if cut := mesh_lib.cut_here("embed"):
         tokens_bt = jax.lax.all_gather(tokens_bt, cut, axis=0, tiled=True)

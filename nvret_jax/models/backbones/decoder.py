@@ -1,21 +1,22 @@
-"""Decoders as encoders of texts: Mistral, Llama, Qwen2 and Qwen3 in one file, and their embedders.
+"""Decoders as text encoders: Mistral, Llama, Qwen2, Qwen3, and embedders based on them.
 
 They are one architecture (RMSNorm before each branch, grouped query attention with rotary
 positions, a gated feed-forward) with four switches: biases on q, k, v (Qwen2), biases everywhere
 (Llama, if its config says so), an RMSNorm on each head's query and key (Qwen3), and whether a token
-sees what comes after it. Embedders made of them (`decoder_config.FLAVOURS`)
-mostly do, though their base did not.
+sees later tokens. Embedders made from them (`decoder_config.FLAVOURS`) mostly do, although their
+bases do not.
 
-The choices are those of `bert.py` (layers stacked and scanned, axes declared beside the weights,
+The choices are those of `bert.py` (layers stacked and scanned, axes declared with the weights,
 float32 for norms, softmax and residual sums, dropout by example), and:
 
 - Weights of queries keep the heads that share a key head together, [D, kv heads, group, K]: the
-  tensor axis of the mesh cuts keys, values and queries alike, and nothing is ever reshaped.
-- No sliding window. One that is switched on says how long a text may be (`max_tokens`): up to
-  there it makes no difference, and beyond it the model would be another one.
+  tensor axis of the mesh splits keys, values and queries the same way, and nothing is ever
+  reshaped.
+- No sliding window. An active one limits the length of a text (`max_tokens`): within it there is no
+  difference, and beyond it the model would be a different one.
 - Only right padding. There is no cache, no head over the vocabulary, no generation.
 
-Shapes: B batch, T tokens, D width, N kv heads, G query heads a kv head, K head width, F
+Shapes: B batch, T tokens, D width, N kv heads, G query heads per kv head, K head width, F
 feed-forward width, L layers.
 """
 
@@ -52,7 +53,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 class Embeddings(Weights):
-    """The token table; positions are the attention's business."""
+    """The token table; attention handles positions."""
 
     AXES: ClassVar = {"word": (None, "embed")}
 
@@ -204,7 +205,7 @@ class Decoder(Backbone):
             return self.final(hidden_btd, self.config)
 
 
-# HF's names; the same for all flavours, behind a prefix.
+# HF's names; the same for all flavours, after a prefix.
 DECODER_TABLE: Table = {
     "embed_tokens.weight": (("embeddings", "word"), COPY),
     **{
@@ -240,8 +241,8 @@ DECODER_PREFIXES = (
     "thinker.model.",  # Qwen2.5-Omni
     "thinker.model.language_model.",
 )
-# Keys that have no part in a text embedding: heads over the vocabulary, the other senses of the
-# multimodal ones, rotary tables of old, and NV-Embed's pooling, which is read by `latent.py`.
+# Keys that are not needed for a text embedding: heads over the vocabulary, the other modalities of
+# multimodal models, rotary tables of old versions, and NV-Embed's pooling, which `latent.py` reads.
 DECODER_IGNORED = (
     r"(.*\.)?lm_head\..*",
     r"(.*\.)?rotary_emb\..*",

@@ -1,7 +1,7 @@
-"""What shapes a decoder, read from Hugging Face's config.json: `decoder.py` without a weight.
+"""The shape of a decoder, read from Hugging Face's config.json.
 
-`FLAVOURS` says what a `model_type` means beyond its numbers. Everything else comes from the file;
-what it leaves out gets the default that transformers gives it.
+`FLAVOURS` defines what a `model_type` implies beyond its numbers. Everything else comes from the
+file; missing fields get the defaults of transformers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from nvret_jax.models.pretrained.folder import Fields, shown
 
 @dataclasses.dataclass(frozen=True)
 class Flavour:
-    """What a model_type means beyond its numbers.
+    """What a model_type implies beyond its numbers.
 
     Attributes:
-        causal: where config.json does not say.
-        biases: 'none', 'qkv' always, or 'config': as `attention_bias` and `mlp_bias` say.
+        causal: if config.json does not say.
+        biases: 'none', 'qkv' always, or 'config': from `attention_bias` and `mlp_bias`.
         qk_norm: queries and keys are normalised, head by head.
         text: where in config.json the text model is described.
-        windowed: whether `sliding_window` is heeded.
+        windowed: whether `sliding_window` is read.
     """
 
     causal: bool = True
@@ -42,16 +42,16 @@ FLAVOURS = {
     "llama": Flavour(biases="config"),
     "qwen2": Flavour(biases="qkv"),
     "qwen3": Flavour(biases="config", qk_norm=True),
-    # Embedders that came with code of their own, which this file is instead of.
+    # Embedders that come with their own code, which this file replaces.
     "llama_bidirec": Flavour(causal=False, biases="config"),  # llama-nemotron-embed-1b-v2
     "nvretriever": Flavour(causal=False),  # NV-Retriever-v1
     "nvembed": Flavour(causal=False, text=("text_config",), windowed=False),  # NV-Embed-v2
-    # The text side of omni-embed-nemotron-3b, and of the model it was made of.
+    # The text side of omni-embed-nemotron-3b, and of its base model.
     "nvomniembed": Flavour(causal=False, biases="qkv", text=("text_config",)),
     "qwen2_5_omni_thinker": Flavour(biases="qkv", text=("text_config",)),
     "qwen2_5_omni": Flavour(biases="qkv", text=("thinker_config", "text_config")),
 }
-# Names under which tools ask for bidirectional attention: transformers and vLLM, and
+# Names with which tools select bidirectional attention: transformers and vLLM, and
 # text-embeddings-inference. Value -> whether causal.
 CAUSAL_FLAGS = {"is_causal": {True: True, False: False}}
 CAUSAL_FLAGS["use_bidirectional_attention"] = {True: False, False: True}
@@ -59,7 +59,7 @@ CAUSAL_FLAGS["use_bidirectional_attention"] = {True: False, False: True}
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """What shapes a decoder; field names are HF's where HF has one."""
+    """The shape of a decoder; field names are HF's where HF has one."""
 
     vocab_size: int
     hidden_size: int
@@ -82,7 +82,7 @@ class DecoderConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence there are positions for, and no sliding window cuts into."""
+        """The longest sequence that has positions and fits any sliding window."""
         return min(self.max_position_embeddings, self.sliding_window or 1 << 62)
 
     @classmethod
@@ -94,8 +94,8 @@ class DecoderConfig:
             where: its path, for messages.
 
         Raises:
-            InputError: a field is missing or asks for something this decoder does not do; all
-                such fields are named in one message.
+            InputError: a field is missing or requests something unsupported; all such fields are
+                named in one message.
         """
         flavour = FLAVOURS[config["model_type"]]
         outer = text = Fields(config)
@@ -116,7 +116,7 @@ class DecoderConfig:
 
 
 def _numbers(text: Fields) -> dict[str, Any]:
-    """The sizes, with HF's defaults for what old files leave out."""
+    """The sizes, with HF's defaults for fields that old files lack."""
     values = {name: text.integer(name, high=high) for name, high in SIZES.items()}
     width, heads = values["hidden_size"], values["num_attention_heads"]
     if text.content.get("head_dim") is None and width and heads and width % heads:
@@ -145,19 +145,19 @@ def _causal(
                 known = meaning[value] if isinstance(value, bool) else None
                 said[f"{name}={shown(value)}"] = known
     if None in said.values() or len(set(said.values())) > 1:
-        wrong.append(f"{' and '.join(said)}: say true or false, and the same")
+        wrong.append(f"{' and '.join(said)}: expected true or false, and the same for all")
     return next(iter(said.values()), flavour.causal)
 
 
 def _window(text: Fields, flavour: Flavour) -> int | None:
-    """The sliding window, where one is switched on."""
+    """The sliding window, if it is active."""
     window, types = text.integer("sliding_window", None), text.texts("layer_types", None)
     on = text.flag("use_sliding_window", True) if types is None else "sliding_attention" in types
     return window if on and flavour.windowed else None
 
 
 def check_mesh(config: DecoderConfig, mesh: Mesh) -> None:
-    """Raises InputError, with the numbers, where `mesh` cannot cut this model evenly."""
+    """Raises InputError, with the numbers, if `mesh` cannot split this model evenly."""
     wrong = [
         f"{name}={size} is not a multiple of mesh.{axis}={mesh.shape[axis]}"
         for name, size, axis in (

@@ -1,7 +1,7 @@
-"""What the layers of every backbone are made of: options, dropout, LayerNorm, activations.
+"""Common parts of the layers of every backbone: options, dropout, LayerNorm, activations.
 
-A layer is a `Weights` module: it declares the logical axes of each of its weights beside them, and
-takes a weight into use by name, in the dtype and layout it is computed with.
+A layer is a `Weights` module: it declares the logical axes of each of its weights, and returns a
+weight by name, in the dtype and layout for computation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nvret_jax.models.attention.kernels import check_options
 from nvret_jax.models.options import REMAT
 from nvret_jax.models.pretrained.folder import INT32
 
-# What a product with a weight gives is marked by this name, for remat='dots' to keep.
+# The results of products with weights have this name, for remat='dots' to keep.
 PRODUCT = "product"
 
 
@@ -38,8 +38,8 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
 }
 
-# The sizes that every backbone has, and how large each may be: beyond what any model has by a
-# factor of ten or more, and small enough that building its shapes does not hang.
+# The sizes that every backbone has, and their limits: at least ten times those of any model, and
+# small enough that building the shapes does not hang.
 SIZES = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 18,
@@ -52,16 +52,16 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a model is run, which its weights do not care about.
+    """How a model is run, independent of its weights.
 
     Attributes:
         dtype: of the products ('float32', 'bfloat16').
         dropout: rate on embeddings, attention probabilities and both residual branches.
-        remat: of `options.REMAT`, what the backward pass computes again instead of keeping it, from
-            nothing to most: 'none'; 'attention', the scores of all heads (arXiv 2205.05198);
-            'dots', all but the products with weights; 'full', whole layers.
+        remat: of `options.REMAT`, what the backward pass recomputes instead of keeping it, from
+            least to most: 'none'; 'attention', the scores of all heads (arXiv 2205.05198); 'dots',
+            all but the products with weights; 'full', whole layers.
         attention: of `options.ATTENTION`; see `kernels.py`.
-        wide: products of a narrow dtype give float32, and what lies between them is float32.
+        wide: products of a narrow dtype return float32, and all values between them are float32.
     """
 
     dtype: str = "float32"
@@ -75,13 +75,13 @@ class Options:
             raise InputError(f"dtype={self.dtype!r}: expected float32, bfloat16 or float16")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout}: expected a rate in [0, 1)")
-        if self.remat not in REMAT:  # True and False, of old, among them
-            raise InputError(f"remat={self.remat!r} is unknown; known: {', '.join(REMAT)}")
+        if self.remat not in REMAT:  # also rejects True and False
+            raise InputError(f"unknown remat={self.remat!r}; known: {', '.join(REMAT)}")
         check_options(self.attention, dtype=self.dtype, drops=self.dropout > 0.0)
 
     @property
     def inner_dtype(self) -> str:
-        """Of what a product with a weight gives, and of all up to the next one."""
+        """The dtype of products with weights, and of all values up to the next one."""
         return "float32" if self.wide else self.dtype
 
     @property
@@ -90,10 +90,10 @@ class Options:
 
 
 def dropout(x: jax.Array, keys_b: jax.Array | None, place: int, rate: float) -> jax.Array:
-    """Drops entries of x [B, ...] at `rate`, by each example's own key. No key or no rate: x.
+    """Drops entries of x [B, ...] at `rate`, by each example's own key. Without key or rate: x.
 
-    A draw depends on (key, place, index within the example) and nothing else; `place` tells the
-    uses of one key apart.
+    A draw depends only on (key, place, index within the example); `place` distinguishes the uses of
+    one key.
     """
     if keys_b is None or rate == 0.0:
         return x
@@ -113,18 +113,18 @@ def layer_norm(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) 
 
 
 def in_use(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """A weight in the layout it is computed with: the `mesh.GATHERED` axes whole.
+    """A weight in the layout for computation: whole along the `mesh.GATHERED` axes.
 
     Args:
-        value: the weight as it lies at rest, or within `shard_map` this device's part of it.
+        value: the stored weight, or within `shard_map` this device's part of it.
         axes: its logical axes.
     """
     for dim, name in enumerate(axes):
         if name in mesh_lib.GATHERED and (cut := mesh_lib.cut_here(name)):
             value = gathered(value, dim, cut)
     spec = mesh_lib.spec(*axes, compute=True)
-    # A weight that nothing is done to stays an input of the scan over layers, which keeps no copy
-    # of it for the backward pass. Even a reshard to the same layout would be something.
+    # An unchanged weight stays an input of the scan over layers, which keeps no copy of it for the
+    # backward pass. Even a reshard to the same layout would be an operation.
     lies = jax.typeof(value).sharding
     if lies.mesh.empty or _padded(lies.spec, value.ndim) == _padded(spec, value.ndim):
         return value
@@ -137,11 +137,11 @@ def _padded(spec: P, ndim: int) -> tuple[Any, ...]:
 
 
 def gathered(value: jax.Array, dim: int, axes: tuple[str, ...]) -> jax.Array:
-    """All parts of an array along mesh axes that are manual here, joined along a dimension."""
+    """All parts of an array along manual mesh axes, joined along a dimension."""
     mesh = jax.sharding.get_abstract_mesh()
     run = functools.partial(jax.lax.all_gather, axis_name=axes, axis=dim, tiled=True)
     # Its transpose is a sum over devices, which JAX 0.10 and 0.12 cannot compile for an array that
-    # is split over an axis that is not manual. So for this all are.
+    # is split over a non-manual axis. So all axes are manual here.
     rest = set(mesh.axis_names) - set(mesh.manual_axes)
     if rest:
         spec = jax.typeof(value).sharding.spec
@@ -153,7 +153,7 @@ class Weights(nnx.Module):
     """A module that knows the logical axes of each of its weights.
 
     Attributes:
-        whole: names of weights that are not cut along the `mesh.GATHERED` axes, whatever `AXES`
+        whole: names of weights that are not split along the `mesh.GATHERED` axes, whatever `AXES`
             says: they were gathered before.
     """
 
@@ -161,6 +161,6 @@ class Weights(nnx.Module):
     whole: tuple[str, ...] = ()
 
     def _use(self, name: str, dtype: Any) -> jax.Array:
-        """The weight in the dtype and layout it is computed with."""
+        """The weight in the dtype and layout for computation."""
         value = getattr(self, name)[...].astype(dtype)
         return value if name in self.whole else in_use(value, self.AXES[name])

@@ -1,16 +1,16 @@
 """ModernBERT (arXiv 2412.13663): a bidirectional encoder with rotary positions and local attention.
 
 Most layers see only `local_attention` / 2 tokens to either side, every third sees all; the two
-kinds turn their heads at different speeds. LayerNorm without bias stands before each branch, but
-for the first layer's attention, which follows the embeddings' own. The feed-forward is GeGLU.
+kinds have different rotary frequencies. LayerNorm without bias precedes each branch, except the
+first layer's attention, which follows the embeddings' own. The feed-forward is GeGLU.
 
 The choices are those of `bert.py`, and:
 
-- All layers run in one `jax.lax.scan`: what tells them apart (the window, the angles, the norm that
-  the first lacks) is stacked and scanned with them. A local layer computes all scores and masks
-  those out of sight; at the lengths of retrieval that costs little.
-- Fused kernels stay fused, [D, 3, H, K] and [D, 2, F], so that an adapter means what it does in
-  PEFT.
+- All layers run in one `jax.lax.scan`: their differences (the window, the angles, the norm that the
+  first lacks) are stacked and scanned with them. A local layer computes all scores and masks those
+  outside the window; at the lengths of retrieval that costs little.
+- Fused kernels stay fused, [D, 3, H, K] and [D, 2, F], so that an adapter has the same meaning as
+  in PEFT.
 
 Shapes: B batch, T tokens, D width, H heads, K head width, F feed-forward width, L layers.
 """
@@ -49,7 +49,7 @@ _THETA["sliding_attention"] = ("local_rope_theta", 10000.0)
 
 @dataclasses.dataclass(frozen=True)
 class ModernBertConfig:
-    """What shapes a ModernBERT; field names are HF's where HF has one."""
+    """The shape of a ModernBERT; field names are HF's where HF has one."""
 
     vocab_size: int
     hidden_size: int
@@ -74,7 +74,7 @@ class ModernBertConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence the model was made for."""
+        """The longest sequence that the model supports."""
         return self.max_position_embeddings
 
     @classmethod
@@ -86,8 +86,8 @@ class ModernBertConfig:
             where: its path, for messages.
 
         Raises:
-            InputError: a field is missing or asks for something this file does not do; all such
-                fields are named in one message.
+            InputError: a field is missing or requests something unsupported; all such fields are
+                named in one message.
         """
         fields = Fields(config)
         wrong = fields.wrong
@@ -108,7 +108,7 @@ class ModernBertConfig:
 
 
 def _local(fields: Fields, layers: int) -> tuple[bool, ...]:
-    """Which layers see only their surroundings."""
+    """Whether each layer is local."""
     every = fields.integer("global_attn_every_n_layers", 3)
     types = fields.texts("layer_types", None)
     if types is None:
@@ -130,7 +130,7 @@ def _rope(fields: Fields, kind: str) -> Rope:
     name, default = _THETA[kind]
     config = fields.content
     theta = scaling.get("rope_theta", config.get(name, default))
-    if theta is None:  # old files: the local layers then turn like the global ones
+    if theta is None:  # old files: local layers then have the angles of global ones
         theta = config.get("global_rope_theta", 160000.0)
     return Rope.from_hf(config, fields.wrong, scaling=scaling, theta=theta)
 
@@ -180,7 +180,7 @@ class AttentionNorms(Weights):
             self.norm_bias = nnx.Param(jnp.zeros(shape, param_dtype))
 
     def stacked(self, config: ModernBertConfig) -> tuple[jax.Array, jax.Array]:
-        """(scale, bias), float32 [L, D]; the first layer's are not to be used."""
+        """(scale, bias), float32 [L, D]; the first layer's must not be used."""
         scale_ld = self._use("norm_scale", jnp.float32)
         bias_ld = self._use("norm_bias", jnp.float32) if config.norm_bias else scale_ld * 0.0
         return tuple(jnp.pad(x, ((1, 0), (0, 0))) for x in (scale_ld, bias_ld))
@@ -241,7 +241,7 @@ class Layer(Weights):
         config: ModernBertConfig,
         options: Options,
     ) -> jax.Array:
-        """float32 [B, T, D] -> float32 [B, T, D]; `own` is what tells this layer from others."""
+        """float32 [B, T, D] -> float32 [B, T, D]; `own` holds what differs between layers."""
         rate, eps = options.dropout, config.norm_eps
         act_btd = mesh_lib.spec("batch", None, None)
         cos_tk, sin_tk = (x[own["kind"]] for x in turns)
@@ -284,7 +284,7 @@ class Layer(Weights):
 
 
 class ModernBert(Backbone):
-    """ModernBERT: local and global layers in turn, the local ones within a window."""
+    """ModernBERT: local layers, within a window, and global ones."""
 
     EMBEDDINGS, LAYER = Embeddings, Layer
 
@@ -305,7 +305,7 @@ class ModernBert(Backbone):
         return cos_ctk, sin_ctk
 
     def per_layer(self, tokens: int) -> dict[str, jax.Array]:
-        """What tells layers apart: their kind, their window and their first norm."""
+        """What differs between layers: their kind, their window and their first norm."""
         config = self.config
         kinds_l = jnp.asarray(config.layer_is_local, jnp.int32)
         scale_ld, bias_ld = self.attention_norms.stacked(config)

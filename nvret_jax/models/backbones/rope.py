@@ -1,15 +1,15 @@
-"""Rotary position embeddings (RoFormer, arXiv 2104.09864), as Llama's descendants have them.
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864), as in Llama's descendants.
 
 A head's K numbers are K / 2 pairs (i, i + K / 2), and pair i of token t is turned by the angle
-t · theta^(-2i/K). Three ways to set the frequencies are known, under HF's names:
+t · theta^(-2i/K). Three ways to set the frequencies are supported, under HF's names:
 
     default   as above
     linear    all divided by `factor`
     llama3    long waves divided by `factor`, short ones kept, those between interpolated
 
-What changes with the length of the text ('dynamic', 'yarn', 'longrope') is refused: the embedding
-of a text must not depend on what it is batched with. 'mrope' (Qwen's, with positions for time,
-height and width) is the default where there is only text: all three are the token's number.
+Frequencies that depend on the length of the text ('dynamic', 'yarn', 'longrope') are refused: the
+embedding of a text must not depend on the other texts of its batch. 'mrope' (Qwen's, with positions
+for time, height and width) equals the default for text alone: all three are the token's number.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ALIASES = {"mrope": "default"}
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """How the angles are set; field names are HF's."""
+    """The settings of the angles; field names are HF's."""
 
     theta: float = 10000.0
     kind: str = "default"
@@ -54,8 +54,8 @@ class Rope:
 
         Args:
             config: HF's config.json.
-            wrong: what is wrong is appended here, to be told with the rest of the config's faults.
-            scaling, theta: in place of what the config says under those names.
+            wrong: mistakes are appended here, to be reported with the others of the config.
+            scaling, theta: used instead of the config's values of these names.
         """
         fields = Fields(config, wrong)
         if scaling is None:
@@ -93,9 +93,9 @@ class Rope:
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """float32 [K / 2]: how far each pair turns from one token to the next, in radians.
+    """float32 [K / 2]: the angle of each pair from one token to the next, in radians.
 
-    float32 throughout, as torch computes it: over thousands of tokens the rounding shows.
+    float32 throughout, as in torch: over thousands of tokens the rounding matters.
     """
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     inverse = (np.float32(1.0) / np.float32(rope.theta) ** exponent).astype(np.float32)
@@ -123,7 +123,7 @@ def angles(rope: Rope, head_dim: int, tokens: int) -> tuple[jax.Array, jax.Array
 def rotate(x_bthk: jax.Array, cos_tk: jax.Array, sin_tk: jax.Array) -> jax.Array:
     """x [B, T, any heads, K], each head's pairs turned by the token's angles; same dtype.
 
-    The turning itself is float32: a bfloat16 angle is off by several percent after 100 tokens.
+    The rotation itself is float32: a bfloat16 angle is off by several percent after 100 tokens.
     """
     shape = (cos_tk.shape[0], *(1,) * (x_bthk.ndim - 3), cos_tk.shape[1])
     cos, sin = cos_tk.reshape(shape), sin_tk.reshape(shape)

@@ -1,1 +1,1 @@
-"""Published models: where they are, what their files say, and their weights."""
+"""Published models: their folders, settings, tokenizers and weights."""

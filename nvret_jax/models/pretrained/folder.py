@@ -1,14 +1,14 @@
 """The files of a model's folder: found inside it, and read with limits.
 
-A model comes from elsewhere, and so does every name and number in its files.
+A model is untrusted input, and so is every name and number in its files.
 
-- **Nothing outside the folder is read.** A file may name another (`modules.json`, the index of
+- **Nothing outside the folder is read.** A file may refer to another (`modules.json`, the index of
   sharded weights) only by a relative path that stays inside, and a link may lead only to a file
-  inside. The one exception is the cache of the Hugging Face hub, whose snapshots are links into the
-  `blobs` of the same repository.
-- **Values have types and bounds.** `Fields` takes them out of a JSON object one by one; all that
-  is wrong with an object comes in one message. No limit of a parser (depth, digits of a number) is
-  met by accident.
+  inside. The only exception is the cache of the Hugging Face hub, whose snapshots are links into
+  the `blobs` of the same repository.
+- **Values have types and bounds.** `Fields` reads them from a JSON object one by one; one message
+  reports everything that is wrong with an object. Limits of parsers (depth, digits of a number) are
+  handled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from etils import epath
 
 from nvret_jax.errors import InputError
 
-LARGEST_JSON = 64 << 20  # bytes; the index of a model with a million tensors has about this many
+LARGEST_JSON = 64 << 20  # bytes; about the size of the index of a model with a million tensors
 INT32 = 2**31 - 1
 _SHOWN = 60  # characters of a value in a message
 _REQUIRED = object()
@@ -35,11 +35,11 @@ def inside(folder: epath.PathLike, name: Any, said_by: epath.PathLike | None = N
     Args:
         folder: of the model.
         name: relative to it, '' for the folder itself.
-        said_by: the file that names it, for messages; None: a name of this package's own.
+        said_by: the file that names it, for messages; None: a name from this package.
 
     Raises:
-        InputError: it is no relative path, leads out of the folder, by itself or as a link, or is
-            neither a file nor a folder.
+        InputError: it is not a relative path, leads out of the folder, directly or through a link,
+            or is neither a file nor a folder.
     """
     start = f"{said_by}: " if said_by is not None else ""
     if not isinstance(name, str):
@@ -61,17 +61,17 @@ def inside(folder: epath.PathLike, name: Any, said_by: epath.PathLike | None = N
         raise InputError(f"{start}path {shown(name)}: {error}") from None
     if target != root and not any(target.startswith(r + os.sep) for r in _roots(root)):
         raise InputError(
-            f"{text}: a link to {target}, which lies outside the model's folder and is not read; "
+            f"{text}: a link to {target}, which is outside the model's folder and is not read; "
             "copy the file into the folder"
         )
-    # Opening a pipe waits for whoever writes to it.
+    # Opening a pipe would wait for a writer.
     if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
         raise InputError(f"{text}: neither a file nor a folder")
     return path
 
 
 def _roots(root: str) -> list[str]:
-    """Where files of this folder may lie: itself, and for a hub snapshot the repository's blobs."""
+    """Where files of this folder may be: itself, and for a hub snapshot the repository's blobs."""
     found = [root]
     for parent in pathlib.PurePath(root).parents:
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
@@ -80,7 +80,7 @@ def _roots(root: str) -> list[str]:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """A JSON file's content; InputError naming file and line where it is not readable JSON."""
+    """A JSON file's content; InputError with file and line if it is not readable JSON."""
     path = epath.Path(path)
     try:
         size = path.stat().length
@@ -104,12 +104,12 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def read_object(folder: epath.PathLike, *names: str) -> dict[str, Any]:
-    """The JSON object in the first of these files that a model's folder has; {} without one.
+    """The JSON object in the first of these files in a model's folder; {} if there is none.
 
-    Several names are several spellings of one file.
+    The names are alternative names of one file.
 
     Raises:
-        InputError: it is not readable, not an object, or lies outside the folder.
+        InputError: it is not readable, not an object, or outside the folder.
     """
     for name in names:
         path = inside(folder, name)
@@ -123,7 +123,7 @@ def read_object(folder: epath.PathLike, *names: str) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, in at most about sixty characters."""
+    """A value for a message, in at most about sixty characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an int of thousands of digits, a deep list
@@ -132,10 +132,10 @@ def shown(value: Any) -> str:
 
 
 class Fields:
-    """Values of one JSON object, checked as they are taken. None is as good as a missing key.
+    """Values of one JSON object, checked as they are read. None counts as a missing key.
 
-    What is wrong is collected in `wrong`; a method returns its default, or None where it has none,
-    for a value that is wrong. `check` raises all at once.
+    Mistakes are collected in `wrong`; for a wrong value a method returns its default, or None
+    without one. `check` reports all at once.
     """
 
     def __init__(self, content: Mapping[str, Any], wrong: list[str] | None = None):
@@ -189,7 +189,7 @@ class Fields:
         return value
 
     def limit(self, name: str) -> int | None:
-        """A limit in tokens; None where there is none. Some write 1e30 for "unknown"."""
+        """A limit in tokens; None if there is none. Some tools write 1e30 for "unknown"."""
         value = self.content.get(name)
         if value is None:
             return None
@@ -247,7 +247,7 @@ class Fields:
         return value
 
     def only(self, name: str, plain: Sequence[Any], why: str = "") -> None:
-        """Refuses a value that is not one of `plain`; a missing one is right."""
+        """Refuses a value that is not one of `plain`; a missing one is accepted."""
         value = self.content.get(name)
         if value is not None and not any(type(value) is type(p) and value == p for p in plain):
             known = ", ".join(json.dumps(p) for p in plain)
@@ -264,7 +264,7 @@ class Fields:
 
 
 def encodable(text: str) -> bool:
-    """Whether a string is text: half a surrogate pair is none, and no tokenizer takes it."""
+    """Whether a string is valid Unicode: tokenizers do not accept an unpaired surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

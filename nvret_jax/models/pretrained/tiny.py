@@ -1,10 +1,10 @@
-"""Models that fit into a test: `tiny:mistral`, `tiny:bert`, …, made on the spot, never downloaded.
+"""Models small enough for a test: `tiny:mistral`, `tiny:bert`, …, made on demand, never downloaded.
 
 A tiny model has the architecture of the real one, two layers, 64 dimensions, random weights and a
-tokenizer whose tokens are bytes, so that any text in any language can go through it. It knows
-nothing; it is there to run a recipe for a large model from end to end on a laptop (`:smoke`).
+tokenizer whose tokens are bytes, so that it can read any text in any language. It is untrained; its
+purpose is to run a recipe for a large model from end to end on a laptop (`:smoke`).
 
-Made once, in the user's cache folder, in the format of any other model.
+It is made once, in the user's cache folder, in the usual format of a model.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ARCHITECTURES = {
 
 
 def folder(name: str) -> epath.Path:
-    """The folder of a tiny model, made if it is not there.
+    """The folder of a tiny model, made if it does not exist.
 
     Args:
         name: such as 'tiny:mistral'.
@@ -74,7 +74,7 @@ def folder(name: str) -> epath.Path:
     kind = name.removeprefix(PREFIX)
     if kind not in ARCHITECTURES:
         known = ", ".join(PREFIX + key for key in ARCHITECTURES)
-        raise InputError(f"{name}: no such tiny model; there are {known}")
+        raise InputError(f"{name}: no such tiny model; known: {known}")
     content = json.dumps([ARCHITECTURES[kind], json.loads(_tokenizer().to_str())], sort_keys=True)
     short = hashlib.sha256(content.encode()).hexdigest()[:8]
     root = paths.cache("models")

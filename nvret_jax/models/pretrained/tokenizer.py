@@ -2,16 +2,16 @@
 
 Choices:
 
-- `tokenizers` is used directly: it is what `transformers` calls for fast tokenizers, without a
-  second of imports. A folder that has only vocabulary files is converted by
+- `tokenizers` is used directly: `transformers` uses it for fast tokenizers, and importing it
+  directly saves a second. A folder that has only vocabulary files is converted by
   `transformers.AutoTokenizer` (local files, no remote code).
-- A tokenizer.json often carries the truncation and padding of whoever saved it (MiniLM's cuts at
-  128 and pads everything to 128). Both are switched off: length is the caller's business, and
-  padding is done per batch.
-- The Rust object keeps the length it cuts at as its own state. It is set and used under a lock, so
-  that several threads may encode with one tokenizer, each at its own length.
+- A tokenizer.json often contains truncation and padding settings (MiniLM's cuts at 128 and pads
+  everything to 128). Both are switched off: the caller sets the length, and padding is done per
+  batch.
+- The Rust object stores its truncation length as state. It is set and used under a lock, so that
+  several threads may use one tokenizer, each with its own length.
 - Texts are encoded in blocks, because the library's result objects are many times larger than the
-  ids that are kept.
+  ids.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from nvret_jax.models.pretrained.folder import Fields, encodable, inside, read_o
 
 _BLOCK = 1024  # texts encoded at a time
 _HIGHEST = (1 << 24) - 1  # token id; no vocabulary has a tenth of that
-_LONGEST = 10**6  # model_max_length above this is a way of saying "unknown"
-# What a tokenizer was made from, where it was not made by the `tokenizers` library.
+_LONGEST = 10**6  # a model_max_length above this means "unknown"
+# The source files of tokenizers not made by the `tokenizers` library.
 _VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
@@ -55,10 +55,11 @@ _SPECIAL = (
     "mask_token",
     "additional_special_tokens",
 )
-# What a saved tokenizer_config.json keeps beside the special tokens. tokenizer.json alone decides
-# which ids a text gets, so settings by which some reader would change them (`add_bos_token`,
-# `do_lower_case`, a class with further rules) stay out, and so does what no embedding depends on:
-# code (`auto_map`), chat templates, paths, and bookkeeping that transformers 5 adds and 4 refuses.
+# What a saved tokenizer_config.json keeps in addition to the special tokens. Only tokenizer.json
+# decides the ids of a text, so settings with which some reader would change them (`add_bos_token`,
+# `do_lower_case`, a class with further rules) are dropped, and so is everything that does not
+# affect embeddings: code (`auto_map`), chat templates, paths, and bookkeeping that transformers 5
+# adds and 4 refuses.
 _KEPT = (
     "added_tokens_decoder",
     "clean_up_tokenization_spaces",
@@ -72,9 +73,9 @@ class Tokenizer:
     """A fast tokenizer and the files it came from.
 
     Attributes:
-        max_length: default limit in tokens, special tokens included; None if nobody gave one.
-        pad_id: id that fills a batch. Its embedding is never seen: lengths mask it.
-        fingerprint: sha256, hex, of everything that decides the ids.
+        max_length: default limit in tokens, special tokens included; None if unknown.
+        pad_id: id for padding. Its embedding is never used: lengths mask it.
+        fingerprint: sha256, hex, of everything that affects the ids.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class Tokenizer:
         config: dict | None = None,
         max_length: int | None = None,
     ):
-        """Wraps `backend`, and switches its truncation and padding off.
+        """Wraps `backend`, and switches off its truncation and padding.
 
         Args:
-            backend: the tokenizer; owned by this object from here on.
-            folder: where `save` finds the files that go with it.
+            backend: the tokenizer; owned by this object from now on.
+            folder: where `save` finds the accompanying files.
             config: content of tokenizer_config.json.
             max_length: default limit in tokens; None takes the config's model_max_length.
         """
@@ -104,7 +105,7 @@ class Tokenizer:
         self._side = fields.text("truncation_side", "right", choices=("right", "left"))
         self._specials = backend.num_special_tokens_to_add(False)
         stated = fields.limit("model_max_length")
-        # What is not used here is written into exports, for readers that fail on other types.
+        # Values not used here are written into exports, for readers that fail on other types.
         fields.text("padding_side", "right", choices=("right", "left"))
         fields.object("added_tokens_decoder", {})
         fields.flag("clean_up_tokenization_spaces")
@@ -112,7 +113,7 @@ class Tokenizer:
         if max_length is None and stated is not None and stated < _LONGEST:
             max_length = stated
         self.max_length = max_length
-        # Looked at first: the library writes a vocabulary by counting up to its highest id.
+        # Checked first: the library writes a vocabulary by counting up to its highest id.
         highest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
         if highest > _HIGHEST:
             raise InputError(
@@ -128,7 +129,7 @@ class Tokenizer:
         """Reads the tokenizer of a model folder.
 
         Args:
-            folder: with tokenizer.json, or with the files `AutoTokenizer` converts from.
+            folder: with tokenizer.json, or with the files that `AutoTokenizer` converts.
             max_length: default limit in tokens; None takes tokenizer_config.json's.
 
         Raises:
@@ -137,7 +138,7 @@ class Tokenizer:
         folder = epath.Path(folder)
         config = _read_config(folder)
         for name in (*_VOCABULARIES, *_TOKENS):
-            inside(folder, name)  # none that `save` copies leads out of the folder
+            inside(folder, name)  # no file that `save` copies leads out of the folder
         path = inside(folder, "tokenizer.json")
         if path.exists():
             try:
@@ -161,21 +162,21 @@ class Tokenizer:
         """Token ids of each text, special tokens included.
 
         Args:
-            texts: any number of strings; an empty one gives the special tokens alone.
-            max_length: limit in tokens; the text is cut, the special tokens stay, as
-                `transformers` does with truncation=True. None takes `self.max_length`.
+            texts: any number of strings; an empty one gives only the special tokens.
+            max_length: limit in tokens; the text is cut, the special tokens are kept, as in
+                `transformers` with truncation=True. None takes `self.max_length`.
 
         Returns:
-            One int32 array per text, of length 1 to `max_length` (0 only for an empty text where
-            the tokenizer adds no special tokens).
+            One int32 array per text, of length 1 to `max_length` (0 only for an empty text if the
+            tokenizer adds no special tokens).
 
         Raises:
-            InputError: `max_length` leaves no room for the special tokens, or there is none.
+            InputError: `max_length` leaves no space for the special tokens, or is unknown.
         """
         max_length = self.max_length if max_length is None else max_length
         if max_length is None:
             raise InputError(
-                f"{self._folder}: no max_length given, and tokenizer_config.json states none"
+                f"{self._folder}: no max_length given, and tokenizer_config.json has none"
             )
         if max_length < max(1, self._specials):
             raise InputError(
@@ -191,7 +192,7 @@ class Tokenizer:
     def _encodings(
         self, texts: Sequence[Any], max_length: int, block: int, **truncation: Any
     ) -> Iterator[tokenizers.Encoding]:
-        """What the Rust library makes of texts, or of pairs; see the module's docstring."""
+        """The Rust library's encodings of texts, or of pairs; see the module's docstring."""
         backend = self._backend
         for start in range(0, len(texts), block):
             part = list(texts[start : start + block])
@@ -209,15 +210,15 @@ class Tokenizer:
             yield from found
 
     def _why(self, part: list[Any], start: int, error: BaseException) -> str:
-        """Why a block of texts cannot be encoded: a text that is none, or the tokenizer."""
+        """Why a block of texts cannot be encoded: an invalid text, or the tokenizer."""
         for row, item in enumerate(part):
             for text in item if isinstance(item, tuple) else (item,):
                 if not isinstance(text, str):
                     return f"text {start + row} is {type(text).__name__}, expected str"
                 if not encodable(text):
                     return (
-                        f"text {start + row} holds half of a surrogate pair, which is no "
-                        "character; remove it or read the file as UTF-8"
+                        f"text {start + row} holds half of a surrogate pair, which is not valid "
+                        f"Unicode; remove it or read the file as UTF-8"
                     )
         return f"{self._folder}: the tokenizer fails on texts from {start} on ({error})"
 
@@ -228,19 +229,18 @@ class Tokenizer:
         inputs: Sequence[str] = ("input_ids", "attention_mask"),
         version_5: bool = False,
     ) -> None:
-        """Writes the tokenizer as transformers (4 and 5) and text-embeddings-inference read it.
+        """Writes the tokenizer for transformers (4 and 5) and text-embeddings-inference.
 
-        tokenizer.json has truncation and padding off. tokenizer_config.json keeps special tokens,
-        sides and length of the source's, under a class that takes tokenizer.json unchanged.
+        tokenizer.json has truncation and padding off. tokenizer_config.json keeps the source's
+        special tokens, sides and length, with a class that uses tokenizer.json unchanged.
         Vocabulary files are copied if the source had them.
 
         Args:
             folder: made if missing.
             max_length: `model_max_length` to write; None keeps the source's.
-            inputs: what the model is called with, for readers that call it with all that the
-                tokenizer gives.
-            version_5: under the class name that transformers 5 alone knows, so that version 4
-                refuses the tokenizer of a model that it would compute wrongly.
+            inputs: the model's inputs, for readers that pass everything the tokenizer returns.
+            version_5: use the class name that only transformers 5 knows, so that version 4 refuses
+                the tokenizer of a model that it would compute wrongly.
         """
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ class Tokenizer:
     def _special_tokens(self) -> dict:
         """Special tokens by role."""
         found = {key: self._config[key] for key in _SPECIAL if self._config.get(key) is not None}
-        # transformers 5 lists here what 4 calls additional; 4 fails on a list under this name.
+        # transformers 5 lists here what 4 calls additional; 4 fails on a list with this name.
         extra = self._config.get("extra_special_tokens") or ()
         extra = [*extra.values()] if isinstance(extra, dict) else [*extra]
         stated = [*found.get("additional_special_tokens", ())]
@@ -274,8 +274,8 @@ class Tokenizer:
             found["additional_special_tokens"] = stated + new
         if "pad_token" not in found:
             found["pad_token"] = self._backend.id_to_token(self.pad_id)
-        # Those around each text by name, too: sentence-transformers takes what is not named for the
-        # end of a prompt.
+        # Those around each text also by name: sentence-transformers takes unnamed ones for the end
+        # of a prompt.
         listed = found.get("additional_special_tokens", [])
         named = {_content(token) for token in [*found.values(), *listed]}
         around = [self._backend.id_to_token(i) for i in self._backend.encode("").ids]
@@ -311,20 +311,20 @@ def _read_config(folder: epath.Path) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token as a config lists it; None where it is none."""
+    """The text of a special token from a config; None if it is not one."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) and encodable(content) else None
 
 
 def _convert(folder: epath.Path) -> tokenizers.Tokenizer:
-    """The fast tokenizer `transformers` makes of a folder without tokenizer.json."""
+    """The fast tokenizer that `transformers` makes from a folder without tokenizer.json."""
     if not any(inside(folder, name).exists() for name in _VOCABULARIES):
         raise InputError(
-            f"{folder}: no tokenizer.json, and no vocabulary file to make one of "
+            f"{folder}: no tokenizer.json, and no vocabulary file to make one from "
             f"({', '.join(_VOCABULARIES)})"
         )
     # tokenizer_config.json may hold paths of the machine it was written on, which transformers
-    # would open: it sees copies of the files that are read, and no path.
+    # would open: it gets only copies of the files that are read, and no path.
     with tempfile.TemporaryDirectory() as aside:
         for name in (*_VOCABULARIES, *_TOKENS, "config.json"):
             if (source := inside(folder, name)).exists():
@@ -345,12 +345,12 @@ def _convert(folder: epath.Path) -> tokenizers.Tokenizer:
             ) from None
     backend = getattr(slow, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"{folder}: its tokenizer has no fast form; add a tokenizer.json")
+        raise InputError(f"{folder}: its tokenizer has no fast version; add a tokenizer.json")
     return backend
 
 
 def _pad_id(backend: tokenizers.Tokenizer, config: dict) -> int:
-    """The padding id: what the config says, what the file pads with, the usual names, or 0."""
+    """The padding id: from the config, from the file's padding, by the usual names, or 0."""
     token = config.get("pad_token")
     if isinstance(token, dict):  # {"content": "[PAD]", "lstrip": …}
         token = token.get("content")

@@ -1,10 +1,10 @@
-"""HF safetensors in, sharded arrays out, and back: one reviewed table, read in both directions.
+"""Conversion of HF safetensors to sharded arrays and back: one table for both directions.
 
 A conversion is data: a table such as `BERT_TABLE` maps a pattern of HF keys to the path of our
-weight and a named transform; the tables of other backbones stand beside them. Loading starts from
-the abstract model (shapes only), so each array is made in its final dtype and sharding, and a
+weight and a named transform; the tables of other backbones are in their modules. Loading starts
+from the abstract model (shapes only), so each array is made in its final dtype and sharding, and a
 process reads only the slices its devices hold: there is never a second copy of the model in host
-memory. All that is wrong with a checkpoint comes in one message.
+memory. One message reports everything that is wrong with a checkpoint.
 
 Only safetensors are read. Pickled checkpoints can run code when opened, so they are refused.
 """
@@ -35,7 +35,7 @@ from nvret_jax.models.pretrained.folder import inside, read_object, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-LISTED_KEYS = 12  # of each kind of problem; a wrong model would otherwise list hundreds
+LISTED_KEYS = 12  # per kind of problem; a wrong model would otherwise list hundreds
 
 Index = tuple[slice, ...]  # with plain start and stop
 Path = tuple[Any, ...]  # of a weight in a model's state
@@ -43,16 +43,16 @@ Path = tuple[Any, ...]  # of a weight in a model's state
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How one HF tensor lies beside our array (of one layer).
+    """How one HF tensor corresponds to our array (of one layer).
 
     Attributes:
         hf_shape: our shape -> HF's shape.
-        hf_index: (our slices, our shape) -> HF's slices; a list of them where they are not next
-            to each other, to be read and joined along the first dimension.
+        hf_index: (our slices, our shape) -> HF's slices; a list if they are not contiguous, to be
+            read and joined along the first dimension.
         load: (HF's piece, shape of our piece) -> our piece.
         save: our whole array -> HF's.
-        inputs: for a kernel, how many of our dimensions are its input, counted as a slice's stop
-            (1: the first; -1: all but the last); None for what is no kernel.
+        inputs: for a kernel, how many of our dimensions are its input, as a slice's stop (1: the
+            first; -1: all but the last); None if it is not a kernel.
     """
 
     hf_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -63,13 +63,13 @@ class Transform:
 
 
 def _merged(index: Index, shape: tuple[int, ...]) -> slice:
-    """The part of a dimension merged from several that holds these; only the first is ever cut."""
+    """The part of a merged dimension that holds these slices; only the first is ever sliced."""
     inner = math.prod(shape[1:])
     return slice(index[0].start * inner, index[0].stop * inner)
 
 
 def _fused(index: Index, shape: tuple[int, ...]) -> list[slice]:
-    """The same where the first dimension tells fused weights apart: one part for each of them."""
+    """The same if the first dimension separates fused weights: one part for each of them."""
     parts = range(shape[0])[index[0]]
     inner, whole = _merged(index[1:], shape[1:]), math.prod(shape[1:])
     return [slice(p * whole + inner.start, p * whole + inner.stop) for p in parts]
@@ -158,8 +158,8 @@ BERT_TABLE: Table = {
         )
     },
 }
-BERT_PREFIXES = ("", "bert.", "roberta.")  # checkpoints with a head put the encoder one level down
-# Keys that may stand in a checkpoint and have no part in a text embedding.
+BERT_PREFIXES = ("", "bert.", "roberta.")  # checkpoints with a head have the encoder one level down
+# Keys that a checkpoint may have and that a text embedding does not need.
 IGNORED = (
     r"(.*\.)?pooler\..*",  # sentence-transformers pools the token vectors itself
     r"(.*\.)?embeddings\.position_ids",  # 0, 1, 2, …, stored by old versions of transformers
@@ -168,7 +168,7 @@ IGNORED = (
     r"classifier\..*",
     r"qa_outputs\..*",
 )
-CARRIED = r"((bert|roberta)\.)?(pooler\..*)"  # of those, what an export hands on unchanged
+CARRIED = r"((bert|roberta)\.)?(pooler\..*)"  # of those, the ones that an export copies unchanged
 
 
 @functools.lru_cache(maxsize=64)
@@ -196,8 +196,8 @@ def weight_files(folder: epath.PathLike) -> list[epath.Path]:
     """The safetensors files of a model folder, in the order of their names.
 
     Raises:
-        InputError: there are none (with its own words where there is a pickle instead), or the
-            index names files that are not there.
+        InputError: there are none (with a specific message if there is a pickle instead), or the
+            index names missing files.
     """
     folder = epath.Path(folder)
     if inside(folder, SINGLE_FILE).exists():
@@ -225,13 +225,13 @@ def weight_files(folder: epath.PathLike) -> list[epath.Path]:
 
 
 def _without_weights(folder: epath.Path) -> str:
-    """What to do about a folder without safetensors."""
+    """The message for a folder without safetensors."""
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return without_safetensors(str(folder), there)
 
 
 def without_safetensors(model: str, files: Iterable[str]) -> str:
-    """A message for a model that has other files than safetensors, or none.
+    """A message for a model that has no safetensors, or only other files.
 
     Args:
         model: its name or folder.
@@ -242,20 +242,20 @@ def without_safetensors(model: str, files: Iterable[str]) -> str:
     frames = [f for f in files if re.search(r"(^|/)(tf_model\.h5|flax_model\.msgpack)$", f)]
     if pickles or frames:
         return (
-            f"{model}: only {(pickles or frames)[0]} there, which is not read: opening a pickle "
-            f"can run code. Write {SINGLE_FILE} with transformers: "
+            f"{model}: has only {(pickles or frames)[0]}, which is not read: opening a pickle can "
+            f"run code. Write {SINGLE_FILE} with transformers: "
             "AutoModel.from_pretrained(folder).save_pretrained(folder)"
         )
     for ending, what in ((".onnx", "ONNX"), (".gguf", "GGUF"), (".ot", "rust-bert")):
         if found := [f for f in files if f.endswith(ending)]:
             return (
-                f"{model}: only {found[0]} there, weights as {what}, which are not read; expected "
-                f"{SINGLE_FILE}: take the model that this one was converted from"
+                f"{model}: has only {found[0]}, weights as {what}, which are not read; expected "
+                f"{SINGLE_FILE}: use the model that this one was converted from"
             )
     if any(f == "adapter_model.safetensors" for f in files):
         return (
-            f"{model}: holds an adapter and no model; name the base model, and give this folder "
-            "as the adapter (--config.student.adapter, adapter=…)"
+            f"{model}: holds an adapter, not a model; give the base model, and this folder as the "
+            f"adapter (--config.student.adapter, adapter=…)"
         )
     return f"{model}: no {SINGLE_FILE} and no {INDEX_FILE}"
 
@@ -265,7 +265,7 @@ class Checkpoint:
 
     Attributes:
         files: the files, open while the context is.
-        shapes: key -> shape. Keys are spelled today's way (`LayerNorm.weight`, not `.gamma`).
+        shapes: key -> shape. Keys have their current names (`LayerNorm.weight`, not `.gamma`).
         dtypes: key -> safetensors dtype name ('F32', 'BF16', …).
     """
 
@@ -281,7 +281,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What a message calls this checkpoint."""
+        """The name of this checkpoint in messages."""
         return str(self.files[0] if len(self.files) == 1 else self.folder / INDEX_FILE)
 
     def __enter__(self) -> Checkpoint:
@@ -294,7 +294,7 @@ class Checkpoint:
                     if name in self._where:
                         raise InputError(
                             f"{path}: holds {name} twice, as {self._where[name][1]} and as {key}; "
-                            "which of them counts cannot be known"
+                            f"it is unclear which one counts"
                         )
                     self.shapes[name] = tuple(piece.get_shape())
                     self.dtypes[name] = piece.get_dtype()
@@ -316,7 +316,7 @@ class Checkpoint:
         """A tensor, or the slices `index` of it, in its stored dtype.
 
         Raises:
-            InputError: it holds NaN or an infinity, which no model that works does.
+            InputError: it holds NaN or an infinity.
         """
         handle, stored_key = self._where[key]
         found = (
@@ -327,11 +327,11 @@ class Checkpoint:
 
 
 def check_finite(value: np.ndarray, key: str, where: str) -> None:
-    """Raises InputError where a tensor of floats holds NaN or an infinity."""
+    """Raises InputError if a tensor of floats holds NaN or an infinity."""
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return
-    # The sum is finite where all are, at a tenth of the time and no array beside it; an overflow
-    # of the sum is told apart by looking again.
+    # A finite sum proves that all values are finite, in a tenth of the time and without another
+    # array; a second check detects mere overflow of the sum.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(value.sum(dtype=np.float64)):
             return
@@ -349,7 +349,7 @@ def _stacked(pattern: str) -> bool:
 
 
 def _layer_keys(pattern: str, layers: int) -> list[str]:
-    """The HF keys behind one line of a table, in layer order."""
+    """The HF keys of one line of a table, in layer order."""
     if not _stacked(pattern):
         return [pattern]
     first = int("{layer+1}" in pattern)
@@ -364,7 +364,7 @@ def _check(
     prefixes: tuple[str, ...],
     ignored: tuple[str, ...],
 ) -> str:
-    """Raises InputError with all that is wrong; returns the prefix the keys have."""
+    """Raises InputError with all mistakes; returns the prefix of the keys."""
     keys = set(checkpoint.shapes)
     bare: dict[str, tuple[int, ...]] = {}
     for pattern, (path, transform) in table.items():
@@ -373,7 +373,7 @@ def _check(
             layers, shape = shape[0], shape[1:]
         for key in _layer_keys(pattern, layers):
             bare[key] = transform.hf_shape(shape)
-    # The prefix that fits most: a checkpoint may lack any one of its keys.
+    # The prefix that matches most keys: a checkpoint may lack any of them.
     prefix = max(prefixes, key=lambda p: sum(p + key in keys for key in bare))
     expected = {prefix + key: shape for key, shape in bare.items()}
     skipped = re.compile("|".join(ignored) or "(?!)")
@@ -400,7 +400,7 @@ def _check(
 
 
 def shardings(axes: Mapping[tuple[str, ...], tuple[str | None, ...]], mesh: Mesh) -> dict:
-    """Path -> NamedSharding at rest, from a model's `logical_axes()`."""
+    """Path -> NamedSharding as stored, from a model's `logical_axes()`."""
     return {path: mesh_lib.sharding(mesh, *names) for path, names in axes.items()}
 
 
@@ -422,19 +422,19 @@ def load(
         folder: holds `model.safetensors`, or shards with `model.safetensors.index.json`.
         shapes: path of each of our weights -> shape, stacked ones with the layers first.
         axes: path -> logical axes (`Bert.logical_axes()`).
-        mesh: where the weights go.
+        mesh: for the weights.
         dtype: of the arrays; stored float16, bfloat16, float32 or float64 is cast to it.
         table, prefixes: the conversion. Lines of the table whose weight is not in `shapes` (a bias
-            this model does not have) do not count.
-        ignored: patterns of whole keys that may stand there and are not read.
-        file: the one file to read, where it is not called `model.safetensors`.
+            that this model does not have) are skipped.
+        ignored: patterns of whole keys that may exist and are not read.
+        file: the only file to read, if it is not `model.safetensors`.
 
     Returns:
         path -> array with `mesh.sharding(mesh, *axes[path])`.
 
     Raises:
-        InputError: a file is missing or broken, or keys are unknown, missing or misshaped; all
-            bad keys are in the one message.
+        InputError: a file is missing or damaged, or keys are unknown, missing or misshaped; one
+            message names all of them.
     """
     dtype = jnp.dtype(dtype)
     arrays = {}
@@ -466,23 +466,23 @@ def load(
                         read = np.concatenate([checkpoint.read(key, i) for i in hf_index])
                     else:
                         read = checkpoint.read(key, hf_index)
-                    with np.errstate(over="ignore"):  # told below, with the name of the tensor
+                    with np.errstate(over="ignore"):  # reported below, with the name of the tensor
                         out[row] = transform.load(read, sizes)
                     if out.dtype.itemsize < read.dtype.itemsize and not np.isfinite(out[row]).all():
                         raise InputError(
-                            f"{checkpoint.name}: {key} holds {float(np.abs(read).max()):.3g}, more "
-                            f"than {dtype.name} can; take another param_dtype"
+                            f"{checkpoint.name}: {key} holds {float(np.abs(read).max()):.3g}, too "
+                            f"large for {dtype.name}; use another param_dtype"
                         )
                 return out if stacked else out[0]
 
             target = mesh_lib.sharding(mesh, *axes[path])
-            # Waiting here lets go of the host copy of this weight before the next is read.
+            # Waiting here frees the host copy of this weight before the next is read.
             arrays[path] = jax.block_until_ready(jax.make_array_from_callback(shape, target, piece))
     return arrays
 
 
 def gather(array: jax.Array) -> np.ndarray:
-    """The whole of an array on this process's host. All processes of the array must call it."""
+    """A whole array on this process's host. All processes of the array must call it."""
     if not array.is_fully_addressable:
         whole = NamedSharding(array.sharding.mesh, P())
         array = jax.jit(lambda x: x, out_shardings=whole)(array).addressable_data(0)
@@ -500,8 +500,8 @@ def to_hf(
     Args:
         model: a backbone, or an `EmbeddingModel` around one.
         table: the conversion.
-        value: (backbone, path of a weight) -> what is written for it (`lora.merged`); None: the
-            weight itself. One weight at a time, so that there is never a second model in memory.
+        value: (backbone, path of a weight) -> the value to write (`lora.merged`); None: the weight
+            itself. One weight at a time, so that there is never a second model in memory.
 
     Returns:
         HF key -> contiguous array in the dtype of the value, in the order of the table.
@@ -510,7 +510,7 @@ def to_hf(
     state = dict(nnx.to_flat_state(nnx.state(backbone)))
     tensors = {}
     for pattern, (path, transform) in table.items():
-        if path not in state:  # a bias this model does not have
+        if path not in state:  # a bias that this model does not have
             continue
         whole = gather(state[path][...] if value is None else value(backbone, path))
         stacked = _stacked(pattern)
@@ -521,7 +521,7 @@ def to_hf(
 
 
 def carried(folder: epath.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a source folder that we do not use but an export hands on: the pooler.
+    """The tensors of a source folder that are unused here but copied into an export: the pooler.
 
     Without them transformers would fill a `BertModel`'s pooler with random numbers and warn.
     Names come without a head's prefix, values as stored.
