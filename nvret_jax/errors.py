@@ -1,8 +1,8 @@
-"""The one exception a user is meant to read.
+"""The exception for users' mistakes.
 
-Everything that goes wrong because of what the user gave us (a file, a key, a model, a mesh) is an
-`InputError` whose message is a single line: what was expected, what came, and what to do about it.
-`main` prints that line and exits with status 2; any other exception is a bug and keeps its trace.
+Every error caused by the user's input (a file, a key, a model, a mesh) is an `InputError` whose
+message is a single line: what was expected, what was found, and what to do about it. `main` prints
+that line and exits with status 2; any other exception is a bug and keeps its trace.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class InputError(ValueError):
 
 
 class Preempted(Exception):
-    """The run was asked to end by a signal and has saved what it had; no fault.
+    """A signal ended the run after it had saved its work; not an error.
 
-    `main` prints `str(error)` and exits with `status`, as a process that the signal ended does.
+    `main` prints `str(error)` and exits with `status`, like a process ended by the signal.
 
     Attributes:
         stage: the stage of training it stopped in.
@@ -44,11 +44,11 @@ def stopped(stage: str, step: int, steps: int) -> str:
     """The line of a stop of training; '{signal}' in it is the signal's name."""
     return (
         f"train: {{signal}}; stopped and saved after step {step} of {steps} of stage {stage!r}; "
-        "the same command goes on from there"
+        "the same command continues from there"
     )
 
 
-# What a file system, or a limit of the system, refuses: a user can mend it.
+# Errors of a file system, or of a system limit, that a user can fix.
 _SYSTEM = frozenset(
     getattr(errno, name)
     for name in (
@@ -61,11 +61,11 @@ _REMEDY = {errno.EMFILE: "; raise the limit with ulimit -n"}
 
 
 def from_system(error: BaseException, at: str = "") -> InputError | None:
-    """An exception that the file system is behind, as the error of one line that it is.
+    """The one-line error for an exception caused by the file system.
 
     Args:
-        error: an OSError, or what a storage library makes of one: an exception with its words.
-        at: the path to name where the exception names none.
+        error: an OSError, or a storage library's exception with its text.
+        at: the path to name if the exception names none.
 
     Returns:
         None for all other exceptions.

@@ -28,7 +28,7 @@ def cli() -> None:
 
 
 def process(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> None:
-    """Runs a command as all that this process does, and ends the process with its status."""
+    """Runs a command, and ends the process with its exit status."""
     streams.install()
     stops.install()
     code = guarded(command, argv)
@@ -37,7 +37,7 @@ def process(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> Non
 
 
 def run(argv: Sequence[str]) -> int:
-    """What a command line asks for; the exit status, unless it is an exception's.
+    """Runs a command line; returns the exit status, unless an exception decides it.
 
     Args:
         argv: with the program's name first.
@@ -79,9 +79,9 @@ def _with_flag_files(argv: Sequence[str]) -> list[str]:
 
 
 def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """The exit status of a command, after the one line of an error that a user can mend.
+    """The exit status of a command, after the one line of an error that a user can fix.
 
-    Any other error is a bug, whose trace is worth reading, and has the status 1.
+    Any other error is a bug, is shown with its trace, and has status 1.
     """
     try:
         return command(argv)
@@ -91,7 +91,7 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
         log.error(str(stop))
         return stop.status
     except Exception as error:
-        peers.wait_for_news()  # a lost process makes others fail, each in the words of a library
+        peers.wait_for_news()  # a lost process makes others fail, with errors of various libraries
         known = from_system(error)
         if known is not None:
             return fail(known)

@@ -3,12 +3,12 @@
 Every mesh has the same three axes, in this order:
 
     data     replicas of the weights; the batch is split over it
-    fsdp     the batch is split over it, and so are the weights at rest
+    fsdp     the batch is split over it, and so are the stored weights
     tensor   heads and feed-forward units are split over it
 
 All axes are Explicit: an array's sharding is part of its type, and a product of two batch-sharded
-arrays is an error until somebody says what is meant. Code names *logical* axes; `RULES` below is
-the only place where those become mesh axes.
+arrays is an error unless its output sharding is given. Code names *logical* axes; only `RULES`
+below maps them to mesh axes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from nvret_jax.processes import log, peers, slurm
 
 AXES = ("data", "fsdp", "tensor")
 
-# logical axis -> mesh axes at rest. A logical axis not listed here is never split.
+# logical axis -> mesh axes in storage. A logical axis not listed here is never split.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),  # examples: queries, passages, rows of a batch
     "rows": ("data", "fsdp", "tensor"),  # rows of an embedding matrix under search
@@ -49,14 +49,14 @@ GATHERED = ("embed",)
 
 
 def spec(*logical: str | None, compute: bool = False) -> P:
-    """The PartitionSpec of an array whose dimensions carry these logical axes.
+    """The PartitionSpec of an array whose dimensions have these logical axes.
 
     Within a `jax.shard_map`, where an array is one device's part along some mesh axes, these are
-    left out: so a model runs on whole arrays and on parts of them alike.
+    left out, so that a model runs on whole arrays and on parts of them.
 
     Args:
         *logical: one name (or None: never split) per dimension.
-        compute: the layout a weight is used in, where the `GATHERED` axes are whole.
+        compute: the layout in which a weight is used: whole along the `GATHERED` axes.
 
     Raises:
         InputError: two dimensions would land on the same mesh axis.
@@ -82,13 +82,13 @@ def manual_axes() -> frozenset[str]:
 
 
 def cut_here(logical: str) -> tuple[str, ...]:
-    """Mesh axes that cut a dimension of the parts that the code being traced sees."""
+    """Mesh axes that split a dimension of the parts that the code being traced sees."""
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(a for a in RULES[logical] if a in mesh.manual_axes and mesh.shape[a] > 1)
 
 
 def memory_bytes(mesh: Mesh) -> int:
-    """Memory of a device of the mesh, in bytes; 0 where the runtime does not say, as on a CPU."""
+    """Memory of a device of the mesh, in bytes; 0 if not reported, as on a CPU."""
     stats = mesh.local_devices[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0))
 
@@ -99,7 +99,7 @@ def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
 
 
 def shards(mesh: Mesh, logical: str) -> int:
-    """Into how many pieces `mesh` cuts a dimension with this logical axis."""
+    """The number of parts into which `mesh` splits a dimension with this logical axis."""
     return math.prod(mesh.shape[axis] for axis in RULES.get(logical, ()))
 
 
@@ -112,11 +112,12 @@ def make_mesh(
     """A mesh over all devices of all processes.
 
     Args:
-        data, fsdp, tensor: axis sizes; at most one may be -1, which takes what is left.
+        data, fsdp, tensor: axis sizes; at most one may be -1, for the remaining devices.
         devices: default `jax.devices()`.
 
     Raises:
-        InputError: the sizes do not multiply to the number of devices, or TPUs are not linked so.
+        InputError: the product of the sizes is not the number of devices, or the TPU topology does
+            not fit.
     """
     if devices is None:
         spare_threads()
@@ -137,20 +138,20 @@ def make_mesh(
         raise InputError(f"mesh: {asked} does not cover {len(devices)} devices")
     try:
         return Mesh(_grid(devices, sizes), AXES, axis_types=(AxisType.Explicit,) * 3)
-    except NotImplementedError as error:  # axes that the links between TPUs cannot form
+    except NotImplementedError as error:  # axes that the TPU topology cannot form
         raise InputError(
-            f"mesh: {asked} cannot be laid over these {len(devices)} {devices[0].device_kind} "
-            "devices; let each axis be a product of sides of their topology (of 4x4x4: 4, 16 or 64)"
+            f"mesh: {asked} cannot be mapped to these {len(devices)} {devices[0].device_kind} "
+            f"devices; make each axis a product of sides of their topology (of 4x4x4: 4, 16 or 64)"
         ) from error
 
 
 def _grid(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> np.ndarray:
-    """The devices in the mesh's shape: neighbours along an axis have the fastest links there are.
+    """The devices in the mesh's shape: neighbours along an axis have the fastest links.
 
-    Where the devices are several slices (of TPUs, or hosts of GPUs), data crosses the network
-    between them first, then fsdp, and tensor last.
+    If the devices form several slices (of TPUs, or hosts of GPUs), data crosses the network between
+    them first, then fsdp, and tensor last.
     """
-    # As jax.make_mesh does, which takes a single slice only.
+    # As in jax.make_mesh, which supports only a single slice.
     split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
     slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
     if len(slices) == 1:
@@ -168,7 +169,7 @@ def _grid(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> np.ndarray
     if outer["tensor"] > 1:
         logging.warning(
             "mesh.tensor=%d crosses the network between %d slices of %d devices, many times per "
-            "step; let tensor divide the devices of a slice",
+            "step; make tensor divide the number of devices of a slice",
             sizes["tensor"],
             len(slices),
             len(devices) // len(slices),
@@ -181,23 +182,24 @@ def _grid(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> np.ndarray
     )
 
 
-CLUSTER_SECONDS = 300  # that processes of a cluster may start apart; it ends what lost a process
-_HEARTBEAT_SECONDS = 50  # of silence after which JAX takes a process for lost
+# by which processes of a cluster may start apart; then a lost process ends the run
+CLUSTER_SECONDS = 300
+_HEARTBEAT_SECONDS = 50  # of silence after which JAX considers a process lost
 
 
 def meet(coordinator: str, count: int, index: int, seconds: int) -> peers.Peers | None:
-    """Finds the other processes at the port that JAX is going to use, before JAX does.
+    """Finds the other processes at the port that JAX will use, before JAX does.
 
-    JAX notices after minutes that a process was lost which the others still wait for; these
-    connections close at once.
+    JAX takes minutes to detect a lost process for which the others still wait; these connections
+    close at once.
 
     Args:
         coordinator: host:port of process 0; '' if only the cluster knows.
-        count, index: how many processes there are, and which of them this is.
-        seconds: how long to wait for those that have yet to start.
+        count, index: the number of processes, and the index of this one.
+        seconds: how long to wait for those that have not yet started.
 
     Returns:
-        The connections, for `agree`; None where there is nothing to find.
+        The connections, for `agree`; None if there are no other processes.
 
     Raises:
         InputError: not an address, or the port is in use, or this process is not expected there.
@@ -241,18 +243,19 @@ def start_distributed(
     Args:
         mode: 'off' never; 'on' must succeed; 'auto' joins when a cluster (Cloud TPU pod, SLURM,
             Open MPI, Kubernetes) or `coordinator` is found, and otherwise runs alone. A cluster
-            that cannot be asked for the other processes (a pod without a service account) is a
+            that does not reveal the other processes (a pod without a service account) causes a
             warning.
         coordinator: host:port of process 0, for clusters JAX cannot detect.
         num_processes, process_id: with `coordinator`.
-        join_seconds: how long to wait for processes that have yet to start.
+        join_seconds: how long to wait for processes that have not yet started.
 
     Raises:
         InputError: mode 'on' and no cluster was found, or the others cannot be joined.
     """
     if mode == "off" or jax.distributed.is_initialized():
         return
-    # JAX's preemption service swallows SIGTERM for programs that poll it; ours have `stops`.
+    # JAX's preemption service swallows SIGTERM for programs that poll it; this package uses
+    # `stops`.
     jax.config.update("jax_enable_preemption_service", False)
     options = {
         "initialization_timeout": join_seconds,
@@ -265,7 +268,7 @@ def start_distributed(
             "num_processes": num_processes,
             "process_id": process_id,
         }
-        # All is named, but which devices are this process's a cluster may know.
+        # Everything is given, except that a cluster may know the devices of this process.
         if _initialize(options | named) is not None:
             failed = _initialize(options | named | {"cluster_detection_method": "deactivate"})
             if failed is not None:
@@ -282,17 +285,17 @@ def start_distributed(
             "set distributed.coordinator, num_processes and process_id"
         )
     caught = [warning for warning in caught if warning.category is UserWarning]
-    if caught or not isinstance(failed, ValueError):  # ValueError: no sign of a cluster
+    if caught or not isinstance(failed, ValueError):  # ValueError: no cluster found
         reason = str(caught[0].message if caught else failed).strip().splitlines()
         logging.warning(
-            "distributed.mode='auto': this process runs alone, because its cluster does not say "
-            "who the others are (%s); set distributed.coordinator to join them, or mode='off'",
+            "distributed.mode='auto': this process runs alone, because its cluster does not "
+            "identify the others (%s); set distributed.coordinator to join them, or mode='off'",
             " ".join(reason[:1] or [type(failed).__name__]),
         )
 
 
 def _initialize(options: Mapping[str, Any]) -> Exception | None:
-    """Starts JAX's distributed runtime; gives what its search for a cluster failed with.
+    """Starts JAX's distributed runtime; returns the error of its search for a cluster.
 
     Raises:
         InputError: the other processes are known, but cannot be joined.
@@ -305,21 +308,21 @@ def _initialize(options: Mapping[str, Any]) -> Exception | None:
             f"distributed: this process cannot join the others, or listen for them, at {at} "
             f"({str(error).splitlines()[0]}); is the port in use?"
         ) from error
-    except Exception as error:  # of any class: each kind of cluster is asked in its own way
+    except Exception as error:  # of any class: each kind of cluster fails in its own way
         return error
     return None
 
 
-_COLLECTIVES_AT_ONCE = 8  # of one CPU device; a training step has been seen to have 2
+_COLLECTIVES_AT_ONCE = 8  # of one CPU device; a training step was observed to have 2
 
 
 def spare_threads() -> None:
-    """Gives several CPU devices threads enough to wait for one another.
+    """Gives several CPU devices enough threads to wait for each other.
 
-    A collective blocks a thread of XLA's pool until the last device has come to it. Where the pool
-    is as small as the devices are many, two collectives that may run in any order can hold all of
-    its threads for good; XLA ends the process after 40 seconds. The pool has NPROC threads, which
-    is set here unless the user has set it. Without effect once JAX has started its devices.
+    A collective blocks a thread of XLA's pool until the last device has reached it. If the pool has
+    only as many threads as there are devices, two collectives that may run in any order can hold
+    all of them forever; XLA ends the process after 40 seconds. The pool has NPROC threads, which is
+    set here unless the user has set it. It has no effect once JAX has started its devices.
     """
     forced = re.findall(
         r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
@@ -350,14 +353,14 @@ def check_devices() -> None:
 
 
 def agree(values: Mapping[str, Any], met: peers.Peers | None = None) -> None:
-    """Lets the several processes of a run watch one another, and compares what they were given.
+    """Lets the processes of a run monitor each other, and compares their values.
 
     Args:
         values: key -> value; the same on all processes.
-        met: what `meet` gave; None: they have to be connected first.
+        met: the result of `meet`; None: they have to be connected first.
 
     Raises:
-        InputError: values of this process are not those of process 0.
+        InputError: values of this process differ from those of process 0.
     """
     index, mine = process_index(), {key: repr(value) for key, value in values.items()}
     these = met or peers.Peers(index, process_count())
@@ -367,8 +370,8 @@ def agree(values: Mapping[str, Any], met: peers.Peers | None = None) -> None:
     first = json.loads(from_main(json.dumps(given)))
     if not is_main() and met is None and not these.connect(first):
         logging.warning(
-            "process %d cannot connect to port %d of process 0 under any of %s; that another "
-            "process is lost will be noticed late",
+            "process %d cannot connect to port %d of process 0 under any of %s; a lost process "
+            "will be detected late",
             index,
             first["port"],
             ", ".join(first["hosts"]),
@@ -387,18 +390,18 @@ def agree(values: Mapping[str, Any], met: peers.Peers | None = None) -> None:
 
 
 def is_main() -> bool:
-    """True on the one process that prints and writes what is written once."""
+    """True on the process that prints and that writes what is written once."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """Prints a line on the main process, at once."""
+    """Prints a line on the main process and flushes it."""
     if is_main():
         log.say(text)
 
 
 def barrier(name: str) -> None:
-    """Waits until every process of the run is here. `name` must be the same on all of them."""
+    """Waits until every process of the run has reached this call; `name` is the same on all."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 

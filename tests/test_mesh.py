@@ -43,7 +43,7 @@ def test_axes_that_links_cannot_form_are_refused_in_one_line(monkeypatch):
         raise NotImplementedError("Failed to find assignment for logical_axis_index 1\nof size 2")
 
     monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", refuse)
-    with pytest.raises(InputError, match="data 1 × fsdp 1 × tensor 1 cannot be laid over") as told:
+    with pytest.raises(InputError, match="data 1 × fsdp 1 × tensor 1 cannot be mapped to") as told:
         mesh_lib.make_mesh(data=1, devices=jax.devices()[:1])
     assert "\n" not in str(told.value)
 

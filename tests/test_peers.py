@@ -210,9 +210,9 @@ def test_processes_that_met_hear_of_one_another_and_leave_the_port():
 @pytest.mark.parametrize(("came", "missing"), [([0, 1], 2), ([1], 0)])
 def test_a_process_that_never_comes_is_named(came, missing):
     port, processes = meeting(*((index, 3) for index in came), seconds=6)
-    line = f"the processes did not find one another at localhost:{port} within 6 s"
+    line = f"the processes did not find each other at localhost:{port} within 6 s"
     found = {(errors, status) for errors, status in ends(processes)}
-    line += f": process {missing} of 3 did not come; start all of them, or raise "
+    line += f": process {missing} of 3 did not join; start all of them, or raise "
     line += "distributed.join_seconds\n"
     assert found <= {(f"error: {who}{line}", 1) for who in ("", "process 0 of 3: ")}
 
@@ -241,7 +241,7 @@ def test_a_number_that_is_taken_and_another_count_are_refused_and_disturb_nobody
 @pytest.mark.parametrize(
     ("joining", "line", "expected"),
     [
-        (True, "absl::Status: DEADLINE_EXCEEDED: late", "did not find one another at h:1 within 5"),
+        (True, "absl::Status: DEADLINE_EXCEEDED: late", "did not find each other at h:1 within 5"),
         (False, "absl::Status: UNAVAILABLE: Socket closed", "another process is lost (UNAVAIL"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Artefacts: made whole, known by a fingerprint, and kept in a workdir."""
+"""Artefacts: written whole, identified by a fingerprint, and kept in a workdir."""

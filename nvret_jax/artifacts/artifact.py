@@ -1,20 +1,20 @@
-"""An artefact: how it appears whole, and how one knows that it still holds and is undamaged.
+"""An artefact: how it is written whole, and how it is checked to be up to date and undamaged.
 
-A stage declares what goes into its artefact as named parts (`fingerprints`). The record of a
-finished artefact, under `fingerprints/`, keeps their hash and, of each file, its size and sha256.
-Fingerprints depend on inputs alone, never on outputs, so the state of every stage is known before
+A stage declares the inputs of its artefact as named parts (`fingerprints`). The record of a
+finished artefact, under `fingerprints/`, keeps their hash and the size and sha256 of each file.
+Fingerprints depend only on inputs, never on outputs, so the state of every stage is known before
 any of them runs.
 
-Order of a write: the artefact is made aside (`<name>.partial`), hashed, put in the place of the old
-one, and recorded; the old one and its record go just before. Whatever instant a process is killed
-at, an artefact with a record is whole. A `.partial` folder that carries the same fingerprint is
-continued; any other is discarded, in one line.
+A write has this order: the artefact is made as `<name>.partial` and hashed; the old one and its
+record are removed; the new one is renamed and recorded. Whenever a process is killed, an artefact
+with a record is whole. A `.partial` folder with the same fingerprint is continued; any other is
+discarded, which is printed.
 
-Files are hashed again whenever their artefact is checked, but for those with separate checksums
-that are read when they are used (chunks of embeddings, checkpoints): `Workdir` says which. Who
-finds one of those damaged notes it in the record (`note_damage`), and it is made again.
+Files are hashed again whenever their artefact is checked, except those with separate checksums that
+are read on use (chunks of embeddings, checkpoints): `Workdir` defines which. A reader that finds
+one damaged notes it in the record (`note_damage`), and it is rebuilt.
 
-Only the main process writes and looks; the others wait for it.
+Only the main process writes and checks; the others wait for it.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from nvret_jax.mesh import say
 
 __all__ = ["About", "Artifact", "Damaged", "Digest", "Parts", "digest", "remove", "write_atomic"]
 
-_MARKER = "fingerprint.txt"  # in an unfinished folder: what it is going to be
-_INSIDE = "unfinished.partial"  # where a folder behind a link is built, on the same disk
-_FINISHING = "finishing.txt"  # in such a one: its files are being moved to their place
+_MARKER = "fingerprint.txt"  # in an unfinished folder: the artefact it will become
+_INSIDE = "unfinished.partial"  # where a folder is built whose name is a link, on the same disk
+_FINISHING = "finishing.txt"  # in such a folder: its files are being moved into place
 
 
 class Place(Protocol):
-    """What an artefact needs of its workdir."""
+    """What an artefact needs from its workdir."""
 
     path: epath.Path
 
@@ -61,11 +61,11 @@ class Place(Protocol):
 
 
 class Damaged(InputError):
-    """An artefact that is needed is not as it was written; the stage that made it mends it.
+    """A needed artefact is damaged; the stage that made it repairs it.
 
     Attributes:
         kind: of artefact.
-        what: is damaged, without advice.
+        what: the damage, without advice.
     """
 
     def __init__(self, message: str, kind: str, what: str):
@@ -78,12 +78,12 @@ class Artifact:
     """One file or folder of a workdir together with the inputs it is made from.
 
     Attributes:
-        workdir: where it lives.
+        workdir: that holds it.
         name: path below the workdir, such as 'candidates/teacher.parquet'.
-        parts: what it is a function of.
+        parts: everything it depends on.
         kind: of `fingerprints.FORMATS`.
-        about: what reasons need to name what changed.
-        beside: files and folders that belong to it, by path below the workdir.
+        about: what reasons need to name a change.
+        beside: further files and folders that belong to it, by path below the workdir.
         checked_by_use: matches the files below it whose contents their reader checks.
     """
 
@@ -101,14 +101,14 @@ class Artifact:
 
     @property
     def partial(self) -> epath.Path:
-        """Where a folder is built before it gets its name."""
+        """Where a folder is built before it is renamed."""
         if self._linked:
             return self.path / _INSIDE
         return self.path.parent / f"{self.path.name}.partial"
 
     @property
     def _linked(self) -> bool:
-        """Whether the artefact is a folder behind a link, which stays: its contents change."""
+        """Whether the artefact's folder is a link, which is kept: its contents change."""
         return os.path.islink(self.path) and not os.path.isfile(self.path)
 
     @property
@@ -124,12 +124,12 @@ class Artifact:
     def format(self) -> int:
         return FORMATS.get(self.kind, 1)
 
-    # --- looking ---
+    # --- checking ---
 
     def stale(self) -> str | None:
-        """None if the artefact is there, undamaged and of the same inputs; otherwise the reason.
+        """None if the artefact exists, undamaged and from the same inputs; otherwise the reason.
 
-        Every process of a run calls this, and all get what the main one sees.
+        Every process of a run calls this, and all get the main one's result.
         """
         reason = ""
         if mesh_lib.is_main():
@@ -152,7 +152,7 @@ class Artifact:
         )
 
     def _read(self) -> dict[str, Any] | str:
-        """The record, or why there is none to go by."""
+        """The record, or why there is no usable one."""
         try:
             text = self.record.read_text()
         except FileNotFoundError:
@@ -164,26 +164,26 @@ class Artifact:
             if "sum" not in record and "parts" in record and "fingerprint" in record:
                 return "made by an older version of nvret_jax"
             if record.pop("sum") != digest(record):
-                return "damaged: its record is not as it was written"
+                return "damaged: its record does not match its checksum"
             configs = record.pop("configs")
             for entry in (record, *record["inputs"].values()):
                 entry["config"] = configs[entry["config"]]
         except (ValueError, KeyError, TypeError, AttributeError):
-            return "damaged: its record is not as it was written"
+            return "damaged: its record does not match its checksum"
         return record
 
     def is_recorded(self) -> bool:
-        """Whether an artefact of these very inputs was finished, whatever became of its files."""
+        """Whether an artefact from exactly these inputs was finished, even if damaged since."""
         record = self._read()
         return not isinstance(record, str) and record["fingerprint"] == self.fingerprint
 
     def damage(self) -> str | None:
-        """What is wrong with the files, whatever the inputs; None where nothing is recorded."""
+        """What is wrong with the files, whatever the inputs; None if nothing is recorded."""
         record = self._read()
         return None if isinstance(record, str) else self._damage(record)
 
     def _damage(self, record: Mapping[str, Any]) -> str | None:
-        """What has become of the files since they were written, or None."""
+        """What happened to the files since they were written, or None."""
         lost = self._lost(record)
         if not lost:
             return None
@@ -192,13 +192,13 @@ class Artifact:
         return f"damaged: {first.removeprefix('../') or self.path.name} {why}{more}"
 
     def _lost(self, record: Mapping[str, Any]) -> dict[str, str]:
-        """Files that are not as written, with what is wrong with each."""
+        """Damaged files, with what is wrong with each."""
         lost = dict(record.get("damaged", {}))
         to_hash: list[str] = []
         for name, (size, sha) in record["files"].items():
             length = _length(self._file(name))
             if length is None:
-                lost[name] = "is gone"
+                lost[name] = "is missing"
             elif length != size:
                 lost[name] = f"has {length} bytes, not {size}"
             elif sha:
@@ -206,11 +206,11 @@ class Artifact:
         sums = self.workdir.sums([self._file(name) for name in to_hash])
         for name, found in zip(to_hash, sums, strict=True):
             if found != record["files"][name][1]:
-                lost[name] = "is not as it was written"
+                lost[name] = "does not match its checksum"
         return lost
 
     def lost(self) -> dict[str, str]:
-        """Files of a finished artefact of these very inputs that are not as written, and why.
+        """Damaged files of a finished artefact from exactly these inputs, and why.
 
         On the main process.
         """
@@ -220,7 +220,7 @@ class Artifact:
         return self._lost(record)
 
     def made_before(self) -> dict[str, Any] | None:
-        """Description, with 'inputs', of what is there whole, whatever its inputs; None: nothing.
+        """Description, with 'inputs', of an existing whole artefact, whatever its inputs, or None.
 
         On the main process.
         """
@@ -230,7 +230,7 @@ class Artifact:
         return record
 
     def note_damage(self, lost: Mapping[str, str]) -> None:
-        """Notes in the record that files, by name with what is wrong, are found damaged."""
+        """Notes in the record that files, by name with what is wrong, are damaged."""
         if mesh_lib.is_main():
             record = self._read()
             if not isinstance(record, str):
@@ -239,12 +239,12 @@ class Artifact:
         mesh_lib.barrier(f"noted damage of {self.name}")
 
     def _file(self, name: str) -> epath.Path:
-        """A file of the record: '' is the artefact, '../x' is beside it in the workdir."""
+        """A file of the record: '' is the artefact, '../x' a path in the workdir."""
         if name.startswith("../"):
             return self.workdir.path / name[3:]
         return self.path / name if name else self.path
 
-    # --- what a record says ---
+    # --- records ---
 
     def described(self) -> dict[str, Any]:
         """Name, kind, format, parts, and what reasons need."""
@@ -271,32 +271,32 @@ class Artifact:
     def begin(
         self, *, repair: bool = False, first: Callable[[epath.Path], None] | None = None
     ) -> bool:
-        """Opens `partial` for a folder, or for what a file is made from; the old one stays.
+        """Opens `partial` for a folder, or for the pieces of a file; the old artefact is kept.
 
         Args:
-            repair: a finished folder of these inputs that lost files is taken up again without
-                them, not made from nothing.
-            first: puts into a new `partial` what it begins with; called on the main process.
+            repair: a finished folder from these inputs that lost files is continued without them,
+                not made from scratch.
+            first: puts initial content into a new `partial`; called on the main process.
 
         Returns:
-            True when there is something to be continued: an unfinished folder of the same
+            True if there is something to continue: an unfinished folder of the same
             fingerprint, or a finished one that lost files.
         """
-        mesh_lib.barrier(f"begin {self.name}")  # every process has looked before one changes it
+        mesh_lib.barrier(f"begin {self.name}")  # every process has checked before one changes it
         resumed = ""
         if mesh_lib.is_main():
             self.workdir.check_claim()
             self.workdir.store_config()
             if self._linked and not self.path.exists():
                 raise InputError(
-                    f"{self.path} links to {os.path.realpath(self.path)}, which is not there; "
-                    "make that folder, or remove the link"
+                    f"{self.path} links to {os.path.realpath(self.path)}, which does not exist; "
+                    f"make that folder, or remove the link"
                 )
             self._complete_moves()
             resumed = "resumed" if self._resumable(repair) else ""
             if not resumed:
                 if self.partial.is_dir() and not os.path.islink(self.partial):
-                    say(f"          discarding {self.partial}: not of these inputs, or damaged")
+                    say(f"          discarding {self.partial}: from other inputs, or damaged")
                 remove(self.partial)
                 self.partial.mkdir(parents=True, exist_ok=True)
                 if first is not None:
@@ -308,7 +308,7 @@ class Artifact:
         if _text(self.partial / _MARKER) == self.fingerprint and not os.path.islink(self.partial):
             return True
         if _text(self.path / _MARKER) == self.fingerprint and not self._linked:
-            # Killed after it got its name and before it was recorded.
+            # Killed after it was renamed and before it was recorded.
             remove(self.partial)
             self.path.rename(self.partial)
             return True
@@ -329,13 +329,13 @@ class Artifact:
         return True
 
     def _complete_moves(self) -> None:
-        """Takes back the moves of a process that was killed while it made them."""
+        """Reverts the moves of a process that was killed during them."""
         if self._linked and (self.partial / _FINISHING).exists():
             move_contents(self.path, self.partial)
             remove(self.partial / _FINISHING)
 
     def finish_folder(self, inner: str = "") -> None:
-        """Gives the folder at `partial`, or one inside it, its name, and records it."""
+        """Renames the folder at `partial`, or one inside it, and records it."""
         mesh_lib.barrier(f"finish {self.name}")
         if mesh_lib.is_main():
             self.workdir.check_claim()
@@ -366,7 +366,7 @@ class Artifact:
                 os.rename(whole / name, self.path / name)
 
     def finish_file(self, write: Callable[[epath.Path], None]) -> None:
-        """Lets `write` make the file inside `partial`, names it and records it."""
+        """Lets `write` make the file inside `partial`, renames it and records it."""
         mesh_lib.barrier(f"finish {self.name}")
         if mesh_lib.is_main():
             self.workdir.check_claim()
@@ -375,7 +375,7 @@ class Artifact:
         mesh_lib.barrier(f"finished {self.name}")
 
     def write_file(self, write: Callable[[epath.Path], None]) -> None:
-        """Lets `write` make the file aside, on one process; names it and records it."""
+        """Lets `write` make a temporary file, on one process; renames and records it."""
         if mesh_lib.is_main():
             self.workdir.check_claim()
             self.workdir.store_config()
@@ -394,7 +394,7 @@ class Artifact:
         record.replace(self.record)
 
     def _made(self, at: epath.Path) -> dict[str, Any]:
-        """The record of what is at `at`, before it gets its name."""
+        """The record of what is at `at`, before it is renamed."""
         names = [n for n in files_below(at) if n != _MARKER] if at.is_dir() else [""]
         files = {name: at / name if name else at for name in names}
         for name in self.beside:
@@ -414,8 +414,8 @@ class Artifact:
         }
 
     def _prepared(self, record: Mapping[str, Any]) -> epath.Path:
-        """A file with the record that only has to get its name, which a full disk allows."""
-        configs: dict[str, Any] = {}  # most artefacts are of one
+        """A file with the record that only has to be renamed, which works on a full disk."""
+        configs: dict[str, Any] = {}  # most artefacts are a single file
 
         def shared(entry: Mapping[str, Any]) -> dict[str, Any]:
             key = digest(entry["config"])[:8]
@@ -438,7 +438,7 @@ def _text(path: epath.Path) -> str | None:
 
 
 def _length(path: epath.PathLike) -> int | None:
-    """Bytes of a file, 0 for a folder; None where there is neither."""
+    """Bytes of a file, 0 for a folder; None if there is neither."""
     path = os.fspath(path)
     if os.path.isdir(path):
         return 0

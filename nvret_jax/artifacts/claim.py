@@ -1,20 +1,20 @@
-"""One writer at a time: the exclusive claim of a workdir while a run is at work in it.
+"""One writer at a time: the exclusive claim of a workdir while a run uses it.
 
-Two things guard it, because neither is enough alone:
+Two mechanisms protect it, because neither is sufficient alone:
 
 * A lock of the operating system (flock on the folder itself). It ends with the process, however
-  that ends, so a crash leaves nothing behind. Some network file systems refuse it, and on some it
-  holds on one host only.
+  that ends, so a crash leaves no trace. Some network file systems refuse it, and on some it is
+  limited to one host.
 * A record, `in_use.json`, created exclusively, which every file system does atomically. It names
-  pid, host and since when, and is touched every few seconds. On whichever host one looks, a record
-  that is touched belongs to a run that lives.
+  pid, host and start time, and is touched every few seconds. Seen from any host, a record that is
+  being touched belongs to a live run.
 
-A record that a dead run left behind is recognised at once where the kernel that grants the lock is
-the one that ran the process; otherwise by watching: what is not touched for a minute is dead, and
-the new run goes on by itself. Ages are not compared across hosts, since their clocks differ.
+A record left by a dead run is recognised at once if the kernel that grants the lock is the one that
+ran the process; otherwise by watching: a record that is not touched for a minute is dead, and the
+new run continues by itself. Ages are not compared across hosts, since their clocks differ.
 
-All processes of one run share the claim of its main process. A run that lost its claim (its
-machine was suspended for minutes, say, and another run took over) stops at its next write.
+All processes of one run share the claim of its main process. A run that lost its claim (for example
+because its machine was suspended for minutes and another run took over) stops at its next write.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from nvret_jax.mesh import say
 
 try:
     import fcntl
-except ImportError:  # a system without POSIX locks has the record alone
+except ImportError:  # a system without POSIX locks has only the record
     fcntl = None
 
 RECORD = "in_use.json"
 TOUCH_EVERY = 5.0  # seconds
 DEAD_AFTER = 60.0  # seconds without a touch
-LONG_DEAD = 3600.0  # seconds; no two clocks that are set at all differ by so much
-_SETTLE = 1.0  # seconds in which a competitor for a dead run's place would show
+LONG_DEAD = 3600.0  # seconds; clocks that are set at all differ by less
+_SETTLE = 1.0  # seconds in which a competitor for a dead run's claim would show up
 _POLL = 0.2  # seconds
 
 Record = dict[str, Any]
@@ -57,7 +57,7 @@ def claimed(folder: os.PathLike | str) -> Iterator[Claim | None]:
         The claim; None on processes that share the main one's.
 
     Raises:
-        InputError: another run is at work there, on every process of this one.
+        InputError: another run uses the folder; on every process of this one.
     """
     held, wrong = None, ""
     if mesh_lib.is_main():
@@ -100,14 +100,14 @@ class Claim:
         self._toucher.start()
 
     def check(self) -> None:
-        """Raises InputError where another run took the folder over; takes microseconds."""
+        """Raises InputError if another run took over the folder; takes microseconds."""
         if self._lost is None:
             self._look()
         if self._lost is not None:
             raise InputError(self._lost)
 
     def release(self) -> None:
-        """Gives the folder up; twice is fine."""
+        """Releases the folder; may be called twice."""
         if self._over.is_set():
             return
         self._over.set()
@@ -134,7 +134,7 @@ class Claim:
                     json.dump(_own_record(self._id, self._folder), out)
                 if not taken_over:
                     return
-                time.sleep(_SETTLE)  # whoever found the same dead record is seen by now
+                time.sleep(_SETTLE)  # others that found the same dead record are visible by now
                 if (_read(self._path) or {}).get("id") == self._id:
                     return
                 raise InputError(_refusal(self._folder, _read(self._path)))
@@ -145,7 +145,7 @@ class Claim:
                 if not announced:
                     say(
                         f"{self._folder} was claimed by {_who(found)}; "
-                        f"watching up to {DEAD_AFTER:.0f} s for a sign of life"
+                        f"watching up to {DEAD_AFTER:.0f} s for signs of a live run"
                     )
                     announced = True
                 if _lives(self._path, touched):
@@ -161,12 +161,12 @@ class Claim:
         if not found or not found.get("boot") or found.get("boot") != _boot():
             return False
         if self._lock is not None and found.get("device") == os.stat(self._folder).st_dev:
-            # The kernel that gave this process the lock would have refused it to a second one.
+            # The kernel that granted this process the lock would have refused a second one.
             return True
         return not _runs(found)
 
     def _move_away(self, found: Record | None) -> None:
-        """Removes a dead run's record, unless it is a living one's by now."""
+        """Removes a dead run's record, unless it belongs to a live one by now."""
         aside = f"{self._path}.{self._id}"
         try:
             os.rename(self._path, aside)
@@ -184,19 +184,19 @@ class Claim:
                 self._look()
                 if self._lost is not None:
                     return
-                os.utime(self._path)  # takes no space, so a full disk does not stop it
+                os.utime(self._path)  # takes no space, so it works on a full disk
 
     def _look(self) -> None:
         found = _read(self._path)
         if found is None or found.get("id") == self._id:
-            return  # unreadable for a moment, on a file system that hiccups, is no loss
+            return  # a record that is briefly unreadable, on a faulty file system, is not lost
         self._lost = f"{self._folder} was taken over by {_who(found)}; this run stops"
 
 
 def holder(folder: os.PathLike | str) -> str:
-    """Who is at work in a folder ('pid 1 on host a since …'), or ''; changes nothing.
+    """The run that uses a folder ('pid 1 on host a since …'), or ''; changes nothing.
 
-    A run on another host counts for as long as its record was touched within the last minutes.
+    A run on another host counts as long as its record was touched within the last minutes.
     """
     path = os.path.join(os.fspath(folder), RECORD)
     found, touched = _read(path), _touched(path)
@@ -211,7 +211,7 @@ def holder(folder: os.PathLike | str) -> str:
 
 
 def _locked(folder: str) -> int | None:
-    """A descriptor with the lock; None where the file system has none.
+    """A descriptor with the lock; None if the file system has no locks.
 
     Raises:
         InputError: another process has it.
@@ -219,7 +219,7 @@ def _locked(folder: str) -> int | None:
     if fcntl is None:
         return None
     file = os.open(folder, os.O_RDONLY)
-    until = time.monotonic() + 2 * _SETTLE  # in which a process that starts as well gives its name
+    until = time.monotonic() + 2 * _SETTLE  # in which another starting process records its name
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,7 +237,7 @@ def _locked(folder: str) -> int | None:
 
 
 def _lives(path: str, touched: int) -> bool:
-    """Whether a record is touched while one watches it; False as well where it goes away."""
+    """Whether a record is touched while it is watched; also False if it disappears."""
     until = time.monotonic() + DEAD_AFTER
     while time.monotonic() < until:
         time.sleep(_POLL)
@@ -251,7 +251,7 @@ def _lives(path: str, touched: int) -> bool:
 
 def _refusal(folder: str, found: Record | None) -> str:
     return (
-        f"{folder} is in use by {_who(found)}; wait until that run has ended, or name another "
+        f"{folder} is in use by {_who(found)}; wait until that run has ended, or use another "
         "--workdir"
     )
 
@@ -263,7 +263,7 @@ def _who(found: Record | None) -> str:
 
 
 def _read(path: str) -> Record | None:
-    """The record at `path`; None where there is none, or none to be read."""
+    """The record at `path`; None if there is none, or none that can be read."""
     try:
         with open(path) as file:
             found = json.load(file)
@@ -273,7 +273,7 @@ def _read(path: str) -> Record | None:
 
 
 def _touched(path: str) -> int | None:
-    """When it was touched, ns; None where it is not there. Opening it makes NFS look anew."""
+    """When it was touched, ns; None if it is missing. Opening it makes NFS refresh."""
     try:
         with open(path) as file:
             return os.fstat(file.fileno()).st_mtime_ns
@@ -295,7 +295,7 @@ def _own_record(identifier: str, folder: str) -> Record:
 
 
 def _runs(found: Record) -> bool:
-    """Whether the process of a record of this kernel runs; True where that cannot be known."""
+    """Whether the process of a record of this kernel runs; True if that is unknown."""
     pid = found.get("pid")
     if found.get("pid_namespace") != _pid_namespace() or not isinstance(pid, int):
         return True
@@ -304,12 +304,12 @@ def _runs(found: Record) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # there, and another user's
+        pass  # exists, and belongs to another user
     return _started(pid) == found.get("started")
 
 
 def _boot() -> str:
-    """What this boot of this kernel is known by; '' where the system does not say."""
+    """The id of this boot of this kernel; '' if the system does not give one."""
     return _line("/proc/sys/kernel/random/boot_id")
 
 
@@ -321,7 +321,7 @@ def _pid_namespace() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in ticks of the kernel, so that a number given again is seen."""
+    """When a process began, in kernel ticks, so that a reused pid is detected."""
     text = _line(f"/proc/{pid}/stat")
     return text.rpartition(")")[2].split()[19] if text else ""
 

@@ -1,14 +1,14 @@
-"""What an artefact is made from, as named parts: their hash, and what changed between two sets.
+"""The inputs of an artefact as named parts: their hash, and the changes between two sets.
 
-A part is named by the config key that decides it, in full, and its value is one of
+A part is named by the full config key that decides it, and its value is one of
 
-* a value of the config, as it takes effect (a length of 0 counts as the model's own);
+* a value of the config, as it takes effect (a length of 0 becomes the model's own);
 * a `Digest` of content that is too long to keep (texts, weights, a file), with the config keys the
   content follows from;
 * another artefact, by its fingerprint.
 
-The fingerprint is a hash over the parts, the kind of artefact and the kind's format number. Beside
-it a record keeps what is needed to say *why* a fingerprint differs, by the names a user knows: the
+The fingerprint is a hash over the parts, the kind of artefact and the kind's format number. A
+record also keeps what is needed to say *why* a fingerprint differs, in terms of config keys: the
 parts of all artefacts it was made from, and the config. None of that is hashed.
 """
 
@@ -20,8 +20,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-# The format of each kind of artefact. It is raised whenever what is made from the same inputs
-# becomes another thing (a fixed bug in mining or encoding, say): older artefacts are made again.
+# The format of each kind of artefact. It is raised whenever the same inputs give a different
+# artefact (after a bug fix in mining or encoding, for example): older artefacts are rebuilt.
 FORMATS = {
     "embeddings": 2,
     "candidates": 2,
@@ -34,7 +34,7 @@ FORMATS = {
 }
 
 _SHOWN = 60  # characters of a value in a reason
-_REASONS = 6  # changes named one by one
+_REASONS = 6  # changes listed individually
 
 
 def digest(value: Any) -> str:
@@ -49,8 +49,8 @@ class Digest:
 
     Attributes:
         hash: of the content; or the value.
-        what: it is, for people, such as 'the texts of the passages'.
-        keys: of the config that the content follows from; named where one of them changed.
+        what: its name in words, such as 'the texts of the passages'.
+        keys: of the config on which the content depends; named if one of them changed.
     """
 
     hash: Any
@@ -72,12 +72,12 @@ Parts = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a reason needs beyond parts; never hashed.
+    """What a reason needs in addition to parts; never hashed.
 
     Attributes:
-        names: of parts, where a user knows them by another key ('mining.percent' of a set is
+        names: of parts, if their config key differs ('mining.percent' of a set is
             'sets.NAME.percent').
-        values: of the whole config, by key, for parts that count only at times.
+        values: of the whole config, by key, for parts that count only sometimes.
     """
 
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -85,7 +85,7 @@ class About:
 
 
 def hashed(parts: Parts) -> dict[str, Any]:
-    """What of the parts is hashed."""
+    """The hashed content of the parts."""
 
     def of(value: Any) -> Any:
         if isinstance(value, Digest):
@@ -96,7 +96,7 @@ def hashed(parts: Parts) -> dict[str, Any]:
 
 
 def recorded(parts: Parts) -> dict[str, Any]:
-    """The parts as a record keeps them."""
+    """The parts in the form for a record."""
 
     def of(value: Any) -> Any:
         if isinstance(value, Digest):
@@ -117,16 +117,17 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Why two descriptions have different fingerprints, in one line.
 
     Args:
-        old, new: what `Artifact.described` gives, with `inputs` beside: {fingerprint: description}.
+        old, new: the results of `Artifact.described`, with `inputs`: {fingerprint: description}.
     """
     found = list(dict.fromkeys(_changes(old, new, old["inputs"], new["inputs"], "")))
-    # What a card or report says follows from other values; it is a reason where it is the only one.
+    # The text of a card or report follows from other values; it is a reason only if no other
+    # changed.
     own = [text for text in found if text not in _SAID] or found
     shown, more = own[:_REASONS], len(own) - _REASONS
     return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
 
 
-SAID = "what it says of the run"
+SAID = "what it says about the run"
 _SAID = (f"{SAID} changed",)
 
 
@@ -154,7 +155,8 @@ def _changes(
                 yield from _changes(one, other, old_inputs, new_inputs, f"{inner}: ")
         elif _is(a, "artifact") or _is(b, "artifact"):
             there = a if _is(a, "artifact") else b
-            yield f"{at}{_label(there['artifact'])} {'is gone' if b is None else 'is new'}"
+            yield f"{at}{_label(there['artifact'])} "
+            f"{'is no longer used' if b is None else 'is new'}"
         elif _is(a, "hash") or _is(b, "hash"):
             yield from (f"{at}{text}" for text in _of_digest(a, b, old, new))
         else:
@@ -162,7 +164,7 @@ def _changes(
             b = _value(after, key, new)
             if a != b:
                 yield f"{at}{_name(key, old, new)} {shown_change(a, b)}"
-            else:  # read only now, or no longer
+            else:  # used only now, or no longer
                 yield f"{at}{_name(key, old, new)} counts {'no longer' if key in before else 'now'}"
 
 
@@ -180,7 +182,7 @@ def _of_digest(a: Any, b: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -
 
 
 def shown_change(old: Any, new: Any) -> str:
-    """'old → new', both shortened around what differs."""
+    """'old → new', both shortened around the difference."""
     if isinstance(old, list) and isinstance(new, list) and len(str(old)) + len(str(new)) > _SHOWN:
         gone = [value for value in old if value not in new]
         come = [value for value in new if value not in old]

@@ -1,8 +1,8 @@
-"""The workdir: its layout, whose it is, and who may write to it.
+"""The workdir: its layout, its experiment, and its writer.
 
-`config.json` says how the newest artefact came about. What makes a workdir the run's own, and a
-hash of that file, are kept a second time in `config.json.sum`, so that a damaged config.json is
-seen and written anew.
+`config.json` is the config of the newest artefact. The values that identify the experiment, and a
+hash of that file, are also kept in `config.json.sum`, so that a damaged config.json is detected and
+rewritten.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from nvret_jax.mesh import say
 
 CONFIG = "config.json"
 _RECORDS = "fingerprints"
-_COPY = "config.json.sum"  # config.json's hash, and whose the workdir is
-# What makes a workdir this run's own. Any other value can change between two runs in one workdir.
+_COPY = "config.json.sum"  # config.json's hash, and the experiment of the workdir
+# The values that identify the experiment. All others can change between two runs in one workdir.
 _IDENTITY = ("name", "data.train", "data.test", "teacher.model", "student.model")
-_NOT_MADE = (CONFIG, claim_lib.RECORD)  # what a run leaves that made nothing
-# Contents that their readers check against checksums of their own.
+_NOT_MADE = (CONFIG, claim_lib.RECORD)  # files left by a run that made nothing
+# Files with separate checksums that their readers check.
 _CHUNKS = re.compile(r"c/\d+/\d+$")
 _STEPS = re.compile(r"[^/]+/\d+/")
 
@@ -42,10 +42,10 @@ _NO_ABOUT = About()
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The folder of one experiment. All paths below it are made here and nowhere else."""
+    """The folder of one experiment. All paths below it are defined only here."""
 
     path: epath.Path
-    config_text: str = ""  # what config.json is to hold once something is made
+    config_text: str = ""  # the content of config.json once something is made
     claim: claim_lib.Claim | None = None  # of the whole run, on its main process
     # Hashes of files that this run has read, by path, size, time and inode.
     _seen: dict[tuple, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -55,13 +55,12 @@ class Workdir:
         """Takes `path` for this config.
 
         A new workdir gets its config.json at once. In a used one the file is replaced when
-        something is made: it describes how the newest artefact came about, not what was asked
-        last.
+        something is made: it is the config of the newest artefact, not of the last command.
 
         Args:
             path: local; made if missing.
             config: the whole config as a nested dict.
-            write: False only looks (a dry run).
+            write: False only reads (a dry run).
 
         Raises:
             InputError: the folder belongs to another experiment, or cannot be written.
@@ -82,11 +81,11 @@ class Workdir:
 
     def _take(self, config: Mapping[str, Any], write: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; --workdir names a folder")
+            raise InputError(f"{self.path} is a file; --workdir must be a folder")
         if not write:  # also before a run
             self._check_makeable()
         found = sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
-        # A folder in which nothing was made yet (a mistyped path, say) is still free.
+        # A folder in which nothing has been made (a mistyped path, for example) is still free.
         made = [n for n in found if not n.startswith(_NOT_MADE) and not n.endswith(".partial")]
         theirs, damaged = self._identity(made)
         mine = flatten(config)
@@ -94,15 +93,15 @@ class Workdir:
             if theirs is not None and mine.get(key) != theirs.get(key):
                 raise InputError(
                     f"{self.path} belongs to another experiment: {key} is {theirs.get(key)!r} "
-                    f"there and {mine.get(key)!r} here; use another --workdir, or delete that one"
+                    f"there but {mine.get(key)!r} here; use another --workdir, or delete that one"
                 )
-        if damaged and not write:  # a run looks before it claims the workdir
-            say(f"{self.path / CONFIG} {damaged}; it is written anew with the next artefact")
+        if damaged and not write:  # a run checks before it claims the workdir
+            say(f"{self.path / CONFIG} {damaged}; it is rewritten with the next artefact")
         if write and (not made or damaged):
             self.store_config()
 
     def _check_makeable(self) -> None:
-        """Raises InputError where the folder is not there and cannot be made."""
+        """Raises InputError if the folder does not exist and cannot be made."""
         place = epath.Path(os.path.abspath(self.path))
         number = 0
         if not place.exists():
@@ -117,7 +116,7 @@ class Workdir:
             raise InputError(f"--workdir {self.path} cannot be written: {error}")
 
     def _identity(self, made: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
-        """(whose the workdir is, None where that is not known; what is wrong with config.json)."""
+        """(the experiment of the workdir, or None if unknown; what is wrong with config.json)."""
         path, copy = self.path / CONFIG, self._copy()
         try:
             data = path.read_bytes()
@@ -126,10 +125,10 @@ class Workdir:
                 raise ValueError("not the config of a run")
             damaged = ""
             if copy and hashlib.sha256(data).hexdigest() not in copy["sums"]:
-                damaged = "is not as it was written"
+                damaged = "does not match its checksum"
             return (copy["identity"] if copy else flatten(stored)), damaged
         except FileNotFoundError:
-            damaged = "is gone"
+            damaged = "is missing"
         except (OSError, ValueError) as error:
             damaged = f"is damaged ({error})"
         if not made:
@@ -137,11 +136,11 @@ class Workdir:
         if copy or _RECORDS in made:
             return (copy["identity"] if copy else None), damaged
         raise InputError(
-            f"{self.path} is not empty (it holds {made[0]}) and its {CONFIG} {damaged}; name an "
-            "empty or a new folder with --workdir"
-            if damaged != "is gone"
-            else f"{self.path} is not empty (it holds {made[0]}) and has no {CONFIG}; name an "
-            "empty or a new folder with --workdir"
+            f"{self.path} is not empty (it holds {made[0]}) and its {CONFIG} {damaged}; use an "
+            f"empty or a new folder as --workdir"
+            if damaged != "is missing"
+            else f"{self.path} is not empty (it holds {made[0]}) and has no {CONFIG}; use an "
+            f"empty or a new folder as --workdir"
         )
 
     def _copy(self) -> dict[str, Any] | None:
@@ -153,10 +152,10 @@ class Workdir:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[Workdir]:
-        """This workdir, made if missing, as the one run that may write to it.
+        """This workdir, made if missing, claimed for this run.
 
         Raises:
-            InputError: another run is at work in it, or it cannot be written.
+            InputError: another run uses it, or it cannot be written.
         """
         try:
             if mesh_lib.is_main():
@@ -167,7 +166,7 @@ class Workdir:
             yield dataclasses.replace(self, claim=claim)
 
     def check_claim(self) -> None:
-        """Raises InputError where another run took the workdir over."""
+        """Raises InputError if another run took over the workdir."""
         if self.claim is not None:
             self.claim.check()
 
@@ -176,13 +175,13 @@ class Workdir:
 
         Args:
             name: of the folder.
-            config: a ConfigDict, what the part is made with.
+            config: a ConfigDict, the config of the part.
         """
         text = json.dumps(config.to_dict(), indent=1, sort_keys=True, default=str)
         return dataclasses.replace(self, path=self.path / name, config_text=text)
 
     def store_config(self) -> None:
-        """Writes config.json, unless it holds just that."""
+        """Writes config.json, unless it already has this content."""
         path = self.path / CONFIG
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -203,13 +202,13 @@ class Workdir:
             write_atomic(self.path / _COPY, json.dumps(copy, indent=1, sort_keys=True))
 
         if before != text:
-            # Either text is right until the new one is in its place.
+            # Both texts are valid until the new one is in place.
             store(new, hashlib.sha256(before).hexdigest())
             write_atomic(path, text)
         store(new)
 
     def sums(self, paths: Sequence[epath.Path]) -> list[str]:
-        """sha256 of files; each is read once in a run, unless it changes."""
+        """sha256 of files; each is read once per run, unless it changes."""
 
         def key(path: epath.Path) -> tuple:
             stat = os.stat(path)
@@ -235,15 +234,15 @@ class Workdir:
         return self.artifact(name, parts, about, kind="embeddings", checked_by_use=_CHUNKS)
 
     def candidates(self, teacher: str, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
-        """What the teacher ranks high for each training query, before any rule."""
+        """The passages a teacher ranks high for each training query, before any rule."""
         return self.artifact(f"candidates/{teacher}.parquet", parts, about, kind="candidates")
 
     def audit(self, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
-        """How many false negatives each rule lets in."""
+        """How many false negatives each rule admits."""
         return self.artifact("audit.csv", parts, about, kind="audit")
 
     def negatives(self, split: str, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
-        """What a rule kept; `<split>.counts.json` beside."""
+        """The negatives that a rule kept, with `<split>.counts.json`."""
         return self.artifact(
             f"negatives/{split}.parquet",
             parts,
@@ -253,9 +252,9 @@ class Workdir:
         )
 
     def checkpoints(self, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
-        """The student while and after it trains, with its metrics.
+        """The student during and after training, with its metrics.
 
-        The files of each step have sums beside them, which `Checkpoints` reads.
+        The files of each step have stored hashes, which `Checkpoints` reads.
         """
         return self.artifact(
             "checkpoints",
@@ -267,13 +266,13 @@ class Workdir:
         )
 
     def evaluation(self, dataset: str, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
-        """Metrics of one data set; the rankings are beside it."""
+        """Metrics of one data set, with the rankings."""
         runs = tuple(f"evaluation/{dataset}{suffix}.trec" for suffix in ("", ".before"))
         name = f"evaluation/{dataset}.json"
         return self.artifact(name, parts, about, kind="evaluation", beside=runs)
 
     def export(self, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
-        """The folder other tools load."""
+        """The folder that other tools load."""
         return self.artifact("export", parts, about, kind="export")
 
     def report(self, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
@@ -302,9 +301,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_table(path: epath.PathLike, workdir: epath.PathLike) -> None:
-    """Raises InputError where a finished artefact is damaged; for readers outside of a run."""
+    """Raises InputError if a finished artefact is damaged; for readers outside a run."""
     workdir = epath.Path(workdir)
     name = os.path.relpath(path, workdir)
     wrong = Artifact(Workdir(workdir), name, {}).damage()
     if wrong:
-        raise InputError(f"{path}: {wrong}; run the stages of that workdir again, which mends it")
+        raise InputError(f"{path}: {wrong}; run the stages of that workdir again to repair it")

@@ -1,1 +1,1 @@
-"""Files as such: paths, whole-or-not-at-all writes, and a reader for each kind of file."""
+"""Files: paths, whole-or-not-at-all writes, and a reader for each kind of file."""

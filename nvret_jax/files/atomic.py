@@ -1,6 +1,6 @@
-"""Files that appear whole, go away safely, and are known by their content.
+"""Atomic writes, safe removal, and hashes of files.
 
-Nothing here writes through a link: what is made aside replaces a link of that name.
+Nothing here writes through a link: the new file replaces a link of that name.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def write_atomic(path: epath.PathLike, data: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f"{path.name}.partial"
     remove(aside)
-    # Exclusively: a link that is put there meanwhile is not followed.
+    # Exclusively: a link created there in the meantime is not followed.
     with open(aside, "xb") as file:
         file.write(data if isinstance(data, bytes) else data.encode())
     aside.replace(path)
 
 
 def remove(path: epath.PathLike) -> None:
-    """Removes a file, a link or a folder with all that is in it; nothing there is fine."""
+    """Removes a file, a link or a folder with its content; a missing path is fine."""
     path = os.fspath(path)
     if os.path.islink(path) or os.path.isfile(path):
         os.unlink(path)
@@ -102,7 +102,7 @@ def _discard(path: epath.Path) -> None:
 
 
 def write_checked(path: epath.PathLike, write: Callable[[epath.Path], object]) -> None:
-    """Lets `write` make a file aside and names it; its sha256 is beside it. See `is_whole`."""
+    """Lets `write` make a file, renames it, and stores its sha256 next to it. See `is_whole`."""
     path = epath.Path(path)
     aside = path.parent / f"{path.name}.aside"
     remove(aside)
@@ -112,7 +112,7 @@ def write_checked(path: epath.PathLike, write: Callable[[epath.Path], object]) -
 
 
 def is_whole(path: epath.PathLike) -> bool:
-    """Whether a file is there as `write_checked` wrote it."""
+    """Whether a file exists, unchanged since `write_checked` wrote it."""
     path = epath.Path(path)
     try:
         return (path.parent / f"{path.name}.sha256").read_text() == sha256(path)
@@ -134,13 +134,13 @@ def sha256(path: epath.PathLike) -> str:
 
 
 def sha256_of(paths: Iterable[epath.PathLike]) -> list[str]:
-    """`sha256` of several files, side by side."""
+    """`sha256` of several files, in parallel."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(sha256, paths))
 
 
 def give_usual_modes(folder: epath.PathLike) -> None:
-    """Gives all files of a folder the permissions that a new file gets here (by the umask).
+    """Gives all files of a folder the permissions of a new file (by the umask).
 
     Some libraries write files that only their owner can read.
     """

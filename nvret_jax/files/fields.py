@@ -1,8 +1,8 @@
-"""Single values out of somebody else's file, checked; and the notes a conversion leaves.
+"""Checked single values from other tools' files, and the notes of a conversion.
 
 A reader never guesses and never skips. A value of the wrong kind is an `InputError` that names the
 file, the line and the key. What is accepted although it is not quite right (a bare string for a
-list, a number for an id) is put down in `Notes`, which tells each such thing once, with a count.
+list, a number for an id) is recorded in `Notes`, which reports each kind once, with a count.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from nvret_jax.files import numbers
 from nvret_jax.files.lines import json_kind as kind
 
 Json = dict[str, Any]
-UNKNOWN = math.nan  # a score nobody gave
+UNKNOWN = math.nan  # a missing score
 
 
 class Notes:
-    """What a reader mended or a writer could not keep, each told once."""
+    """Repairs by a reader or losses of a writer, each reported once."""
 
     def __init__(self):
         self._found: dict[str, tuple[str, int]] = {}  # what -> first place, count
 
     def add(self, where: str, what: str) -> None:
-        """Puts `what` down; `where` is told of its first occurrence only."""
+        """Records `what`; `where` is reported for its first occurrence only."""
         first, count = self._found.get(what, (where, 0))
         self._found[what] = (first, count + 1)
 
     def tell(self, say: Callable[[str], None]) -> None:
-        """Says all notes, in the order in which they first came up."""
+        """Prints all notes, in the order of their first occurrence."""
         for what, (where, count) in self._found.items():
             say(f"{where}: {what}" + (f" (and {count - 1:,} times more)" if count > 1 else ""))
 
@@ -84,8 +84,8 @@ def items(record: Mapping[str, Any], key: str, where: str) -> list[Any]:
 
 
 def texts(record: Mapping[str, Any], key: str, where: str, notes: Notes) -> list[str]:
-    """A list of strings; a bare string is mended into a list of one, and noted."""
-    if isinstance(record.get(key), str):  # which FlagEmbedding would take apart into letters
+    """A list of strings; a bare string becomes a list of one, and is noted."""
+    if isinstance(record.get(key), str):  # which FlagEmbedding would split into letters
         notes.add(where, f"'{key}' is a bare string, read as a list of one")
         return [record[key]]
     found = items(record, key, where)
@@ -129,10 +129,10 @@ def scores(record: Mapping[str, Any], key: str, count: int, of: str, where: str)
 
 
 def rest(record: Mapping[str, Any], known: frozenset[str], where: str) -> Json:
-    """The keys a format does not know, to be carried along.
+    """The keys a format does not know, to be kept.
 
     Raises:
-        InputError: one of them holds what cannot be written again as JSON (1e999).
+        InputError: one of them holds a value that cannot be written as JSON (1e999).
     """
     extra = {key: value for key, value in record.items() if key not in known}
     if extra:
@@ -145,7 +145,7 @@ def rest(record: Mapping[str, Any], known: frozenset[str], where: str) -> Json:
 
 
 def with_extra(record: Json, extra: Json, where: str, notes: Notes) -> Json:
-    """`record` and the keys carried along; where both have a key, the format's own wins."""
+    """`record` and the kept keys; if both have a key, the format's own wins."""
     for key, value in extra.items():
         if key in record:
             notes.add(where, f"'{key}' is a key of this format; the source's own is left out")
@@ -155,5 +155,5 @@ def with_extra(record: Json, extra: Json, where: str, notes: Notes) -> Json:
 
 
 def known_or_null(value: float) -> float | None:
-    """A score as JSON and parquet say it."""
+    """A score in the form for JSON and parquet."""
     return None if math.isnan(value) else value

@@ -1,11 +1,11 @@
-"""What every reader of a text file needs: its lines with their numbers, and a list of mistakes.
+"""Shared by readers of text files: numbered lines, and a list of mistakes.
 
 Mistakes are collected while a file is read: the first three are spelled out by file and line and
-the rest counted, so that one look at the message is enough to repair the file.
+the rest counted, so that the message is sufficient to repair the file.
 
-A file may be compressed: a name that ends in .gz or .zst is read as what is inside. No limit of a
-parser is met by accident: fields of CSV may have any length, and JSON that Python's parser gives up
-on (nested too deeply, numbers of thousands of digits) is a mistake with a line like any other.
+A file may be compressed: a file whose name ends in .gz or .zst is decompressed. Limits of parsers
+are handled: fields of CSV may have any length, and JSON that Python's parser cannot read (nested
+too deeply, numbers of thousands of digits) is a mistake with a line like any other.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Mistakes:
 
 
 def stem(path: epath.Path) -> tuple[str, str]:
-    """A file's name without its suffix, and the suffix in lower case; compression aside.
+    """A file's name without its suffix, and the suffix in lower case, ignoring compression.
 
     'test.tsv.gz' is ('test', '.tsv').
     """
@@ -79,10 +79,10 @@ def stem(path: epath.Path) -> tuple[str, str]:
 
 
 def find_file(path: epath.Path) -> epath.Path:
-    """The file of this name, or its compressed form where only that is there.
+    """The file of this name, or its compressed form if only that exists.
 
     Raises:
-        InputError: there are several, or the name cannot be one.
+        InputError: there are several, or the name is invalid.
     """
     names = [path, *(path.parent / f"{path.name}{suffix}" for suffix in COMPRESSED)]
     try:
@@ -91,13 +91,13 @@ def find_file(path: epath.Path) -> epath.Path:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown(str(path), 100)}: is not a file name ({reason})") from None
     if len(found) > 1:
-        raise InputError(f"{found[0]}: {found[1].name} is there, too; remove one of them")
+        raise InputError(f"{found[0]}: {found[1].name} exists, too; remove one of them")
     return found[0] if found else path
 
 
 @contextlib.contextmanager
 def bytes_of(path: epath.PathLike, what: str) -> Iterator[IO[bytes]]:
-    """An open file, decompressed where its name ends in one of `COMPRESSED`.
+    """An open file, decompressed if its name ends in one of `COMPRESSED`.
 
     Args:
         path: any path `etils.epath` reads.
@@ -131,7 +131,7 @@ def _decompressed(file: IO[bytes], suffix: str):
 
 
 class _Raw(io.RawIOBase):
-    """A stream that only reads, as a file that also goes line by line."""
+    """A read-only stream as a file that can be iterated by lines."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -187,7 +187,7 @@ def _not_utf8(path: epath.PathLike, line: int, error: UnicodeDecodeError) -> str
 def csv_reader(text: Any, **dialect: Any) -> Any:
     """`csv.reader` for fields of any length.
 
-    The standard library's limit of 131,072 characters holds for the whole process; it is only ever
+    The standard library's limit of 131,072 characters holds for the whole process; it is only
     raised here.
     """
     csv.field_size_limit(max(csv.field_size_limit(), sys.maxsize >> 1))
@@ -198,11 +198,11 @@ def json_value(text: str, *, finite: bool = False) -> Any:
     """One JSON value.
 
     Args:
-        text: nothing else than the value.
-        finite: refuse NaN and Infinity, which Python's parser takes.
+        text: only the value.
+        finite: refuse NaN and Infinity, which Python's parser accepts.
 
     Raises:
-        ValueError: it is none; the message says why, with the column where that is known.
+        ValueError: it is not one; the message says why, with the column if known.
     """
     try:
         return json.loads(text, parse_constant=_refuse if finite else None)
@@ -225,7 +225,7 @@ def _refuse(constant: str) -> None:
 
 
 def json_kind(value: object) -> str:
-    """What a JSON value is called in JSON's own words."""
+    """The JSON name of a value's type."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
     if isinstance(value, int | float) and not isinstance(value, bool):
         small = isinstance(value, float) or abs(value) < 10**18

@@ -1,7 +1,7 @@
-"""Numbers and ids as files spell them: ASCII digits, of a size that can be meant.
+"""Numbers and ids in files: ASCII digits, of a plausible size.
 
-`int()` and `float()` take more than a file of data should hold: '1_0', digits of other scripts,
-white space, thousands of digits. What is refused here is refused in every file.
+`int()` and `float()` accept more than a data file should hold: '1_0', digits of other scripts,
+white space, thousands of digits. These are refused in every file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def whole_number(word: str) -> int:
 
 
 def decimal(word: str) -> float:
-    """A decimal number, such as '-1.5e-3'; 'nan' and 'inf' too, for the caller to judge.
+    """A decimal number, such as '-1.5e-3'; also 'nan' and 'inf', which the caller checks.
 
     Raises:
         ValueError: it is not one.
@@ -39,9 +39,9 @@ def decimal(word: str) -> float:
 
 
 def identifier(value: object) -> str | None:
-    """The id that a JSON value stands for: a string, or a whole number below 2^64 as its digits.
+    """The id that a JSON value represents: a string, or a whole number below 2^64 as its digits.
 
-    None for anything else: 1.0, true, null and lists are no ids.
+    None for anything else: 1.0, true, null and lists are not ids.
     """
     if isinstance(value, str):
         return value
@@ -51,7 +51,7 @@ def identifier(value: object) -> str | None:
 
 
 def shown(text: str, most: int = 60) -> str:
-    """A string in quotes for a message: cut short, and with characters that cannot be seen named.
+    """A string in quotes for a message: truncated, and with invisible characters named.
 
     'q1' with a byte order mark in front is "'\\ufeffq1', with the invisible character U+FEFF".
     """
@@ -61,7 +61,7 @@ def shown(text: str, most: int = 60) -> str:
 
 
 def is_plain(identifier: str) -> bool:
-    """Whether an id survives as one column of a file that is split at white space, as runs are."""
-    if identifier.isprintable() and " " not in identifier:  # the quick answer for nearly all
+    """Whether an id can be one column of a file that is split at white space, such as a run."""
+    if identifier.isprintable() and " " not in identifier:  # fast path for nearly all ids
         return bool(identifier)
     return not any(c.isspace() or unicodedata.category(c) in ("Cc", "Cs") for c in identifier)

@@ -1,21 +1,18 @@
-"""Files of records: CSV, TSV, JSON, JSON lines, Parquet or Arrow, as people have them.
+"""Files of records: CSV, TSV, JSON, JSON lines, Parquet or Arrow.
 
 Choices:
 
-- The suffix says what a file is; `.gz` and `.zst` may follow it.
+- The suffix determines the format; `.gz` and `.zst` may follow it.
 - CSV is RFC 4180's: fields in double quotes may hold commas, line ends and doubled quotes. The
-  delimiter (comma, semicolon, tab or bar) is the one by which the first lines have one width, so
-  the files of Excel are read in every locale, and so is its line `sep=;`. Rows of nothing but
-  delimiters, and columns without a name that hold nothing, are what a spreadsheet leaves around a
-  table: they are not read.
-- TSV has no quoting, so a quote in a sentence is a character like others and cannot swallow lines.
-- Text is UTF-8, or UTF-16 with a byte order mark. Any other encoding has to be named: which one it
-  is cannot be seen from the bytes.
-- CSV and TSV begin with a line of column names, or `header=no` numbers the columns from 1, as lines
-  of JSON that are arrays are numbered. Their values are strings, whatever they look like: an id
-  keeps its zeros.
-- The columns of JSON lines are the keys of the first line. A key that comes up later is there from
-  then on.
+  delimiter (comma, semicolon, tab or bar) is the one that gives the first lines equal widths, so
+  Excel's files are read in every locale, and so is its line `sep=;`. Spreadsheets leave rows of
+  only delimiters and empty columns without a name around a table: they are skipped.
+- TSV has no quoting, so a quote in a sentence is an ordinary character and cannot swallow lines.
+- Text is UTF-8, or UTF-16 with a byte order mark. Any other encoding has to be named, because it
+  cannot be detected from the bytes.
+- CSV and TSV begin with a line of column names, or `header=no` numbers the columns from 1, like
+  JSON lines that are arrays. Their values are always strings: an id keeps its zeros.
+- The columns of JSON lines are the keys of the first line. A later new key is added from there on.
 - Parquet and Arrow are read in batches, so that a file larger than memory can be read.
 """
 
@@ -41,14 +38,14 @@ from nvret_jax.files.streams import json_values, lines, parse_json
 
 BATCH = 8192  # rows of a column-wise file turned into Python at a time
 _DELIMITERS = ",;\t|"
-_HEAD = 1 << 16  # characters in which the delimiter is looked for
+_HEAD = 1 << 16  # characters in which the delimiter is detected
 _SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _NOT_DATA = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a text file is written, where its bytes do not show it.
+    """The layout of a text file, as far as its bytes do not show it.
 
     Attributes:
         encoding: a codec of Python, such as 'cp1252'; None: UTF-8, or UTF-16 with its mark.
@@ -62,14 +59,14 @@ class Layout:
 
 
 PLAIN = Layout()
-LAYOUT = ("encoding", "delimiter", "header")  # its options, behind the name of a source
+LAYOUT = ("encoding", "delimiter", "header")  # its options, after the name of a source
 
 
 def layout_of(source: Source) -> Layout:
-    """The layout that the options of a source give.
+    """The layout from the options of a source.
 
     Raises:
-        InputError: a value that cannot be.
+        InputError: an invalid value.
     """
     names = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
     delimiter = source.options.get("delimiter")
@@ -90,7 +87,7 @@ class Records:
 
     Attributes:
         path: the file.
-        names: its columns; of JSON lines, more may join while the file is read.
+        names: its columns; for JSON lines, more may be added while the file is read.
         read: columns to read -> ('file:line', or for parquet 'file, row n', and the record) of
             each row; may be called once.
     """
@@ -100,10 +97,10 @@ class Records:
     read: Callable[[Sequence[str]], Iterator[tuple[str, Json]]]
 
     def column(self, *choices: str) -> str:
-        """The first of these columns that is there.
+        """The first of these columns that exists.
 
         Raises:
-            InputError: none of them is.
+            InputError: none of them does.
         """
         for name in choices:
             if name in self.names:
@@ -114,11 +111,11 @@ class Records:
 
 
 def find_files(place: str, what: str) -> list[epath.Path]:
-    """The files of records that a place names, in natural order of their names.
+    """The files of records that `place` refers to, in natural order of their names.
 
     Args:
-        place: a file; a pattern with '*', '?' or '[…]', where '**' stands for any folders; or a
-            folder, which means the files of records in it.
+        place: a file; a pattern with '*', '?' or '[…]', where '**' matches any folders; or a
+            folder, for the files of records in it.
         what: what they should hold, for messages.
 
     Raises:
@@ -141,7 +138,7 @@ def find_files(place: str, what: str) -> list[epath.Path]:
     found = [epath.Path(name) for name in glob_lib.glob(place, recursive=True)]
     found = [file for file in found if file.is_file()]
     if not found:
-        raise InputError(f"{place}: no file has such a name; it should hold {what}")
+        raise InputError(f"{place}: no file matches; expected files with {what}")
     return sorted(found, key=_natural)
 
 
@@ -156,12 +153,12 @@ def _natural(path: epath.Path) -> list[Any]:
 
 
 def open_records(path: epath.PathLike, what: str, layout: Layout = PLAIN) -> Records:
-    """Opens a file by its suffix: see `READERS`; .gz or .zst behind it.
+    """Opens a file by its suffix (see `READERS`), which .gz or .zst may follow.
 
     Args:
         path: any path `etils.epath` reads.
         what: what it should hold, for messages.
-        layout: of CSV and TSV, where the bytes do not show it.
+        layout: of CSV and TSV, as far as the bytes do not show it.
 
     Raises:
         InputError: no such file, another suffix, a damaged file, or one without records.
@@ -169,7 +166,7 @@ def open_records(path: epath.PathLike, what: str, layout: Layout = PLAIN) -> Rec
     path = epath.Path(path)
     _, suffix = stem(path)
     if suffix in _SHEETS:
-        raise InputError(f"{path}: is a workbook; save the sheet as 'CSV UTF-8' and name that file")
+        raise InputError(f"{path}: is a workbook; save the sheet as 'CSV UTF-8' and use that file")
     if suffix not in READERS:
         known = ", ".join(READERS)
         raise InputError(f"{path}: expected a file with {what}, named {known}; got '{suffix}'")
@@ -184,7 +181,7 @@ def _open_json_lines(path: epath.Path, what: str, layout: Layout) -> Records:
 
 
 def _open_json(path: epath.Path, what: str, layout: Layout) -> Records:
-    """An array of objects, an object that holds one, or lines of JSON under this name."""
+    """An array of objects, an object that holds one, or JSON lines in a file of this name."""
     start = [line.strip() for _, line in itertools.islice(lines(path, what), 2)]
     if len(start) == 2 and all(line[0] == "{" and line[-1] == "}" for line in start):
         return _open_json_lines(path, what, layout)
@@ -216,7 +213,7 @@ def _of_values(path: epath.Path, values: Iterator[tuple[str, Any]]) -> Records:
 
 
 def _objects(values: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Json]]:
-    """Objects, or arrays with their places as keys; all are of the first one's kind."""
+    """Objects, or arrays with positions as keys; all have the kind of the first one."""
     first: type | None = None
     for where, value in values:
         first = first or (list if isinstance(value, list) else dict)
@@ -248,7 +245,7 @@ def _open_tsv(path: epath.Path, what: str, layout: Layout) -> Records:
 
 
 def _delimiter(head: str) -> str:
-    """The delimiter by which the first lines have one width; the widest of several."""
+    """The delimiter that gives the first lines equal widths; the widest of several."""
     best, best_rank = ",", (False, 0)
     for delimiter in _DELIMITERS:
         rows = []
@@ -256,7 +253,7 @@ def _delimiter(head: str) -> str:
             for row in csv_reader(io.StringIO(head, newline=""), delimiter=delimiter):
                 rows.append(row)
         if len(head) >= _HEAD and len(rows) > 1:
-            rows.pop()  # cut short
+            rows.pop()  # truncated
         widths = {len(row) for row in rows[:50] if any(cell.strip() for cell in row)}
         width = len(rows[0]) if rows else 1
         rank = (len(widths) == 1 and width > 1, width)
@@ -290,7 +287,9 @@ def _open_table(
                 )
             record = dict(zip(names, cells, strict=True))
             if record.pop("", "").strip():
-                raise InputError(f"{place}: has a value in a column without a name; name it")
+                raise InputError(
+                    f"{place}: has a value in a column without a name; name the column"
+                )
             empty = False
             yield place, record
         if empty:
@@ -321,7 +320,7 @@ def _fields(
 
 @contextlib.contextmanager
 def _text(path: epath.Path, what: str, layout: Layout) -> Iterator[io.TextIOWrapper]:
-    """An open text file; bytes that are not of its encoding are an InputError with their line."""
+    """An open text file; bytes invalid in its encoding are an InputError with their line."""
     with bytes_of(path, what) as file:
         encoding = layout.encoding or _encoding(path, what)
         try:
@@ -333,7 +332,8 @@ def _text(path: epath.Path, what: str, layout: Layout) -> Iterator[io.TextIOWrap
             raise InputError(f"{path}: is not {encoding}; name another with ?encoding=") from None
         except LookupError:
             raise InputError(
-                f"{path}: encoding={shown(encoding)}: no encoding that Python knows, such as cp1252"
+                f"{path}: encoding={shown(encoding)}: expected an encoding that Python knows, "
+                f"such as cp1252"
             ) from None
 
 

@@ -1,8 +1,8 @@
-"""The text that names a data set, taken apart: `scheme:place?key=value&key=value`.
+"""The parsed text that names a data set: `scheme:place?key=value&key=value`.
 
-The options behind the question mark belong to the source: which columns to read, how a file is
-encoded, which share of the queries is for testing. A question mark that is a letter of a file's
-name, or a wildcard in it, starts no options: what follows must look like `key=value`.
+The options after the question mark belong to the source: the columns to read, the encoding of a
+file, the share of the queries for testing. A question mark that is part of a file's name, or a
+wildcard in it, does not start options: what follows must have the form `key=value`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Source:
     """The name of a data set.
 
     Attributes:
-        scheme: what stands before the colon.
+        scheme: the text before the colon.
         place: a path or a name.
-        options: key -> value, as written; '%26' stands for '&'.
+        options: key -> value, as written; '%26' means '&'.
     """
 
     scheme: str
@@ -50,7 +50,7 @@ class Source:
                 raise InputError(f"{self.shown}: no option '{key}'; options: {there}")
 
     def value(self, key: str, read: Callable[[str], Any], default: Any, expected: str) -> Any:
-        """An option, read; `default` where it is not given.
+        """The parsed value of an option; `default` if it is not given.
 
         Raises:
             InputError: `read` raises ValueError.
@@ -110,7 +110,7 @@ class Source:
 
 
 def parse(spec: str) -> Source:
-    """Takes the name of a data set apart.
+    """Parses the name of a data set.
 
     Raises:
         InputError: an option is given twice.

@@ -1,8 +1,8 @@
-"""Files in and out: JSON lines, JSON, parquet; whole or not at all.
+"""Reads and writes JSON lines, JSON and parquet; files appear whole or not at all.
 
 - JSON lines are read and written one at a time; parquet goes in row groups of `CHUNK` rows.
 - Text files are read from .gz and .zst, too.
-- Whatever a damaged file makes a library raise comes out as `InputError`.
+- Errors that libraries raise for damaged files become `InputError`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ def lines(path: epath.Path, what: str) -> Iterator[tuple[str, str]]:
 
 
 def parse_json(data: str, where: str) -> Any:
-    """One JSON value, finite numbers and whole characters only.
+    """One JSON value, with only finite numbers and whole characters.
 
     Raises:
-        InputError: it is not that.
+        InputError: it is not one.
     """
     try:
         value = json_value(data, finite=True)
-        if "\\ud" in data or "\\uD" in data:  # only an escape can make half of a surrogate pair
+        if "\\ud" in data or "\\uD" in data:  # only an escape can produce half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        raise InputError(f"{where}: half of a surrogate pair (\\u{half:04x}) is no text") from None
+        raise InputError(
+            f"{where}: half of a surrogate pair (\\u{half:04x}) is not valid Unicode"
+        ) from None
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     return value
@@ -102,7 +104,7 @@ def write_json_lines(file: IO[bytes], records: Iterable[Mapping[str, Any]]) -> i
 
 
 class Parquet:
-    """A parquet file to be read: its column types at once, its rows as wanted.
+    """A parquet file to read: column types at once, rows on demand.
 
     Attributes:
         path: the file.
@@ -136,7 +138,7 @@ class Parquet:
         return self.schema.names
 
     def need(self, *names: str) -> None:
-        """Raises InputError unless these columns are there."""
+        """Raises InputError unless these columns exist."""
         for name in names:
             if name not in self.names:
                 there = ", ".join(self.names) or "none"

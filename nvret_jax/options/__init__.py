@@ -1,14 +1,14 @@
-"""What an option is, and everything that follows from it.
+"""The definition of options, and everything derived from it.
 
 An option is a field of a frozen dataclass: its default, the values it takes, one sentence, and
 whether it counts, that is, whether an artefact depends on it.
 
     margin: float = option(0.05, number(0, 2), "margin_pos: how far below the anchor.")
 
-Each package has its dataclasses in its `options.py`. All else reads them: `config.base()` is made
-of them (`options/blocks.py`), the checks of a config, the command line and Python functions refuse
-by them, fingerprints take their parts from them, and the docs list them. So a mistake has
-one text, whatever finds it; only the key in front of it differs.
+Each package has its dataclasses in its `options.py`. Everything else reads them: `config.base()` is
+made of them (`options/blocks.py`), configs, the command line and the arguments of Python functions
+are checked by them, fingerprints take their parts from them, and the docs list them. So a mistake
+always has the same text; only the key before it differs.
 """
 
 from __future__ import annotations
@@ -91,24 +91,24 @@ __all__ = [
 Counts = bool | Callable[[Any], bool]
 SEED = whole(0, INT32)
 # The size of an axis of the mesh. It is here and not in mesh.py, which loads JAX.
-MESH_AXIS = whole(1, 1 << 20, also={-1: "the devices that are left"})
+MESH_AXIS = whole(1, 1 << 20, also={-1: "the remaining devices"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What one field of a dataclass of options is.
+    """The definition of one option.
 
     Attributes:
         default: of the field.
         takes: the values it takes.
         sentence: what it is for.
-        key: its name in a config; '' where a config does not have it.
+        key: its name in a config; '' if a config does not have it.
         config_default, config_takes: the same in a config, which may also hold a word such as
-            'auto', or nothing; such a value leaves the field at its default.
-        counts: whether an artefact that is made with these options depends on this one: always,
-            never, or where a function of the whole dataclass says so.
-        replaces: of an option that some part of a run may have for itself: the key of the whole
-            run's option that it replaces.
+            'auto', or None; such a value leaves the field at its default.
+        counts: whether an artefact made with these options depends on this one: always, never, or
+            if a function of the whole dataclass says so.
+        replaces: for an option that a part of a run may override: the key of the run's option that
+            it replaces.
     """
 
     default: Any
@@ -127,8 +127,8 @@ class Block:
 
     Attributes:
         cls: their dataclass.
-        key: of the block in a config; '' where its options lie beside those of this dataclass.
-        beside: of some of its options the keys beside this dataclass's, by name.
+        key: of the block in a config; '' if its options are among those of this dataclass.
+        beside: for some of its options, by name, their keys among this dataclass's.
     """
 
     cls: type
@@ -160,7 +160,7 @@ def option(
         takes: the values it takes.
         sentence: what it is for.
         key: None: the field's own name.
-        config: default and values in a config, where they differ.
+        config: default and values in a config, if they differ.
         counts: whether artefacts depend on it.
         replaces: the key of another option that this one replaces.
     """
@@ -187,10 +187,10 @@ def block(
     """A field that holds other options, of a dataclass of options.
 
     Args:
-        cls: it.
+        cls: that dataclass.
         key: of the block in a config; None: the field's name.
-        flat: a config has the options of the block beside those around it.
-        beside: of some of its options the keys beside those around it, by name.
+        flat: a config has the options of the block among those around it.
+        beside: for some of its options, by name, their keys among those around it.
     """
     spec = {"cls": cls, "key": "" if flat else key, "beside": beside or {}}
     return dataclasses.field(default_factory=cls, metadata={"block": spec})
@@ -203,7 +203,7 @@ def named(cls: type) -> Any:
 
 @functools.cache
 def fields_of(cls: type) -> Mapping[str, Option | Block | Named]:
-    """Name -> what it is, of each field that `option`, `block` or `named` made."""
+    """Name -> definition, for each field made by `option`, `block` or `named`."""
     found: dict[str, Option | Block | Named] = {}
     for field in dataclasses.fields(cls):
         if spec := field.metadata.get("option"):
@@ -218,14 +218,14 @@ def fields_of(cls: type) -> Mapping[str, Option | Block | Named]:
 
 
 def takes_of(cls: type) -> dict[str, Takes]:
-    """Name -> what it takes, of each option of a dataclass."""
+    """Name -> the values it takes, for each option of a dataclass."""
     return {
         name: found.takes for name, found in fields_of(cls).items() if isinstance(found, Option)
     }
 
 
 def key_of(cls: type, name: str) -> str:
-    """Where a config has an option of a dataclass, from the dataclass's own block on.
+    """The key of an option of a dataclass in a config, relative to the dataclass's own block.
 
     Args:
         cls: the dataclass.
@@ -258,7 +258,7 @@ class _Values(Mapping):
 
 
 def parts_of(instance: Any, at: str = "") -> dict[str, Any]:
-    """The values that count, by key: what an artefact made with these options depends on.
+    """The values that count, by key: those on which an artefact made with these options depends.
 
     Args:
         instance: of a dataclass of options.
@@ -280,7 +280,7 @@ def parts_of(instance: Any, at: str = "") -> dict[str, Any]:
 
 
 def mistake(key: str, value: Any, takes: Takes) -> str | None:
-    """What is wrong with one value, one line with its key; None: nothing."""
+    """What is wrong with one value, one line with its key; None if nothing is."""
     if takes.fits(value):
         return None
     said = f"{key}={shown(value)}: "
@@ -295,12 +295,12 @@ def mistakes(
     """What is wrong with values of the options of a dataclass.
 
     Args:
-        cls: it. Where it has a static method `conflicts(values)`, that gives checks of values
-            that do not go together, each of which yields (name, what is wrong); it is asked where
-            each value is right by itself.
-        values: of some of its options, or all.
+        cls: that dataclass. If it has a static method `conflicts(values)`, that returns checks of
+            combinations of values, each of which yields (name, what is wrong); it is called if each
+            value is valid on its own.
+        values: of some or all of its options.
         at: before each name, such as 'mining.'.
-        by_key: whether a line names an option as a config does, or as the dataclass does.
+        by_key: whether a line names an option as in a config, or as in the dataclass.
 
     Returns:
         One line for each mistake.
@@ -331,12 +331,12 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
 
 
 def conflict(key: str, value: Any, what: str) -> str:
-    """One line about a value that does not go with others."""
+    """One line about a value that conflicts with others."""
     return f"{key}={shown(value)}: {what}"
 
 
 def check(instance: Any, at: str, *, by_key: bool = True) -> None:
-    """Raises InputError, one line, for what is wrong with the options of a dataclass.
+    """Raises InputError, one line, for mistakes in the options of a dataclass.
 
     Args:
         instance: of the dataclass.
@@ -348,7 +348,7 @@ def check(instance: Any, at: str, *, by_key: bool = True) -> None:
 
 
 def check_arguments(at: str, values: Mapping[str, Any], known: Mapping[str, Takes]) -> None:
-    """Raises InputError, one line, for arguments of a function that cannot be.
+    """Raises InputError, one line, for invalid arguments of a function.
 
     Args:
         at: the function, such as 'mine'.

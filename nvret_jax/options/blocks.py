@@ -1,7 +1,7 @@
-"""A config as blocks of options: made of dataclasses, read into them, and checked by them.
+"""A config as blocks of options: made from dataclasses, read into them, and checked by them.
 
 A config is a tree of `ConfigDict`s, so that files and the command line can change any value. Each
-of its blocks belongs to a dataclass of options (`options.py`), which says what the block holds.
+of its blocks belongs to a dataclass of options (`options.py`), which defines its content.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ml_collections import ConfigDict, config_dict
 
 from nvret_jax.options import Block, Named, Option, Takes, calls, fields_of, key_of
 
-# A check of what must hold between values: yields (key, what is wrong with its value).
+# A check of a condition between values: yields (key, what is wrong with its value).
 Conflicts = Iterable[tuple[str, str]]
 
 
 def entries(cls: type, at: str = "") -> Iterator[tuple[str, Option]]:
-    """Key and option of everything that a config has for a dataclass, but for named blocks.
+    """Key and option of everything that a config has for a dataclass, except named blocks.
 
     Args:
         cls: the dataclass.
@@ -58,7 +58,7 @@ def values(instance: Any, at: str = "") -> dict[str, Any]:
 
 
 def named_blocks(cls: type) -> dict[str, type]:
-    """Key -> dataclass, of the blocks to which others are added by name."""
+    """Key -> dataclass, for blocks to which others are added by name."""
     return {name: found.cls for name, found in fields_of(cls).items() if isinstance(found, Named)}
 
 
@@ -75,7 +75,7 @@ def default(cls: type) -> ConfigDict:
 
 
 def _held(one: Option) -> Any:
-    """A default as a config holds it, with the type of what may replace it."""
+    """A default in a config, with the type of its possible replacements."""
     if one.config_default is None:
         return config_dict.placeholder(one.config_takes.holds)
     if one.config_takes.holds is object:
@@ -84,12 +84,12 @@ def _held(one: Option) -> Any:
 
 
 def read(cls: type, config: Any, **given: Any) -> Any:
-    """The options of a dataclass as a config gives them.
+    """The options of a dataclass from a config.
 
     Args:
-        cls: it.
-        config: its block; nothing but its items are read.
-        **given: of fields that a config does not have, or that are known by now.
+        cls: that dataclass.
+        config: its block; only its items are read.
+        **given: values of fields that a config does not have, or that are already known.
     """
     return _read(cls, View(cls, config), **given)
 
@@ -104,7 +104,7 @@ def _read(cls: type, values: View, **given: Any) -> Any:
             found[name] = _read(field.cls, value)
         elif isinstance(field, Named):
             found[name] = {key: read(field.cls, inside) for key, inside in value.items()}
-        # What only a config takes ('auto', unset) leaves the default.
+        # Values that only a config takes ('auto', None) leave the default.
         elif field.takes.fits(value) or not field.config_takes.fits(value):
             found[name] = value
     return cls(**found, **given)
@@ -113,7 +113,7 @@ def _read(cls: type, values: View, **given: Any) -> Any:
 class View(Mapping):
     """The block of a config that belongs to a dataclass, by the names of the fields.
 
-    Values are read from the config when they are asked for. Blocks inside are views, too.
+    Values are read from the config on access. Inner blocks are views, too.
     """
 
     def __init__(self, cls: type, config: Any, beside: Mapping[str, str] | None = None, outer=None):
@@ -122,8 +122,8 @@ class View(Mapping):
         Args:
             cls: the dataclass.
             config: its block.
-            beside: of some fields the key in `outer`, the block around it.
-            outer: it.
+            beside: for some fields the key in `outer`, the block around it.
+            outer: that block.
         """
         self._fields, self._config = fields_of(cls), config
         self._beside, self._outer = beside or {}, outer
@@ -154,7 +154,7 @@ class View(Mapping):
 
 
 def conflicts(cls: type, config: Any, at: str = "") -> Iterator[Conflicts]:
-    """The checks of what must hold inside the block of a dataclass and inside its blocks.
+    """The checks of conditions within the block of a dataclass and within its inner blocks.
 
     Args:
         cls: the dataclass; see `options.mistakes` for its method `conflicts`.
@@ -218,5 +218,5 @@ def keywords(
 
 
 def takes_by_key(cls: type, at: str = "") -> dict[str, Takes]:
-    """Key -> what it takes, of everything that a config has for a dataclass."""
+    """Key -> the values it takes, for everything that a config has for a dataclass."""
     return {key: one.config_takes for key, one in entries(cls, at)}

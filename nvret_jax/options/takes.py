@@ -1,11 +1,11 @@
-"""Which values an option takes, and how a message says so.
+"""The values that an option takes, and their description in messages.
 
     number(0, 2, "a distance between scores")    a number from 0 to 2
     choice("auto", "device", "faiss")            one of these words
     path("a file", empty=True)                   a path on this machine, or none
 
-A check never casts. '5' is no number, True is no 1, 2.0 is no whole number; numpy's scalars count
-as what they are. A check costs no more than reading the value, however large it is.
+A check never casts. '5' is not a number, True is not 1, 2.0 is not a whole number; numpy's scalars
+count as the numbers they are. A check costs no more than reading the value, however large it is.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 INT32 = 2**31 - 1
-_SHOWN = 100  # characters of a value that a message repeats
+_SHOWN = 100  # characters of a value shown in a message
 _MOST = 1000  # items of a tuple
-_LEAST = 2.0**-126  # what is smaller is 0 to an accelerator that computes in float32
+_LEAST = 2.0**-126  # smaller numbers are 0 in float32 on accelerators
 
 
 class Takes:
-    """What values an option takes.
+    """The values that an option takes.
 
     Attributes:
-        words: them, behind 'expected'.
+        words: their description, after 'expected'.
         unset: whether None is one of them.
-        holds: the type of the values; `object` where they are of several types.
+        holds: the type of the values; `object` if they have several types.
     """
 
     words: str
@@ -41,7 +41,7 @@ class Takes:
         raise NotImplementedError
 
     def hint(self, value: Any) -> str:
-        """More about a value that does not fit, beginning with ';', or ''."""
+        """A hint about an invalid value, beginning with ';', or ''."""
         return ""
 
 
@@ -116,8 +116,8 @@ def number(
     """Numbers from `low` to `high`; never NaN or infinite.
 
     Args:
-        what: what the number means, where a reader of the message may wonder.
-        above, below: the end does not belong to the range.
+        what: what the number means, if that is not obvious.
+        above, below: the bound is excluded from the range.
         also: other values it takes, such as 'auto' or 0, and what they mean.
         unset: whether None is allowed.
     """
@@ -132,13 +132,13 @@ def whole(
     also: Mapping[Any, str] | None = None,
     unset: bool = False,
 ) -> Number:
-    """Whole numbers from `low` to `high`; arguments as of `number`."""
+    """Whole numbers from `low` to `high`; arguments as in `number`."""
     return Number(low, high, what, True, False, False, tuple((also or {}).items()), unset)
 
 
 @dataclasses.dataclass(frozen=True)
 class Either(Takes):
-    """What any of several ranges takes."""
+    """The union of several ranges."""
 
     parts: tuple[Number, ...]
     unset: bool = False
@@ -181,7 +181,7 @@ def choice(*known: str, unset: bool = False) -> Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Combined(Choice):
-    """Several different ones of some words, joined by '+'."""
+    """One or more distinct words, joined by '+'."""
 
     known: tuple[str, ...]
     unset: bool = False
@@ -219,7 +219,7 @@ class Flag(Takes):
 
 
 def flag(*, unset: bool = False) -> Flag:
-    """True or False, no other truth."""
+    """True or False, no other truth values."""
     return Flag(unset)
 
 
@@ -241,13 +241,13 @@ class Text(Takes):
         return not self._fault(value)
 
     def _fault(self, value: str) -> str:
-        """What keeps a text from being taken, or ''."""
+        """Why a text is not accepted, or ''."""
         if not self.lines and not value.strip() and (value or not self.empty):
-            return "it is empty" if not value else "it is white space alone"
+            return "it is empty" if not value else "it is only white space"
         if len(value) > self.longest:
             return f"it has {len(value):,} characters, at most {self.longest:,} are allowed"
         if not is_unicode(value):
-            return "it has half of a surrogate pair, which no file can hold"
+            return "it has half of a surrogate pair, which cannot be written to a file"
         bad = next((letter for letter in "\0" + self.without if letter in value), None)
         if bad is None and not self.lines:
             bad = next((letter for letter in "\n\r" if letter in value), None)
@@ -276,8 +276,8 @@ def text(
 
     Args:
         what: what it names, for the message.
-        empty: whether '' is allowed; white space alone never is, unless `lines`.
-        lines: whether it may be any text, of several lines or of none.
+        empty: whether '' is allowed; only white space never is, unless `lines`.
+        lines: whether it may be any text, with several lines or none.
         longest: characters.
         without: characters it must not have.
         unset: whether None is allowed.
@@ -287,12 +287,12 @@ def text(
 
 @dataclasses.dataclass(frozen=True)
 class Path(Text):
-    """A text that is a path, or has one behind a word and a colon; see `path`."""
+    """A text that is a path, or has one after a word and a colon; see `path`."""
 
     schemes: tuple[str, ...] = ()
 
     def path_in(self, value: str) -> str:
-        """The path in a value that fits: without the word and the colon."""
+        """The path in a valid value, without the word and the colon."""
         word, colon, rest = value.partition(":")
         return rest if colon and word in self.schemes else value
 
@@ -303,10 +303,10 @@ def path(
     """A path on this machine.
 
     Args:
-        what: it is of, for the message.
+        what: what it is a path of, for the message.
         empty: whether '' is allowed, for none.
         unset: whether None is allowed.
-        schemes: words that may stand before it, as 'run' does in 'run:FILE'.
+        schemes: words that may precede it, such as 'run' in 'run:FILE'.
     """
     return Path(what, empty, False, 4096, "", unset, schemes)
 
@@ -343,16 +343,16 @@ class Many(Takes):
         for number, item in enumerate(value):
             if not self.item.fits(item):
                 return f"; item {number} is {shown(item)}" + self.item.hint(item)
-        return "; an item comes twice" if len(value) >= self.least else ""
+        return "; an item occurs twice" if len(value) >= self.least else ""
 
 
 def many(item: Takes, *, least: int = 0, distinct: bool = False, unset: bool = False) -> Many:
     """A tuple (or list) of at most 1,000 items.
 
     Args:
-        item: what each of them takes.
-        least: how many there are at least.
-        distinct: whether all differ.
+        item: the values of each.
+        least: their least number.
+        distinct: whether all must differ.
         unset: whether None is allowed.
     """
     return Many(item, least, distinct, unset)
@@ -371,25 +371,25 @@ class Anything(Takes):
 
 
 def shown(value: Any) -> str:
-    """A value as a message repeats it: cut short, and never an error itself."""
+    """A value for a message: truncated, and never itself an error."""
     try:
         is_scalar = type(value).__module__ == "numpy" and hasattr(value, "item") and not value.ndim
         said = repr(value.item() if is_scalar else value)
-    except Exception:  # numbers of more digits than Python prints; objects of others
+    except Exception:  # numbers with more digits than Python prints; objects of other packages
         said = f"a value of type {type(value).__name__}"
     said = " ".join(said.split())
     return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}…"
 
 
 def shown_number(value: float) -> str:
-    """A bound as people write it: 1,000,000 and 0.05."""
+    """A bound in readable form: 1,000,000 and 0.05."""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:.12f}".rstrip("0") if abs(value) < 1e-3 else f"{value:g}"
 
 
 def is_unicode(value: str) -> bool:
-    """Whether a text is whole: no half of a surrogate pair."""
+    """Whether a text is valid: without half of a surrogate pair."""
     if value.isascii():
         return True
     try:
@@ -414,7 +414,7 @@ def or_word(takes: Number, word: str, meaning: str) -> Number:
 
 
 def paths_in(takes: Takes, value: Any) -> Iterator[str]:
-    """The paths in a value of an option, whether the value fits or not."""
+    """The paths in a value of an option, valid or not."""
     if isinstance(takes, Many):
         for item in value if isinstance(value, tuple | list) else ():
             yield from paths_in(takes.item, item)

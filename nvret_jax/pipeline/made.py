@@ -58,7 +58,7 @@ class Stores:
             return reason
         damaged = EmbeddingStore.open(artifact.path).damaged_chunks()
         if damaged:
-            artifact.note_damage({f"c/{i}/0": "is not as it was written" for i in damaged})
+            artifact.note_damage({f"c/{i}/0": "does not match its checksum" for i in damaged})
             return artifact.stale()
         self._checked.add(artifact.name)
         return None

@@ -1,22 +1,23 @@
-"""Processes of one run watch one another: what ends one ends all, in one line each.
+"""Processes of one run monitor each other: what ends one ends all, with one line each.
 
-JAX notices a lost process by heartbeats, after minutes, and then aborts with pages of trace. A
-process that leaves because of an error waits at its exit for the others, which wait for it in a
-collective. So each process keeps a connection to process 0, which says why it ends before it does.
-Where the address of process 0 is known, the connections come first, and JAX is started once all
-processes are there (`meet`); a cluster tells its address to JAX alone, so that there they come
-second. What they are for:
+JAX detects a lost process by heartbeats, after minutes, and then aborts with pages of trace. A
+process that ends because of an error waits at its exit for the others, which wait for it in a
+collective. So each process keeps a connection to process 0, and announces over it why it ends. If
+the address of process 0 is known, the connections are made first, and JAX is started once all
+processes are present (`meet`); a cluster gives the address only to JAX, so there they are made
+afterwards. Their purpose:
 
-- an error (bad input on one host, say): the others print which process failed and why, and end
+- an error (such as bad input on one host): the others print which process failed and why, and end
   with the same status;
-- killed: its connection closes, and the others say that it is gone;
-- a machine or a network that is gone: the connection times out within a minute.
+- a kill: its connection closes, and the others print that it is lost;
+- a lost machine or network: the connection times out within a minute.
 
-Where JAX is first to notice, its own words are held back (`hears`), and its abort is delayed until
-the line is printed.
+If JAX detects it first, its own output is suppressed (`hears`), and its abort is delayed until the
+line is printed.
 
-A thread does the watching, and ends the process at once. Artefacts are whole at any instant, so the
-same command continues. Process 0 passes on what it hears. Only the standard library is imported.
+A thread monitors the connections, and ends the process at once. Artefacts are whole at any time, so
+the same command continues. Process 0 forwards what it receives. Only the standard library is
+imported.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ from nvret_jax.processes import stops
 _WAIT = 5.0  # seconds for news of another process to arrive
 _CONNECT = 20.0
 _AGAIN = 0.2  # seconds between two tries to reach a process that has yet to start
-_IDLE, _INTERVAL, _PROBES = 15, 5, 3  # of TCP: a peer that is silent for 30 s is gone
-_LOST = 1  # the exit status where a process was lost
+_IDLE, _INTERVAL, _PROBES = 15, 5, 3  # of TCP: a peer that is silent for 30 s is lost
+_LOST = 1  # the exit status if a process was lost
 _CONTINUES = "the same command continues from what is finished"
 
 
 @dataclasses.dataclass
 class _Line:
-    """A connection, and what came on it that is no whole line yet."""
+    """A connection, and the incomplete line received on it."""
 
     socket: socket.socket
-    peer: int = -1  # -1: has not said who it is
+    peer: int = -1  # -1: has not identified itself
     rest: bytes = b""
 
 
@@ -65,21 +66,22 @@ class Peers:
         self._lock = threading.Lock()
         self._complete = threading.Event()
         self._token = ""
-        self._opened: socket.socket | None = None  # the port that is JAX's later
-        self._ending = False  # has said so: that others leave because of it is no news
+        self._opened: socket.socket | None = None  # the port that JAX uses later
+        # has announced its end: others that end because of it are not reported
+        self._ending = False
 
     def meet(self, host: str, port: int, seconds: float) -> list[int]:
         """Connects the processes at the port of process 0 that JAX is going to use.
 
-        Process 0 has the port until all are there; then it closes it and lets the others know.
+        Process 0 holds the port until all are present; then it closes it and notifies the others.
 
         Returns:
-            The numbers of those that did not come in time; on other processes, [0] if it is
-            process 0. Empty: all are there.
+            The numbers of those that did not join in time; on other processes, [0] if it is process
+            0. Empty: all joined.
 
         Raises:
             OSError: process 0 cannot listen at the port.
-            ValueError: process 0 knows no such process, or has it already.
+            ValueError: process 0 does not expect this process, or already has it.
         """
         until = time.monotonic() + seconds
         if not self.index:
@@ -92,11 +94,11 @@ class Peers:
             if time.monotonic() > until:
                 return [0]
             time.sleep(_AGAIN)
-        self._complete.wait()  # process 0 says so, or ends this process
+        self._complete.wait()  # process 0 reports it, or ends this process
         return []
 
     def listen(self) -> dict[str, Any]:
-        """On process 0: opens a port. Gives what the others need to connect."""
+        """On process 0: opens a port. Returns what the others need to connect."""
         self._token = secrets.token_hex(16)
         server = _server(self.count)
         self._selector.register(server, selectors.EVENT_READ)
@@ -105,7 +107,7 @@ class Peers:
         return {"hosts": _addresses(), "port": port, "token": self._token}
 
     def connect(self, there: dict[str, Any]) -> bool:
-        """On another process: connects to what `listen` gave."""
+        """On another process: connects to the result of `listen`."""
         until = time.monotonic() + _CONNECT
         return any(
             self._reach(host, there["port"], there["token"], max(0.1, until - time.monotonic()))
@@ -118,12 +120,12 @@ class Peers:
         return self._missing()
 
     def tell(self, status: int, why: str) -> None:
-        """Lets the others know that this process ends, and why."""
+        """Tells the others that this process ends, and why."""
         self._ending = True
         self._send(_coded(ends=self.index, status=status, why=why))
 
     def finish(self) -> None:
-        """Lets the others know that this process is done, and that its silence is no fault."""
+        """Notifies the others that this process is done, so that its silence is not an error."""
         self._send(_coded(done=self.index))
 
     def _start(self) -> None:
@@ -133,14 +135,14 @@ class Peers:
         return sorted(set(range(1, self.count)) - set(self._lines))
 
     def _reach(self, host: str, port: int, token: str, within: float = _CONNECT) -> bool:
-        """Connects to process 0; False if it is not there. ValueError: it has no use for this."""
+        """Connects to process 0; False if it is not there. ValueError: it rejects this process."""
         try:
             connection = socket.create_connection((host, port), min(3.0, within))
         except OSError:
             return False
         answer = b""
         with contextlib.suppress(OSError):
-            # Something else may listen there: another machine may have that address here.
+            # Something else may listen there: another machine may have this address locally.
             connection.settimeout(_CONNECT)
             connection.sendall(_coded(hello=self.index, of=self.count, token=token))
             answer = connection.recv(3)
@@ -183,18 +185,18 @@ class Peers:
                     self._read(key.data)
 
     def _greet(self, server: socket.socket) -> None:
-        """Takes in who knows the token; anybody may connect to a port."""
+        """Accepts peers that know the token; anyone may connect to a port."""
         connection = None
         try:
             connection, _ = server.accept()
             connection.settimeout(3.0)
             message = json.loads(connection.recv(200))
             if message["token"] != self._token:
-                raise ValueError("not of this run")
+                raise ValueError("not part of this run")
             peer = int(message["hello"])
             if message["of"] != self.count or peer not in self._missing():
                 connection.sendall(b"no\n")
-                raise ValueError("of another start, or started with another number")
+                raise ValueError("from another start, or started with another number")
             connection.sendall(b"ok\n")
             connection.settimeout(None)
             self._enter(_Line(connection, peer))
@@ -224,7 +226,7 @@ class Peers:
                 self._end({"ends": line.peer, "status": _LOST, "why": ""})
 
     def _end(self, message: dict[str, Any]) -> None:
-        """Ends this process because another one did."""
+        """Ends this process because another one ended."""
         if self._ending:
             return
         peer, status, why = message["ends"], message["status"], message["why"]
@@ -240,21 +242,21 @@ class Peers:
 
 _peers: Peers | None = None
 _several = False  # whether others may wait for this process
-_joining = ""  # what the processes are waiting for, until they have found one another
+_joining = ""  # what the processes are waiting for, until they have found each other
 _gave_up = threading.Event()
 
 
 def joins(coordinator: str, seconds: int) -> None:
-    """Before JAX looks for the other processes, for so many seconds at most.
+    """Before JAX searches for the other processes, for at most this many seconds.
 
-    JAX aborts where it does not find or no longer finds them. For as long as it takes to print a
-    line instead, its abort sleeps: the handler of SIGABRT is the C library's `sleep`, which takes
-    the signal's number, 6, for seconds.
+    JAX aborts if it cannot find them or loses them. To leave time to print a line first, its abort
+    sleeps: the handler of SIGABRT is the C library's `sleep`, which takes the signal's number, 6,
+    as seconds.
     """
     global _joining, _several
     _several = True
     where = f" at {coordinator}" if coordinator else ""
-    _joining = f"the processes did not find one another{where} within {seconds} s"
+    _joining = f"the processes did not find each other{where} within {seconds} s"
     with contextlib.suppress(OSError, AttributeError):  # no such C library
         library = ctypes.CDLL(None)
         library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -262,7 +264,7 @@ def joins(coordinator: str, seconds: int) -> None:
 
 
 def hears(line: bytes) -> bool:
-    """Whether a line that a library prints may be seen; JAX's last words end the process."""
+    """Whether a line that a library prints is shown; JAX's final error ends the process."""
     if b"JAX distributed service detected fatal errors" in line:
         reason = line.rsplit(b"absl::Status: ", 1)[-1].decode(errors="replace").split(" [")[0]
         threading.Thread(target=_given_up, args=(reason.strip(),), daemon=True).start()
@@ -274,44 +276,44 @@ def _given_up(reason: str) -> None:
     _gave_up.set()
     if _joining:
         stops.end(_LOST, f"error: {_joining}; start all of them ({reason})")
-    time.sleep(_WAIT / 2)  # the connection between the processes knows more
+    time.sleep(_WAIT / 2)  # the connection between the processes has the reason
     stops.end(_LOST, f"error: another process is lost ({reason}); {_CONTINUES}")
 
 
 def missed(which: list[int], count: int) -> None:
-    """Ends this process, because these others did not come."""
+    """Ends this process, because these others did not join."""
     who = f"process {', '.join(map(str, which[:5]))}{', …' if len(which) > 5 else ''} of {count}"
-    line = f"{_joining}: {who} did not come; start all of them, or raise distributed.join_seconds"
+    line = f"{_joining}: {who} did not join; start all of them, or raise distributed.join_seconds"
     if _peers is not None:
         _peers.tell(_LOST, line)
     stops.end(_LOST, f"error: {line}")
 
 
 def joined() -> None:
-    """After the processes have found one another, before they are connected."""
+    """After the processes have found each other, before they are connected."""
     global _joining
     _joining = ""
 
 
 def alone() -> None:
-    """There are no others after all."""
+    """There are no other processes."""
     global _several
     _several = False
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 def start(peers: Peers) -> None:
-    """Makes the functions below speak to these peers."""
+    """Makes the functions below use these peers."""
     global _peers, _several
     _peers, _several = peers, True
     stops.announce = peers.tell
 
 
 def ends(status: int, why: str) -> None:
-    """After an error was printed: lets the other processes know, and ends this one at once.
+    """After an error was printed: notifies the other processes, and ends this one at once.
 
-    Leaving the usual way would wait for processes that wait for this one. Returns only where the
-    run has one process.
+    A normal exit would wait for processes that wait for this one. Returns only if the run has one
+    process.
     """
     if _peers is not None:
         _peers.tell(status, why)
@@ -322,7 +324,7 @@ def ends(status: int, why: str) -> None:
 
 
 def wait_for_news() -> None:
-    """After an error that a lost process may have caused: time to hear of that, which ends this."""
+    """After an error that a lost process may have caused: waits for that news, which ends this."""
     if _several:
         time.sleep(_WAIT)
 
@@ -348,10 +350,10 @@ def _server(backlog: int, port: int = 0) -> socket.socket:
 
 
 def _addresses() -> list[str]:
-    """Under which other machines may reach this one, the likeliest first."""
+    """Addresses at which other machines may reach this one, the likeliest first."""
     found = []
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # nothing is sent; the system picks the way out
+        probe.connect(("192.0.2.1", 9))  # nothing is sent; the system chooses the route
         found.append(probe.getsockname()[0])
     with contextlib.suppress(OSError):
         found += [entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None)]

@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar on a terminal, a plain line now and then in a file.
+"""Progress of long loops: a bar on a terminal, occasional lines in a file.
 
 TQDM_DISABLE=1 and `--quiet` switch both off, and the other variables of tqdm hold for the bar.
 """
@@ -30,11 +30,11 @@ def bar(
     """Shows progress on stderr; a context manager, and an iterator where `over` is given.
 
     Args:
-        over: what is gone through, if it is a plain loop.
-        desc: what is done.
+        over: the iterable, for a plain loop.
+        desc: a description.
         unit: what is counted.
-        total: how many there are; default: `len(over)`.
-        initial: how many are done already.
+        total: their number; default: `len(over)`.
+        initial: how many are already done.
         show: False shows nothing.
 
     Returns:
@@ -51,7 +51,7 @@ def bar(
 
 
 def _redraws() -> bool:
-    """Whether a line can be written over: on a terminal, and in a notebook."""
+    """Whether a line can be overwritten: on a terminal, and in a notebook."""
     return "ipykernel" in sys.modules or sys.stderr.isatty()
 
 
@@ -64,7 +64,7 @@ class _Bar(tqdm):
 
 
 class _Lines:
-    """What tqdm is asked to do, where lines stay."""
+    """The parts of tqdm's interface in use, for output where lines stay."""
 
     def __init__(
         self, over: Iterable | None, *, desc: str, unit: str, total, initial: int, silent: bool

@@ -1,7 +1,7 @@
-"""Which GPUs of a node of Slurm are a task's.
+"""The GPUs of a task on a Slurm node.
 
-JAX gives task i of a node GPU i and no other, which leaves all but one idle where one task has the
-whole node. Here the GPUs that a task sees are divided evenly among those who see them.
+JAX gives task i of a node only GPU i, which leaves all others idle if one task has the whole node.
+Here the GPUs that a task sees are divided evenly among the tasks that see them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ def local_devices(environment: Mapping[str, str]) -> list[int] | None:
     """The GPUs of this task, as numbers among those that it sees.
 
     Args:
-        environment: variables of the process. JAX_LOCAL_DEVICE_IDS, which JAX itself reads, is
-            left to JAX.
+        environment: variables of the process. JAX_LOCAL_DEVICE_IDS is left to JAX, which reads it.
 
     Returns:
-        None where Slurm started no task here, or the task sees no GPU: JAX decides.
+        None if Slurm started no task here, or the task sees no GPU: JAX decides.
 
     Raises:
         InputError: the GPUs cannot be divided evenly among the tasks.
@@ -35,7 +34,7 @@ def local_devices(environment: Mapping[str, str]) -> list[int] | None:
     if not visible:
         return None
     tasks = _tasks_here(environment)
-    if visible < of_node:  # --gpus-per-task: nobody else sees these
+    if visible < of_node:  # --gpus-per-task: no other task sees these
         tasks, local = 1, "0"
     if visible % tasks:
         raise InputError(

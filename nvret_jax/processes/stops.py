@@ -1,17 +1,17 @@
-"""SIGTERM, Ctrl-C and a lost terminal end a command in one line, whatever it is doing.
+"""SIGTERM, Ctrl-C and a lost terminal end a command with one line, whatever it is doing.
 
-Python runs the handler of a signal between two bytecodes of the main thread. That is not while a
-compilation goes on for minutes, and an exception raised there surfaces in whatever code happens to
-run, such as a callback of a library that swallows it. So the handlers here do nothing: the number
-of the signal goes through a pipe to a thread, which prints the line and ends the process at once.
-Nothing is lost by that, because every artefact appears whole or not at all, and long ones continue
-at their last finished chunk.
+Python runs the handler of a signal between two bytecodes of the main thread. That does not happen
+during a compilation, which may take minutes, and an exception raised there surfaces in whatever
+code happens to run, such as a callback of a library that swallows it. So the handlers here do
+nothing: the number of the signal goes through a pipe to a thread, which prints the line and ends
+the process at once. No work is lost, because every artefact appears whole or not at all, and long
+ones continue at their last finished chunk.
 
-Training has more to save than that. While steps run, it defers the end (`deferred`): the first
-signal is a request, which the loop sees after its step; a second one ends the process at once.
+Training has more to save. While steps run, it defers the end (`deferred`): the first signal is a
+request, which the loop reads after its step; a second one ends the process at once.
 
-The exit status is 128 plus the number of the signal, as in a shell. This module imports nothing
-but the standard library, because a signal may come while everything else is being imported.
+The exit status is 128 plus the number of the signal, as in a shell. This module imports only the
+standard library, because a signal may arrive while everything else is being imported.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 # Seconds within which a second signal repeats the first: a scheduler and a launcher may both send
-# SIGTERM. A second Ctrl-C is meant.
+# SIGTERM. A second Ctrl-C is intentional.
 _SAME, _SAME_KEY = 1.0, 0.3
 
-# Called with exit status and line before a stop, to let other processes know.
+# Called with exit status and line before a stop, to notify other processes.
 announce: Callable[[int, str], None] | None = None
 
 _lock = threading.RLock()  # a handler may run where it is held
@@ -43,10 +43,10 @@ _requested_at = 0.0
 
 
 def install() -> None:
-    """Makes this process end in one line at a signal; once, in the main thread.
+    """Makes this process end with one line on a signal; call once, in the main thread.
 
-    A signal that is ignored stays ignored: nohup does that to SIGHUP, and a shell to the SIGINT of
-    what it starts in the background.
+    An ignored signal stays ignored: nohup ignores SIGHUP, and a shell ignores SIGINT for background
+        processes.
     """
     global _installed
     if _installed:
@@ -83,12 +83,12 @@ def during(stage: str) -> Iterator[None]:
 
 
 class Deferral:
-    """How work that has more to save learns that it should end.
+    """Tells work that has more to save that it should end.
 
     Attributes:
-        saved: while this is a line, all that was done is saved, so that a signal ends the process
-            at once, with that line; '{signal}' in it becomes the signal's name. None: there is
-            something to save.
+        saved: while this is a line, all work is saved, so that a signal ends the process at once,
+            with that line; '{signal}' in it becomes the signal's name. None: there is something to
+            save.
     """
 
     def __init__(self):
@@ -96,19 +96,19 @@ class Deferral:
         self.heard = 0
 
     def asked(self) -> int:
-        """The number of the signal that came, or 0."""
+        """The number of the received signal, or 0."""
         self.heard = _requested or 0
         return self.heard
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Deferral]:
-    """Within, the first signal is only noted; a second one, a moment later, ends the process.
+    """Inside, the first signal is only recorded; a second one, a moment later, ends the process.
 
-    Where `install` was not called (a notebook), only SIGTERM is noted, and only in the main
-    thread, which is the only one that Python lets handle signals.
+    If `install` was not called (a notebook), only SIGTERM is recorded, and only in the main thread,
+    the only one in which Python handles signals.
 
-    A signal that was not asked for by the end of the block takes effect then.
+    A signal that was not read by the end of the block takes effect then.
     """
     global _requested
     before = None
@@ -136,14 +136,14 @@ def end(code: int, line: str) -> None:
     """Prints a line on stderr and ends the process at once, from any thread."""
     with contextlib.suppress(Exception):
         descriptor = sys.stderr.fileno()
-        # On a terminal, over a progress bar.
+        # On a terminal, overwrites a progress bar.
         text = f"\r\x1b[K{line}\n" if os.isatty(descriptor) else f"{line}\n"
         os.write(descriptor, text.encode(sys.stderr.encoding, "backslashreplace"))
     os._exit(code)
 
 
 def _nothing(number: int, frame: object) -> None:
-    """The handler of every signal; what is to be done is done by the watching thread."""
+    """The handler of every signal; the watching thread does the work."""
 
 
 def _watch(wake: int) -> None:

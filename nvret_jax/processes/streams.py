@@ -1,12 +1,11 @@
 """Standard output and error that never end a run.
 
-What a command prints is not what it makes: a pipe that its reader closed (`| head -1`), a terminal
-that went away, or an encoding without '×' must not cost hours of work. So text that an encoding
-lacks is escaped, and what nobody reads is discarded; the exit status still says how the run went.
+Output is not the result of a command: a pipe closed by its reader (`| head -1`), a closed terminal,
+or an encoding without '×' must not cost hours of work. So characters missing from an encoding are
+escaped, and unread output is discarded; the exit status still gives the outcome.
 
-Libraries in C++ write to the file descriptors themselves: `[Gloo] Rank 0 is connected to …`, and
-pages of trace where another process of a run is lost. `only_python` takes the descriptors from
-them.
+C++ libraries write directly to the file descriptors: `[Gloo] Rank 0 is connected to …`, and pages
+of trace if another process of a run is lost. `only_python` redirects that.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _GONE = (errno.EPIPE, errno.EIO)  # the reader closed its end; the terminal was 
 
 
 class _Raw(io.FileIO):
-    """A file descriptor that discards what it is given once nobody reads it."""
+    """A file descriptor that discards its input once there is no reader."""
 
     def write(self, data) -> int:
         try:
@@ -30,7 +29,7 @@ class _Raw(io.FileIO):
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            # For libraries that write to the descriptor themselves.
+            # For libraries that write directly to the descriptor.
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self.fileno())
             os.close(nothing)
@@ -38,10 +37,10 @@ class _Raw(io.FileIO):
 
 
 def install() -> None:
-    """Replaces sys.stdout and sys.stderr by streams that write to the same places.
+    """Replaces sys.stdout and sys.stderr by streams that write to the same files.
 
-    To be called before any file is opened: one that is closed at the start (`>&-`) would leave its
-    number to the next file, which would then be written over.
+    Call it before any file is opened: a descriptor closed at the start (`>&-`) would be reused for
+        the next file, which would then be overwritten.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -53,13 +52,13 @@ def install() -> None:
 
 
 def only_python(passes: Callable[[bytes], bool]) -> Callable[[], None]:
-    """Keeps what libraries in C++ print by themselves off standard output and error.
+    """Keeps the output of C++ libraries off standard output and error.
 
-    On output it is discarded; on error, `passes` decides line by line. Python's own streams lead
-    where they led.
+    On standard output it is discarded; on standard error, `passes` decides line by line. Python's
+    own streams are unchanged.
 
     Args:
-        passes: whether a line may be seen; called in a thread.
+        passes: whether a line is shown; called in a thread.
 
     Returns:
         A function that undoes it.

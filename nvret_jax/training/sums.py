@@ -23,7 +23,7 @@ from nvret_jax.files.atomic import files_below, remove, sha256_of, write_atomic
 _SUMS, _METRICS = "{}.sums.json", "{}.metrics.jsonl"
 _OWN = re.compile(r"(\d+)\.(sums\.json|metrics\.jsonl)")
 _BYTES = 32  # of a sha256
-GONE, CHANGED = "is missing", "is damaged"
+GONE, CHANGED = "is missing", "does not match its checksum"
 
 
 class DamagedCheckpoint(InputError):

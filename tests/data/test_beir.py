@@ -291,7 +291,7 @@ def test_compressed_files_are_read(folder, suffix):
         (folder / name).unlink()
     assert read_beir(folder) == expected
     (folder / "corpus.jsonl").write_text(_jsonl(CORPUS))
-    with pytest.raises(InputError, match=f"corpus.jsonl: corpus.jsonl{suffix} is there, too"):
+    with pytest.raises(InputError, match=f"corpus.jsonl: corpus.jsonl{suffix} exists, too"):
         read_beir(folder)
     (folder / "corpus.jsonl").unlink()
     damaged = folder / f"corpus.jsonl{suffix}"

@@ -64,7 +64,7 @@ def test_an_artefact_without_record_is_not_trusted(tmp_path):
     item.record.unlink()
     assert item.stale() == "not finished"
     item.record.write_text("{ damaged")
-    assert item.stale() == "damaged: its record is not as it was written"
+    assert item.stale() == "damaged: its record does not match its checksum"
 
 
 def test_an_unfinished_folder_is_continued_only_by_the_same_inputs(tmp_path):

@@ -319,7 +319,7 @@ def test_search_takes_lists_and_tensors():
         ),
         (lambda e: pipeline.run(base(), None), "workdir=None: cannot be unset; expected a folder"),
         (lambda e: pipeline.run(base(), 3), "workdir=3: expected a folder"),
-        (lambda e: pipeline.run(base(), "a\0b"), "--workdir: 'a\\x00b': a path has no NUL"),
+        (lambda e: pipeline.run(base(), "a\0b"), "--workdir: 'a\\x00b': a path cannot contain NUL"),
         (lambda e: pipeline.run({}, "w"), "config={}: expected a config"),
         (lambda e: pipeline.run(base(), "w", stages=3), "stages=3: expected"),
         (lambda e: pipeline.run(base(), "w", stages="mined"), "--stages=mined: this config has"),

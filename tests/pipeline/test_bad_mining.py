@@ -113,7 +113,7 @@ TABLE = [
     mining("unknown teacher", ("mining.teachers", "'e5'", "known are teacher"), "teachers=('e5',)"),
     mining(
         "a teacher twice",
-        ("mining.teachers", "an item comes twice"),
+        ("mining.teachers", "an item occurs twice"),
         "teachers=('teacher','teacher')",
     ),
     flag(

@@ -92,7 +92,7 @@ def test_a_run_of_another_host_counts_while_it_is_touched(tmp_path, system, monk
     monkeypatch.setattr(claim_lib, "DEAD_AFTER", 30.0)
     with pytest.raises(InputError, match=r"in use by pid .* on host far since"):
         Claim(str(tmp_path))
-    assert "watching up to 30 s for a sign of life" in capsys.readouterr().out
+    assert "watching up to 30 s for signs of a live run" in capsys.readouterr().out
     assert "on host far" in claim_lib.holder(tmp_path)
     process.kill()
     process.wait()

@@ -60,7 +60,7 @@ def test_a_workdir_of_another_config(pristine, used, flag, words):
 CHUNK = "embeddings/teacher/data/passages/c/1/0"
 DAMAGE = {
     "chunk cut short": (cut(CHUNK, 100), "damaged: c/1/0 has 100 bytes", "search", "embed"),
-    "chunk gone": (remove(CHUNK), "damaged: c/1/0 is gone", "search", "embed"),
+    "chunk gone": (remove(CHUNK), "damaged: c/1/0 is missing", "search", "embed"),
     "candidates cut short": (
         cut("candidates/teacher.parquet", 500),
         "damaged: teacher.parquet has 500 bytes",
@@ -69,7 +69,7 @@ DAMAGE = {
     ),
     "candidates without a record": (
         write("fingerprints/candidates/teacher.parquet.json", '{"parts": '),
-        "damaged: its record is not as it was written",
+        "damaged: its record does not match its checksum",
         "mine",
         "search",
     ),
@@ -105,7 +105,7 @@ def test_bytes_changed_inside_a_chunk_are_named(pristine, used):
     (used / "candidates" / "teacher.parquet").unlink()
     whole = {p: p.read_bytes() for p in (used / "embeddings").rglob("*") if p.is_file()}
     error = command.inside(*in_workdir(pristine, used, "--stages=search")).error
-    assert "damaged: c/1/0 is not as it was written; run --stages=embed first" in error.replace(
+    assert "damaged: c/1/0 does not match its checksum; run --stages=embed first" in error.replace(
         "(", ""
     ).replace(")", "")
     mended = command.inside(*in_workdir(pristine, used, "--stages=embed,search"))

@@ -64,8 +64,8 @@ def test_a_process_whose_partner_never_starts_ends_in_one_line(project, tmp_path
     both = started(project, tmp_path / "run", own, own, only=there)
     ((status, line),) = ends(both)
     assert status == 1
-    assert line.startswith("error: the processes did not find one another at localhost:")
-    assert f"within 3 s: process {1 - there} of 2 did not come" in line
+    assert line.startswith("error: the processes did not find each other at localhost:")
+    assert f"within 3 s: process {1 - there} of 2 did not join" in line
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_sigterm_in_training_saves_and_the_same_command_goes_on(finished):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 143, output[-3000:]
     (line,) = [x for x in output.splitlines() if "SIGTERM" in x]
-    assert "of 20 of stage 'train'; the same command goes on from there" in line
+    assert "of 20 of stage 'train'; the same command continues from there" in line
     assert "Traceback" not in output
     assert "resumed at step" in tiny_project.run(folder, workdir, "--stages=train")
     assert_same_artifacts(workdir, undisturbed)

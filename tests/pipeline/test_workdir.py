@@ -39,9 +39,9 @@ def folder(workdir, parts=None, content="content", **more):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda p: p.write_text("contemt"), "deep/file is not as it was written"),
+        (lambda p: p.write_text("contemt"), "deep/file does not match its checksum"),
         (lambda p: p.write_text("cont"), "deep/file has 4 bytes, not 7"),
-        (lambda p: p.unlink(), "deep/file is gone"),
+        (lambda p: p.unlink(), "deep/file is missing"),
     ],
 )
 def test_damage_inside_a_folder_is_named_and_repaired(workdir, damage, words):
@@ -61,16 +61,16 @@ def test_what_lies_beside_belongs_to_its_artefact(workdir):
     item = folder(workdir, beside=("counts.json", "absent"))
     (workdir.path / "counts.json").write_text("[]")
     again = fresh(workdir).artifact("folder", {"x": 1})
-    assert again.stale() == "damaged: counts.json is not as it was written"
+    assert again.stale() == "damaged: counts.json does not match its checksum"
     assert list(again.lost()) == ["../counts.json"]
     assert item.record.exists()
 
 
 def test_damage_that_is_found_in_use_is_noted(workdir):
     item = folder(workdir)
-    item.note_damage({"deep/file": "is not as it was written"})
+    item.note_damage({"deep/file": "does not match its checksum"})
     again = fresh(workdir).artifact("folder", {"x": 1})
-    assert again.stale() == "damaged: deep/file is not as it was written"
+    assert again.stale() == "damaged: deep/file does not match its checksum"
     with pytest.raises(InputError, match="damaged: deep/file"):
         check_table(item.path, workdir.path)
     folder(workdir)
@@ -86,7 +86,7 @@ def test_a_flipped_bit_in_a_record_is_seen(workdir):
         assert old in text
         item.record.write_text(text.replace(old, new, 1))
         assert fresh(workdir).artifact("folder", {"x": 1}).stale() == (
-            "damaged: its record is not as it was written"
+            "damaged: its record does not match its checksum"
         )
 
 
@@ -136,7 +136,7 @@ def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(workdir, tmp_path
 def test_a_link_to_nowhere_is_one_line(workdir, tmp_path):
     item = workdir.artifact("folder", {"x": 1})
     os.symlink(tmp_path / "unmounted", item.path)
-    with pytest.raises(InputError, match="unmounted, which is not there; make that folder"):
+    with pytest.raises(InputError, match="unmounted, which does not exist; make that folder"):
         item.begin()
 
 
@@ -195,7 +195,7 @@ def test_a_damaged_config_is_written_anew(workdir, capsys, damage):
     again = Workdir.open(workdir.path, CONFIG)
     assert config.read_bytes() == whole
     out = capsys.readouterr().out
-    assert out == "" if "sum" in damage else "written anew" in out
+    assert out == "" if "sum" in damage else "rewritten" in out
     assert again.artifact("folder", {"x": 1}).stale() is None
     again.store_config()
     with pytest.raises(InputError, match="name is 'x' there and 'z' here"):

@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_one_line_and_the_one_before_it_goes_on(
     if not finished:
         (fine / "finished.json").unlink()
     flip(weights_file(fine / "12"))
-    with pytest.raises(DamagedCheckpoint, match=r"fine/12 is damaged: 12/params/.* is not as it"):
+    with pytest.raises(DamagedCheckpoint, match=r"fine/12 is damaged: 12/params/.* does not match"):
         loop.load_trained(encoder, fine)
     again = loop.train(
         encoder, stage_worker.stages(), stage_worker.places(root), stage_worker.dev_score
@@ -224,7 +224,7 @@ def test_a_damaged_score_is_one_line(encoder, root, damage):
         path.write_text(path.read_text()[:5])
     else:
         path.write_text(path.read_text().replace("true", "null"))
-    with pytest.raises(InputError, match="fine/10 is damaged: 10/metrics/metrics is not as it"):
+    with pytest.raises(InputError, match="fine/10 is damaged: 10/metrics/metrics does not match"):
         loop.load_trained(encoder, root / "checkpoints", merge_last=2)
 
 

@@ -78,7 +78,7 @@ def test_the_source_may_be_the_target(tmp_path):
         (["trec:a", "beir:b"], "a run has ids without texts"),
         (["workdir:a", "workdir:b"], "a workdir is a source only"),
         (["workdir:/nowhere", "beir:b"], "/nowhere/config.json: no such file"),
-        (["trec:a\0", "trec:b"], "a path has no NUL"),
+        (["trec:a\0", "trec:b"], "a path cannot contain NUL"),
     ],
 )
 def test_wrong_words_are_answered_in_a_line(argv, expected):
