@@ -6,7 +6,7 @@ signals are handled.
 
     0        done
     1        a bug, with its trace; or another process of the run was lost
-    2        bad input, in one line (`InputError`); of several processes, on whichever it happened
+    2        bad input, in one line (`InputError`), on any process
     3        a plan that does not fit, with a line for each step that does not
     128 + n  ended by signal n, as a shell reports it: 130 Ctrl-C, 143 SIGTERM
 """

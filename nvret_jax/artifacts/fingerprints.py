@@ -155,8 +155,8 @@ def _changes(
                 yield from _changes(one, other, old_inputs, new_inputs, f"{inner}: ")
         elif _is(a, "artifact") or _is(b, "artifact"):
             there = a if _is(a, "artifact") else b
-            yield f"{at}{_label(there['artifact'])} "
-            f"{'is no longer used' if b is None else 'is new'}"
+            fate = "is no longer used" if b is None else "is new"
+            yield f"{at}{_label(there['artifact'])} {fate}"
         elif _is(a, "hash") or _is(b, "hash"):
             yield from (f"{at}{text}" for text in _of_digest(a, b, old, new))
         else:

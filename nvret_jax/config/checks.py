@@ -39,7 +39,7 @@ from nvret_jax.options.takes import paths_in
 _TAKEN = ("teacher", "student", "student-start", RANDOM, GIVEN)  # names in tables and folders
 _NO_COSINES = ("bm25:", "random:", "run:")  # what models of teachers begin with
 _REPAIRS = 3  # a default, too, may conflict with another value
-_EXACT = 1e-6  # how far from 1 parts of a whole may sum
+_EXACT = 1e-6  # tolerance for parts that must sum to 1
 
 
 def validate(config: ConfigDict) -> None:

@@ -291,7 +291,7 @@ def _snapshot(source: Source, name: str, revision: str | None, download: bool) -
         wanted = meta + [file for file in files if _is_data(file) and _is_meant(source, file)]
         return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, **what))
     except errors.HFValidationError as error:
-        raise InputError(f"{source.shown}: no name that the hub can have ({error})") from None
+        raise InputError(f"{source.shown}: not a valid hub id ({error})") from None
     except errors.LocalEntryNotFoundError:
         raise InputError(
             f"{source.shown}: no such folder, and not in the local Hugging Face cache; allow the "
@@ -301,7 +301,7 @@ def _snapshot(source: Source, name: str, revision: str | None, download: bool) -
         raise InputError(f"{source.shown}: the hub refused it ({error})") from None
     except InputError:
         raise
-    except Exception as error:  # of the network, in any library's words
+    except Exception as error:  # network errors of any library
         raise InputError(f"{source.shown}: the hub cannot be reached ({error})") from None
 
 

@@ -111,7 +111,7 @@ class Ragged:
         return Ragged(self.offsets, values)
 
     def take(self, rows: np.ndarray) -> Ragged:
-        """Some of the rows, in the order given."""
+        """Some of the rows, in the given order."""
         counts = self.counts[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         starts = np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)

@@ -18,7 +18,7 @@ from etils import epath
 
 from nvret_jax.errors import InputError
 
-_THREADS = 8  # hashing lets other threads run; a disk likes several readers
+_THREADS = 8  # hashing releases the GIL, and disks are faster with several readers
 _PERMISSIONS = 0o777
 
 
@@ -53,7 +53,7 @@ def whole_file(path: epath.Path) -> Iterator[IO[bytes]]:
         InputError: the path cannot be written, or a text to be written is not Unicode.
     """
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file to write")
+        raise InputError(f"{path}: is a folder; expected a file to write")
     aside = path.parent / f"{path.name}.partial"
     with _cleaned(path, aside):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +67,10 @@ def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
     """An empty folder that gets the name `path` once the block ends without an exception.
 
     Raises:
-        InputError: there is something at `path` already, or it cannot be written.
+        InputError: `path` already exists, or it cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path}: already there and not an empty folder; name a new one")
+        raise InputError(f"{path}: already exists and is not an empty folder; choose a new one")
     aside = path.parent / f"{path.name}.partial"
     with _cleaned(path, aside):
         remove(aside)

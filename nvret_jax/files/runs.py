@@ -94,7 +94,7 @@ def read(
     if form is not None:
         _check_form(form, path)
     queries, passages = _Ids(query_ids), _Ids(passage_ids)
-    # Typed arrays: a hundred million lines take 4 GB, and as Python lists ten times that.
+    # Typed arrays: a hundred million lines take 4 GB; Python lists would take ten times that.
     query, passage, line_of = array.array("q"), array.array("q"), array.array("q")
     numbers = {"rank": array.array("d"), "score": array.array("d")}
     unknown: set[str] = set()

@@ -1,6 +1,6 @@
 """Reads and writes JSON lines, JSON and parquet; files appear whole or not at all.
 
-- JSON lines are read and written one at a time; parquet goes in row groups of `CHUNK` rows.
+- JSON lines are read and written one at a time; parquet is written in row groups of `CHUNK` rows.
 - Text files are read from .gz and .zst, too.
 - Errors that libraries raise for damaged files become `InputError`.
 """

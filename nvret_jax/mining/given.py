@@ -93,7 +93,7 @@ def combine(
         excluded: int32, for each query the passages that can never be negatives, apart from
             positives.
         most: largest number of negatives per row.
-        texts: of the corpus; None: every id is a text of its own.
+        texts: of the corpus; None: every id is a distinct text.
 
     Returns:
         The table, with rows in the same order; and what happened.

@@ -94,7 +94,7 @@ def apply(
     """
     more = {} if skip_b is None else {"skip": skip_b}
     out = nnx.merge(graphdef, state)(tokens_bt, lengths_b, **more)
-    return jax.reshard(out, P(*(None,) * out.ndim))  # whole on every process, to be read there
+    return jax.reshard(out, P(*(None,) * out.ndim))  # replicated, so that every process can read it
 
 
 def plain(tokens: Tokens) -> tuple[Tokens, Sequence[int], np.ndarray | None]:
@@ -260,7 +260,7 @@ class Batched:
         """Dispatches one batch; returns at once, with an array that is still being computed."""
 
         def put(x: np.ndarray, *axes: str | None) -> jax.Array:
-            # Every process holds the whole batch and hands its devices their part.
+            # Every process holds the whole batch and passes its devices their part.
             target = mesh_lib.sharding(self.mesh, *axes)
             return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
 

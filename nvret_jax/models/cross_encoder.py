@@ -54,7 +54,7 @@ from nvret_jax.models.pretrained.resolve import resolve
 from nvret_jax.models.pretrained.spec import check_max_length
 from nvret_jax.models.pretrained.tokenizer import Tokenizer
 
-MAX_LENGTH = 512  # where nobody says otherwise
+MAX_LENGTH = 512  # the default
 _TOKENIZED = 1024  # pairs tokenised at a time
 # A token and its type are packed into one number, so that a batch of pairs is like any other batch.
 _TYPE = 1 << 24

@@ -91,8 +91,8 @@ class Encoder(LoadedModel):
     def lengthen(self, tokens: list[np.ndarray], kind: str) -> tuple[list[np.ndarray], list[int]]:
         """(tokens that get a vector, how many of them others see), text by text.
 
-        They differ where a late-interaction model lengthens queries with mask tokens that see the
-        query and are not seen.
+        They differ if a late-interaction model expands queries with mask tokens that attend to the
+        query but are not attended to.
         """
         return self._texts.expanded(tokens, kind)
 
@@ -108,7 +108,7 @@ class Encoder(LoadedModel):
             int32 arrays of 1..max_length ids, text by text.
 
         Raises:
-            InputError: the tokenizer knows more tokens than the model.
+            InputError: the tokenizer has more tokens than the model.
         """
         return self._texts.tokenize(texts, kind, max_length)
 

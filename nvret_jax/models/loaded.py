@@ -146,7 +146,7 @@ class LoadedModel:
                 weights), 'full' (whole layers). Gradients are equal.
             attention: of `options.ATTENTION`: 'xla' anywhere; 'cudnn' on NVIDIA GPUs, in bfloat16
                 or float16; 'splash' on TPUs, in bfloat16. The two know no dropout.
-            download: whether the hub may be asked over the network.
+            download: whether the hub may be accessed over the network.
 
         Raises:
             InputError: no such model, or one we cannot compute; one line saying what to do.

@@ -30,7 +30,7 @@ def embedding_dtype(asked: str, own: str, platform: str) -> str:
 
 
 def cost(dtype: str, platform: str) -> str | None:
-    """What float32 costs on an accelerator, for people; None elsewhere."""
+    """The cost of float32 on an accelerator, in words; None elsewhere."""
     found = platforms.limits(platform).float32_cost
     if dtype != "float32" or found is None:
         return None

@@ -42,7 +42,7 @@ class Inputs:
 
 @once
 def artifact(run: Run) -> Artifact:
-    """How many false negatives each rule lets in."""
+    """How many false negatives each rule admits."""
     parts = {
         **mined_from(run),
         **run.values_of(Audit, "audit"),

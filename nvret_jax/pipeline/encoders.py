@@ -84,7 +84,7 @@ class Side:
 
     @functools.cached_property
     def lora(self) -> LoraConfig | None:
-        """The new adapters it gets; None: none."""
+        """The new adapters of the encoder, or None."""
         return self.config.lora
 
     @functools.cached_property

@@ -27,7 +27,7 @@ def bar(
     initial: int = 0,
     show: bool = True,
 ) -> _Bar | _Lines:
-    """Shows progress on stderr; a context manager, and an iterator where `over` is given.
+    """Shows progress on stderr; a context manager, and an iterator if `over` is given.
 
     Args:
         over: the iterable, for a plain loop.
@@ -44,7 +44,7 @@ def bar(
     total = len(over) if total is None and hasattr(over, "__len__") else total
     options: dict[str, Any] = {"desc": desc, "unit": unit, "total": total, "initial": initial}
     if _redraws():
-        # Not `disable=False`: that would overrule the environment.
+        # Not `disable=False`: that would override the environment.
         return _Bar(over, **options, **({} if show else {"disable": True}))
     off = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
     return _Lines(over, **options, silent=off or not show)

@@ -34,7 +34,7 @@ def check_target(path: epath.PathLike) -> epath.Path:
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file to write")
+        raise InputError(f"{path}: is a folder; expected a file to write")
     return path
 
 

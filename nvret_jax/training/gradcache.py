@@ -63,7 +63,7 @@ Encode = Callable[[Any, Any, Texts], jax.Array]
 
 
 def chunk_budget(tokens: int, platform: str = "") -> int:
-    """Tokens a device encodes at a time where a config says `tokens`; -1: all of them.
+    """Tokens a device encodes at a time for the config value `tokens`; -1: all of them.
 
     Args:
         tokens: 0: as the platform can take.

@@ -334,7 +334,7 @@ class _StageRun:
         """The batches in few shapes, with short and long texts separated if there are chunks."""
         if not hasattr(batches, "lengths"):
             return batches
-        # Vectors of tokens cannot be put back together where widths differ.
+        # Token vectors of different widths cannot be reassembled.
         late, mesh = self.encoder.spec.late is not None, self.encoder.mesh
         platform = platforms.of(mesh)
         budget = -1 if late else chunk_budget(self.config.chunk_tokens, platform)
@@ -391,7 +391,7 @@ class _StageRun:
 class _Told:
     """The progress output of a stage. Use as a context manager.
 
-    Metrics are fetched one step late, so that the device never waits for the host.
+    Metrics are fetched one step late, so that so that the device never waits for the host.
     """
 
     def __init__(self, writer: MetricWriter | NoWriter, run: _StageRun, done: int, rates: Rates):
@@ -400,7 +400,8 @@ class _Told:
         self._writer, self._first, self._steps = writer, run.first, run.steps
         self._rates = rates
         self._config, self._schedule = run.config, run.schedule()
-        self._shapes: dict[tuple, float] = {}  # of batches: seconds until its step was dispatched
+        # shape of a batch: seconds until its step was dispatched
+        self._shapes: dict[tuple, float] = {}
         self._label, self._batches = run.label, run.batches
         self._stage = run.stage.name
         self._main, self._path = mesh_lib.is_main(), epath.Path(run.places.metrics)

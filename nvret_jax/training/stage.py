@@ -75,7 +75,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where a run keeps what it writes; a stage has a folder of its own under `checkpoints`.
+    """The folders a run writes to; each stage has its own under `checkpoints`.
 
     Attributes:
         profile: of traces; None: there are none.

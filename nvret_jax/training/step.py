@@ -37,7 +37,7 @@ def example_keys(seed_key: jax.Array, step: jax.Array, count: int, side: int) ->
 def init_optimizer(
     optimizer: optax.GradientTransformation, loss: Loss | Own, trainable: Any
 ) -> Any:
-    """What a step updates beside the weights.
+    """The state that a step updates in addition to the weights.
 
     Returns:
         optax's state of the weights; with a learned temperature a dict of it ('weights'), of

@@ -7,8 +7,8 @@ The order:
 2. a pip-installed package known to contain the weights (`PACKAGES`): found with `find_spec`, so the
 package's code is never imported, and used only if the sha256 of its weights matches;
 3. a Hugging Face hub id, 'owner/model' or 'owner/model@revision': the local cache, and the network
-   only with `download=True`. A cached model serves if all that is read of it is there, whatever
-   else its repository holds.
+   only with `download=True`. A cached model is used if all files that are read exist, whatever else
+   its repository holds.
 
 A name without an owner, such as 'all-MiniLM-L6-v2', that nothing has is looked for among the models
 of sentence-transformers, which are called so there.
@@ -40,7 +40,7 @@ from nvret_jax.models.pretrained.weights import (
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 OWNER = "sentence-transformers"  # of names without one
-# What a hub snapshot needs: no pickles, no other frameworks, no code.
+# The files needed from a hub snapshot: no pickles, no other frameworks, no code.
 HUB_FILES = ("*.json", "*.txt", "*.safetensors", "*.model", "README.md")
 
 

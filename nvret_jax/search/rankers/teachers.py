@@ -69,7 +69,7 @@ class Block:
         place: what follows the colon of `model`.
         normalize: its option of that name.
         seed: of the run.
-        same_text: whether equal texts are one passage.
+        same_text: whether equal texts count as one passage.
     """
 
     at: str
@@ -195,14 +195,14 @@ def open_ranker(model: str, task: Task) -> Ranker:
 def parts(
     at: str, block: ConfigDict, texts: Mapping[str, Any], *, seed: int, same_text: bool
 ) -> dict[str, Any]:
-    """What the ranking of a teacher without embeddings is a function of, positives aside.
+    """What the ranking of a teacher without embeddings depends on, apart from positives.
 
     Args:
         at: the key of its block.
         block: its options.
         texts: the parts 'passages' and 'queries'.
         seed: of draws.
-        same_text: whether equal texts are one passage.
+        same_text: whether equal texts count as one passage.
     """
     scheme, _, place = block.model.partition(":")
     key = f"{at}.model"

@@ -173,7 +173,7 @@ def open_vectors(
     """
     path = _find(paths.local(folder, "vectors"), kind)
     if not len(ids):
-        raise InputError(f"{path}: the data set has no {kind}, so no vector is wanted")
+        raise InputError(f"{path}: the data set has no {kind}")
     return open_file(path, ids, normalize=normalize, scan=scan)
 
 

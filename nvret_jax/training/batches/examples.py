@@ -34,7 +34,7 @@ Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 Unpooled = Callable[[list[np.ndarray]], np.ndarray]
 # Token ids -> those that get a vector, and how many of them are attended to, text by text.
 Lengthen = Callable[[list[np.ndarray]], tuple[list[np.ndarray], list[int]]]
-_ORDER = 1  # a word for the seed of the order of rows
+_ORDER = 1  # a word that separates the seed of the order of rows
 _NOTHING = {"i": -1, "f": -np.inf}  # a missing passage, a missing score
 
 

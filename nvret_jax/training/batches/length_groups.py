@@ -41,8 +41,8 @@ _BUCKET = 8  # widths are multiples of this
 _SAMPLED_ROWS = 65_536  # queries sampled for a plan, and
 _SAMPLED_STEPS = (16, 256)  # the fewest and the most steps they are of
 _WORTH = 0.01  # share of a batch's tokens that a further group must save at least
-# What a chunk costs beside its tokens, as a share of a full one: 117 tokens of 1,024 for MiniLM on
-# a CPU. Gradients of all weights are added up, and the products are small.
+# The cost of a chunk in addition to its tokens, as a share of a full one: 117 tokens of 1,024 for
+# MiniLM on a CPU. The gradients of all weights are summed, and the products are small.
 _CHUNK = 1 / 8
 _CUTS = 1024  # positions where a group may end
 
