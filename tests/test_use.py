@@ -223,7 +223,7 @@ def test_texts_of_files(tmp_path, name, content, kind, ids, texts):
     [
         ("id,text\n1,x\n1,y\n", "id '1' is in rows 1 and 2"),
         ("id,text\n1, \n", ":2: a blank text"),
-        ("text,body\nx,y\n", "say which, as in --column=text"),
+        ("text,body\nx,y\n", "choose one, as in --column=text"),
         ("foo\nx\n", "name one, as in --column=foo"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Text in: datasets, tokens, and batches of few shapes."""
+"""Datasets: readers of text, splits, and the formats of other tools."""

@@ -1,9 +1,9 @@
-"""What Python callers hand in: texts, ids, row numbers and vectors, checked and in one form.
+"""Arguments of Python callers (texts, ids, row numbers, vectors), checked and in one form.
 
-What a caller can only mean in one way is taken: any ordered collection of texts, a generator, a
-column of a table; tensors and tables of other libraries as the arrays they hold. Everything else is
-an InputError that names the argument, the place in it, what is there and what to give instead.
-Nothing is cast: '30', 1.9 and True are no row numbers.
+Unambiguous values are accepted: any ordered collection of texts, a generator, a column of a table;
+tensors and tables of other libraries as the arrays they hold. Everything else is an InputError that
+names the argument, the position, the value and what to give instead. Nothing is cast: '30', 1.9 and
+True are not row numbers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _BLOCK = 4096  # texts checked at a time
 
 
 def texts(value: Any, at: str) -> Sequence[str]:
-    """Texts in order, each a str that UTF-8 can hold.
+    """Texts in order, each a str that UTF-8 can encode.
 
     Args:
         value: a list, tuple, array, generator, column of a table: anything with an order.
         at: the argument, such as 'mine: queries'.
 
     Raises:
-        InputError: one str, something without order, an item that is no str or has half of a
+        InputError: one str, something without order, an item that is not a str or has half of a
             surrogate pair.
     """
     if isinstance(value, MappedTexts):  # whole Unicode by its layout
@@ -63,12 +63,12 @@ def ids(value: Any, count: int, at: str) -> list[str]:
     """Ids of `count` texts: different strs.
 
     Args:
-        value: as of `texts`; None: the numbers of the texts.
+        value: as in `texts`; None: the numbers of the texts.
         count: how many are expected.
         at: the argument.
 
     Raises:
-        InputError: another number of ids, one that is no str, one that comes twice.
+        InputError: a wrong number of ids, one that is not a str, a repeated one.
     """
     if value is None:
         return list(map(str, range(count)))
@@ -95,14 +95,14 @@ def rows(
         count: queries.
         most: passages there are.
         at: the argument, such as 'mine: positives'.
-        one_each: whether a number in the place of a list means a list of it alone.
-        distinct: whether a row that comes again in a list is left out there.
+        one_each: whether a number instead of a list means a list of only that number.
+        distinct: whether repeated rows in a list are dropped.
 
     Returns:
         int32, a row per query.
 
     Raises:
-        InputError: another number of lists, or anything in them that is no row number.
+        InputError: a wrong number of lists, or anything in them that is not a row number.
     """
     if isinstance(value, Ragged):
         found = value
@@ -150,7 +150,7 @@ def _row(value: Any, query: int, at: str, one_each: bool) -> np.ndarray | list[i
 
 def _no_row(value: Any, query: int, at: str) -> InputError:
     text = isinstance(value, str)
-    remedy = "; turn ids and texts into their places in `passages` first" if text else ""
+    remedy = "; turn ids and texts into their positions in `passages` first" if text else ""
     return InputError(
         f"{at}: query {query} has {shown(value)} ({type(value).__name__}); expected a list of row "
         f"numbers of passages, which are whole numbers{remedy}"
@@ -162,7 +162,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def vectors(value: Any, at: str) -> Any:
-    """A matrix of vectors that slices by rows: what has rows already, or an array of the values.
+    """A matrix of vectors that slices by rows: the value itself if it does, else an array of it.
 
     Args:
         value: a numpy or JAX array, a store, a tensor of another library (copied to the host), a
@@ -188,7 +188,7 @@ def _stacked(value: Sequence[Any], at: str) -> np.ndarray:
         try:
             found.append(np.asarray(host(one)))
         except (TypeError, ValueError):
-            raise InputError(f"{at}: row {row} is no list of numbers") from None
+            raise InputError(f"{at}: row {row} is not a list of numbers") from None
         if found[row].shape != found[0].shape or found[row].dtype.kind not in "fiu":
             raise InputError(
                 f"{at}: row {row} has shape {found[row].shape} of {found[row].dtype}, row 0 has "
@@ -198,7 +198,7 @@ def _stacked(value: Sequence[Any], at: str) -> np.ndarray:
 
 
 def host(value: Any) -> Any:
-    """Tensors and tables of other libraries as numpy arrays; other values as they are."""
+    """Tensors and tables of other libraries as numpy arrays; other values unchanged."""
     library = type(value).__module__.partition(".")[0]
     try:
         if library == "torch" and hasattr(value, "detach"):
@@ -207,18 +207,18 @@ def host(value: Any) -> Any:
         if library in ("pandas", "polars", "pyarrow") and hasattr(value, "to_numpy"):
             return value.to_numpy()
     except (TypeError, ValueError, RuntimeError):
-        pass  # what no array can hold is refused by its type
+        pass  # values that no array can hold are refused by their type
     return value
 
 
 def _listed(value: Any, at: str, what: str) -> Sequence[Any]:
-    """A collection with an order as something with a length that slices."""
+    """An ordered collection as an object with a length and slices."""
     expected = f"{at}: expected a sequence of {what}, got"
     if isinstance(value, str | bytes):
         raise InputError(f"{expected} one {type(value).__name__}; wrap it in a list")
     if isinstance(value, Mapping | Set):
         raise InputError(
-            f"{expected} a {type(value).__name__}; give a list, so that each has its place"
+            f"{expected} a {type(value).__name__}; give a list, so that each has a position"
         )
     value = host(value)
     if getattr(value, "ndim", 1) != 1 and what == "texts":

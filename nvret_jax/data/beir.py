@@ -2,19 +2,19 @@
 
 Choices:
 
-- A passage is `(title + " " + text).strip()`, as the readers of BEIR and mteb do.
+- A passage is `(title + " " + text).strip()`, as in the readers of BEIR and mteb.
 - Each file may be compressed (.gz, .zst).
-- Everything is checked while it is read, because a bad id found after hours of embedding is found
-  too late. Mistakes are collected: the first three are named by file and line, the rest counted.
+- Everything is checked while it is read, because an invalid id should not surface after hours of
+  embedding. Mistakes are collected: the first three are named by file and line, the rest counted.
 - Judgments may be BEIR's (header, then query-id, corpus-id, score by tabs) or TREC's (no header;
   query, iteration, passage, relevance by any white space).
-- A line that repeats an earlier one word for word says nothing new and counts once; one that
-  contradicts an earlier one is a mistake. Published sets have both.
-- negatives/<split>.jsonl, which a conversion writes beside the judgments, holds given negatives
-  ({"query_id", "negative_ids"}); other files of the folder are not read.
+- A line that repeats an earlier one exactly counts once; one that contradicts an earlier one is a
+  mistake. Published sets have both.
+- negatives/<split>.jsonl, which a conversion writes in addition to the judgments, holds given
+  negatives ({"query_id", "negative_ids"}); other files of the folder are not read.
 - Ids are text. A JSON number is read as its digits, which is what the judgments hold.
 - Ids must be free of white space and control characters: a TREC run is split at white space, so
-  such an id would be read back as something else.
+  such an id would be read back differently.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def read_beir(
     """Reads and checks one BEIR folder.
 
     Args:
-        folder: holds corpus.jsonl ({"_id", "title"?, "text"} a line), queries.jsonl
-            ({"_id", "text"}) and qrels/, plain or compressed.
-        splits: names of the qrels files to read; None reads all there are.
-        allow_empty: keep passages and queries with no text at all.
-        missing: what becomes of judgments whose query or passage is not there: 'error', or 'drop',
+        folder: holds corpus.jsonl ({"_id", "title"?, "text"} per line), queries.jsonl ({"_id",
+            "text"}) and qrels/, plain or compressed.
+        splits: names of the qrels files to read; None reads all.
+        allow_empty: keep passages and queries without any text.
+        missing: how to treat judgments whose query or passage does not exist: 'error', or 'drop',
             which leaves them out and logs how many.
-        given: read the negatives beside the judgments, too.
+        given: also read the given negatives.
 
     Returns:
         The dataset, in file order. Each file is read once.
@@ -138,7 +138,7 @@ def _read_table(
     path = find_file(path)
     plural = {"passage": "passages", "query": "queries"}[what]
     ids, texts = TextWriter(), TextWriter()
-    places = array.array("q")  # of each row its line, negative where the id is a JSON number
+    places = array.array("q")  # the line of each row, negative if the id is a JSON number
     before = mistakes.count
     for number, line in lines(path, plural):
         try:
@@ -179,7 +179,8 @@ def _read_table(
             continue
         if half := half_pair(text):
             mistakes.add(
-                f"{path}:{number}: {what} {shown(identifier)} has {half}, which is not text"
+                f"{path}:{number}: {what} {shown(identifier)} has {half}, which is not valid "
+                f"Unicode"
             )
             continue
         ids.add(identifier)
@@ -215,7 +216,7 @@ def _read_table(
 def _read_negatives(
     path: epath.Path, qrels: Qrels, corpus: TextTable, mistakes: Mistakes
 ) -> dict[str, tuple[str, ...]]:
-    """The negatives that a converted folder has beside its judgments, by query."""
+    """The negatives that a converted folder has in addition to its judgments, by query."""
     path = find_file(path)
     if not path.exists():
         return {}
@@ -306,12 +307,12 @@ def _read_qrels(
             positives += relevance >= 1
     gone = ", ".join(f"{count:,} for {side}" for side, count in left_out.items() if count)
     if not positives and mistakes.count == before:
-        also = f"; left out are judgments of what is not there: {gone}" if gone else ""
+        also = f"; judgments of missing queries or passages were left out: {gone}" if gone else ""
         mistakes.add(
             f"{path}: no judgment has a score of 1 or more, so no query has a positive{also}"
         )
     if gone:
-        logging.warning("%s: judgments of what is not there, left out: %s", path, gone)
+        logging.warning("%s: judgments of missing queries or passages, left out: %s", path, gone)
     if repeated:
         logging.warning(
             "%s: judgments that repeat an earlier one, counted once: %d", path, repeated

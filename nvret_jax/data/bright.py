@@ -2,7 +2,7 @@
 
 Its repository on the Hugging Face hub has the configs `documents` (id, content) and `examples` (id,
 query, gold_ids, excluded_ids), and in each a split per domain. The excluded passages of a query are
-other forms of its source, which no ranking should be credited or charged for.
+other forms of its source, which should not affect the score of a ranking.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nvret_jax.data.judged import read_judged
 from nvret_jax.errors import InputError
 from nvret_jax.files.records import Records, open_records
 
-_NONE = "N/A"  # its word for nothing
+_NONE = "N/A"  # its word for an empty list
 
 
 def read_bright(folder: epath.Path, domain: str) -> tuple[Dataset, dict[str, list[str]]]:
@@ -29,8 +29,8 @@ def read_bright(folder: epath.Path, domain: str) -> tuple[Dataset, dict[str, lis
         domain: such as 'biology'.
 
     Returns:
-        The data set, its judgments under the split 'standard'; and for each query that has any the
-        ids of the passages it leaves out.
+        The data set, its judgments under the split 'standard'; and for each query that has any, the
+        ids of the excluded passages.
 
     Raises:
         InputError: the folder has no such domain, or whatever is wrong with its rows.

@@ -1,9 +1,9 @@
-"""What a retrieval dataset is here; `load.py` reads one.
+"""The definition of a retrieval dataset; `load.py` reads one.
 
 A dataset is a corpus of passages, a table of queries, and per split the judgments (qrels) that
 tie them together. Choices:
 
-- Text is held in memory up to a bound, and beyond it in a mapped file (`mapped`). Everything
+- Text is held in memory up to a bound, and beyond it in a memory-mapped file (`mapped`). Everything
   downstream refers to passages and queries by id or by row number.
 - The order of rows is the order of the source, and every derived list has a stated order, so two
   runs over the same files agree to the last bit.
@@ -23,11 +23,11 @@ from nvret_jax.data.mapped import IdRows
 from nvret_jax.errors import InputError
 from nvret_jax.files.numbers import shown
 
-MISSING = ("error", "drop")  # judgments of what is not there
+MISSING = ("error", "drop")  # judgments of missing queries or passages
 _HASHED = 4096  # strings hashed at a time
 
 Qrels = dict[str, dict[str, int]]  # query id -> passage id -> relevance
-# split -> query id -> ids of passages that the source calls negatives, in its order
+# split -> query id -> ids of the source's negatives, in its order
 Given = dict[str, dict[str, tuple[str, ...]]]
 
 
@@ -36,7 +36,7 @@ class TextTable:
     """Ids and texts, row by row.
 
     Attributes:
-        ids: unique, in source order; a tuple, or `MappedTexts` of a corpus that is large.
+        ids: unique, in source order; a tuple, or `MappedTexts` for a large corpus.
         texts: as many strings.
     """
 
@@ -61,7 +61,7 @@ class TextTable:
         return {identifier: row for row, identifier in enumerate(self.ids)}
 
     def select(self, ids: Iterable[str]) -> TextTable:
-        """The rows of these ids, in the order given."""
+        """The rows of these ids, in the given order."""
         ids = tuple(ids)
         return TextTable(ids, [self.texts[self.row[identifier]] for identifier in ids])
 
@@ -98,13 +98,13 @@ class Dataset:
         """The judgments of one split.
 
         Raises:
-            InputError: the dataset has no such split, or it was not asked for when loading.
+            InputError: the dataset has no such split, or it was not loaded.
         """
         if split not in self.qrels:
             known = ", ".join(self.qrels) or "none"
             hint = ""
             if [*self.qrels] == ["train"]:
-                hint = f"; of a source of pairs, '?{split}=0.1' draws one from the training queries"
+                hint = f"; for a source of pairs, '?{split}=0.1' draws one from its queries"
             raise InputError(
                 f"dataset '{self.name}': no split '{split}'; loaded splits: {known}"
                 + (hint if split in ("dev", "test") else "")
@@ -125,7 +125,7 @@ class Dataset:
 
         Returns:
             query id -> passage ids, most relevant first and in corpus order among equals. Queries
-            come in the order of `queries`; those without a positive are left out.
+            are in the order of `queries`; those without a positive are left out.
 
         Raises:
             InputError: the split is unknown, or no judgment in it reaches `min_relevance`.
@@ -170,7 +170,7 @@ def content_hash(
     extra: Sequence[str] = (),
     given: Given | None = None,
 ) -> str:
-    """sha256, hex, over everything a reader of the dataset can see.
+    """sha256, hex, of the whole content of the dataset.
 
     The order of corpus and queries counts (it breaks ties), and that of given negatives; the order
     of judgments and of splits does not. Each string is preceded by its length, so no two contents
@@ -212,12 +212,12 @@ def content_hash(
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caller of `load_dataset` asks of a source.
+    """What a caller of `load_dataset` requests from a source.
 
     Attributes:
         splits: those whose judgments are read; None: all.
         allow_empty: keep texts that are blank.
-        missing: 'error', or 'drop' to leave out what refers to texts that are not there.
+        missing: 'error', or 'drop' to leave out references to missing texts.
         download: whether a source may use the network.
     """
 
@@ -228,5 +228,5 @@ class Asked:
 
     @property
     def drop(self) -> bool:
-        """Whether what refers to missing texts is left out."""
+        """Whether references to missing texts are left out."""
         return self.missing == "drop"

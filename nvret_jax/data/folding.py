@@ -1,4 +1,4 @@
-"""Rows of any source folded into a data set: texts once, judgments once, negatives beside them.
+"""Folds rows of any source into a data set: distinct texts, judgments and negatives.
 
 Every source that is not a corpus with judgments goes through `Fold`: pairs, triplets, lists, the
 training rows of other tools. Choices:
@@ -120,7 +120,7 @@ class Fold:
     def negative(
         self, where: str, query: int | None, passage: int | None, split: str | None
     ) -> None:
-        """Takes a negative that the source gives for a query."""
+        """Adds a negative that the source gives for a query."""
         if query is None or passage is None:
             return
         self._say(where, (split, query, passage), None)
@@ -132,7 +132,7 @@ class Fold:
             self.counts.negatives += grade is None
         elif before[0] == grade:
             self.counts.repeated += grade is not None
-        elif (before[0] or 0) <= 0 and (grade or 0) <= 0:  # not relevant, said in two ways
+        elif (before[0] or 0) <= 0 and (grade or 0) <= 0:  # not relevant, expressed in two ways
             self._judged[key] = (before[0] if grade is None else grade), before[1]
         else:
             query, passage = self._queries.ids[key[1]], self._passages.ids[key[2]]
@@ -148,10 +148,10 @@ class Fold:
         """The data set.
 
         Args:
-            name: of it.
+            name: of the data set.
             shares: how rows without a split are split; None: they are all 'train'.
             wanted: splits whose judgments are kept; None: all.
-            extra: what else the fingerprint depends on.
+            extra: further input of the fingerprint.
 
         Raises:
             InputError: any mistake that was noted, no positive, or no split of a wanted name.
@@ -216,10 +216,10 @@ class Fold:
 
 
 def kept(found: dict, wanted: Sequence[str] | None, where: str) -> dict:
-    """The splits asked for, in that order; without that train, dev, test, then others.
+    """The requested splits, in that order; by default train, dev, test, then others.
 
     Raises:
-        InputError: one is not there.
+        InputError: one does not exist.
     """
     first = [s for s in (splits_lib.TRAIN, splits_lib.DEV, splits_lib.TEST) if s in found]
     there = first + [split for split in found if split not in first]
@@ -252,8 +252,8 @@ class _Table:
             self.texts.add(text)
         elif name is not None and self.texts[row] != text:
             raise InputError(
-                f"{where}: {self.what} id {shown(name)} came before with another text; one id "
-                "stands for one text"
+                f"{where}: {self.what} id {shown(name)} had another text before; an id must have "
+                f"one text"
             )
         return row
 

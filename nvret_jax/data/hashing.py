@@ -1,9 +1,9 @@
-"""Stable 64-bit hashes of ids, and random numbers that depend on ids alone.
+"""Stable 64-bit hashes of ids, and random numbers that depend only on ids.
 
-What is drawn at random for a (query, passage) pair must be the same on every machine, for every
-order of rows and for every batch. So no generator is stepped: each number is a hash of the seed
-and of the two ids. Ids are hashed by BLAKE2b, once (Python's own `hash` differs between
-processes); everything after that is integer arithmetic on whole arrays.
+A random draw for a (query, passage) pair must be the same on every machine, for every order of rows
+and for every batch. So no generator is stepped: each number is a hash of the seed and of the two
+ids. Ids are hashed by BLAKE2b, once (Python's own `hash` differs between processes); everything
+after that is integer arithmetic on whole arrays.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def stable_hash(ids: Sequence[str]) -> np.ndarray:
 def mix(a: np.ndarray | int, b: np.ndarray | int) -> np.ndarray:
     """A hash of two words, uint64, broadcasting; `mix(a, b)` and `mix(b, a)` differ.
 
-    `a` is scrambled at its own shape, so that mix(a[:, None], b[None, :]) costs one pass a pair.
+    `a` is scrambled at its own shape, so that mix(a[:, None], b[None, :]) costs one pass per pair.
     """
-    with np.errstate(over="ignore"):  # wrapping around is the point
+    with np.errstate(over="ignore"):  # wrap-around is intended
         return _scramble(_scramble(_words(a) + _GOLDEN) + _words(b))
 
 

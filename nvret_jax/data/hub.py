@@ -4,13 +4,13 @@
     hf:sentence-transformers/all-nli?config=triplet&revision=main
     hf:data/my-set                         a local folder: files, or what `save_to_disk` wrote
 
-What belongs together is found in this order: the `configs:` of README.md; what `save_to_disk` left
+Files are grouped by, in this order: the `configs:` of README.md; the metadata of `save_to_disk`
 (`dataset_dict.json`, `state.json`); the names of files and folders (`data/train-00000-of-00001…`,
-`corpus.jsonl`, `qrels/test.tsv`, `<config>/<split>/0000.parquet`). A data set of a loading script
-alone, which no library runs any more, is read from the branch `refs/convert/parquet`. Configs named
+`corpus.jsonl`, `qrels/test.tsv`, `<config>/<split>/0000.parquet`). A data set with only a loading
+script, which libraries no longer run, is read from the branch `refs/convert/parquet`. Configs named
 like a corpus and queries make a set with judgments (`judged`); any other config is a table of pairs
-or triplets (`pairs`), with the same options. Ids are text, also where a file's ids look like
-numbers. Nothing is downloaded unless `download` allows it.
+or triplets (`pairs`), with the same options. Ids are text, even if a file's ids look like numbers.
+Nothing is downloaded unless `download` allows it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def read_hub(source: Source, asked: Asked) -> Dataset:
     """Reads a folder, or a data set of the hub.
 
     Raises:
-        InputError: there is nothing of this name, several configs could be meant, or whatever is
-            wrong with the rows.
+        InputError: no data set of this name, an ambiguous config, or mistakes in the rows.
     """
     source.check((*OPTIONS, "config", "revision", "qrels"))
     folder = epath.Path(source.place)
@@ -78,7 +77,7 @@ def _open(source: Source, folder: epath.Path, files: Sequence[str]) -> list[Reco
     return [open_records(folder / file, what, layout_of(source)) for file in files]
 
 
-# --- which files belong together -----------------------------------------------------------------
+# --- files and their configs ---------------------------------------------------------------------
 
 
 def find_configs(folder: epath.Path) -> Configs:
@@ -103,7 +102,7 @@ def _is_data(file: str) -> bool:
 
 
 def _of_readme(readme: epath.Path, files: Sequence[str]) -> Configs:
-    """What the front matter of README.md says under `configs:`; nothing where it says nothing."""
+    """The `configs:` in the front matter of README.md; empty without one."""
     if not readme.exists():
         return {}
     text = read_text(readme, "a description of the data set")
@@ -137,14 +136,14 @@ def _of_readme(readme: epath.Path, files: Sequence[str]) -> Configs:
 
 
 def _matching(files: Sequence[str], pattern: str) -> list[str]:
-    """Files that a pattern names; '*' stops at a '/', as in `datasets`, and '**' does not."""
+    """Files that match a pattern; '*' stops at a '/', as in `datasets`, and '**' does not."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./").strip("/"))
     wanted = re.compile("".join(_GLOB.get(part) or re.escape(part) for part in parts))
     return [file for file in files if _is_data(file) and wanted.fullmatch(file)]
 
 
 def _saved(folder: epath.Path, files: Sequence[str]) -> Configs:
-    """What `save_to_disk` wrote: a data set, or a folder for each split."""
+    """The output of `save_to_disk`: a data set, or a folder for each split."""
     states = [file for file in files if epath.Path(file).name == "state.json"]
     splits: dict[str, list[str]] = {}
     for state in states:
@@ -179,11 +178,11 @@ def _split_of(file: str) -> str:
     return next(iter(next(iter(_by_names([file]).values()))))
 
 
-# --- which of them are meant ---------------------------------------------------------------------
+# --- choice of a config --------------------------------------------------------------------------
 
 
 def _judged_parts(configs: Configs, asked: str) -> tuple[str, str, str] | None:
-    """The configs with corpus, queries and judgments ('' where these are elsewhere), or None."""
+    """The configs with corpus, queries and judgments ('' if these are elsewhere), or None."""
 
     def named(*words: str) -> list[str]:
         found = [c for c in configs if any(word in re.split(r"[-_]", c.lower()) for word in words)]
@@ -233,7 +232,7 @@ def _read_judged(
     corpus, queries, judgments = parts
     place, found = folder, configs.get(judgments, {})
     if "qrels" in source.options or not found:
-        # The oldest sets have their judgments in a repository of their own.
+        # The oldest sets have their judgments in a separate repository.
         other = source.options.get("qrels") or f"{source.place.partition('@')[0]}-qrels"
         place = epath.Path(other)
         if not place.is_dir():
@@ -306,7 +305,7 @@ def _snapshot(source: Source, name: str, revision: str | None, download: bool) -
 
 
 def _is_meant(source: Source, file: str) -> bool:
-    """Whether a file may be of the config that is asked for: others are not downloaded."""
+    """Whether a file may belong to the requested config: others are not downloaded."""
     asked = source.options.get("config")
     folders = file.split("/")[:-1]
     return not asked or not folders or asked in file or folders[0] in ("data", "corpus", "queries")

@@ -1,10 +1,10 @@
-"""A corpus, queries and judgments as three kinds of tables, in any form that `records` reads.
+"""A corpus, queries and judgments as three kinds of tables, in any format that `records` reads.
 
-This is how data sets of BEIR's kind are kept on the Hugging Face hub and by TensorFlow Datasets:
-columns `_id`, `title`, `text`; `_id`, `text`; `query-id`, `corpus-id`, `score`. The rules are those
-of a BEIR folder (beir.py): ids are text and a whole number is read as its digits, a row that
-repeats an earlier one counts once and one that contradicts it is a mistake, judgments of what is
-not there are refused or left out. Tables are read row by row, and texts and ids of a large corpus
+Data sets of BEIR's kind have this form on the Hugging Face hub and in TensorFlow Datasets: columns
+`_id`, `title`, `text`; `_id`, `text`; `query-id`, `corpus-id`, `score`. The rules are those of a
+BEIR folder (beir.py): ids are text and a whole number is read as its digits, a row that repeats an
+earlier one counts once and one that contradicts it is a mistake, judgments of missing queries or
+passages are refused or left out. Tables are read row by row, and texts and ids of a large corpus
 are mapped files, so that it may exceed memory.
 """
 
@@ -25,7 +25,7 @@ from nvret_jax.files.fields import Json, kind
 from nvret_jax.files.lines import Mistakes, is_plain, shown
 from nvret_jax.files.records import Records
 
-# By `roles.plain`, the usual one first.
+# In the form of `roles.plain`, the usual one first.
 PASSAGE_ID = ("id", "corpus_id", "docid", "doc_id", "document_id", "pid", "passage_id")
 QUERY_ID = ("id", "query_id", "qid", "question_id")
 PASSAGE_TEXT = ("text", "passage", "document", "contents", "content", "body", "passage_text")
@@ -37,7 +37,7 @@ SCORE = ("score", "relevance", "label", "rel", "grade")
 
 
 def column(names: Sequence[str], usual: Sequence[str]) -> str | None:
-    """The column that has one of these names, the first of them that is there."""
+    """The column with the first of these names that exists."""
     by_name = {plain(name): name for name in reversed(names)}
     return next((by_name[name] for name in usual if name in by_name), None)
 
@@ -65,7 +65,7 @@ def read_judged(
         name: of the data set.
         corpus, queries: their tables.
         judgments: split -> its tables.
-        asked: what the caller asks for; the splits are those of `judgments`.
+        asked: what the caller requests; the splits are those of `judgments`.
 
     Raises:
         InputError: see the module's docstring.
@@ -151,7 +151,7 @@ def _row(
     elif not text and not asked.allow_empty:
         wrong = "is blank; remove it, or allow empty texts"
     elif half := half_pair(text):
-        wrong = f"has {half}, which is not text"
+        wrong = f"has {half}, which is not valid Unicode"
     if wrong:
         mistakes.add(f"{where}: {what} {shown(name)} {wrong}")
         return None
@@ -233,10 +233,11 @@ def _judgments(
     if not positives and mistakes.count == before:
         mistakes.add(
             f"{path}, split '{split}': no judgment has a score of 1 or more, so no query has a "
-            "positive" + (f"; left out are judgments of what is not there: {gone}" if gone else "")
+            "positive"
+            + (f"; judgments of missing queries or passages were left out: {gone}" if gone else "")
         )
     if gone:
-        logging.warning("%s: judgments of what is not there, left out: %s", path, gone)
+        logging.warning("%s: judgments of missing queries or passages, left out: %s", path, gone)
     if repeated:
         logging.warning(
             "%s: judgments that repeat an earlier one, counted once: %d", path, repeated

@@ -1,8 +1,8 @@
-"""Classification, clustering and similarity sets as retrieval data sets, to train on beside others.
+"""Classification, clustering and similarity sets as retrieval data sets for training.
 
-    labels:FILE              texts ask for their label, among all labels
-    examples:FILE            texts ask for others of their class, among all texts
-    sts:FILE?min_score=4     sentences ask for those they were paired with at a score of 4 or more
+    labels:FILE              texts retrieve their label, among all labels
+    examples:FILE            texts retrieve others of their class, among all texts
+    sts:FILE?min_score=4     sentences retrieve those paired with them at a score of 4 or more
 
 `labels:pydocs:` and `examples:pydocs:` need no file: the summaries of docstrings (pydocs.py), each
 labelled with the module it is from.
@@ -11,17 +11,17 @@ This is how stage 2 of NV-Embed, which NV-Retriever's follows, turns such sets i
 passages (NV-Embed, section 4.2: labels in its version 1, examples in version 2, pairs of score 4
 and more in both directions). Choices:
 
-- A text is one text however often it stands in the file: two copies would be one another's
+- A text counts once however often it occurs in the file: two copies would be each other's
   positives. It has the labels of all its rows of a split.
-- Ids follow the rows of the file, counted from 1: the text that first stands in row 17 is
+- Ids follow the rows of the file, counted from 1: the text that first occurs in row 17 is
   'text-17', the sentences of a pair 'text-17-1' and 'text-17-2'. A label has its own words as id.
 - Where queries are passages, both have the same id, so that evaluation leaves a query's own text
-  out of its ranking; mining drops a passage with the query's own text unless told otherwise.
-- Everything is split 'train', unless the file has a column 'split'. The corpus of examples is then
-  the texts of 'train' alone: a text of 'test' finds its class there, and no training query has test
-  texts for positives, or for negatives nobody labelled.
-- Labels stay as written. A file whose labels are all numbers is refused as labels: "3" says nothing
-  to an encoder.
+  out of its ranking; mining drops a passage with the query's own text by default.
+- Everything is split 'train', unless the file has a column 'split'. The corpus of examples then has
+  only the texts of 'train': a text of 'test' finds its class there, and no training query has test
+  texts as positives, or as unlabelled negatives.
+- Labels are used as written. A file whose labels are all numbers is refused as labels: "3" is
+  meaningless to an encoder.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _ID_LENGTH = 80
 
 @dataclass
 class _Texts:
-    """Distinct texts, each under the id it came with first."""
+    """Distinct texts, each with its first id."""
 
     ids: dict[str, str] = field(default_factory=dict)  # text -> id
 
@@ -73,7 +73,7 @@ class _Texts:
 
 @dataclass
 class _Labelled:
-    """What a file of labelled texts says.
+    """The content of a file of labelled texts.
 
     Attributes:
         texts: all of them.
@@ -103,22 +103,17 @@ def read_labels(
             'label_text' (or, without it, 'label'); 'split' is optional.
         splits: those whose judgments to keep; None: all. Corpus and queries do not depend on it.
         allow_empty: keep blank texts.
-        layout: of a text file, where its bytes do not show it.
-
-    Returns:
-        The dataset, in the order of the file.
-
-    Raises:
-        InputError: the file cannot be read, a value is missing or of the wrong kind, all labels
-            are numbers, or there is no such split.
+        layout: of a text file, where its bytes do not show it. Returns: The dataset, in the order
+            of the file. Raises: InputError: the file cannot be read, a value is missing or of the
+            wrong kind, all labels are numbers, or there is no such split.
     """
     path = epath.Path(path)
     found = _read_labelled(path, allow_empty, layout)
     labels = found.all_labels()
     if all(_NUMBER.fullmatch(label) for label in labels):
         raise InputError(
-            f"{path}: all {len(labels)} labels are numbers ('{labels[0]}'), which say nothing as "
-            "passages; add a column 'label_text', or read it as 'examples:'"
+            f"{path}: all {len(labels)} labels are numbers ('{labels[0]}'), which are meaningless "
+            f"as passages; add a column 'label_text', or read it as 'examples:'"
         )
     ids = _label_ids(labels)
     qrels = {
@@ -135,7 +130,7 @@ def read_examples(
     allow_empty: bool = False,
     layout: Layout = PLAIN,
 ) -> Dataset:
-    """Texts as queries and as passages; those that share a label are one another's positives.
+    """Texts as queries and as passages; those that share a label are each other's positives.
 
     Args:
         path: as in `read_labels`; the texts of split 'train' are the corpus.
@@ -144,19 +139,19 @@ def read_examples(
         layout: of a text file, where its bytes do not show it.
 
     Returns:
-        The dataset, in the order of the file. A text that is alone in its class is no query, but a
-        passage; how many there are is logged.
+        The dataset, in the order of the file. The only text of a class is a passage but not a
+        query; the number of such texts is logged.
 
     Raises:
-        InputError: as `read_labels` but for numbers; also where the file has splits and none is
-            'train', and where there would be more than `MAX_JUDGMENTS` judgments.
+        InputError: as `read_labels` but for numbers; also if the file has splits but no 'train', or
+            if there would be more than `MAX_JUDGMENTS` judgments.
     """
     path = epath.Path(path)
     found = _read_labelled(path, allow_empty, layout)
     if TRAIN not in found.labels:
         raise InputError(
-            f"{path}: examples are retrieved from the split '{TRAIN}', and its splits are "
-            f"{', '.join(found.labels)}; call the one to learn from '{TRAIN}'"
+            f"{path}: examples are retrieved from the split '{TRAIN}', but its splits are "
+            f"{', '.join(found.labels)}; name the one for training '{TRAIN}'"
         )
     members: dict[str, list[str]] = {}  # label -> ids of passages
     for text, of_text in found.labels[TRAIN].items():
@@ -181,7 +176,7 @@ def read_examples(
             )
         if alone:
             logging.warning(
-                "%s, split '%s': %d of %d texts are alone in their class and no queries",
+                "%s, split '%s': %d of %d texts are alone in their class and are not queries",
                 path,
                 split,
                 alone,
@@ -200,7 +195,8 @@ def read_sts(
     allow_empty: bool = False,
     layout: Layout = PLAIN,
 ) -> Dataset:
-    """Sentences as queries and as passages; pairs that score enough are one another's positives.
+    """Sentences as queries and as passages; pairs with a high enough score are each other's
+    positives.
 
     Args:
         path: .jsonl, .csv, .tsv or .parquet with the columns 'sentence1', 'sentence2' and
@@ -211,8 +207,8 @@ def read_sts(
         layout: of a text file, where its bytes do not show it.
 
     Returns:
-        The dataset, in the order of the file. Pairs that score less are no judgments. A sentence
-        paired with itself is no judgment either.
+        The dataset, in the order of the file. Pairs that score less are not judgments, nor is a
+        sentence paired with itself.
 
     Raises:
         InputError: the file cannot be read, a value is missing or of the wrong kind, there is no
@@ -293,7 +289,7 @@ def _rows(
         columns: texts, and one that `last` reads.
         allow_empty: whether a text may be blank.
         mistakes: gets what is wrong, by line and column.
-        last: turns a value of the last column into what it means, or raises ValueError.
+        last: parses a value of the last column, or raises ValueError.
     """
     has_split = "split" in records.names
     for where, record in records.read([*columns, "split"] if has_split else columns):
@@ -306,7 +302,7 @@ def _rows(
             if has_split:
                 split = _named(record, "split", _split)
             elif "split" in record:
-                raise ValueError("column 'split' is there, but not in the first line")
+                raise ValueError("has a column 'split', but the first line has none")
         except ValueError as error:
             mistakes.add(f"{where}: {error}")
             yield None
@@ -369,7 +365,7 @@ def _label_ids(labels: Sequence[str]) -> dict[str, str]:
 
 
 def _kept(found: dict, splits: Sequence[str] | None, path: epath.Path) -> dict:
-    """The splits asked for, in that order."""
+    """The requested splits, in that order."""
     wanted = list(found) if splits is None else list(dict.fromkeys(splits))
     for split in wanted:
         if split not in found:

@@ -1,6 +1,6 @@
-"""The one door through which data sets come in: `load_dataset("scheme:rest")`, or objects.
+"""The entry point for data sets: `load_dataset("scheme:rest")`, or Python objects.
 
-The scheme is looked up in `READERS`; a new source is a module, a function and a line here.
+`READERS` maps schemes to readers; a new source is a module, a function and a line here.
 """
 
 from __future__ import annotations
@@ -143,23 +143,23 @@ def load_dataset(
             `pathlib.Path("data/scifact")`, is a folder in BEIR layout, or a table of pairs.
             Or the data themselves: pairs of texts, dicts, columns, a table of pandas, polars or
             pyarrow, a `datasets.Dataset`, or a dict of these by split (see objects.py).
-        splits: the splits to read, all of which must exist, or one; None reads all there are.
+        splits: the splits to read, all of which must exist, or one; None reads all.
         allow_empty: keep passages and queries without any text instead of refusing them.
         missing: 'error', or 'drop' to leave out judgments of passages and queries that are not
             there, and rows of pairs with a blank text.
-        download: whether the Hugging Face hub may be asked; else its local cache alone is read.
+        download: whether the Hugging Face hub may be accessed; else only its local cache is read.
         **settings: options of the source, such as query='ask', passage='reply', test=0.2; the same
-            as behind a question mark: 'pairs:faq.csv?query=ask&passage=reply&test=0.2'.
+            as after a question mark: 'pairs:faq.csv?query=ask&passage=reply&test=0.2'.
 
     Raises:
-        InputError: unknown scheme, or whatever is wrong with the data, in one line.
+        InputError: unknown scheme, or mistakes in the data, in one line.
     """
     splits = (splits,) if isinstance(splits, str) else splits
     options.check_arguments("load_dataset", locals(), _TAKES)
     given = {name: _written(name, value) for name, value in settings.items()}
     asked = Asked(splits, allow_empty, missing, download)
     if isinstance(spec, Dataset):
-        raise InputError("load_dataset: a Dataset already; use it as it is")
+        raise InputError("load_dataset: already a Dataset; use it directly")
     if isinstance(spec, os.PathLike):
         spec = f"{'pairs' if os.path.isfile(spec) else 'beir'}:{os.fspath(spec)}"
     if not isinstance(spec, str):
@@ -190,7 +190,7 @@ def load_dataset(
 
 
 def _written(name: str, value: Any) -> str:
-    """An option's value as it stands behind a question mark."""
+    """An option's value in the form after a question mark."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float | str):

@@ -1,11 +1,11 @@
-"""Texts that may exceed memory: written to disk as Arrow while they come in, and mapped.
+"""Texts that may exceed memory: written to disk as Arrow incrementally, and memory-mapped.
 
 Small tables are lists of Python strings. Past `IN_MEMORY` characters a block of texts at a time
-goes to a file of Arrow's layout in the user's cache folder, which has no name from the start, so
-that it is gone with the process, however that ends. Iterating gives pages back to the system block
-by block, and a corpus of any size is read within the memory of one.
+is written to a file of Arrow's layout in the user's cache folder, which is unlinked from the start,
+so that it disappears with the process, however that ends. Iterating returns pages to the system
+block by block, so a corpus of any size is read within the memory of one block.
 
-`IdRows` is the way back from ids to rows at 16 bytes an id, where a dict takes ten times as much.
+`IdRows` maps ids to rows with 16 bytes per id, where a dict takes ten times as much.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ROWS = 8192  # turned into Python at a time
 class MappedTexts(Sequence):
     """Strings in Arrow's layout, in blocks that are mapped files.
 
-    A slice is a list. All strings are whole Unicode.
+    A slice is a list. All strings are valid Unicode.
     """
 
     def __init__(self, blocks: Sequence[pa.LargeStringArray], maps: Sequence[mmap.mmap | None]):
@@ -85,7 +85,7 @@ class MappedTexts(Sequence):
 
 
 class TextWriter:
-    """Takes texts one by one, and can be read at any row meanwhile.
+    """Collects texts one by one, and can be read at any row in the meantime.
 
     Attributes:
         in_memory: characters that are kept as a list.
@@ -108,9 +108,9 @@ class TextWriter:
         return self._written[row] if row < written else self._texts[row - written]
 
     def add(self, text: str) -> None:
-        """Takes one more, which must be whole Unicode."""
+        """Adds one text, which must be valid Unicode."""
         self._texts.append(text)
-        self._characters += len(text) + 50  # of a Python string beside its characters
+        self._characters += len(text) + 50  # of a Python string in addition to its characters
         if self._characters > (self._block if self._blocks else self.in_memory):
             self._write()
 
@@ -149,7 +149,7 @@ class TextWriter:
         mapped.madvise(mmap.MADV_DONTNEED)
 
     def done(self) -> Sequence[str]:
-        """All texts: a list where they fit into memory, else `MappedTexts`."""
+        """All texts: a list if they fit into memory, else `MappedTexts`."""
         if not self._blocks:
             return self._texts
         if self._texts:
@@ -164,8 +164,8 @@ def distinct(
 
     Args:
         ids, texts: of N rows.
-        is_wrong: (earlier row, later row) of an id that comes twice -> whether that is a mistake,
-            which it notes.
+        is_wrong: (earlier row, later row) of a repeated id -> whether that is a mistake, which it
+            notes.
 
     Returns:
         Ids, texts, and how many rows were left out.
@@ -182,7 +182,7 @@ def distinct(
 
 
 class IdRows(Mapping):
-    """id -> row of a table whose ids are no tuple; two arrays of numbers in place of a dict."""
+    """id -> row of a table whose ids are not a tuple; two arrays of numbers instead of a dict."""
 
     def __init__(self, ids: Sequence[str]):
         self._ids = ids
@@ -222,7 +222,7 @@ class IdRows(Mapping):
         return self.get(key) is not None
 
     def twins(self) -> Iterator[tuple[int, int]]:
-        """(earlier row, later row) of ids that come twice, ascending by the later one."""
+        """(earlier row, later row) of repeated ids, ascending by the later one."""
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
         found = []
         for at in same.tolist():

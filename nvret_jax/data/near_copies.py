@@ -2,15 +2,15 @@
 
 Two texts are near copies if they share most of their word triples (Jaccard similarity of at least
 0.8; in scripts without spaces, triples of characters), and a text of fewer than three words is a
-near copy of an equal one alone. Choices:
+near copy only of an equal one. Choices:
 
 - MinHash: of 64 hash functions the least value over a text's triples, in 16 bands of 4. Two texts
   that share a band are compared by their triples, so that no group is joined wrongly. A pair at the
-  threshold shares a band with probability 0.9998, a nearer one more surely.
-- A text is compared with the 200 texts before it that share the band, and with none that is in its
-  group already: boilerplate costs no square of its copies.
-- All triples of a block of texts are hashed together, as arrays. Hashes follow from the words
-  alone, so the groups are the same on every machine.
+  threshold shares a band with probability 0.9998, a nearer one with a higher one.
+- A text is compared with the 200 texts before it that share the band, except those already in its
+  group, so the cost of boilerplate is not quadratic in its copies.
+- All triples of a block of texts are hashed together, as arrays. Hashes depend only on the words,
+  so the groups are the same on every machine.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Groups:
         self._parent[b] = a
 
     def names(self) -> list[int]:
-        """Of each row its set's name."""
+        """The name of each row's set."""
         return [self.find(row) for row in range(len(self._parent))]
 
 
 def join_near(texts: Iterable[str], groups: Groups) -> int:
-    """Joins the groups of all texts that are near copies of one another.
+    """Joins the groups of all texts that are near copies of each other.
 
     Args:
         texts: N texts, read once.
@@ -65,14 +65,14 @@ def join_near(texts: Iterable[str], groups: Groups) -> int:
     Returns:
         How many pairs joined two groups.
     """
-    held: list[np.ndarray] = []  # of each text its distinct triples, ascending
+    held: list[np.ndarray] = []  # the distinct triples of each text, ascending
     bands: list[np.ndarray] = []
     for triples, keys_nb in _sketches(texts):
         held += triples
         bands.append(keys_nb)
     full = np.array([len(triples) > 0 for triples in held], bool)
     keys_nb = np.concatenate(bands) if bands else np.zeros((0, _BANDS), np.uint64)
-    joined, apart = 0, set()  # numbers of pairs that were compared and are no copies
+    joined, apart = 0, set()  # numbers of pairs that were compared and are not copies
     for band in range(_BANDS):
         order = np.flatnonzero(full)[np.argsort(keys_nb[full, band], kind="stable")]
         sorted_keys = keys_nb[order, band]
@@ -95,7 +95,7 @@ def join_near(texts: Iterable[str], groups: Groups) -> int:
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Shared over all, of two ascending arrays of distinct values; 0 for empty ones."""
+    """Shared over all values of two ascending arrays of distinct values; 0 for empty ones."""
     if min(len(a), len(b)) < THRESHOLD * max(len(a), len(b)):
         return 0.0  # cannot reach the threshold
     shared = len(np.intersect1d(a, b, assume_unique=True))

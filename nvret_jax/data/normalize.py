@@ -1,11 +1,12 @@
-"""When two texts are the same text: one normal form, and short keys that compare it.
+"""Equality of texts: a normal form, and short keys to compare it.
 
 Two texts have the same normal form if a reader would call them the same sentence, typed or typeset
-differently. The form decides what can never be a negative, so it is careful on both sides:
+differently. The form decides which passages can never be negatives, so it is careful in both
+directions:
 
 - Equal: letter case (casefold, so 'ß' is 'ss'), Unicode compatibility forms (NFKC: full width, half
   width, ligatures, subscripts), white space of any kind and amount, invisible format characters and
-  variation selectors, and the marks of sentences: quotes, brackets, commas, periods, colons,
+  variation selectors, and punctuation: quotes, brackets, commas, periods, colons,
   dashes, exclamation and question marks, apostrophes, backticks, in any script.
 - Different: words, accents, digits, and marks that carry meaning: symbols (+ < = > $ ^ | ~ and all
   of Unicode's classes S but © ® ™), # % & * @ / \\ _ (C is not C#, foo_bar is not foobar),
@@ -16,8 +17,8 @@ differently. The form decides what can never be a negative, so it is careful on 
 - A text of nothing but such marks ('?!') keeps them: only white space and case are normalised.
 
 `keys` turns texts into 128-bit hashes of a form. The chance that any two of 10 million different
-texts share one is below 1e-24, so equal keys are taken as equal texts, and 16 bytes a text are all
-that is held.
+texts share one is below 1e-24, so equal keys count as equal texts, and only 16 bytes per text are
+held.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-KEY_DTYPE = np.dtype("S16")  # 16 raw bytes; only ever compared with its like
+KEY_DTYPE = np.dtype("S16")  # 16 raw bytes; only compared with other keys
 
 _MEANINGFUL = frozenset("#%&*@/\\‰")  # punctuation to Unicode, part of the word to a reader
-# . , : - stay between two digits, . and - also in front of a number; anywhere else they go.
-# (The mark leads the pattern: that is many times faster than beginning with a look behind.)
+# . , : - stay between two digits, . and - also before a number; anywhere else they are removed.
+# (The mark comes first in the pattern, which is many times faster than beginning with a
+# lookbehind.)
 _LOOSE_MARK = re.compile(r"[.,:-](?:(?!\d)|(?<=[^\W\d].)|(?<=[,:])(?<!\d.))")
 # Characters of scripts that put no space between words, as ranges of a regular expression.
 UNSPACED = (
@@ -61,9 +63,9 @@ class Table(dict):
 
 
 def half_pair(text: str) -> str | None:
-    """Where a text has half of a surrogate pair, which no tokenizer takes; None: nowhere.
+    """Where a text has half of a surrogate pair, which no tokenizer accepts; None if it has none.
 
-    JSON can escape one, and text that was cut in the middle of an emoji holds one.
+    JSON escapes can contain one, and so can text that was cut within an emoji.
     """
     if text.isascii():
         return None
@@ -76,10 +78,10 @@ def half_pair(text: str) -> str | None:
 
 
 def normalize(text: str) -> str:
-    """The normal form of a text, see the module's docstring; normal forms are their own."""
+    """The normal form of a text, see the module's docstring; idempotent."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_before()))
-        # Casefolding can take a text out of NFKC, so it is composed once more.
+        # Casefolding can undo NFKC, so it is applied again.
         text = unicodedata.normalize("NFKC", text.casefold())
     else:
         text = text.lower()
@@ -98,7 +100,7 @@ def keys(texts: Iterable[str], form: Callable[[str], str] = normalize) -> np.nda
 
     Args:
         texts: N texts, read once, one at a time.
-        form: what is compared; `str.strip` compares texts as they are, surrounding space aside.
+        form: what is compared; `str.strip` ignores only surrounding space.
 
     Returns:
         `KEY_DTYPE` [N].
@@ -113,7 +115,7 @@ def keys(texts: Iterable[str], form: Callable[[str], str] = normalize) -> np.nda
 
 @functools.cache
 def _before() -> Table:
-    """What must be decided before NFKC makes it unrecognisable."""
+    """Replacements that must happen before NFKC."""
 
     def decide(char: str) -> str | None:
         if unicodedata.category(char) == "Cf" or 0xFE00 <= ord(char) <= 0xFE0F:
@@ -132,7 +134,7 @@ def _before() -> Table:
 
 @functools.cache
 def _after() -> Table:
-    """Dashes to one dash, marks of sentences and control characters to a space."""
+    """Replaces dashes by one dash, punctuation and control characters by a space."""
 
     def decide(char: str) -> str:
         category = unicodedata.category(char)

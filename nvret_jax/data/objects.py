@@ -1,4 +1,4 @@
-"""Data sets out of Python objects, for notebooks and other programs.
+"""Data sets from Python objects, for notebooks and other programs.
 
     load_dataset([("question", "answer"), …])                  pairs
     load_dataset([{"query": …, "positive": …, "negative": …}, …])
@@ -36,7 +36,7 @@ _ROWS = 1000  # of a table turned into Python at a time
 
 
 def read_objects(value: Any, options: Mapping[str, str], asked: Asked) -> Dataset:
-    """A data set out of Python objects.
+    """A data set from Python objects.
 
     Args:
         value: see the module's docstring.
@@ -44,7 +44,7 @@ def read_objects(value: Any, options: Mapping[str, str], asked: Asked) -> Datase
         asked: what the caller asks for.
 
     Raises:
-        InputError: something else, or whatever is wrong with the rows, by number.
+        InputError: another kind of object, or mistakes in the rows, by number.
     """
     kind = type(value).__name__
     source = Source("pairs", kind, options)
@@ -64,7 +64,7 @@ def read_objects(value: Any, options: Mapping[str, str], asked: Asked) -> Datase
 
 
 def _is_columns(value: Mapping) -> bool:
-    """Whether a dict holds columns: one of texts at least; else its values are tables."""
+    """Whether a dict holds columns, at least one of them texts; else its values are tables."""
     for column in value.values():
         if isinstance(column, str | Mapping) or _library(column) == "datasets":
             continue
@@ -128,7 +128,7 @@ def _of_columns(columns: Mapping[str, Any], what: str) -> Iterator[dict[str, Any
     found: dict[str, list] = {}
     for name, column in columns.items():
         if isinstance(column, str) or not isinstance(column, Iterable):
-            raise InputError(f"load_dataset: {what}: column '{name}' is no list of values")
+            raise InputError(f"load_dataset: {what}: column '{name}' is not a list of values")
         found[name] = list(column)
     sizes = {name: len(column) for name, column in found.items()}
     if len(set(sizes.values())) > 1:
@@ -144,7 +144,7 @@ def _row(row: Any, where: str) -> dict[str, Any]:
     if hasattr(row, "tolist"):
         row = row.tolist()
     if isinstance(row, list | tuple):
-        # As of a file without names: a query, its passage, and negatives.
+        # As for a file without column names: a query, its passage, and negatives.
         return {str(place): _plain(one) for place, one in enumerate(row, 1)}
     if hasattr(row, "texts") and isinstance(row.texts, list | tuple):  # an InputExample
         return {str(place): one for place, one in enumerate(row.texts, 1)}
@@ -154,7 +154,7 @@ def _row(row: Any, where: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: no numpy, and nothing where a table has NaN."""
+    """A value in the form of JSON: no numpy types, and None for NaN."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float) and value != value:

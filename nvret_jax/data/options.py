@@ -18,27 +18,28 @@ _DATA = path("a data set, such as beir:DIR or pydocs:", empty=True, schemes=SCHE
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What is trained and evaluated on."""
+    """The data sets for training and evaluation."""
 
     train: str = option(
         "pydocs:",
         _DATA,
-        "What is trained on, such as 'beir:DIR' or 'pydocs:'; '': only what is in 'sets'.",
+        "The training data, such as 'beir:DIR' or 'pydocs:'; '': only the sets in 'sets'.",
     )
-    train_split: str = option("train", SPLIT, "The split of it that is trained on.")
+    train_split: str = option("train", SPLIT, "Its split for training.")
     dev_split: str = option(
-        "dev", _NO_SPLIT, "A split of the same data that guides training; '': no dev evaluation."
+        "dev", _NO_SPLIT, "A split of the same data for dev evaluation during training; '': none."
     )
     test: str = option(
         "pydocs:",
         _DATA,
-        "What is evaluated before and after training; '': nothing, and 'evaluate' is skipped.",
+        "The data for the evaluation before and after training; '': none, and 'evaluate' is "
+        "skipped.",
     )
-    test_split: str = option("test", SPLIT, "The split of it that is evaluated.")
+    test_split: str = option("test", SPLIT, "Its split for evaluation.")
     min_relevance: int = option(
         1,
         GRADE,
-        "Judgments from this grade on are positives to train on (evaluation is graded).",
+        "The lowest grade of a positive in training (evaluation is graded).",
     )
     allow_empty: bool = option(
         False, flag(), "Accept passages and queries without text; otherwise they are an error."

@@ -1,21 +1,21 @@
-"""`pairs:`, tables of questions and answers as people have them.
+"""`pairs:`, tables of questions and answers.
 
     pairs:faq.csv                                   question, answer
     pairs:data/*.jsonl.gz                           several files, by a pattern or a folder
     pairs:faq.csv?query=Frage&passage=Antwort       columns named
     pairs:triplets.parquet                          anchor, positive, negative …
     pairs:judged.tsv                                query, passage, label
-    pairs:faq.csv?corpus=docs.csv                   more passages, which no query asks for yet
+    pairs:faq.csv?corpus=docs.csv                   more passages, without queries
 
 A row is a query with one passage or a list of them, negatives if it has any, and a grade if it has
-one. Options of the source, joined by '&':
+one. Options of the source, separated by '&':
 
-- `query`, `passage`, `title`, `negatives`, `score`, `split_column`: the columns, where their names
-  are not the usual ones (`roles`); `score=` without a value leaves a column out.
-- `min_score`: of scored pairs, the least score of a positive; pairs below it are left out. Without
-  it a score is a grade: whole, 1 or more for a positive, 0 or less for a negative.
-- `split`: the split of all rows. Otherwise a column `split` says it, or the names of the files
-  (`train.csv`, `test.csv`), or it is drawn.
+- `query`, `passage`, `title`, `negatives`, `score`, `split_column`: the columns, if they do not
+  have usual names (`roles`); `score=` without a value ignores a column.
+- `min_score`: for scored pairs, the lowest score of a positive; pairs below it are left out.
+  Without it a score is a grade: whole, 1 or more for a positive, 0 or less for a negative.
+- `split`: the split of all rows. Otherwise it is given by a column `split`, or by the names of the
+  files (`train.csv`, `test.csv`), or drawn.
 - `dev`, `test`, `seed`, `near`: how it is drawn (`splits`): shares of the queries, 0.1 each; the
   seed; whether near copies count (yes or no).
 - `corpus`: a file, folder or pattern of further passages.
@@ -47,15 +47,14 @@ from nvret_jax.files.source import Source
 SPLIT = ("split", "dev", "test", "seed", "near")
 OPTIONS = (*roles_lib.OPTIONS, "min_score", *SPLIT, "corpus", *LAYOUT)
 _WHAT = "pairs of queries and passages"
-_GRADES = (-1, 10)  # what is outside is a count of votes or the like
+_GRADES = (-1, 10)  # values outside are probably counts of votes or the like
 
 
 def read_pairs(source: Source, asked: Asked) -> Dataset:
     """Reads tables of pairs.
 
     Raises:
-        InputError: an option or a column that cannot be, or whatever is wrong with the rows, by
-            file and line.
+        InputError: an invalid option or column, or mistakes in the rows, by file and line.
     """
     source.check(OPTIONS)
     layout = layout_of(source)
@@ -67,7 +66,7 @@ def read_pairs(source: Source, asked: Asked) -> Dataset:
 
 
 def _name(source: Source, found: list[epath.Path]) -> str:
-    """The file's; of several files the folder's."""
+    """The file's name; for several files the folder's."""
     path = epath.Path(source.place)
     if len(found) == 1:
         return safe_name(stem(found[0])[0])
@@ -82,7 +81,7 @@ def fold_tables(
     Args:
         source: its options are read.
         asked: what the caller asks for.
-        tables: each with its split, as far as it is known.
+        tables: each with its split, if known.
         name: of the data set.
     """
     tables = list(tables)
@@ -97,14 +96,14 @@ def fold_tables(
 
 
 def split_options(source: Source, known: Sequence[str | None]) -> tuple[list[str | None], Shares]:
-    """The split of each file, None where it is drawn, and how it is.
+    """The split of each file, None if it is drawn, and how it is drawn.
 
     Args:
         source: its options are read.
-        known: of each file its split, or None.
+        known: the split of each file, or None.
 
     Raises:
-        InputError: an option that cannot be.
+        InputError: an invalid option.
     """
     asked = {split: source.share(split, None) for split in ("dev", "test")}
     if "split" in source.options:
@@ -115,7 +114,7 @@ def split_options(source: Source, known: Sequence[str | None]) -> tuple[list[str
         return [split] * len(known), Shares()
     found, default = list(known), 0.1
     if any(known):
-        # Rows for training are drawn from where the user asks for it.
+        # Rows for training are drawn from only on request.
         rest = None if any(asked.values()) else splits_lib.TRAIN
         found = [rest if split in (None, splits_lib.TRAIN) else split for split in known]
         asked = {split: 0.0 if split in found else share for split, share in asked.items()}
@@ -133,7 +132,9 @@ def _fold_table(
     roles, known = roles_lib.recognise(records.names, where, named), len(records.names)
     least = source.number("min_score", 0.0) if "min_score" in source.options else None
     if least is not None and roles.score is None:
-        raise InputError(f"{where}: min_score is given, and no column has scores; name it: ?score=")
+        raise InputError(
+            f"{where}: min_score is given, but no column has scores; name one: ?score="
+        )
     if roles.described() not in told:
         told.add(roles.described())
         logging.info("%s: %s", where, roles.described())
@@ -230,13 +231,15 @@ def _grade(value: Any, name: str, least: float | None) -> int | None:
     except ValueError:
         raise ValueError(
             f"column '{name}' must be a whole number (1 or more for a positive, 0 for a negative), "
-            f"got {shown(word)}; for scores give the least of a positive, as in ?min_score=0.8, or "
+            f"got {shown(word)}; for scores give the lowest of a positive, as in ?min_score=0.8, "
+            f"or "
             "leave the column out with ?score="
         ) from None
     if not _GRADES[0] <= grade <= _GRADES[1]:
         raise ValueError(
-            f"column '{name}' must be a grade from {_GRADES[0]} to {_GRADES[1]}, got {grade}; give "
-            "the least of a positive, as in ?min_score=5, or leave the column out with ?score="
+            f"column '{name}' must be a grade from {_GRADES[0]} to {_GRADES[1]}, got {grade}; "
+            f"give the lowest of a positive, as in ?min_score=5, or leave the column out with "
+            f"?score="
         )
     return grade
 
@@ -252,7 +255,7 @@ def passages_of(records: Records) -> Iterator[tuple[str, str, str | None]]:
     """(place, text, title) of each row of a table of passages.
 
     Raises:
-        InputError: no column could be the text, or a value is not text.
+        InputError: no column with texts, or a value that is not text.
     """
     name, titled = roles_lib.recognise_passages(records.names, str(records.path), {})
     for where, record in records.read([name, titled] if titled else [name]):

@@ -4,20 +4,21 @@
 the private file that holds the definition, so that `jax/_src/numpy/reductions.py` is reported as
 `jax.numpy.sum`. Choices:
 
-- Only what a public dotted name reaches is read: a private file nobody re-exports is never parsed.
+- Only files reachable from public dotted names are read: a private file that is not re-exported is
+  never parsed.
 - A definition has one name, the shortest public one (then the first in the alphabet). Re-exports
   of the same definition are therefore one entry, not several.
-- A name imported into a module counts as an export only if the author says so: it is listed in
-  `__all__`, written `X as X`, or stands in a package's `__init__.py`. Otherwise every helper that
-  a module imports for itself would look public.
-- Where a package assembles its names while it is imported (scipy.signal, scipy.special), no import
-  statement shows them. A private module that lists names in `__all__` offers them to the nearest
-  public package above it.
-- C functions have no Python source. NumPy and SciPy keep the text of theirs in tables of
-  `add_newdoc(…)` calls, which are read too.
-- Function bodies hold no API and are most of the code, so they are cut out before parsing
-  (`_without_bodies`), which makes the whole three times as fast. Where the cut leaves something
-  that is not Python, the file is parsed as it is.
+- A name imported into a module counts as an export only if it is declared: listed in `__all__`,
+  written `X as X`, or in a package's `__init__.py`. Otherwise every helper that a module imports
+  would appear public.
+- If a package assembles its names at import time (scipy.signal, scipy.special), no import statement
+  shows them. Names in `__all__` of a private module are attributed to the nearest public package
+  above it.
+- C functions have no Python source. NumPy and SciPy keep their docstrings in tables of
+  `add_newdoc(…)` calls, which are read, too.
+- Function bodies hold no API and are most of the code, so they are removed before parsing
+  (`_without_bodies`), which makes it three times as fast. If the result is not valid Python, the
+  file is parsed unchanged.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _DOC_TABLES = {
 
 @dataclass
 class _Module:
-    """What one parsed file defines and imports."""
+    """The definitions and imports of one parsed file."""
 
     is_package: bool = False
     doc: str | None = None
@@ -62,11 +63,11 @@ class _Module:
     stars: list[str] = field(default_factory=list)
     explicit: set[str] = field(default_factory=set)  # written `X as X`, or an alias `X = mod.Y`
     all_names: list[str] | None = None  # the literal names of `__all__`
-    all_computed: bool = False  # and it has others, which only running the module would tell
+    all_computed: bool = False  # and it has others, which only running the module would show
 
 
 def find_roots(packages: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """Where the source of each package lies.
+    """The location of each package's source.
 
     Args:
         packages: top-level package names; `STDLIB` stands for the standard library.
@@ -88,17 +89,17 @@ def find_roots(packages: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
 
 
 def public_docs(package: str, root: Path) -> dict[str, str]:
-    """Docstrings of everything `package` makes public.
+    """Docstrings of the public API of `package`.
 
     Args:
-        package: its name, or `STDLIB` (where every top-level module is a package of its own).
+        package: its name, or `STDLIB` (where every top-level module is a separate package).
         root: the folder that holds its source.
 
     Returns:
         dotted public name -> cleaned docstring, in alphabetical order of the name.
     """
-    # A syntax tree is hundreds of thousands of objects without cycles: collecting while it grows
-    # costs a fifth of the time and frees nothing.
+    # A syntax tree is hundreds of thousands of objects without cycles: garbage collection while it
+    # grows costs a fifth of the time and frees nothing.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -109,7 +110,7 @@ def public_docs(package: str, root: Path) -> dict[str, str]:
 
 
 class _Source:
-    """The modules of one package, parsed when first asked for."""
+    """The modules of one package, parsed on first use."""
 
     def __init__(self, package: str, root: Path):
         self._prefix = "" if package == STDLIB else package
@@ -157,7 +158,7 @@ class _Source:
         return [name for name in self._names if _public_parts(name) == name.split(".")]
 
     def _private_modules(self) -> list[str]:
-        """The other modules, as far as they speak of `__all__`. None in the standard library."""
+        """The other modules that mention `__all__`. None in the standard library."""
         return [
             name
             for name in self._names
@@ -185,7 +186,7 @@ class _Source:
         return sorted(names)
 
     def _path(self, name: str) -> tuple[Path, bool] | None:
-        """(file of the module, whether it is a package); None where there is no source."""
+        """(file of the module, whether it is a package); None if there is no source."""
         parts = name.split(".")
         if self._prefix:
             if parts[0] != self._prefix:
@@ -230,7 +231,7 @@ class _Source:
     def _resolve(
         self, module_name: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()
     ) -> tuple[str, str] | None:
-        """The (module, name) that defines what `module_name.name` is; None if not in source."""
+        """The (module, name) that defines `module_name.name`; None if not in source."""
         if (module_name, name) in seen:
             return None
         module = self._module(module_name)
@@ -298,7 +299,7 @@ def _without_bodies(source: str) -> str:
     kept, position = [], 0
     start = 0
     while match := _DEF_OR_TEXT.search(source, start):
-        if match[2]:  # a text of a module or class, whose examples may hold a `def` of their own
+        if match[2]:  # a docstring of a module or class, whose examples may contain a `def`
             start = source.find(match[2], match.end()) + 3
             if start < 3:
                 break
@@ -326,7 +327,7 @@ def _parse_surface(source: bytes) -> ast.Module | None:
     """The syntax tree without function bodies; None for a file of another Python version."""
     try:
         return ast.parse(_without_bodies(source.decode()))
-    except (SyntaxError, ValueError):  # the cut went wrong, or the file is not UTF-8
+    except (SyntaxError, ValueError):  # the removal failed, or the file is not UTF-8
         try:
             return ast.parse(source)
         except (SyntaxError, ValueError):
@@ -369,7 +370,7 @@ class _Reader:
                         self.read(handler.body)
 
     def _define(self, name: str, node: ast.AST) -> None:
-        # An overload or a fallback branch may define a name again: the first docstring stands.
+        # An overload or a fallback branch may define a name again: the first docstring is kept.
         self._module.defined.add(name)
         doc = ast.get_docstring(node)
         if doc and name not in self._module.docs:

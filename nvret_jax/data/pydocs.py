@@ -1,29 +1,29 @@
-"""`pydocs:`, the dataset that needs no download: docstrings of packages that are installed anyway.
+"""`pydocs:`, the dataset that needs no download: docstrings of installed packages.
 
 A query is the summary line of a docstring, its positive is the rest of the same docstring, and the
-corpus holds all the rests. NumPy, SciPy and JAX document many functions twice in different words
-(`numpy.sum`, `jax.numpy.sum`); only one of the two is labelled, so the other is a real unlabelled
-positive, which is what positive-aware mining is about. Choices:
+corpus holds all of these remainders. NumPy, SciPy and JAX document many functions twice in
+different words (`numpy.sum`, `jax.numpy.sum`); only one of the two is labelled, so the other is a
+real unlabelled positive, the target of positive-aware mining. Choices:
 
 - Summary: the first paragraph, without a leading signature (`dot(a, b, out=None)`), cut after its
-  first sentence; what follows the first sentence stays in the passage. Sphinx roles and quotes are
-  taken off (":func:`~jax.vmap`" reads "jax.vmap"). If the passage opens with the summary once
-  more, that copy is removed too, or the pair would be a string match.
-- Passage: the rest as written, template slots (`%(before_notes)s`) removed. Fewer than 10 words
-  are no passage.
-- No query: fewer than 3 words or 15 characters, more than 60 words, or directives such as
-  ".. deprecated::". Such a passage stays in the corpus, as a distractor.
-- Identical passages (a docstring handed on to another name) are one passage under the first name
-  in the alphabet. Identical summaries are one query with all their passages as positives. Above 4
-  names a shared text is boilerplate: a summary ("Return self.") then asks for nothing and is no
-  query; a passage is kept once, without a query.
+  first sentence; the text after the first sentence stays in the passage. Sphinx roles and quotes
+  are removed (":func:`~jax.vmap`" becomes "jax.vmap"). If the passage repeats the summary at its
+  beginning, that copy is removed, too; otherwise the pair would be a string match.
+- Passage: the rest as written, template slots (`%(before_notes)s`) removed. Texts of fewer than 10
+  words are not passages.
+- Summaries of fewer than 3 words or 15 characters, more than 60 words, or directives such as "..
+  deprecated::" are not queries. Such a passage stays in the corpus as a distractor.
+- Identical passages (a docstring copied to another name) are one passage with the alphabetically
+  first name. Identical summaries are one query with all their passages as positives. A text shared
+  by more than 4 names is boilerplate: such a summary ("Return self.") is not a query; such a
+  passage is kept once, without a query.
 - Split by name: sha256 of the last part of the dotted name, lower case, puts it in train (70 %),
-  dev (10 %) or test (20 %), so twins fall on one side. Names tied by a shared query or passage
-  are moved together.
+  dev (10 %) or test (20 %), so twins are in the same split. Names linked by a shared query or
+  passage are moved together.
 
 Passage ids are the public dotted names; a query has the name of its first passage and a question
-mark, so that no query is taken for the passage it came from. The content, and with it the
-fingerprint, follows the installed versions: scores compare within one environment.
+mark, so that no query has the id of its passage. The content, and so the fingerprint, depends on
+the installed versions: scores compare only within one environment.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SPLITS = {"train": 0.7, "dev": 0.1, "test": 0.2}  # shares of the names
 
 _MIN_PASSAGE_WORDS = 10
 _MIN_QUERY_WORDS, _MIN_QUERY_CHARACTERS, _MAX_QUERY_WORDS = 3, 15, 60
-_MAX_SHARED = 4  # names one text may stand under before it is boilerplate
+_MAX_SHARED = 4  # names that may share a text before it counts as boilerplate
 
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)\s*(->[^\n]*|:)?", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[^.\s][.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!cf\.)(?<!vs\.)\s+(?=[A-Z`])")
@@ -61,8 +61,8 @@ def build_pydocs(
     Args:
         splits: those to keep of 'train', 'dev' and 'test'; None keeps all. Corpus and queries do
             not depend on it.
-        packages: where to look; `pyapi.STDLIB` stands for the standard library. A package that is
-            not installed is passed over with a warning.
+        packages: packages to read; `pyapi.STDLIB` is the standard library. A package that is not
+            installed is skipped with a warning.
 
     Returns:
         The dataset 'pydocs'. Every judgment has relevance 1; rows are in alphabetical order of id.
@@ -103,7 +103,7 @@ def _assemble(docs: dict[str, str], splits: Sequence[str]) -> Dataset:
             positive_of[name] = names[0]
             if _is_query(summary_of[name]):
                 names_of_query.setdefault(summary_of[name], []).append(name)
-    # One function may reach a query under several names without being several things.
+    # One function may have several names for the same query.
     names_of_query = {
         query: sorted(names)
         for query, names in names_of_query.items()
@@ -131,7 +131,7 @@ def _assemble(docs: dict[str, str], splits: Sequence[str]) -> Dataset:
 
 
 def split_docstring(doc: str) -> tuple[str, str]:
-    """(summary, rest) of a docstring as `inspect.cleandoc` leaves it; either may be empty."""
+    """(summary, rest) of a docstring cleaned by `inspect.cleandoc`; either may be empty."""
     paragraphs = re.split(r"\n\s*\n", _TEMPLATE.sub("", doc).strip(), maxsplit=1)
     if len(paragraphs) == 2 and _SIGNATURE.fullmatch(paragraphs[0]):
         paragraphs = re.split(r"\n\s*\n", paragraphs[1].strip(), maxsplit=1)
@@ -182,11 +182,11 @@ def _split_of(bare_name: str) -> str:
         if point < share:
             return split
         point -= share
-    return split  # rounding: the last one takes what is left
+    return split  # rounding: the last one takes the rest
 
 
 class _Ties:
-    """Which names must share a split: a union of sets, each known by its first name."""
+    """The names that must share a split: a union of sets, each identified by its first name."""
 
     def __init__(self):
         self._parent: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Rows of different lengths as two flat arrays, the layout Arrow's list columns have too."""
+"""Rows of different lengths as two flat arrays, like Arrow's list columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Ragged:
     """Row i is `values[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
-        offsets: int64 [rows + 1], starting at 0, never falling.
+        offsets: int64 [rows + 1], starting at 0, non-decreasing.
         values: any dtype, [offsets[-1]].
     """
 
@@ -41,7 +41,7 @@ class Ragged:
         Args:
             row_of: int [len(values)], 0 to `rows` - 1, in any order.
             values: any dtype.
-            rows: how many there are.
+            rows: their number.
         """
         row_of = np.asarray(row_of)
         offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])
@@ -72,12 +72,12 @@ class Ragged:
 
     @property
     def row_of(self) -> np.ndarray:
-        """For each value the row it stands in, int64 [len(values)]."""
+        """The row of each value, int64 [len(values)]."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.counts)
 
     @property
     def position(self) -> np.ndarray:
-        """For each value its place in its row, from 0, int64 [len(values)]."""
+        """The position of each value in its row, from 0, int64 [len(values)]."""
         return np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.counts)
 
     def reduce(self, ufunc: np.ufunc, empty: float) -> np.ndarray:
@@ -107,7 +107,7 @@ class Ragged:
         return self.mask(self.position < np.broadcast_to(most, len(self))[self.row_of])
 
     def like(self, values: np.ndarray) -> Ragged:
-        """Other values in the same rows."""
+        """Other values with the same row lengths."""
         return Ragged(self.offsets, values)
 
     def take(self, rows: np.ndarray) -> Ragged:
@@ -118,12 +118,12 @@ class Ragged:
         return Ragged(offsets, self.values[starts + np.arange(offsets[-1])])
 
     def find(self, row_of: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """The places in `self.values` of the given values of the given rows, int64; -1: not there.
+        """The positions in `self.values` of given values in given rows, int64; -1: missing.
 
         Args:
             row_of: int, broadcast against `values`; 0 to the number of rows - 1.
-            values: int of any shape; below 0: nothing, which no row has. Those of `self` are whole
-                numbers of at least 0.
+            values: int of any shape; negative ones are in no row. Those of `self` are whole numbers
+                of at least 0.
         """
         values = np.asarray(values)
         if not len(self.values):
@@ -137,7 +137,7 @@ class Ragged:
         return np.where((own[place] == wanted) & (values >= 0), place, -1)
 
     def contains(self, row_of: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Whether the given rows have the given values, bool; arguments as of `find`."""
+        """Whether the given rows have the given values, bool; arguments as in `find`."""
         return self.find(row_of, values) >= 0
 
     def minus(self, other: Ragged) -> Ragged:
@@ -163,7 +163,7 @@ def union(*parts: Ragged) -> Ragged:
 
 
 def join_rows(*parts: Ragged) -> Ragged:
-    """Row i of the result is row i of each part, one behind the other."""
+    """Row i of the result is the concatenation of row i of each part."""
     offsets = np.sum([part.offsets for part in parts], axis=0)
     values = np.empty(offsets[-1], parts[0].values.dtype)
     start = offsets[:-1].copy()

@@ -1,4 +1,4 @@
-"""What a run reads of its data: the splits it trains on and evaluates, each source once."""
+"""The data that a run reads: the splits for training and evaluation, each source once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nvret_jax.data.subset import subset
 def read_wanted(
     data: Data, read: dict[str, Dataset], *, trains: bool, evaluates: bool, download: bool
 ) -> dict[str, Dataset]:
-    """The data sets that are trained on and evaluated; the same source for both is one data set.
+    """The data sets for training and evaluation; one data set if both have the same source.
 
     Args:
-        data: what is read, and how much of it.
-        read: whole data sets that were read before; gets those that are read now.
-        trains: whether the training split is wanted, with the dev split where there is one.
+        data: the options.
+        read: whole data sets that were read before; new ones are added.
+        trains: whether the training split is wanted, with the dev split if there is one.
         evaluates: whether the test split is wanted.
         download: whether the network may be used.
 
@@ -24,7 +24,7 @@ def read_wanted(
         source -> its data set, with the wanted splits.
 
     Raises:
-        InputError: what `load_dataset` raises, or a split does not exist.
+        InputError: as `load_dataset`, or a split does not exist.
     """
     wanted: dict[str, list[str]] = {}
     if data.train and trains:
@@ -41,7 +41,7 @@ def read_wanted(
         if spec == data.train and data.dev_split in whole.qrels:
             splits = [*splits, data.dev_split]
         for split in splits:
-            whole.split_qrels(split)  # names the splits there are when one is missing
+            whole.split_qrels(split)  # names the existing splits if one is missing
         loaded[spec] = subset(
             whole,
             list(dict.fromkeys(splits)),

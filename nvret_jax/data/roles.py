@@ -1,10 +1,10 @@
-"""What the columns of a table mean: query, passage, title, negatives, judgment, split.
+"""The roles of a table's columns: query, passage, title, negatives, judgment, split.
 
 A column is found by its usual names, or named by the user as an option of the source, such as
 `?query=frage&passage=antwort`. Letter case, spaces, '-' and '_' do not matter in usual names. Names
-come in ranks, and a role takes the best rank that is there: beside `question`, a column `text` is
-the passage; alone with `label`, it is the query. Two columns of one rank could each be meant, and
-then the user has to say which: nothing is guessed.
+have ranks, and a role takes the best existing rank: next to `question`, a column `text` is the
+passage; with only `label`, it is the query. Two columns of the same rank are ambiguous, and the
+user has to choose one: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nvret_jax.errors import InputError
 
 OPTIONS = ("query", "passage", "title", "negatives", "score", "split_column")
 
-# Best rank first; within a rank any one may be there, and only one.
+# Best rank first; of one rank, exactly one name may occur.
 _QUERIES = (
     "query question anchor query_text question_text search_query user_query q queries questions "
     "frage pregunta domanda",
@@ -44,11 +44,11 @@ _BY_PLACE = re.compile(r"\d+")
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """Columns by what they mean; None where there is none.
+    """Columns by role; None if there is none.
 
     Attributes:
         query, passage: texts; a cell of `passage` may hold a list of them.
-        title: goes in front of the passage.
+        title: is put before the passage.
         negatives: texts, or lists of them.
         score: a grade or a score of query and passage.
         split: the name of a split.
@@ -68,7 +68,7 @@ class Roles:
         return list(dict.fromkeys(name for name in named if name is not None))
 
     def described(self) -> str:
-        """For people: "query 'question', passage 'answer'"."""
+        """For messages: "query 'question', passage 'answer'"."""
         found = [f"query '{self.query}'", f"passage '{self.passage}'"]
         if self.title:
             found.append(f"title '{self.title}'")
@@ -90,10 +90,10 @@ def recognise(names: Sequence[str], where: str, named: Mapping[str, str]) -> Rol
     Args:
         names: of the columns.
         where: the file, for messages.
-        named: role -> column (of negatives: columns joined by ','), as the user says.
+        named: role -> column (for negatives: columns joined by ','), as given by the user.
 
     Raises:
-        InputError: a named column is not there, no column or several could be the query or the
+        InputError: a named column is missing, or no column or several could be the query or the
             passage.
     """
     for role, value in named.items():
@@ -110,7 +110,7 @@ def recognise(names: Sequence[str], where: str, named: Mapping[str, str]) -> Rol
         free = [name for name in free if name not in negatives]
     query, passage = named.get("query"), named.get("passage")
     if not query:
-        # What can be nothing but the passage is not the query.
+        # A column that can only be the passage is not the query.
         query = _find(free, _QUERIES, "query", where, names)
         free.remove(query)
     if not passage:
@@ -122,8 +122,8 @@ def recognise(names: Sequence[str], where: str, named: Mapping[str, str]) -> Rol
             return named[role] or None
         return next((n for c in choices for n in free if plain(n) == c), None)
 
-    # An n-tuple's `scores` are its teacher's, and say nothing about which text is the positive; a
-    # class's number beside its name is no grade.
+    # An n-tuple's `scores` are its teacher's, and do not mark the positive; the number of a class
+    # next to its name is not a grade.
     graded = not negatives and plain(passage) not in _PASSAGES[-1].split()
     score = other("score", _SCORES) if "score" in named or graded else None
     return Roles(
@@ -144,7 +144,7 @@ def recognise_passages(
 
 
 def text_column(names: Sequence[str], kind: str, where: str) -> str:
-    """The column of the texts in a table of texts alone.
+    """The column of the texts in a table with only texts.
 
     Args:
         names: of the columns.
@@ -160,7 +160,7 @@ def text_column(names: Sequence[str], kind: str, where: str) -> str:
 
 
 def title_column(names: Sequence[str], text: str) -> str | None:
-    """The column of titles beside the column of texts; None where there is none."""
+    """The column of titles that belongs to the column of texts, or None."""
     return next((n for t in _TITLES for n in names if plain(n) == t and n != text), None)
 
 
@@ -182,7 +182,7 @@ def _find(
         if found:
             could = " and ".join(f"'{name}'" for name in found)
             raise InputError(
-                f"{where}: {could} could each be the {role}; say which, as in {option}{found[0]}"
+                f"{where}: {could} could each be the {role}; choose one, as in {option}{found[0]}"
             )
     raise InputError(
         f"{where}: no column has a usual name of a {role}; {_there(names)}; name one, as in "
@@ -201,7 +201,7 @@ def _negatives(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _by_place(names: Sequence[str], where: str, named: Mapping[str, str]) -> Roles:
-    """Of a table without names: a query, its passage, and negatives."""
+    """For a table without column names: a query, its passage, and negatives."""
     if len(names) < 2:
         raise InputError(f"{where}: has one column; expected a query and its passage")
     left = [name for name in names if name not in named.values()]

@@ -1,10 +1,10 @@
-"""Equal texts under several ids are one text: which rows share one, and what follows from that.
+"""Equal texts under several ids: which rows share a text, and the consequences.
 
 Two texts are equal if their normal forms are (normalize.py): letter case, width, white space and
-the marks of sentences do not count. The same measure decides which copies of a positive are never
-negatives, so mining, batches and masks agree on what one text is.
+punctuation do not count. The same criterion decides which copies of a positive are never negatives,
+so mining, batches and masks agree on equality.
 
-A text is called by the first row that has it. Where all texts differ, that is the row itself.
+A text is identified by the first row that has it. If all texts differ, that is the row itself.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nvret_jax.data.ragged import Ragged
 
 
 class SameText:
-    """Which rows of a table have equal texts.
+    """The rows of a table that have equal texts.
 
     Attributes:
-        keys_n: `normalize.KEY_DTYPE` [N], equal where texts are.
-        first_n: int32 [N], for each row the first row with its text.
+        keys_n: `normalize.KEY_DTYPE` [N], equal for equal texts.
+        first_n: int32 [N], the first row with the text of each row.
         count: distinct texts.
     """
 
@@ -63,11 +63,11 @@ class SameText:
         return Ragged.distinct(row_of, values.astype(np.int32), len(rows))
 
     def share(self, lists: Ragged) -> Ragged:
-        """One list for each row of the table → the lists of equal rows joined.
+        """Joins the lists of equal rows; there is one list for each row of the table.
 
         Returns:
             The row's own values first and in their order, then those of equal rows in the order
-            of the table, none twice. Rows without an equal are not changed.
+            of the table, without repetitions. Rows without an equal are unchanged.
         """
         if len(lists) != len(self):
             raise ValueError(f"{len(lists)} lists for {len(self)} rows")
@@ -84,14 +84,14 @@ class SameText:
 
     @functools.cached_property
     def _members(self) -> Ragged:
-        """Under the first row of each text the rows that have it, ascending; else nothing."""
+        """For the first row of each text, the rows that have it, ascending; empty for others."""
         counts = np.bincount(self.first_n, minlength=len(self))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return Ragged(offsets, np.argsort(self.first_n, kind="stable").astype(np.int32))
 
 
 def share_positives(positives: dict[str, list[str]], queries: TextTable) -> dict[str, list[str]]:
-    """Judged positives by query id → the same with those of equal queries behind a query's own.
+    """Judged positives by query id, with those of equal queries appended to a query's own.
 
     Args:
         positives: query id -> passage ids, as `Dataset.positives` returns them.

@@ -1,18 +1,17 @@
-"""Which split a query belongs to, where the data do not say.
+"""The split of a query, if the data do not give it.
 
-By file: a name such as `train.csv`, `dev-00000-of-00002.parquet` or `faq_test.jsonl` says it.
-By chance: queries are drawn in groups. A group is all that is connected: a query and its passages,
-equal texts under any id, near copies (`near_copies`). So no passage, no equal text and no near copy
-stands on two sides, and a test score is not one of memory. Choices:
+By file: from a name such as `train.csv`, `dev-00000-of-00002.parquet` or `faq_test.jsonl`. By
+chance: queries are drawn in groups. A group is a connected component: a query and its passages,
+equal texts under any id, near copies (`near_copies`). So no passage, equal text or near copy is in
+two splits, and a test score does not measure memory. Choices:
 
-- A group's place follows from a hash of the seed and of its least text, so the order of rows does
-  not matter; groups are then taken in that order until a split has its share of the queries.
-- The groups of dev and test are drawn among those that fit in what is left of the share. A group
-  larger than that goes to train, whatever its hash.
-- Negatives tie nothing together: they come from all over the corpus.
-- What was drawn for a large set is kept in the user's cache folder, under a hash of all that it
-  follows from, because the search for near copies takes minutes there and each command reads the
-  data again.
+- A group's position follows from a hash of the seed and its smallest text, so the order of rows
+  does not matter; groups are taken in that order until a split has its share of the queries.
+- The groups of dev and test are drawn from those that fit the rest of the share. A larger group
+  goes to train, whatever its hash.
+- Negatives do not connect groups: they come from the whole corpus.
+- The draw for a large set is kept in the user's cache folder, under a hash of everything it depends
+  on, because the search for near copies takes minutes and each command reads the data again.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from nvret_jax.errors import InputError
 from nvret_jax.files import paths
 
 TRAIN, DEV, TEST = "train", "dev", "test"
-KEPT = 20_000  # texts from which on what was drawn is kept
-_FORMAT = 1  # raised whenever the same data are split in another way
+KEPT = 20_000  # number of texts from which on the draw is kept
+_FORMAT = 1  # raised whenever the same data are split differently
 _WORDS = {
     "train": TRAIN,
     "training": TRAIN,
@@ -54,7 +53,7 @@ class Shares:
     """Shares of the queries that are drawn for dev and for test.
 
     Attributes:
-        dev, test: 0 or more; together below 1. What is left is for training.
+        dev, test: 0 or more; together below 1. The rest is for training.
         seed: of the draw.
         near: whether near copies are one group, which takes some 0.1 ms per text.
     """
@@ -73,12 +72,12 @@ class Shares:
 
 
 def usual(name: str) -> str:
-    """'validation' and 'val' are 'dev', as the rest of this project calls it."""
+    """Maps 'validation' and 'val' to 'dev', the name used in this project."""
     return _WORDS.get(name.strip().lower(), name)
 
 
 def of_name(name: str) -> str | None:
-    """The split that the name of a file or folder says, or None: 'my_test-2.csv' is 'test'."""
+    """The split in the name of a file or folder, or None: 'my_test-2.csv' is 'test'."""
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
     found = {_WORDS[word] for word in words if word in _WORDS}
     return found.pop() if len(found) == 1 else None
@@ -95,12 +94,12 @@ def draw(
 
     Args:
         queries, passages: Q and N texts.
-        positives: of each query its passages' rows.
+        positives: the passages' rows of each query.
         shares: how many queries, and the seed.
         where: the source, for messages.
 
     Returns:
-        Q names of splits; a split that was to have a share has at least one query.
+        Q names of splits; a split with a share has at least one query.
 
     Raises:
         InputError: there are too few groups.
@@ -119,7 +118,7 @@ def draw(
 
 
 def _file(text_keys: np.ndarray, positives: Sequence[Sequence[int]], shares: Shares) -> str | None:
-    """Where what is drawn for these texts is kept; None where there is no cache folder."""
+    """The file for the draw of these texts; None if there is no cache folder."""
     folder = paths.cache("splits")
     if folder is None:
         return None
@@ -193,7 +192,7 @@ def _drawn(
                 left.append(name)
         if (share and split not in found) or not left:
             raise InputError(
-                f"{where}: {count:,} queries are {len(members):,} groups that share passages, "
+                f"{where}: {count:,} queries form {len(members):,} groups that share passages, "
                 f"equal texts or near copies, too few for a split '{split}' of {share:g}; add a "
                 "column 'split', or leave the split out with "
                 + ("?test=0" if split == TEST else "?dev=0")
@@ -202,7 +201,7 @@ def _drawn(
     largest = max(map(len, members.values()))
     if largest > count // 2:
         logging.warning(
-            "%s: %d of %d queries share passages or near copies with one another and are all in "
+            "%s: %d of %d queries share passages or near copies with each other and are all in "
             "'train'",
             where,
             largest,
@@ -212,7 +211,7 @@ def _drawn(
 
 
 class _Chained(Sequence):
-    """Two sequences of texts, one behind the other, without a copy of them."""
+    """Two sequences of texts, concatenated without a copy."""
 
     def __init__(self, *parts: Sequence[str]):
         self._parts = parts

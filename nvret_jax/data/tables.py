@@ -1,8 +1,8 @@
-"""Parquet tables whose cells are ids or lists of ids, on the reader's side as row numbers.
+"""Parquet tables whose cells are ids or lists of ids, read as row numbers.
 
-Artefacts hold ids, computation wants row numbers; the two functions here are the only crossing.
+Artefacts hold ids, computations use row numbers; only the two functions here convert.
 
-pyarrow is imported where it is used: it takes 38 MiB, which who works on arrays need not have.
+pyarrow is imported where it is used: it takes 38 MiB, which work on arrays does not need.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def id_array(ids: Sequence[str]) -> pa.Array:
 
 
 def ids_column(rows: np.ndarray | Ragged, ids: pa.Array) -> pa.Array:
-    """Row numbers → a column of ids, or of lists of ids for `Ragged` rows."""
+    """A column of ids from row numbers, or of lists of ids from `Ragged` rows."""
     import pyarrow as pa
 
     if isinstance(rows, Ragged):
@@ -45,10 +45,10 @@ def list_column(values: Ragged) -> pa.Array:
 
 
 def rows_of(column: pa.Array, ids: pa.Array, what: str) -> np.ndarray | Ragged:
-    """A column of ids (or lists of ids) → row numbers, int32.
+    """Row numbers, int32, from a column of ids or lists of ids.
 
     Raises:
-        InputError: an id the data set does not have; `what` says where it stood.
+        InputError: an id that is not in the data set; `what` is its place.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -66,7 +66,7 @@ def rows_of(column: pa.Array, ids: pa.Array, what: str) -> np.ndarray | Ragged:
 
 
 def ragged_numbers(column: pa.Array, dtype) -> Ragged:
-    """A column of lists of numbers → `Ragged`."""
+    """A `Ragged` from a column of lists of numbers."""
     import pyarrow as pa
 
     if isinstance(column, pa.ChunkedArray):
@@ -76,7 +76,7 @@ def ragged_numbers(column: pa.Array, dtype) -> Ragged:
 
 
 def write_table(path: epath.Path, columns: Mapping[str, pa.Array]) -> None:
-    """Writes a parquet file; the caller sees to it that `path` is not the final name."""
+    """Writes a parquet file; `path` should not be the final name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

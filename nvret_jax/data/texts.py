@@ -1,7 +1,7 @@
-"""Texts alone, from a file of any kind: what `embed` embeds, and queries to be answered.
+"""Texts from a file of any kind, to embed or to search with.
 
-A `.txt` file has one text per line; any other file of `files.records` is a table, of which one
-column is the texts and perhaps another their ids. Files of any size are read: see `mapped`.
+A `.txt` file has one text per line; any other file of `files.records` is a table, with a column of
+texts and perhaps one of their ids. Files of any size are read: see `mapped`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def read_texts(
 
     Args:
         place: the file; options of its layout may follow, as in 'a.csv?encoding=cp1252'.
-        kind: 'passage' or 'query': which usual name of a column is taken first. A passage has its
-            title in front, where there is a column of titles.
+        kind: 'passage' or 'query': whose usual column names come first. A passage has its title
+            before it, if there is a column of titles.
         column: of the texts; '': the first of the usual names.
         id_column: of their ids; '': a usual name, or else the numbers of the rows, from 0.
         allow_empty: keep blank texts, which are refused otherwise.
 
     Raises:
-        InputError: no such file or column, a value that is no text, an id that comes twice.
+        InputError: no such file or column, a value that is not text, a repeated id.
     """
     source = parse(f"texts:{os.fspath(place)}")
     source.check(LAYOUT)

@@ -4,8 +4,8 @@
     tfds:squad?query=question&passage=context       any other set: its columns as pairs
     tfds:/data/beir/scifact/1.0.0                   the prepared folder itself
 
-Nothing is prepared or downloaded here. A name is looked up in `data_dir=`, in TFDS_DATA_DIR or in
-~/tensorflow_datasets; the newest version counts where none is named. Choices:
+Nothing is prepared or downloaded here. A name is searched for in `data_dir=`, in TFDS_DATA_DIR or
+in ~/tensorflow_datasets; the default is the newest version. Choices:
 
 - array_record is the one format of TensorFlow Datasets that is read without TensorFlow and whose
   rows can be counted: a set that holds fewer rows than it says is refused.

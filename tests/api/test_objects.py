@@ -135,7 +135,7 @@ def test_what_is_no_data_set_is_one_line(value, words):
 
 
 def test_a_data_set_is_no_source():
-    with pytest.raises(nv.InputError, match="a Dataset already"):
+    with pytest.raises(nv.InputError, match="already a Dataset"):
         nv.load_dataset(nv.load_dataset(ROWS))
     with pytest.raises(nv.InputError, match="colour"):
         nv.load_dataset(ROWS, colour="red")

@@ -272,9 +272,11 @@ def test_judgments_of_what_is_not_there_can_be_left_out(folder, warnings):
     with pytest.raises(InputError, match=r"'p9' is not in corpus.jsonl; data.missing='drop'"):
         read_beir(folder)
     assert load_dataset(f"beir:{folder}", missing="drop") == expected
-    assert warnings[0].endswith("not there, left out: 1 for queries, 2 for passages")
+    assert warnings[0].endswith(
+        "missing queries or passages, left out: 1 for queries, 2 for passages"
+    )
     (folder / "qrels" / "test.tsv").write_text("q1\tp9\t1\n")
-    with pytest.raises(InputError, match="no query has a positive; left out are"):
+    with pytest.raises(InputError, match="no query has a positive; judgments of missing"):
         read_beir(folder, missing="drop")
     with pytest.raises(InputError, match=r"missing='skip': choose one of error, drop"):
         read_beir(folder, missing="skip")

@@ -106,7 +106,9 @@ def test_examples_of_a_class_are_positives_of_one_another(tmp_path, suffix, monk
             "text-7": {"text-2": 1, "text-6": 1},
         },
     }
-    assert said == [f"{path}, split 'train': 1 of 6 texts are alone in their class and no queries"]
+    assert said == [
+        f"{path}, split 'train': 1 of 6 texts are alone in their class and are not queries"
+    ]
 
 
 def test_pairs_that_score_enough_are_positives_both_ways(tmp_path, suffix):
@@ -338,7 +340,7 @@ GOOD, SCORED = '{"text": "a", "label": "x"}', '{"sentence1": "a", "sentence2": "
             "labels",
             "x.jsonl",
             GOOD + '\n{"text": "b", "label": "x", "split": "test"}',
-            r":2: column 'split' is there, but not in the first line",
+            r":2: has a column 'split', but the first line has none",
         ),
         ("examples", "x.csv", "text,label\na,x\nb,y\n", r"none of 2 texts shares its label"),
         ("examples", "x.csv", "text,label,split\na,x,dev\n", r"its splits are dev"),

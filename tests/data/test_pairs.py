@@ -276,7 +276,7 @@ def test_what_cannot_be_meant_is_one_line(tmp_path, name, content, message):
         ("near=maybe", r"option near='maybe': expected 'yes' or 'no'"),
         ("encoding=klingon", r"encoding='klingon': expected an encoding that Python"),
         ("delimiter=xx", r"option delimiter='xx': expected one character"),
-        ("min_score=0.5", r"min_score is given, and no column has scores"),
+        ("min_score=0.5", r"min_score is given, but no column has scores"),
         ("corpus=none.csv", r"none.csv: no such file"),
         ("split=a/b", r"option split: expected a name of at most 100 bytes"),
     ],

@@ -3,9 +3,9 @@
     rows = interchange.read("flagembedding", "train.jsonl")
     interchange.write(rows, "st-triplet", "out.parquet")
 
-Every reader makes `Rows`, every writer takes them (`rows.py`); runs go as {query: {passage:
-score}}. `FORMATS` lists all, a module each family. `docs/interchange.md` has the fields and what is
-lost where; `python -m nvret_jax convert --help` the names.
+Every reader returns `Rows`, every writer takes them (`rows.py`); runs are {query: {passage:
+score}}. `FORMATS` lists all; each family has a module. `docs/interchange.md` has the fields and the
+losses; `python -m nvret_jax convert --help` the names.
 """
 
 from nvret_jax.data.interchange.formats import FORMATS, Format, find, read, write

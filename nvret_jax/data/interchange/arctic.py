@@ -1,13 +1,13 @@
-"""Snowflake Arctic's training relations: parquet with 64-bit ids, texts beside.
+"""Snowflake Arctic's training relations: parquet with 64-bit ids, and tables of texts.
 
     relations.parquet  QUERY_ID, DOCUMENT_ID (uint64), RELEVANCE (int8: 1 positive, -1 negative)
     queries.parquet    QUERY_ID, QUERY_TEXT
     documents.parquet  DOCUMENT_ID, DOCUMENT_TEXT
 
-A folder holds the three; another file with the relations can be named instead of the folder, and
-labels.parquet, which has no RELEVANCE, is read as positives. An id that is no uint64 is written as
-64 bits of its sha256, and a column ORIGINAL_ID beside it says what it was; the reader turns it
-back. There are no scores here, and one row a query: rows of the same query come back as one.
+A folder holds the three; another file with the relations can be given instead of the folder, and
+labels.parquet, which has no RELEVANCE, is read as positives. An id that is not a uint64 is written
+as 64 bits of its sha256, with the original in a column ORIGINAL_ID, from which the reader restores
+it. There are no scores, and one row per query: rows of the same query are joined.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ORIGINAL = "ORIGINAL_ID"
 
 
 def read(path: epath.Path, notes: Notes) -> Rows:
-    """Reads a folder of three tables, or the file of relations with the others beside it.
+    """Reads a folder of three tables, or the file of relations with the others in the same folder.
 
     Raises:
         InputError: a table, a column or a text that is missing, or a value of the wrong kind.
@@ -50,7 +50,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
 def _read_texts(
     path: epath.Path, what: str, enter: Callable[..., int], notes: Notes
 ) -> dict[int, int]:
-    """Enters the texts; number of the file -> row."""
+    """Adds the texts; number in the file -> row."""
     table = streams.Parquet(path, f"the table of {what}_TEXT")
     names = [f"{what}_ID", f"{what}_TEXT"]
     table.need(*names)
@@ -118,7 +118,7 @@ def _read_relations(
         pair = queries[query], documents[document]
         if pair in seen:
             raise InputError(
-                f"{where}: this query and document are related already at {seen[pair]}"
+                f"{where}: this query and document were already related at {seen[pair]}"
             )
         seen[pair] = where
         sides = found.setdefault(pair[0], ([], []))
@@ -158,7 +158,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
 
 
 def is_uint64(name: str) -> bool:
-    """Whether an id is a uint64 in decimal digits, with nothing in front."""
+    """Whether an id is a uint64 in decimal digits, without a sign or leading zeros."""
     digits = name.isascii() and name.isdigit() and len(name) <= 20
     return digits and str(int(name)) == name and int(name) < 2**64
 

@@ -1,4 +1,4 @@
-"""A folder in BEIR's layout, with our negatives beside the judgments.
+"""A folder in BEIR's layout, with this package's negatives in addition.
 
     corpus.jsonl            {"_id", "title", "text"}
     queries.jsonl           {"_id", "text"}
@@ -6,10 +6,11 @@
     negatives/<split>.jsonl {"query_id", "positive_ids", "negative_ids", "positive_scores",
                              "negative_scores", "extra"}: ours; other readers of BEIR ignore it
 
-The path is the folder, or one of its qrels/<split>.tsv for a split other than train. Reading checks
-everything with `nvret_jax.data.beir` first. Without a file of negatives a query's row has what is
-judged 1 or more as its positives. Any other grade, and a judgment of no row's positive, is kept as
-the row's extra key `judgments` {passage id: grade}; other keys of a passage or query stay with it.
+The path is the folder, or one of its qrels/<split>.tsv for a split other than train. Reading first
+checks everything with `nvret_jax.data.beir`. Without a file of negatives, the positives of a
+query's row are the passages judged 1 or more. Any other grade, and a judgment that is not a
+positive of a row, is kept as the row's extra key `judgments` {passage id: grade}; other keys of a
+passage or query are kept with it.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _add_judged(builder: Builder, query: str, grades: dict[str, int]) -> None:
 
 
 def _judgments(grades: dict[str, int], positives: list[str]) -> Json:
-    """What the positives alone do not say."""
+    """The information beyond the positives."""
     known = set(positives)
     odd = {
         passage: grade for passage, grade in grades.items() if grade != 1 or passage not in known
@@ -117,7 +118,7 @@ def _read_negatives(
         for name in names[0]:
             if judged.get(query, {}).get(name, 0) < 1:
                 raise InputError(
-                    f"{where}: passage {name!r} is a positive of {query!r} and not judged 1 or more"
+                    f"{where}: passage {name!r} is a positive of {query!r} but not judged 1 or more"
                 )
         extra = record.get("extra") or {}
         if not isinstance(extra, dict):
@@ -135,8 +136,8 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     """Writes a new folder of one split; returns how many rows.
 
     Raises:
-        InputError: an id that the judgments cannot hold; no positive at all; a folder that holds
-            something already.
+        InputError: an id that the judgments cannot hold; no positive at all; a folder that is not
+            empty.
     """
     need_rows(rows, str(path))
     folder, split = _split(path)
@@ -173,7 +174,7 @@ def _check(table: Texts, what: str, where: str, notes: Notes) -> None:
                 "which BEIR's judgments cannot hold"
             )
         if not table.full(row).strip():
-            notes.add(where, f"a {what} has no text; reading it takes data.allow_empty")
+            notes.add(where, f"a {what} has no text; reading it needs data.allow_empty")
 
 
 def _qrels(rows: Rows, where: str, notes: Notes) -> list[str]:

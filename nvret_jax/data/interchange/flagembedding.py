@@ -1,10 +1,10 @@
-"""FlagEmbedding's training file: one JSON object a line.
+"""FlagEmbedding's training file: one JSON object per line.
 
     {"query": str, "pos": [str], "neg": [str], "pos_scores": [number], "neg_scores": [number], …}
 
-The scores are optional, and so is `neg` in a file that is yet to be mined. `prompt`, `type` and any
-other key stay with the row. A bare string for `pos` or `neg` is mended and noted: FlagEmbedding
-itself would take it apart into letters. Passages have neither ids nor titles here.
+The scores are optional, and so is `neg` before mining. `prompt`, `type` and any other key are kept
+with the row. A bare string for `pos` or `neg` becomes a list and is noted: FlagEmbedding itself
+would split it into letters. Passages have neither ids nor titles here.
 """
 
 from __future__ import annotations

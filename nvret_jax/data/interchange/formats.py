@@ -1,4 +1,4 @@
-"""The formats by name: the table that the command, its help and the documentation go by."""
+"""The formats by name, for the command, its help and the documentation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Format(NamedTuple):
 
     Attributes:
         about: a line for the help.
-        kind: 'rows' or 'run'; one kind does not turn into the other.
+        kind: 'rows' or 'run'; one does not convert to the other.
         read: (path, notes) -> Rows or Run.
         write: (Rows or Run, path, notes) -> records written: lines, or rows of the main table.
     """
@@ -136,7 +136,7 @@ def find(name: str) -> Format:
         InputError: there is none.
     """
     if name not in FORMATS:
-        raise InputError(f"format {name!r} is not known; known are {', '.join(FORMATS)}")
+        raise InputError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
@@ -146,7 +146,7 @@ def read(name: str, path: epath.PathLike, say: Say = print) -> Rows | Run:
     Args:
         name: a key of `FORMATS`.
         path: a file or a folder.
-        say: told, in a line each, what was mended or left out.
+        say: called with a line for each kind of repair or omission.
 
     Raises:
         InputError: one line that names the file, the line or row, and the key.
@@ -163,8 +163,8 @@ def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print
     Args:
         content: `Rows`, or a run for a format of runs.
         name: a key of `FORMATS`.
-        path: the target; a file is replaced, a folder must not hold anything yet.
-        say: told, in a line each, what the format has no place for.
+        path: the target; a file is replaced, a folder must be empty.
+        say: called with a line for each kind of data that the format cannot hold.
 
     Returns:
         How many records were written: lines, or rows of the main table.

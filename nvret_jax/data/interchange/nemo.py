@@ -1,4 +1,4 @@
-"""NVIDIA NeMo's retriever data: a JSON file over corpus folders, or JSON lines with texts inside.
+"""NVIDIA NeMo's retriever data: a JSON file with corpus folders, or JSON lines with texts.
 
 `nemo`, a folder of train.json and corpus/:
 
@@ -7,12 +7,13 @@
     corpus/merlin_metadata.json {"corpus_id", "class": "TextQADataset"}, corpus/train.parquet
     (id, text)
 
-`nemo-inline`, one file: {"query", "pos_doc": str or […], "neg_doc": […]} a line; a document is a
+`nemo-inline`, one file: {"query", "pos_doc": str or […], "neg_doc": […]} per line; a document is a
 string or {"text", "score"}, of which NeMo reads the text.
 
-A score of -1 means nobody scored the document; one that really is -1 reads so too, which the writer
-says. `mining`, other keys of the file and the corpus' metadata are kept. Several corpora are read
-into one table, so an id must mean one text in all of them, and written apart again.
+A score of -1 means that the document was not scored; a real score of -1 is read that way, too,
+which the writer reports. `mining`, other keys of the file and the metadata of the corpus are kept.
+Several corpora are read into one table, so an id must have the same text in all of them; they are
+written separately again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _DEFAULT = {"corpus_id": "corpus", "class": "TextQADataset"}
 
 
 def read(path: epath.Path, notes: Notes) -> Rows:
-    """Reads train.json of a folder, or the JSON file named, with its corpora.
+    """Reads train.json of a folder, or the given JSON file, with its corpora.
 
     Raises:
         InputError: something that is not as above, by file, row and key.
@@ -75,7 +76,7 @@ def _read_corpora(
             raise InputError(f"{where}: expected {{'path': …}}, got {fields.kind(entry)}")
         folder = fields.text(entry, "path", where)
         if not folder or "\0" in folder or "://" in folder:
-            raise InputError(f"{where}: path {folder!r} is not a folder beside the file")
+            raise InputError(f"{where}: path {folder!r} is not a folder next to the file")
         folder = path.parent / folder
         source = folder / "merlin_metadata.json"
         metadata = streams.json_file(source, "the metadata of a corpus")
@@ -154,7 +155,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
         if (values == -1).any():
             notes.add(where, "a score of exactly -1 is written, which means unknown in this format")
     if any(not row.positives for row in rows):
-        notes.add(where, "has rows without a positive, which NeMo does not take")
+        notes.add(where, "has rows without a positive, which NeMo does not accept")
     meta = rows.meta.get("nemo", {})
     corpora = _corpora(rows, meta, where, notes)
     with atomic.whole_folder(path) as folder:
@@ -272,7 +273,9 @@ def _inline_texts(record: Json, key: str, where: str, notes: Notes) -> list[tupl
             found.append((document, UNKNOWN))
         elif isinstance(document, dict):
             for name in sorted(document.keys() - {"text", "score"}):
-                raise InputError(f"{at}: key '{name}' is not known; a document is text alone here")
+                raise InputError(
+                    f"{at}: key '{name}' is not known; here a document has only a text"
+                )
             score = fields.score(document.get("score"), "score", at)
             found.append((fields.text(document, "text", at), score))
         else:
@@ -283,7 +286,7 @@ def _inline_texts(record: Json, key: str, where: str, notes: Notes) -> list[tupl
 def write_inline(rows: Rows, path: epath.Path, notes: Notes) -> int:
     """Writes JSON lines with the texts inside, and returns how many.
 
-    A document with a score is an object; NeMo takes its text and leaves the rest of it alone.
+    A document with a score is an object; NeMo reads its text and ignores the rest.
     """
     need_rows(rows, str(path))
     tell_losses(rows, {"extra", "scores", "query ids"}, str(path), notes)

@@ -1,15 +1,15 @@
-"""The one form every reader makes and every writer takes.
+"""The common form that every reader returns and every writer takes.
 
 `Rows` are training rows over two tables, queries and passages. A row is a query, its positives and
-its negatives, as row numbers of the tables, with a score each where one is known. Choices:
+its negatives, as row numbers of the tables, with the known scores. Choices:
 
-- Ids are text. Where a format has none, an id is a hash of the content: same text, same id, on any
-  machine. Two passages with the same text and different ids stay two.
-- A title is kept apart from the text; where a target has no place for it, it goes in front, the
-  way the reader of BEIR joins them. The empty title is no title.
-- Nothing a file says beyond that is thrown away: keys a reader does not know travel as `extra` of
-  the row, the query or the passage they stood at, keys of the file itself as `meta`.
-- What a target cannot hold is told once, by `tell_losses`.
+- Ids are text. If a format has none, an id is a hash of the content: same text, same id, on any
+  machine. Two passages with the same text and different ids stay separate.
+- A title is kept separate from the text; if a target has no titles, it is put before the text, as
+  in BEIR's readers. An empty title counts as none.
+- Nothing else in a file is discarded: unknown keys are kept as `extra` of their row, query or
+  passage, keys of the file itself as `meta`.
+- What a target cannot hold is reported once, by `tell_losses`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.files.fields import UNKNOWN, Json, Notes
 
-PASSAGE_EXTRA = "passage_extra"  # key of a row's extra: passage id -> what it says in this row
+PASSAGE_EXTRA = "passage_extra"  # key of a row's extra: passage id -> its description in this row
 
 
 def content_id(prefix: str, text: str, title: str | None = None) -> str:
-    """The id of a text that came without one: a letter and 80 bits of sha256, as hex."""
+    """The id of a text without one: a letter and 80 bits of sha256, as hex."""
     data = text.encode("utf-8", "surrogatepass")
     if title:
         head = title.encode("utf-8", "surrogatepass")
@@ -68,7 +68,7 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One training row, as writers see it.
+    """One training row, in the form for writers.
 
     Attributes:
         query: row of the table of queries.
@@ -90,12 +90,12 @@ class Rows:
     """Training rows, R of them.
 
     Attributes:
-        queries, passages: the tables; either may hold what no row uses.
+        queries, passages: the tables; either may hold unused rows.
         query_rows: int64 [R].
         positives, negatives: int64, rows of `passages`, in the order of the source.
         positive_scores, negative_scores: float64, as long as these; nan where unknown.
-        extra: R dicts, mostly empty, of keys a reader did not know.
-        meta: what the file says of itself, under the name of its format.
+        extra: R dicts, mostly empty, of unknown keys.
+        meta: keys of the file itself, under the name of its format.
     """
 
     queries: Texts
@@ -136,10 +136,10 @@ class Rows:
 
 
 class Builder:
-    """Collects rows one by one; the tables grow as texts come in.
+    """Collects rows one by one; the tables grow with the texts.
 
-    A text given without an id is entered once; one given with an id is entered once per id, and
-    must be the same each time.
+    A text without an id is added once; one with an id is added once per id, and must be the same
+    each time.
     """
 
     def __init__(self):
@@ -150,10 +150,10 @@ class Builder:
         self.meta: Json = {}
 
     def query(self, where: str, text: str, name: str | None = None, extra: Json | None = None):
-        """Row number of a query; `where` names the place for an error.
+        """Row number of a query; `where` is the place for an error.
 
         Raises:
-            InputError: the id `name` stood for another text before.
+            InputError: the id `name` had another text before.
         """
         return self._tables[0].row(where, text, None, name, extra)
 
@@ -169,15 +169,15 @@ class Builder:
         return self._tables[1].row(where, text, title or None, name, extra)
 
     def find_query(self, where: str, name: str) -> int:
-        """Row number of a query entered before."""
+        """Row number of a query that was already added."""
         return self._tables[0].find(where, name)
 
     def find_passage(self, where: str, name: str) -> int:
-        """Row number of a passage entered before."""
+        """Row number of a passage that was already added."""
         return self._tables[1].find(where, name)
 
     def said_here(self, row_extra: Json, passage: int, extra: Json) -> None:
-        """Keeps what one row says of a passage, in the row, if it is not what the table says."""
+        """Keeps a row's description of a passage in the row, if it differs from the table's."""
         table = self._tables[1]
         if extra != table.extra.get(passage, {}):
             row_extra.setdefault(PASSAGE_EXTRA, {})[table.ids[passage]] = extra
@@ -200,7 +200,7 @@ class Builder:
         self._extra.append(extra or {})
 
     def build(self) -> Rows:
-        """The rows collected."""
+        """The collected rows."""
         positives, negatives, positive_scores, negative_scores = self._lists
         return Rows(
             *(table.done() for table in self._tables),
@@ -244,8 +244,8 @@ class _Table:
         elif (self._texts[row], self._titles[row]) != (text, title):
             part = "text" if self._texts[row] != text else "title"
             raise InputError(
-                f"{where}: {self._what} id {name!r} came before with another {part}; "
-                "one id must stand for one text"
+                f"{where}: {self._what} id {name!r} had another {part} before; an id must have "
+                f"one text"
             )
         return row
 
@@ -267,8 +267,8 @@ def from_negatives(negatives: Any, queries: Any, corpus: Any) -> Rows:
         queries, corpus: have ids and texts by row, such as `nvret_jax.data.dataset.TextTable`.
 
     Returns:
-        Rows in the order given; passages and queries no row names are in the tables as well. A
-        float32 score becomes the shortest decimal that gives the same float32 back.
+        Rows in the given order; the tables also hold passages and queries in no row. A float32
+        score becomes the shortest decimal that round-trips.
     """
 
     def table(texts: Any) -> Texts:
@@ -297,7 +297,7 @@ def from_negatives(negatives: Any, queries: Any, corpus: Any) -> Rows:
 
 
 class Merger:
-    """Puts lines of one positive each back together, for formats that repeat the negatives.
+    """Joins lines with one positive each, for formats that repeat the negatives.
 
     Neighbouring lines of the same query, negatives, scores of these and further keys are one row
     with several positives.
@@ -317,7 +317,7 @@ class Merger:
         negative_scores: Sequence[float],
         extra: Json | None = None,
     ) -> None:
-        """Takes one line."""
+        """Adds one line."""
         key = (query, tuple(negatives), tuple(negative_scores), extra or {})
         if key != self._key:
             self.finish()
@@ -334,7 +334,7 @@ class Merger:
 
 
 def said_of(extra: Json) -> tuple[dict[str, Json], Json]:
-    """What `Builder.said_here` kept, by passage id, and the row's other keys."""
+    """The descriptions kept by `Builder.said_here`, by passage id, and the row's other keys."""
     said = extra.get(PASSAGE_EXTRA)
     if not isinstance(said, dict) or not all(isinstance(value, dict) for value in said.values()):
         return {}, extra
@@ -342,15 +342,15 @@ def said_of(extra: Json) -> tuple[dict[str, Json], Json]:
 
 
 def tell_losses(rows: Rows, holds: frozenset[str] | set[str], where: str, notes: Notes) -> None:
-    """Notes, in one line, what a target without the other places will not carry.
+    """Notes, in one line, what a target with only these places cannot hold.
 
     Args:
-        rows: what is about to be written.
-        holds: of 'ids' (or 'query ids' alone), 'titles', 'scores', 'extra' (of rows),
-            'passage_extra', 'query_extra', 'passages' and 'queries' (those no row uses), and
+        rows: to be written.
+        holds: of 'ids' (or only 'query ids'), 'titles', 'scores', 'extra' (of rows),
+            'passage_extra', 'query_extra', 'passages' and 'queries' (those in no row), and
             'meta:NAME'.
         where: the target.
-        notes: takes the line; nothing when nothing is lost.
+        notes: takes the line, if anything is lost.
     """
     lost = []
 
@@ -364,7 +364,7 @@ def tell_losses(rows: Rows, holds: frozenset[str] | set[str], where: str, notes:
             entries = zip(table.ids, table.texts, table.titles, strict=True)
             count(sum(i != content_id(prefix, x, t) for i, x, t in entries), what)
     if "titles" not in holds:
-        count(sum(t is not None for t in passages.titles), "titles, now in front of their texts")
+        count(sum(t is not None for t in passages.titles), "titles, now put before their texts")
     if "scores" not in holds:
         pairs = (rows.positive_scores, rows.negative_scores)
         count(sum(int((~np.isnan(s.values)).sum()) for s in pairs), "scores")
@@ -380,16 +380,12 @@ def tell_losses(rows: Rows, holds: frozenset[str] | set[str], where: str, notes:
         count(len(passages) - len(used), "passages in no row")
     if "queries" not in holds:
         count(len(queries) - len(np.unique(rows.query_rows)), "queries in no row")
-    lost += [
-        f"what the source says of itself as {key}"
-        for key in rows.meta
-        if f"meta:{key}" not in holds
-    ]
+    lost += [f"metadata of the source, {key}" for key in rows.meta if f"meta:{key}" not in holds]
     if lost:
         notes.add(where, "this format has no place for " + "; ".join(lost))
 
 
 def need_rows(rows: Rows, where: str) -> None:
-    """Raises InputError when there is nothing to write."""
+    """Raises InputError if there is nothing to write."""
     if not len(rows):
         raise InputError(f"{where}: there are no rows to write")

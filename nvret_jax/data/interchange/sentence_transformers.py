@@ -5,18 +5,18 @@
     labeled-pair  anchor, positive, label 1 or 0         [score in place of label]
     labeled-list  anchor, positive: [texts], labels      [scores in place of labels]
 
-What is said of a file's form is checked against its columns. sentence-transformers reads columns by
-place, so (query, answer, hard) is a triplet as well; columns named anchor and positive are taken by
-name. Other names of the first two columns are kept. Its trainer takes every further column for a
-text, so none is written, and none is read.
+The stated form of a file is checked against its columns. sentence-transformers reads columns by
+position, so (query, answer, hard) is a triplet, too; columns named anchor and positive are read by
+name. Other names of the first two columns are kept. Its trainer treats every further column as a
+text, so none is written or read.
 
-- triplet, n-tuple and lists of scores have one positive a line: rows with several positives become
-  neighbouring lines with the same negatives, and are put together again when read.
-- n-tuple has one width. Writing takes the n for which n × (rows with n negatives) is greatest, and
-  says how many rows and negatives are left out.
+- triplet, n-tuple and lists of scores have one positive per line: rows with several positives
+  become neighbouring lines with the same negatives, and are joined when read.
+- n-tuple has one width. The writer chooses the n for which n × (rows with n negatives) is largest,
+  and reports how many rows and negatives are left out.
 - A labeled pair or list keeps the positives of a row first; order between labels is not kept.
-- Lists of scores have their positive first. Pairs with scores do not say where positives end: the
-  first of a query is taken for its positive, and both reader and writer say so.
+- Lists of scores have their positive first. Pairs with scores do not mark the positives: the first
+  of a query is taken as its positive, which both reader and writer report.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Columns(NamedTuple):
 
 
 def reader(form: str) -> Callable[[epath.Path, Notes], Rows]:
-    """The reader of one form; with or without scores it tells from the columns."""
+    """The reader of one form; the columns show whether there are scores."""
 
     def read(path: epath.Path, notes: Notes) -> Rows:
         names, records = _open(path)
@@ -80,7 +80,7 @@ def _open(path: epath.Path) -> tuple[list[str], Iterator[tuple[str, Json]]]:
 
 def _check_suffix(path: epath.Path) -> None:
     if path.suffix not in (".parquet", ".jsonl", ".json"):
-        raise InputError(f"{path}: the name must end in .parquet or .jsonl to say what it is")
+        raise InputError(f"{path}: the name must end in .parquet or .jsonl")
 
 
 def _alike(
@@ -111,7 +111,7 @@ def _columns(names: Sequence[str], form: str, where: str) -> _Columns:
 
 
 def _in_order(texts: list[str], where: str) -> list[str]:
-    """Anchor, positive, negatives: by name where names say so, else by place."""
+    """Anchor, positive, negatives: by name if the names are known, else by position."""
     negatives = sorted((t for t in texts if _NEGATIVE.fullmatch(t)), key=_numbered)
     others = [text for text in texts if text not in negatives]
     if not negatives and not {"anchor", "positive"} <= set(others):
@@ -125,8 +125,8 @@ def _in_order(texts: list[str], where: str) -> list[str]:
         ]
     if len(others) != 2:
         raise InputError(
-            f"{where}: beside its negatives it has {', '.join(others) or 'no column'}; expected an "
-            "anchor and a positive"
+            f"{where}: in addition to negatives it has {', '.join(others) or 'no column'}; "
+            f"expected an anchor and a positive"
         )
     return [*(others[::-1] if others[0] == "positive" else others), *negatives]
 
@@ -150,7 +150,7 @@ def _read_tuples(
     builder: Builder, records: Iterable[tuple[str, Json]], columns: _Columns, *, triplet: bool
 ) -> None:
     merger = Merger(builder)
-    opened: tuple | None = None  # of triplets: what the line before shares with its neighbours
+    opened: tuple | None = None  # for triplets: what the previous line shares with its neighbours
     negatives: list[int] = []
     scores: list[float] = []
     for where, record in records:
@@ -192,8 +192,8 @@ def _read_pairs(
             if side == 0:
                 notes.add(
                     where,
-                    "the first pair of a query is taken for its positive, the others "
-                    "for negatives; pairs with scores do not say",
+                    "the first pair of a query is taken as its positive, the others as negatives, "
+                    "because pairs with scores do not mark them",
                 )
         else:
             side = 0 if _label(value, "label", where) else 1
@@ -266,7 +266,7 @@ def _need_scores(rows: Rows, form: str, where: str) -> None:
             name = rows.queries.ids[rows.query_rows[row]]
             raise InputError(
                 f"{where}: query {name!r} has a passage without a score; write 'st-{form}', which "
-                "has none"
+                f"has no scores"
             )
 
 
@@ -301,7 +301,8 @@ class _Writing:
     def _best_width(self) -> int:
         counts = self._rows.negatives.counts[self._rows.positives.counts > 0]
         widths = np.arange(counts.max(initial=0) + 1)
-        enough = len(counts) - np.searchsorted(np.sort(counts), widths)  # rows that have as many
+        # rows with at least this many
+        enough = len(counts) - np.searchsorted(np.sort(counts), widths)
         best = int(np.argmax(widths * enough))
         told = f"n-tuple of {best} negatives"
         if short := int((counts < best).sum()):
@@ -357,8 +358,8 @@ class _Writing:
             self._left_out("a row without a passage is left out")
         if self._scored and len(row.positives) != 1:
             self._left_out(
-                "a row has not just one positive; readers of pairs with scores cannot "
-                "tell which are positives"
+                "a row does not have exactly one positive; readers of pairs with scores cannot "
+                "distinguish positives"
             )
         sides = ((row.positives, row.positive_scores, 1), (row.negatives, row.negative_scores, 0))
         for passages, scores, label in sides:

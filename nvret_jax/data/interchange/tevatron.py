@@ -1,4 +1,4 @@
-"""Tevatron's training rows: with the texts inside, or by id beside a corpus.
+"""Tevatron's training rows: with the texts, or by id with a corpus.
 
 `tevatron`, one file:
 
@@ -10,9 +10,9 @@
     {"query_id", "query_text", "positive_document_ids": […], "negative_document_ids": […]}
     {"docid", "title", "text"}
 
-Tevatron's distillation reads `score` inside a passage; by id it has no place of its own for scores,
-so they go under `positive_scores` and `negative_scores`, which Tevatron does not look at. A title
-is written for every passage or for none, because Tevatron adds it whenever the key is there.
+Tevatron's distillation reads `score` inside a passage; the format by id has no field for scores, so
+they go to `positive_scores` and `negative_scores`, which Tevatron ignores. A title is written for
+every passage or for none, because Tevatron uses it whenever the key is present.
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@
     documents.parquet  document_id, document (or text)
 
 A folder holds the three, each a file or a folder of parts. One line has one positive, so rows with
-several are neighbouring lines with the same negatives, put together again when read. Further keys
-of a row go into a column `extra` as JSON, which those tools do not look at; columns of the source
-that are not known come back the same way. Lists that are written as strings, as some of LightOn's
-are, are read too.
+several become neighbouring lines with the same negatives, joined when read. Further keys of a row
+go into a column `extra` as JSON, which those tools ignore; unknown columns of the source are kept
+the same way. Lists written as strings, as in some of LightOn's sets, are read, too.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def _read_texts(
 
 
 def _as_list(value: object, key: str, where: str) -> object:
-    """A list that came as the text of one; anything else as it is."""
+    """A list from its text form; anything else unchanged."""
     if not isinstance(value, str):
         return value
     try:

@@ -73,7 +73,7 @@ def test_the_source_may_be_the_target(tmp_path):
         (["nothing", "trec:b"], "source 'nothing': expected format:path"),
         (["trec:", "trec:b"], "source 'trec:': expected format:path"),
         (["trec:a", "b"], "target 'b': expected format:path"),
-        (["bad:a", "trec:b"], "format 'bad' is not known; known are flagembedding"),
+        (["bad:a", "trec:b"], "unknown format 'bad'; known formats: flagembedding"),
         (["trec:a", "bad:b"], "format 'bad' is not known"),
         (["trec:a", "beir:b"], "a run has ids without texts"),
         (["workdir:a", "workdir:b"], "a workdir is a source only"),

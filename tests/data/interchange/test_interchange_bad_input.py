@@ -59,12 +59,12 @@ LINES = [
     (
         "tevatron",
         [TEVATRON | {"negative_passages": [PASSAGE | {"text": "z"}]}],
-        "passage id '1' came before with another text",
+        "passage id '1' had another text before",
     ),
     (
         "tevatron",
         [TEVATRON | {"negative_passages": [PASSAGE | {"title": "z"}]}],
-        "passage id '1' came before with another title",
+        "passage id '1' had another title before",
     ),
     (
         "tevatron",
@@ -187,7 +187,7 @@ FOLDERS = [
     ("nemo", nemo(lambda w: w.pop("corpus")), "key 'corpus' is missing"),
     ("nemo", nemo(lambda w: w.update(corpus=[])), "key 'corpus' is empty"),
     ("nemo", nemo(lambda w: w.update(corpus=["x"])), "expected {'path': …}, got a string"),
-    ("nemo", nemo(lambda w: w.update(corpus={"path": "hf://x"})), "is not a folder beside"),
+    ("nemo", nemo(lambda w: w.update(corpus={"path": "hf://x"})), "is not a folder next to"),
     ("nemo", nemo(lambda w: w.update(corpus={"path": "no"})), "merlin_metadata.json: no such file"),
     ("nemo", nemo(lambda w: w.update(corpus=w["corpus"] * 2)), "is used by two corpora"),
     ("nemo", nemo(lambda w: w.update(data=[])), "'data' is empty"),
@@ -238,7 +238,7 @@ FOLDERS = [
     (
         "beir",
         edit(("negatives/train.jsonl", {"query_id": "q1", "positive_ids": ["p4"]})),
-        "is a positive of 'q1' and not judged 1 or more",
+        "is a positive of 'q1' but not judged 1 or more",
     ),
     ("beir", edit(("negatives/train.jsonl", {"query_id": "q1", "note": 1})), "key 'note' is not"),
     ("beir", edit(("negatives/train.jsonl", {"query_id": "q1", "extra": [1]})), "'extra' must be"),
@@ -328,7 +328,7 @@ UNWRITABLE = [
     ("trec", lambda: {"q": {}}, "the run is empty"),
     ("trec", example, "format 'trec' holds a run"),
     ("beir", lambda: {"q": {"p": 1.0}}, "format 'beir' holds training rows; the source is a run"),
-    ("st-triple", example, "format 'st-triple' is not known; known are flagembedding, "),
+    ("st-triple", example, "unknown format 'st-triple'; known formats: flagembedding, "),
 ]
 
 

@@ -422,9 +422,9 @@ def test_columns_are_taken_by_name_where_they_have_one_and_by_place_otherwise(tm
 
 def test_pairs_with_scores_say_what_was_assumed(tmp_path):
     path, said = written("st-labeled-pair-scores", tmp_path)
-    assert any("cannot tell which are positives" in line for line in said)
+    assert any("cannot distinguish positives" in line for line in said)
     _, said = read("st-labeled-pair-scores", path)
-    assert any("the first pair of a query is taken for its positive" in line for line in said)
+    assert any("the first pair of a query is taken as its positive" in line for line in said)
 
 
 # --- three tables, Arctic, BEIR
@@ -447,7 +447,7 @@ def test_three_tables_put_the_positive_first(tmp_path):
         "query_id": "q1",
         "query": "what lifts a wing",
     }
-    assert said == [f"{path}: this format has no place for titles, now in front of their texts (1)"]
+    assert said == [f"{path}: this format has no place for titles, now put before their texts (1)"]
 
 
 def test_three_tables_may_have_numbers_text_columns_parts_and_lists_written_as_strings(tmp_path):
