@@ -1,8 +1,8 @@
-"""The config of a run: every option, from the dataclasses of the packages, and what makes one.
+"""The config of a run: every option, from the dataclasses of the packages, and helpers.
 
-A config file in `configs/` calls `base()`, changes what its experiment is about, and returns the
+A config file in `configs/` calls `base()`, changes the values of its experiment, and returns the
 result. On the command line any value can be overridden: `--config.mining.percent=0.9`. `smoke()`
-shrinks whatever it is given to about a minute. What must hold between values: `config/checks.py`.
+shrinks any config to about a minute. `config/checks.py` has the conditions between values.
 `--help_config` prints all options; they are also listed in docs/options.md.
 """
 
@@ -58,7 +58,7 @@ _RULE, _OPTIONS = fields_of(Rule), fields_of(Options)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
-    """One of several training sets; what is unset is as for the whole run."""
+    """One of several training sets; unset values are those of the run."""
 
     source: str = option(
         "",
@@ -66,9 +66,7 @@ class TrainingSet:
         "As 'data.train'; also labels:FILE, examples:FILE and sts:FILE.",
         replaces="data.train",
     )
-    split: str = option(
-        "train", SPLIT, "The split of it that is trained on.", replaces="data.train_split"
-    )
+    split: str = option("train", SPLIT, "Its split for training.", replaces="data.train_split")
     min_relevance: int = option(
         1, GRADE, "As 'data.min_relevance', for this set.", replaces="data.min_relevance"
     )
@@ -81,7 +79,7 @@ class TrainingSet:
     teachers: tuple[str, ...] = option(
         (),
         many(TEACHER, distinct=True),
-        "Which teachers mine it; (): 'mining.teachers'.",
+        "The teachers that mine it; (): 'mining.teachers'.",
         replaces="mining.teachers",
     )
     rule: str | None = option(
@@ -141,7 +139,7 @@ class TrainingSet:
     teacher_query_prompt: str | None = option(
         None,
         PROMPT,
-        "The prompt that teachers see; unset: their own.",
+        "The teachers' prompt for its queries; unset: their own.",
         replaces=f"{EACH_TEACHER}.query_prompt",
     )
     teacher_passage_prompt: str | None = option(
@@ -154,7 +152,7 @@ class Mesh:
     """The sizes of the mesh of devices, by axis."""
 
     data: int = option(
-        -1, MESH_AXIS, "Devices that split the batch and the corpus; -1: the devices that are left."
+        -1, MESH_AXIS, "Devices that split the batch and the corpus; -1: the remaining devices."
     )
     fsdp: int = option(1, MESH_AXIS, "Devices that split weights and batch.")
     tensor: int = option(1, MESH_AXIS, "Devices that split the products of a layer.")
@@ -200,25 +198,25 @@ def _processes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that a run can be asked for, by the blocks of a config."""
+    """All options of a run, by the blocks of a config."""
 
     name: str = option("base", NAME, "Names the experiment; a workdir belongs to one name.")
     seed: int = option(0, SEED, "Seeds every draw: order of batches, which positive, dropout.")
     stages: tuple[str, ...] = option(
         DEFAULT_STAGES,
         many(choice(*STAGES), least=1),
-        "Which stages run, whatever order they are written in.",
+        "The stages to run, in any order.",
     )
     download: bool = option(
         False,
         flag(),
-        "Fetch hub models over the network; otherwise local files and the local cache only.",
+        "Fetch hub models over the network; otherwise only local files and the local cache.",
     )
     track: tuple[str, ...] = option(
         (),
         many(choice(*TRACKERS), distinct=True),
-        "Where metrics also go, such as ('wandb',); each is a package to be installed; (): to "
-        "metrics.jsonl and tensorboard/ alone.",
+        "Further outputs of metrics, such as ('wandb',); each is a package to install; (): only "
+        "metrics.jsonl and tensorboard/.",
         counts=False,
     )
     data: Data = block(Data)
@@ -234,8 +232,8 @@ class Config:
     rounds: int = option(
         1,
         whole(1, 1000),
-        "How often all of it is done: each round but the first mines with the student of the round "
-        "before, and trains that one further.",
+        "The number of rounds: each round after the first mines with the student of the previous "
+        "one, and trains it further.",
     )
     order: tuple[str, ...] = option(
         (),
@@ -254,12 +252,12 @@ class Config:
     train_stages: dict[str, Training] = named(Training)
 
 
-NAMED = blocks.named_blocks(Config)  # blocks that others are added to by name
+NAMED = blocks.named_blocks(Config)  # blocks to which others are added by name
 
 
 def base() -> ConfigDict:
     """The default config: mine with MiniLM, train it, evaluate, export."""
-    return blocks.default(Config).lock()  # a key that is not there is a typing mistake
+    return blocks.default(Config).lock()  # a missing key is a typing mistake
 
 
 def encoder(model: str = MODEL) -> ConfigDict:
@@ -268,7 +266,7 @@ def encoder(model: str = MODEL) -> ConfigDict:
 
 
 def training_set(source: str = "") -> ConfigDict:
-    """The block of one of several training sets; what is unset is as for `data.train`."""
+    """The block of one of several training sets; unset values are those of `data.train`."""
     return _with(blocks.default(TrainingSet), source=source)
 
 
@@ -279,7 +277,7 @@ def _with(made: ConfigDict, **values: Any) -> ConfigDict:
 
 
 def keys_of(config: ConfigDict) -> dict[str, Takes]:
-    """Key -> what it takes, for every key that this config should have."""
+    """Key -> the values it takes, for every key that this config should have."""
     table = blocks.takes_by_key(Config)
     for key, cls in NAMED.items():
         inside = config.get(key)
@@ -289,7 +287,7 @@ def keys_of(config: ConfigDict) -> dict[str, Takes]:
 
 
 def add_teacher(config: ConfigDict, name: str, model: str, **changes) -> ConfigDict:
-    """Adds a teacher under a name; `mining.teachers` says which are used, and in which order.
+    """Adds a teacher under a name; `mining.teachers` lists the used ones, in order.
 
     Args:
         name: letters, digits, '-' and '_'; also a folder in the workdir.
@@ -303,7 +301,7 @@ def add_teacher(config: ConfigDict, name: str, model: str, **changes) -> ConfigD
 
 
 def add_set(config: ConfigDict, name: str, source: str, **changes) -> ConfigDict:
-    """Adds a training set under a name; `train.sets`, or a stage's, says which are used.
+    """Adds a training set under a name; `train.sets`, or a stage's, lists the used ones.
 
     Args:
         name: letters, digits, '-' and '_'; also a folder in the workdir.
@@ -317,11 +315,11 @@ def add_set(config: ConfigDict, name: str, source: str, **changes) -> ConfigDict
 
 
 def add_stage(config: ConfigDict, name: str, **changes) -> ConfigDict:
-    """Adds a training stage behind those there are: a copy of `config.train`, with changes.
+    """Adds a training stage after the existing ones: a copy of `config.train`, with changes.
 
     Args:
         name: letters, digits, '-' and '_'; also a folder under the checkpoints.
-        **changes: values of the block; `loss` takes a dict of its own values that change.
+        **changes: values of the block; `loss` takes a dict of changed values.
 
     Returns:
         The block.
@@ -348,14 +346,14 @@ def stage_names(config: ConfigDict) -> list[str]:
 
 
 def stages_of(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Name -> block of each training stage, in order; one, 'train', where none are named."""
+    """Name -> block of each training stage, in order; only 'train' if none are named."""
     if not config.train.stages:
         return {"train": config.train}
     return {name: config.train_stages[name] for name in config.train.stages}
 
 
 def set_names(config: Any) -> list[str]:
-    """All sets there are to train on, `data.train` first."""
+    """All training sets, `data.train` first."""
     return [MAIN_SET] * bool(config.data.train) + list(config.sets)
 
 
@@ -371,7 +369,7 @@ def flat_keys(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def near(config: ConfigDict, key: str) -> str:
-    """'; did you mean …?' for a key that is not there, or ''."""
+    """'; did you mean …?' for an unknown key, or ''."""
     known, leaf = flat_keys(config), key.rsplit(".", 1)[-1]
     found = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
     found = found or difflib.get_close_matches(key, known, 2, cutoff=0.8)
@@ -390,7 +388,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.search.depth = 30
     config.search.query_block = 16
     for key, value in (("percent", 0.95), ("margin", 0.05)):
-        if config.mining[key] == "auto":  # which takes more queries than there are
+        if config.mining[key] == "auto":  # which needs more queries than there are
             config.mining[key] = value
     config.audit.resamples = min(config.audit.resamples, 200)
     for one in config.sets.values():
@@ -414,13 +412,13 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 def apply_arg(config: ConfigDict, arg: str | None) -> ConfigDict:
-    """What stands behind the colon of `--config=configs/x.py:smoke`.
+    """Applies the word after the colon of `--config=configs/x.py:smoke`.
 
     Raises:
-        InputError: a word that is not known.
+        InputError: an unknown word.
     """
     if not arg:
         return config
     if arg != "smoke":
-        raise InputError(f"config argument ':{arg}' is not known; ':smoke' is")
+        raise InputError(f"unknown config argument ':{arg}'; expected ':smoke'")
     return smoke(config)

@@ -1,11 +1,11 @@
-"""What must hold of the values of a config; all mistakes are named in one message.
+"""Checks of the values of a config; one message names all mistakes.
 
-The dataclasses of options say what each key takes, and what must hold inside a block. Here is what
-must hold between blocks. Only values are read. What needs the data, the mesh or the models is
-checked by `pipeline/preflight.py`, before anything is made.
+The dataclasses of options define the values of each key, and the conditions within a block. Here
+are the conditions between blocks. Only values are read. Conditions on the data, the mesh or the
+models are checked by `pipeline/preflight.py`, before anything is made.
 
-A check between keys reads the config through `Sound`, which ends it where it asks for a value that
-is wrong by itself: that mistake is named already.
+A check between keys reads the config through `Sound`, which ends it when it reads a value that is
+invalid by itself, because that mistake is already reported.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _wrong_keys(config: ConfigDict) -> list[str]:
 
 
 def _blocks(config: ConfigDict, known: Iterable[str]) -> list[str]:
-    """Keys of all blocks there should be, the outer ones first."""
+    """Keys of all expected blocks, the outer ones first."""
     blocks = dict.fromkeys(NAMED)
     for named in NAMED:
         inside = config.get(named)
@@ -94,7 +94,7 @@ def _blocks(config: ConfigDict, known: Iterable[str]) -> list[str]:
 
 
 def _value(config: ConfigDict, key: str) -> Any:
-    """The value of a key; None where there is none."""
+    """The value of a key; None if there is none."""
     for part in key.split("."):
         config = config.get(part) if isinstance(config, ConfigDict) else None
     return config
@@ -141,10 +141,10 @@ def check_paths(config: ConfigDict) -> list[str]:
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict | None:
-    """A copy in which values that are wrong, by themselves or inside their block, are defaults.
+    """A copy in which values that are invalid, by themselves or within their block, are defaults.
 
-    None where such a value, or a path, says what is read: nothing found in other data or another
-    model would help. None, too, where no data are named. Mistakes between blocks stay.
+    None if such a value, or a path, determines what is read, because findings in other data or
+    another model would not help; also None if no data are given. Mistakes between blocks are kept.
     """
     if check_paths(config):
         return None
@@ -175,11 +175,11 @@ def _defaults(config: ConfigDict) -> dict[str, Any]:
 
 
 class Unsound(Exception):
-    """A check has asked for a value that is wrong by itself."""
+    """A check has read a value that is invalid by itself."""
 
 
 class Sound:
-    """A config, or a block of it, that raises `Unsound` where a wrong value is read."""
+    """A config, or a block of it, that raises `Unsound` when an invalid value is read."""
 
     def __init__(self, config: ConfigDict, wrong: frozenset[str], at: str = ""):
         self._config, self._wrong, self._at = config, wrong, at
@@ -207,7 +207,7 @@ class Sound:
 
 
 def _checks(config: Sound) -> Iterator[Conflicts]:
-    """The checks, each of which may be ended by a value that is wrong by itself."""
+    """The checks, each of which may be ended by a value that is invalid by itself."""
     yield _sources(config)
     yield _student(config)
     for at, block in _teachers(config):
@@ -233,7 +233,7 @@ def _checks(config: Sound) -> Iterator[Conflicts]:
 
 
 def _inside(config: Sound) -> Iterator[Conflicts]:
-    """What must hold inside each block, as its dataclass says."""
+    """The conditions within each block, from its dataclass."""
     for check in blocks.conflicts(Config, config):
         yield _but_templates(check, config)
     for named, cls in NAMED.items():
@@ -242,7 +242,7 @@ def _inside(config: Sound) -> Iterator[Conflicts]:
 
 
 def _but_templates(check: Conflicts, config: Sound) -> Conflicts:
-    """Where stages of training are named, `train` is what they are copied from, no stage itself."""
+    """If training stages are named, `train` is only the template that they are copied from."""
     for key, what in check:
         if not (config.train_stages and key.startswith("train.")):
             yield key, what
@@ -285,7 +285,7 @@ def _student(config: Sound) -> Conflicts:
 
 
 def _untrained(at: str, block: Sound) -> Conflicts:
-    """What only a student has."""
+    """Options that only a student has."""
     for key, value in (("init", "pretrained"), ("remat", "none")):
         if block[key] != value:
             yield f"{at}.{key}", f"for the student only; a teacher takes {value!r}"
@@ -298,7 +298,7 @@ def _untrained(at: str, block: Sound) -> Conflicts:
 
 
 def is_name(name: str) -> bool:
-    """Whether it may name a folder: at most 100 letters, digits, '-' and '_'."""
+    """Whether it is valid as a folder name: at most 100 letters, digits, '-' and '_'."""
     return len(name) <= 100 and name.replace("-", "").replace("_", "").isalnum()
 
 
@@ -316,7 +316,7 @@ def _mining_teachers(at: str, block: Sound, config: Sound) -> Conflicts:
     known = ("teacher", *config.teachers)
     unknown = [name for name in block.teachers if name not in known]
     if unknown:
-        yield f"{at}.teachers", f"unknown {unknown}; known are {', '.join(known)}"
+        yield f"{at}.teachers", f"unknown {unknown}; known: {', '.join(known)}"
 
 
 def _rescorer(config: Sound) -> Conflicts:
@@ -335,7 +335,7 @@ def _are_cosines(config: Sound, names: Iterable[str]) -> bool:
 
 
 def _audited(config: Sound) -> Conflicts:
-    """Values that no cosine reaches, among those that an audit tries."""
+    """Values out of the range of cosines, among those that an audit tries."""
     if not _are_cosines(config, config.mining.teachers):
         return
     for name in ("margin", "threshold"):
@@ -345,7 +345,7 @@ def _audited(config: Sound) -> Conflicts:
 
 
 def _cosines(at: str, block: Sound, config: Sound) -> Conflicts:
-    """Values that no cosine reaches, where the teachers' scores are cosines."""
+    """Values out of the range of cosines, if the teachers' scores are cosines."""
     if not _are_cosines(config, block.teachers or config.mining.teachers):
         return
     values = {name: block[name] for name in ("margin", "threshold") if name in block}
@@ -372,7 +372,7 @@ def _order(config: Sound) -> Conflicts:
         yield "train.stages", f"unknown {unknown}; there are {known}"
     for name in config.train_stages:
         if name not in order:
-            yield "train.stages", f"stage {name!r} is never run; name it, or do not add it"
+            yield "train.stages", f"stage {name!r} never runs; list it, or do not add it"
         if not is_name(name):
             yield (
                 "train.stages",
@@ -437,7 +437,7 @@ def _dropout(config: Sound) -> Conflicts:
         return
     rates = sorted({block.dropout for block in stages_of(config).values() if block.dropout})
     if len(rates) > 1:
-        what = f"stages have the rates {rates}; one rate, or 0 (off), can be built into a model"
+        what = f"stages have the rates {rates}; all stages must use one dropout rate, or 0"
         yield "train.stages", what
 
 

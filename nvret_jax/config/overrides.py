@@ -1,9 +1,9 @@
-"""The config file and what the command line changes in it, with every mistake in one line.
+"""The config file and the overrides of the command line, with all mistakes in one line.
 
-`ml_collections.config_flags` does the reading; it stops at the first mistake, and tells it in the
-words of whatever Python call failed. So the same arguments are looked at here first: the file is
-run, each override is tried alone, and all that is wrong is told at once, by file, line and key.
-Running the file twice is harmless: it only builds a dict.
+`ml_collections.config_flags` does the parsing; it stops at the first mistake and reports it with
+the error of some Python call. So the same arguments are checked here first: the file is run, each
+override is tried separately, and all mistakes are reported together, by file, line and key. Running
+the file twice is harmless: it only builds a dict.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _EXPECTED = {
 
 
 def from_arguments(arguments: Sequence[str]) -> ConfigDict:
-    """The config that `--config=FILE` and `--config.KEY=VALUE` of a command line make.
+    """The config from `--config=FILE` and `--config.KEY=VALUE` of a command line.
 
     Args:
         arguments: those of the command line that belong to a config.
 
     Raises:
-        InputError: no file is named, or all that is wrong with them, in one line.
+        InputError: no file is given, or all mistakes in them, in one line.
     """
     argv, gone = check(located(["", *arguments]))
     alone = flags.FlagValues()
@@ -55,7 +55,7 @@ def from_arguments(arguments: Sequence[str]) -> ConfigDict:
             raise InputError(NO_CONFIG)
         unset(holder.value, gone)
     except flags.Error as error:
-        said = re.sub(r"\('(.*)', .*\)$", r"\1", str(error))  # absl shows a tuple
+        said = re.sub(r"\('(.*)', .*\)$", r"\1", str(error))  # absl prints a tuple
         raise InputError(f"flags: {said}") from None
     except InputError:
         raise
@@ -74,11 +74,11 @@ def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Returns:
         (the command line without the values that are unset, their keys): `config_flags` cannot
-        parse None, so whoever parses the rest calls `unset` afterwards.
+        parse None, so the caller that parses the rest calls `unset` afterwards.
 
     Raises:
-        InputError: the file cannot be used, or overrides name unknown keys or values of another
-            type; one line with all of these.
+        InputError: an invalid file, or overrides with unknown keys or values of a wrong type; one
+            line with all of these.
     """
     path, changes = _split(argv)
     if not path:
@@ -103,7 +103,7 @@ def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def unset(config: ConfigDict, keys: Sequence[str]) -> None:
-    """Unsets values of a config, as `check` has found them."""
+    """Unsets the values of a config that `check` returned."""
     for key in keys:
         target, (*blocks, leaf) = config, key.split(".")
         for name in blocks:
@@ -114,8 +114,8 @@ def unset(config: ConfigDict, keys: Sequence[str]) -> None:
 def located(argv: Sequence[str]) -> list[str]:
     """A command line whose `--config=configs/…` names a file that exists.
 
-    The project's own configs are found from any folder: where the working folder has no such file,
-    the one that came with the package is named. A line on stdout says so.
+    The project's own configs are found from any folder: if the working directory has no such file,
+    the one installed with the package is used, which is printed.
     """
     out = list(argv)
     for i, argument in enumerate(out):
@@ -124,7 +124,7 @@ def located(argv: Sequence[str]) -> list[str]:
             continue
         if pathlib.Path(match[2]).exists():
             continue
-        # In a wheel configs/ is inside the package; in a checkout, beside it.
+        # In a wheel configs/ is inside the package; in a checkout, next to it.
         for root in (_PACKAGE, _PACKAGE.parent):
             if (root / match[2]).is_file():
                 out[i] = f"{match[1] or ''}{root / match[2]}{match[3] or ''}"
@@ -134,16 +134,17 @@ def located(argv: Sequence[str]) -> list[str]:
 
 
 def load(spec: str) -> ConfigDict:
-    """The config that `FILE` or `FILE:arg` gives.
+    """The config from `FILE` or `FILE:arg`.
 
     Raises:
-        InputError: there is no such file, it is not Python, raises, or gives no ConfigDict.
+        InputError: there is no such file, it is not Python, raises, or does not return a
+            ConfigDict.
     """
     name, arg = _file_and_argument(str(paths.local(spec, "--config")))
     path = pathlib.Path(name)
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"--config={spec}: {what}; name a file such as configs/quickstart.py")
+        raise InputError(f"--config={spec}: {what}; expected a file such as configs/quickstart.py")
     loader = importlib.machinery.SourceFileLoader("config_file", name)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     try:
@@ -152,12 +153,12 @@ def load(spec: str) -> ConfigDict:
             raise InputError("the file defines no function get_config()")
         config = module.get_config(arg) if arg else module.get_config()
         if not isinstance(config, ConfigDict):
-            raise InputError(f"get_config() gives {type(config).__name__}, not a ConfigDict")
+            raise InputError(f"get_config() returns {type(config).__name__}, not a ConfigDict")
     except InputError as error:
         raise InputError(f"--config={spec}: {error}") from None
     except SyntaxError as error:
         raise InputError(f"{error.filename or name}:{error.lineno}: {error.msg}") from None
-    except Exception as error:  # whatever the user's own code raises
+    except Exception as error:  # any exception of the user's code
         frames = traceback.extract_tb(error.__traceback__)
         line = next((f":{f.lineno}" for f in reversed(frames) if f.filename == name), "")
         # A ConfigDict appends all its values to the message.
@@ -167,12 +168,12 @@ def load(spec: str) -> ConfigDict:
 
 
 def read(spec: str) -> ConfigDict:
-    """`load`, of a file that the package came with from any folder; see `located`."""
+    """`load`, which finds files installed with the package from any folder; see `located`."""
     return load(located(["", f"--config={spec}"])[1].removeprefix("--config="))
 
 
 class File(flags.ArgumentParser):
-    """Reads the value of --config as `load` does."""
+    """Parses the value of --config with `load`."""
 
     def parse(self, argument: str) -> ConfigDict:
         """The config, locked."""
@@ -184,7 +185,7 @@ class File(flags.ArgumentParser):
 
 
 def _file_and_argument(spec: str) -> tuple[str, str]:
-    """'FILE:arg' in two. A folder's name may hold colons: the longest file that is there counts."""
+    """Splits 'FILE:arg'. Names of folders may contain colons: the longest existing file is used."""
     name, colon = spec, ":"
     while colon:
         if _is_file(name):
@@ -197,12 +198,12 @@ def _file_and_argument(spec: str) -> tuple[str, str]:
 def _is_file(name: str) -> bool:
     try:
         return pathlib.Path(name).is_file()
-    except OSError:  # a name that is too long, say
+    except OSError:  # for example a name that is too long
         return False
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str, str | None]]]:
-    """The value of --config, and (key, argument, the argument behind it) of each override."""
+    """The value of --config, and (key, argument, the next argument) of each override."""
     path, changes = None, []
     arguments = list(argv[1:])
     if "--" in arguments:
@@ -217,7 +218,7 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str, str | 
 
 
 def _grouped(config: ConfigDict, changes) -> Iterator[tuple[str, list[str]]]:
-    """(key, arguments to be tried together): one flag, its value behind it perhaps.
+    """(key, arguments to try together): one flag, perhaps with its value as the next argument.
 
     A tuple may be given by several flags, which make one value.
     """
@@ -234,7 +235,7 @@ def _grouped(config: ConfigDict, changes) -> Iterator[tuple[str, list[str]]]:
 
 
 def _type(config: ConfigDict, key: str) -> type | None:
-    """The type of a key's value; None where there is no such key."""
+    """The type of a key's value; None if there is no such key."""
     node, (*blocks, leaf) = config, key.split(".")
     for block in blocks:
         node = node.get(block) if isinstance(node, ConfigDict) else None
@@ -242,7 +243,7 @@ def _type(config: ConfigDict, key: str) -> type | None:
 
 
 def _text(arguments: list[str]) -> str:
-    """The value that an override gives, as written."""
+    """The value of an override, as written."""
     return arguments[0].partition("=")[2] if "=" in arguments[0] else arguments[-1]
 
 
@@ -255,7 +256,7 @@ def _without(argv: list[str], arguments: list[str]) -> list[str]:
 
 
 def _is_plain(kind: type, value: str) -> bool:
-    """Whether the numbers in a value are spelled as people spell them: no '1_0', '0x10', '１０'."""
+    """Whether the numbers in a value are plain decimal: no '1_0', '0x10', '１０'."""
     if kind in (int, float):
         return value.isascii() and _is_decimal(value)
     if kind in (tuple, object):
@@ -277,7 +278,7 @@ def _is_decimal(number: str) -> bool:
 
 
 def _literal(value: str) -> Any:
-    """A number, a truth value or a tuple where one is written; the text itself otherwise."""
+    """A number, a truth value or a tuple if the text is one; otherwise the text itself."""
     try:
         return ast.literal_eval(value)
     except Exception:
@@ -285,7 +286,7 @@ def _literal(value: str) -> Any:
 
 
 def _problem(config: ConfigDict, key: str, arguments: list[str], takes: Takes | None) -> str | None:
-    """What is wrong with one override, or None; `takes`: what its key takes, if that is known."""
+    """What is wrong with one override, or None; `takes`: the values of its key, if known."""
     kind = _type(config, key)
     if kind is None:
         return f"{key}: no such key{near(config, key)}"
@@ -310,7 +311,7 @@ def _problem(config: ConfigDict, key: str, arguments: list[str], takes: Takes | 
             "config", _only(config, key), flag_values=alone, sys_argv=["", *arguments]
         )
         alone(["", *arguments])
-    except Exception as error:  # flags.Error, and what parsers of values raise
+    except Exception as error:  # flags.Error, and exceptions of value parsers
         if kind in _EXPECTED and value != arguments[0]:
             return f"{key}={shown(_literal(value))}: expected {expected}"
         return f"{key}: {error}".replace("config.value", f"config.{key}")

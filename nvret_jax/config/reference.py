@@ -1,4 +1,4 @@
-"""All options for people: what `options` and `--help_config` print, and the page docs/options.md.
+"""Descriptions of all options: for `options`, `--help_config`, and the page docs/options.md.
 
 `python -m nvret_jax.config.reference > docs/options.md` writes the page.
 """
@@ -32,13 +32,13 @@ _HEAD = """# Options
 
 All options of a config. A config file sets them (`config.mining.percent = 0.9`), and so does the
 command line (`--config.mining.percent=0.9`). `python -m nvret_jax.main --help_config` prints this
-list, and `--help_config=mining` a part of it. What must hold between options is checked before
+list, and `--help_config=mining` a part of it. Conditions between options are checked before
 anything is computed.
 """
 
 
 def sections() -> Iterator[tuple[str, type, dict[str, Option]]]:
-    """Block, its dataclass, and its options by key, without those of the blocks inside."""
+    """Block, its dataclass, and its options by key, without those of inner blocks."""
     every = dict(blocks.entries(Config))
     for at, cls in _blocks_of(Config, ""):
         yield at, cls, {key: one for key, one in every.items() if key.rpartition(".")[0] == at}
@@ -46,7 +46,7 @@ def sections() -> Iterator[tuple[str, type, dict[str, Option]]]:
 
 
 def _blocks_of(cls: type, at: str, *, flat: bool = False) -> Iterator[tuple[str, type]]:
-    """Key and dataclass of a block and of those inside."""
+    """Key and dataclass of a block and its inner blocks."""
     if not flat:
         yield at.removesuffix("."), cls
     for field in fields_of(cls).values():
@@ -56,14 +56,14 @@ def _blocks_of(cls: type, at: str, *, flat: bool = False) -> Iterator[tuple[str,
 
 
 def text(about: str = "") -> str:
-    """What `options` and `--help_config` print.
+    """The text that `options` and `--help_config` print.
 
     Args:
-        about: a key, or the beginning of some, such as 'mining' or 'train.loss'; or a word that is
-            looked for in keys, values and sentences; '': all.
+        about: a key, or the beginning of some, such as 'mining' or 'train.loss'; or a word to
+            search for in keys, values and sentences; '': all.
 
     Raises:
-        InputError: there is nothing of that name.
+        InputError: no option has that name.
     """
     known = {key: one for _, _, section in sections() for key, one in section.items()}
     asked, found = about.removeprefix("config."), {}

@@ -1,7 +1,7 @@
-"""Training sets: each is mined as a run of its own would, in a folder of its own.
+"""Training sets: each is mined like a separate run, in a separate folder.
 
-A set's config is the run's, with the set's source in the place of `data.train` and the set's own
-choices over the run's. So all that mining can do, it can do for each set; training then reads the
+A set's config is the run's, with the set's source instead of `data.train` and the set's values
+overriding the run's. So all options of mining are available for each set; training then reads the
 negatives of all of them.
 """
 
@@ -21,7 +21,7 @@ MINING_STAGES = ("embed", "search", "audit", "mine")
 
 
 def set_config(config: ConfigDict, name: str) -> ConfigDict:
-    """The config by which one of `config.sets` is mined: it trains and evaluates nothing."""
+    """The config for mining one of `config.sets`, without training and evaluation."""
     own = config.copy_and_resolve_references()
     with own.unlocked():
         own.sets, own.train_stages = ConfigDict(), ConfigDict()
@@ -32,7 +32,7 @@ def set_config(config: ConfigDict, name: str) -> ConfigDict:
     for key, of in _replaced(config, name):
         *blocks, leaf = key.split(".")
         target = functools.reduce(operator.getitem, blocks, own)
-        with target.ignore_type():  # 'auto' in the place of a number
+        with target.ignore_type():  # 'auto' instead of a number
             target[leaf] = config.sets[name][of]
     return own
 
@@ -40,7 +40,7 @@ def set_config(config: ConfigDict, name: str) -> ConfigDict:
 def key_names(config: ConfigDict, name: str) -> dict[str, str]:
     """Keys of a set's own config -> the keys of the whole run's config that set them.
 
-    Keys that the set leaves to the whole run are not among them.
+    Keys that the set does not override are not included.
     """
     return {key: f"sets.{name}.{of}" for key, of in _replaced(config, name)}
 
@@ -49,7 +49,7 @@ def _replaced(config: ConfigDict, name: str) -> Iterator[tuple[str, str]]:
     """(key of the whole run's config, option of the set that replaces its value)."""
     block = config.sets[name]
     for of, one in blocks.entries(TrainingSet):
-        if block[of] is None or block[of] == ():  # as the whole run has it
+        if block[of] is None or block[of] == ():  # the run's value
             continue
         if not one.replaces.startswith(f"{EACH_TEACHER}."):
             yield one.replaces, of
@@ -60,12 +60,12 @@ def _replaced(config: ConfigDict, name: str) -> Iterator[tuple[str, str]]:
 
 
 def sets_of(config: ConfigDict, named: Iterable[str]) -> tuple[str, ...]:
-    """The names of the sets that a stage of training draws from; `named`: those it names."""
+    """The names of the sets that a training stage draws from; `named`: those it lists."""
     return tuple(named) or tuple(set_names(config))
 
 
 def used_sets(config: ConfigDict) -> list[str]:
-    """The names of all sets that are mined: those that some stage of training draws from."""
+    """The names of all sets that are mined: those that any training stage draws from."""
     if "train" not in config.stages:
         return set_names(config)
     named = {name for stage in stages_of(config).values() for name in sets_of(config, stage.sets)}
@@ -73,7 +73,7 @@ def used_sets(config: ConfigDict) -> list[str]:
 
 
 def shares_of(stage: Training, names: Iterable[str]) -> list[float]:
-    """How much of each set a stage takes, in its `share_unit`."""
+    """The share of each set in a stage, in its `share_unit`."""
     return [float(x) for x in stage.shares] or [1.0 for _ in names]
 
 

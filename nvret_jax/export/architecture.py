@@ -1,27 +1,26 @@
-"""config.json of an exported folder: the backbone under a name that every reader knows.
+"""config.json of an exported folder, with the backbone under a name that every reader knows.
 
-Embedders that came with code of their own (llama_bidirec, nvretriever, the text side of
-omni-embed-nemotron) are written as what they are beneath it, Llama, Mistral or Qwen2, so that
-nobody has to run that code. NV-Embed alone has no such name: its latent attention is read by this
+Embedders that come with their own code (llama_bidirec, nvretriever, the text side of
+omni-embed-nemotron) are written as the underlying architecture, Llama, Mistral or Qwen2, so that
+this code is not needed. Only NV-Embed has no such name: its latent attention is read by this
 package, or by its own code.
 
-The file is written for readers that name one thing differently, so one thing has several names:
+Readers use different names, so some values are written under several:
 
-* Which way attention goes: `is_causal` (transformers from 5, vLLM, text-embeddings-inference's
+* The direction of attention: `is_causal` (transformers from 5, vLLM, text-embeddings-inference's
   Qwen2) and `use_bidirectional_attention` (text-embeddings-inference's other decoders).
 * Rotary positions: `rope_parameters` (transformers from 5), and `rope_theta` with `rope_scaling`
   or ModernBERT's `global_rope_theta` and `local_rope_theta` (transformers 4 and
-  text-embeddings-inference). A reader that finds only the other spelling takes its defaults
-  without a word.
+  text-embeddings-inference). A reader that finds only the other name silently uses its defaults.
 * The dtype: `torch_dtype` (transformers 4) and `dtype` (5).
-* `transformers_version` says that the file follows transformers 5, which the spellings above need.
-  Without it, or with an older one, transformers warns of a faulty Mistral tokenizer and offers to
-  change it: the vectors here come from tokenizer.json as it stands.
+* `transformers_version` declares that the file follows transformers 5, which these names need.
+  Without it, or with an older one, transformers warns about a faulty Mistral tokenizer and offers
+  to change it, but the vectors here are from the unchanged tokenizer.json.
 
-Fields that a reader has no default for are filled with the value this package computes with, or
-with Hugging Face's default where nothing is computed with it. A decoder's sliding window is written
-as null: no text is longer than the window (`max_seq_length`), and with it a bidirectional reader
-would look for a second kind of mask.
+Fields without a default in some reader are filled with the value used by this package, or with
+Hugging Face's default if it is not used. A decoder's sliding window is written as null: no text is
+longer than the window (`max_seq_length`), and with one a bidirectional reader would expect a second
+kind of mask.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _MODERNBERT_REQUIRED = {
     "local_attention": 128,
     "classifier_activation": "gelu",
 }
-# Token ids that readers demand, in the order in which another role stands in for a missing one.
+# Token ids that readers require, and in order the roles that replace a missing one.
 _TOKEN_IDS = {
     "bert": {"pad": ()},
     "modernbert": {"pad": (), "bos": ("cls",), "eos": ("sep",), "cls": ("bos",), "sep": ("eos",)},
@@ -71,11 +70,12 @@ _STALE = (
     "problem_type",
     "auto_map",
     "attn_implementation",
-    # Of how the source's weights were packed; what is written are plain numbers.
+    # Fields about packed weights of the source; exports hold plain numbers.
     "quantization_config",
     "compression_config",
 )
-# Of a decoder: the window (see above), and an end token, which goes into tokenizer.json.
+# Fields of a decoder: the window (see above), and an end token, which is written into
+# tokenizer.json.
 _DROPPED = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "add_eos")
 
 
@@ -93,7 +93,7 @@ def config_json(
         spec: a `models.spec.EncoderSpec`.
         dtype: of the stored weights.
         token_ids: the tokenizer's, by role ('pad', 'bos', 'eos', 'cls', 'sep'), for a source that
-            does not state them.
+            lacks them.
     """
     source = spec.architecture
     model_type = source["model_type"]
@@ -102,7 +102,7 @@ def config_json(
     else:
         config = {k: v for k, v in source.items() if v is not None}
         if model_type in BERT_TYPES:
-            # Where positions begin behind pad_token_id, another id would move them all.
+            # If positions begin after pad_token_id, another id would shift them all.
             pad = {"pad_token_id": 1} if OFFSET_POSITIONS[model_type] else {}
             config = _BERT_REQUIRED | pad | config
         elif model_type == "modernbert":
@@ -110,7 +110,7 @@ def config_json(
     if model_type != "nvembed":
         _fill_token_ids(config, token_ids or {})
     model_type = config["model_type"]
-    # The task class a checkpoint was trained as (BertForMaskedLM, …) is not what is written here.
+    # The task class a checkpoint was trained as (BertForMaskedLM, …) does not apply to the export.
     config["architectures"] = [families.class_name(model_type)]
     for name in [name for name in config if name in _STALE or name.startswith("_")]:
         del config[name]
@@ -120,7 +120,7 @@ def config_json(
 def _decoder(spec: Any) -> dict[str, Any]:
     outer = spec.architecture
     model_type = outer["model_type"]
-    if model_type == "nvembed":  # read by this package alone: as it came
+    if model_type == "nvembed":  # read only by this package: unchanged
         return dict(outer)
     text = outer
     for key in FLAVOURS[model_type].text:
@@ -152,7 +152,7 @@ def _decoder(spec: Any) -> dict[str, Any]:
 
 
 def _rope(rope: Rope, *, theta: bool = True) -> dict[str, Any]:
-    """Rotary positions in one object, as transformers 5 writes them; 4 keeps theta outside."""
+    """Rotary positions in one object, as in transformers 5; 4 keeps theta outside."""
     out: dict[str, Any] = {"rope_type": rope.kind}
     if theta:
         out["rope_theta"] = rope.theta
@@ -175,13 +175,13 @@ def _every(layer_is_local: tuple[bool, ...]) -> list[int]:
 
 
 def known_to_old_readers(shape: Any) -> bool:
-    """Whether transformers 4 has words for a ModernBERT's layers and rotary positions."""
+    """Whether transformers 4 can describe a ModernBERT's layers and rotary positions."""
     plain = shape.global_rope.kind == shape.local_rope.kind == "default"
     return plain and bool(_every(shape.layer_is_local))
 
 
 def _modernbert(config: dict[str, Any], shape: Any) -> dict[str, Any]:
-    """`config` with what tells local layers from global ones, in both spellings."""
+    """`config` with the fields that distinguish local and global layers, under both names."""
     config = dict(config)
     kinds = {"full_attention": shape.global_rope, "sliding_attention": shape.local_rope}
     stated = config.pop("global_attn_every_n_layers", None)
@@ -191,7 +191,8 @@ def _modernbert(config: dict[str, Any], shape: Any) -> dict[str, Any]:
         "sliding_attention" if local else "full_attention" for local in shape.layer_is_local
     ]
     config["rope_parameters"] = {kind: _rope(rope) for kind, rope in kinds.items()}
-    # Under the old names goes only what they can say: readers that demand them then refuse.
+    # The old names hold only what they can express, so that readers that require them refuse
+    # others.
     every = _every(shape.layer_is_local)
     if every:
         config["global_attn_every_n_layers"] = stated if stated in every else every[0]
@@ -208,7 +209,7 @@ def _fill_token_ids(config: dict[str, Any], token_ids: Mapping[str, int]) -> Non
     for role, others in _TOKEN_IDS.get(kind, _TOKEN_IDS["decoder"]).items():
         name = f"{role}_token_id"
         stated = config.get(name)
-        if isinstance(stated, list):  # Llama 3's two end tokens, of which a vector needs none
+        if isinstance(stated, list):  # Llama 3's two end tokens, which vectors do not need
             stated = stated[0] if stated else None
         found = [stated, *(token_ids.get(r) for r in (role, *others))]
         size = config.get("vocab_size")

@@ -1,8 +1,8 @@
-"""An end token that the source asked for beside tokenizer.json, written into it.
+"""Writes an end token that the source requires outside tokenizer.json into that file.
 
-Decoders whose last token is their vector need one behind each text, and ask for it in places that
-not all readers look at: `add_eos_token` in tokenizer_config.json (which transformers heeds for some
-tokenizer classes), `add_eos` in config.json. In tokenizer.json everyone finds it.
+Decoders with last-token pooling need one after each text, and require it in files that not all
+readers use: `add_eos_token` in tokenizer_config.json (which transformers reads for some tokenizer
+classes), `add_eos` in config.json. All readers use tokenizer.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TEMPLATE = {
 
 
 def with_end(tokenizer: dict[str, Any], token: str, identifier: int) -> dict[str, Any]:
-    """tokenizer.json that puts `token` behind each text."""
+    """tokenizer.json that adds `token` after each text."""
     found = tokenizer.get("post_processor")
     steps = [] if found is None else [found]
     if found is not None and found["type"] == "Sequence":

@@ -36,15 +36,15 @@ def push(
 
     Args:
         encoder: a `models.encoder.Encoder`.
-        repo_id: 'owner/name'; made if it is not there.
+        repo_id: 'owner/name'; created if it does not exist.
         private: of a new repository; None: the owner's default.
         commit_message: of the commit.
         revision: the branch; None: the main one.
-        create_pr: open a pull request in the place of a commit.
+        create_pr: open a pull request instead of a commit.
         dtype: of the stored weights.
 
     Returns:
-        The address of the commit; '' on other processes than the main one.
+        The URL of the commit; '' on processes other than the main one.
 
     Raises:
         InputError: the hub refuses it or cannot be reached; no token; no such name.
@@ -66,11 +66,11 @@ def push(
                 revision=revision,
                 create_pr=create_pr,
             )
-        except Exception as error:  # of the network and the hub, in any library's words
+        except Exception as error:  # errors of the network and the hub, of any library
             text = str(error).strip()
             first = text.splitlines()[0] if text else type(error).__name__
             raise InputError(
                 f"push_to_hub: {repo_id}: {first}; log in with `hf auth login` or set HF_TOKEN, "
-                "and see that the owner is you"
+                "and check that you own the repository"
             ) from None
     return str(done)

@@ -1,7 +1,7 @@
 """A late-interaction model's settings under PyLate's keys, which sentence-transformers 6 reads too.
 
-What those keys have no word for (a query lengthened to another length than it is cut to, by a token
-of its own) is written beside them as sentence-transformers 6 does, in sentence_bert_config.json.
+Settings without such a key (a query expanded to a length other than its limit, or by a special
+token) are written as in sentence-transformers 6, in sentence_bert_config.json.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from nvret_jax.errors import InputError
 
 
 def shared_keys(spec: Any) -> dict[str, Any]:
-    """What goes into config_sentence_transformers.json.
+    """The settings for config_sentence_transformers.json.
 
     Args:
         spec: an `EncoderSpec` with `late`.
 
     Raises:
-        InputError: a setting that an exported folder cannot tell.
+        InputError: a setting that an exported folder cannot express.
     """
     late = spec.late
     if late.skip_words and late.skip_kinds != ("passage",):
         raise InputError(
-            f"export: tokens are skipped in {', '.join(late.skip_kinds)}; a folder can tell that "
-            "of passages alone"
+            f"export: tokens are skipped in {', '.join(late.skip_kinds)}; a folder can express "
+            f"that only for passages"
         )
     if not spec.normalize:
         raise InputError(
@@ -45,7 +45,7 @@ def shared_keys(spec: Any) -> dict[str, Any]:
 
 
 def expansion(spec: Any) -> dict[str, Any]:
-    """What sentence_bert_config.json says beyond PyLate's keys; mostly nothing."""
+    """The settings for sentence_bert_config.json beyond PyLate's keys; usually none."""
     late = spec.late
     if late.expand_to is None:
         return {}

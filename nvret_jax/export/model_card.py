@@ -1,7 +1,7 @@
-"""The model card: README.md of an exported folder, front matter for the hub and text for people.
+"""The model card: README.md of an exported folder, with front matter for the hub.
 
-It says what the model is, how to call it, what it was trained on and how, and what it scored
-before and after on which queries. Facts the caller does not know are left out, never guessed.
+It describes the model, its use, its training data and recipe, and its scores before and after with
+their queries. Unknown facts are left out, never guessed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from nvret_jax.export import readers
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What the card tells.
+    """The content of the card.
 
     Attributes:
         name: title of the model.
-        base_model: what training started from, as the user named it. Goes into the front matter
-            when it is a hub id.
+        base_model: the initial model, as the user named it. It is part of the front matter if it is
+            a hub id.
         license: of the base model, as a hub identifier such as 'apache-2.0'; see `declared`.
         license_name, license_link: for a license of 'other'.
         language: hub language codes.
         datasets: hub ids of training data sets.
         data: one line for each training data set.
-        recipe: what was chosen, {setting: value}.
+        recipe: the settings, {setting: value}.
         scores: the table.
     """
 
@@ -49,11 +49,11 @@ class ModelCard:
 
 
 def declared(folder: epath.PathLike) -> dict[str, Any]:
-    """What the model card in `folder` declares, as arguments of `ModelCard`.
+    """The declarations of the model card in `folder`, as arguments of `ModelCard`.
 
-    license, license_name, license_link (str) and language (a list of str), each only where it is
-    there and of that type. A card that cannot be read declares nothing: it is somebody else's text,
-    and an export does not depend on it.
+    license, license_name, license_link (str) and language (a list of str), each only if it exists
+    with that type. A card that cannot be read declares nothing: it comes from elsewhere, and an
+    export does not depend on it.
     """
     from huggingface_hub import metadata_load
 
@@ -62,7 +62,7 @@ def declared(folder: epath.PathLike) -> dict[str, Any]:
         return {}
     try:
         found = metadata_load(path) or {}
-    except Exception as error:  # YAML's own errors, of decoding, of nesting, of the file system
+    except Exception as error:  # errors of YAML, of decoding, of nesting, of the file system
         first = (str(error).splitlines() or [""])[0]
         logging.warning(
             "%s: its front matter cannot be read (%s); the model card names no license", path, first
@@ -83,7 +83,7 @@ def declared(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def license_of(folder: epath.PathLike) -> str | None:
-    """The licence that the model card in `folder` declares, or None where it declares none."""
+    """The licence that the model card in `folder` declares, or None if it declares none."""
     return declared(folder).get("license")
 
 
@@ -91,7 +91,8 @@ def render(card: ModelCard, encoder: Any, dtype: str) -> str:
     """The text of README.md.
 
     Args:
-        card: what to tell. Absolute paths in it are cut to their last part: a card is published.
+        card: its content. Absolute paths in it are cut to their last part, because a card is
+            published.
         encoder: the exported encoder; its spec and width are described.
         dtype: of the stored weights.
     """
@@ -134,8 +135,8 @@ def _recipe(recipe: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     return [(_Code(key), value) for key, value in recipe.items()]
 
 
-# The folders of an absolute path: of one that begins a word or follows a scheme ("beir:/…"), and of
-# no URL.
+# The folders of an absolute path that begins a word or follows a scheme ("beir:/…"), but not of a
+# URL.
 _FOLDERS = re.compile(
     r"""(^|[\s(\[,;:='"])(?:file://)?(?!//)(?:~|[A-Za-z]:)?[/\\](?=[^\s/\\])"""
     r"""(?:[^\s,;:()'"]*[/\\])?"""
@@ -143,7 +144,7 @@ _FOLDERS = re.compile(
 
 
 def _without_folders(value: Any) -> Any:
-    """A text without the folders of the absolute paths in it; whatever else it is unchanged."""
+    """A text without the folders of the absolute paths in it; otherwise unchanged."""
     if not isinstance(value, str):
         return value
     return _FOLDERS.sub(lambda found: found[1], value)
@@ -180,7 +181,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def _front_matter(card: ModelCard) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    # The hub rejects anything but an id here; a folder name of this machine tells nobody anything.
+    # The hub rejects anything but an id here, and the name of a local folder is meaningless to
+    # others.
     base = card.base_model
     if base and not (_HUB_ID.fullmatch(base) and not epath.Path(base).exists()):
         base = None
@@ -274,11 +276,11 @@ def _scores(scores: Sequence[Scores]) -> str:
 
 
 class _Code(str):
-    """Text to be shown in a code span."""
+    """Text for a code span."""
 
 
 class _Markdown(str):
-    """Text of our own making, to be shown as the Markdown that it is."""
+    """Text from this package, to be rendered as Markdown."""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -301,7 +303,7 @@ def _code(text: str) -> str:
 
 
 def _inline(text: Any) -> str:
-    """Text that stays inside its line and its table cell, and is no Markdown and no HTML."""
+    """Text that stays within its line and table cell, without Markdown or HTML."""
     text = re.sub(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", str(text))
     text = re.sub(r"([\\`*\[\]|~])|(?<!\w)_|_(?!\w)|!(?=\[)", r"\\\g<0>", text)
     return text.replace("<", "&lt;")

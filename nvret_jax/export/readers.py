@@ -1,8 +1,8 @@
-"""Which programs read an export, from which version on, and what they do not do.
+"""The programs that read an export, their versions, and their restrictions.
 
-The model card prints this table, and the log names what is restricted. sentence-transformers,
-transformers and PyLate are run against exports by tests/export/test_readers.py; what stands here of
-text-embeddings-inference (0d124dc, July 2026), vLLM (0.33) and llama.cpp is from their sources.
+The model card prints this table, and the log names the restrictions. tests/export/test_readers.py
+runs sentence-transformers, transformers and PyLate on exports; the entries for
+text-embeddings-inference (0d124dc, July 2026), vLLM (0.33) and llama.cpp are from their sources.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 from nvret_jax.export.architecture import BERT_TYPES, known_to_old_readers, written_type
 
-# Backbones that text-embeddings-inference has for NVIDIA GPUs alone.
+# Backbones that text-embeddings-inference supports only on NVIDIA GPUs.
 _TEI_CUDA = ("mistral", "llama", "qwen2")
 _TEI_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 
 
 def needs_version_5(spec: Any) -> str | None:
-    """Why transformers 4 cannot compute this model; None where it can."""
+    """Why transformers 4 cannot compute this model; None if it can."""
     model_type = written_type(spec)
     if spec.pooling == "latent":
         return None
@@ -26,15 +26,15 @@ def needs_version_5(spec: Any) -> str | None:
     if not getattr(spec.backbone, "causal", True):
         return "version 4 reads its attention as causal"
     if model_type == "modernbert" and _expands_past_window(spec):
-        return "version 4 has other vectors for mask tokens that see no token of the query"
+        return "version 4 gives other vectors to mask tokens that see no token of the query"
     return None
 
 
 def _expands_past_window(spec: Any) -> bool:
     """Whether a local layer can have a mask token with nothing of the query in its window.
 
-    Where mask tokens are not seen, such a token sees nothing at all: version 4 then spreads its
-    attention over all tokens, version 5 and this package give zeros. The shortest query is its
+    If mask tokens are not attended to, such a token sees no token at all: version 4 then spreads
+    its attention over all tokens, version 5 and this package give zeros. The shortest query is its
     first and its last special token.
     """
     late, shape = spec.late, spec.backbone
@@ -45,7 +45,7 @@ def _expands_past_window(spec: Any) -> bool:
 
 
 def describe(spec: Any) -> dict[str, str]:
-    """What each program does with an export of `spec`, one sentence each."""
+    """How each program handles an export of `spec`, one sentence each."""
     if spec.pooling == "latent":
         return {
             "nvret_jax": "reads it; no other program knows latent attention without NV-Embed's code"
@@ -63,7 +63,7 @@ def describe(spec: Any) -> dict[str, str]:
 
 
 def _residual(spec: Any) -> bool:
-    """Whether a residual is left that could not go into its kernel."""
+    """Whether a residual remains that could not be merged into its kernel."""
     if spec.late is not None:
         return any(config.use_residual for config in spec.dense)
     return any(c.use_residual and c.activation_function != "Identity" for c in spec.dense)
@@ -91,14 +91,14 @@ def _sentence_transformers(spec: Any) -> str:
 
 
 def _truncated(spec: Any) -> str:
-    """What those who keep all components are asked for."""
+    """The condition for readers that keep all components."""
     if spec.truncate_dim is None:
         return ""
     return f"; before 6.0 with `truncate_dim={spec.truncate_dim}`"
 
 
 def _prompt_end(spec: Any) -> str:
-    """From when on readers leave out all of a prompt that is not pooled, where not all do.
+    """The first version that leaves out all of a prompt that is not pooled, if older ones do not.
 
     Old ones take its last token for an end token, which decoders may not have; later ones measure
     it without the whitespace at its end.
@@ -118,7 +118,7 @@ def _prompt_end(spec: Any) -> str:
 def _transformers(spec: Any) -> str:
     reason = needs_version_5(spec)
     versions = "4.57 and 5" if reason is None else f"from 5.0: {reason}, and refuses the tokenizer"
-    return f"{versions} (the backbone alone)"
+    return f"{versions} (only the backbone)"
 
 
 def _pylate(spec: Any) -> str:
@@ -126,9 +126,9 @@ def _pylate(spec: Any) -> str:
     if late.expand_to is not None and not (
         late.expand_fixed and late.expand_to == late.max_length("query", spec.max_length)
     ):
-        return "no: it has no setting for the way this model lengthens queries"
+        return "no: it has no setting for the way this model expands queries"
     if late.expansion_token is not None:
-        return "no: it lengthens queries with the mask token alone"
+        return "no: it expands queries only with the mask token"
     return f"from 1.6{_version_5(spec)}, as `pylate.models.ColBERT`"
 
 
@@ -139,7 +139,7 @@ def _text_embeddings_inference(spec: Any) -> str:
     model_type, shape = written_type(spec), spec.backbone
     served = "yes"
     if model_type in _TEI_CUDA:
-        served = "on NVIDIA GPUs alone, in float16 with Flash Attention"
+        served = "only on NVIDIA GPUs, in float16 with Flash Attention"
     notes = []
     if spec.truncate_dim is not None:
         notes.append(f"ask for {spec.truncate_dim} `dimensions`")

@@ -10,31 +10,32 @@
     config_sentence_transformers.json  prompts and the similarity
     README.md                          the model card (`model_card`)
 
-Readers disagree about these files, so each is written to suit all of them; which reader needs what
-is measured by tests/export/test_readers.py, and `readers` says what a reader cannot do.
+Readers differ in their use of these files, so each file is written to suit all of them;
+tests/export/test_readers.py measures what readers need, and `readers` lists their restrictions.
 
-* 1_Pooling keeps the old booleans, all that text-embeddings-inference and sentence-transformers
-  before 5.4 know, beside `pooling_mode`. Another key there stops those older versions, so the width
-  stands under its old name alone. `max_seq_length`, which new versions leave out, is required by
-  text-embeddings-inference.
+* 1_Pooling has `pooling_mode` and the old booleans, the only keys known to
+  text-embeddings-inference and sentence-transformers before 5.4. Another key there stops those
+  older versions, so the width is only under its old name. `max_seq_length`, which new versions
+  leave out, is required by text-embeddings-inference.
 * Modules carry their old class paths, which every version of sentence-transformers resolves.
-* The passages' prompt stands under "document", where `encode_document` and mteb look for it.
-* config.json has two spellings of what transformers 4 and 5 name differently; see `architecture`.
-* tokenizer.json alone decides the ids; see `data.tokenizer`. An end token that the source's configs
-  ask for is written into it (`end_token`).
+* The passages' prompt is under "document", where `encode_document` and mteb expect it.
+* config.json has both names of fields that transformers 4 and 5 name differently; see
+  `architecture`.
+* Only tokenizer.json decides the ids; see `models.pretrained.tokenizer`. An end token that the
+  source's configs require is written into it (`end_token`).
 * A Dense module whose residual can be a part of its kernel is written without one, which most
   readers would skip; a late-interaction model without a Dense gets one that changes nothing,
   because PyLate adds a random projection to a model without.
-* Prefixes that were trained (Matryoshka) stand in config.json under vLLM's names.
+* Trained prefixes (Matryoshka) are in config.json under vLLM's names.
 * Adapters are merged into the kernels: the folder is a plain model.
 * A late-interaction model has no Pooling and PyLate's settings (`late_interaction`). NV-Embed's
   latent attention is not a module: its folder is read by this package (`architecture`).
-* A pooler that the source checkpoint had is written back, though no embedding uses it:
+* A pooler that the source checkpoint had is written back, although no embedding uses it:
   transformers would report it as missing.
-* All files have the mode that the user's umask gives, the weights too, which the safetensors
-  library writes for their owner alone.
+* All files have the mode of the user's umask, also the weights, which the safetensors library makes
+  readable only by their owner.
 
-The folder is written aside and renamed: it is there whole or not at all.
+The folder is written under a temporary name and renamed, so it exists whole or not at all.
 """
 
 from __future__ import annotations
@@ -97,11 +98,11 @@ def export(
 
     Args:
         encoder: a `models.encoder.Encoder`.
-        folder: where; made with its parents. An empty folder may stand there.
+        folder: the target; made with its parents. It may be an empty folder.
         dtype: of the stored weights: 'float32', or 'float16' for half the size.
-        card: what the model card tells; a bare card when None.
+        card: the content of the model card; a minimal card if None.
         overwrite: replace a folder that is not empty.
-        matryoshka: the prefixes of an embedding that were trained to be used alone.
+        matryoshka: the trained prefixes of an embedding.
 
     Returns:
         The folder.
@@ -120,15 +121,15 @@ def export(
     if os.path.islink(folder):  # a user's own: what it leads to is replaced, not the link
         folder = epath.Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"export: {folder} is a file; name a folder")
+        raise InputError(f"export: {folder} is a file; expected a folder")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise InputError(
-            f"export: {folder} is not empty; name another folder, or pass overwrite=True"
+            f"export: {folder} is not empty; use another folder, or pass overwrite=True"
         )
     mesh_lib.barrier(f"export looked at {folder}")
     aside = folder.parent / f"{folder.name}.partial"
     if mesh_lib.is_main():
-        if os.path.islink(aside):  # it may be anybody's: nothing is written through it
+        if os.path.islink(aside):  # it may belong to others, so nothing is written through it
             os.unlink(aside)
         artifact.remove(aside)
     write_files(encoder, aside, dtype=dtype, card=card, matryoshka=matryoshka)
@@ -149,7 +150,8 @@ def write_files(
     card: ModelCard | None = None,
     matryoshka: Sequence[int] = (),
 ) -> None:
-    """`export` without the rename: writes into `folder` as it is, for a caller that names it later.
+    """`export` without the rename: writes directly into `folder`, for a caller that renames it
+    later.
 
     Raises:
         InputError: unknown dtype; a weight that float16 cannot hold.
@@ -174,8 +176,8 @@ def write_files(
         if kind == "Pooling":
             files[f"{path}/config.json"] = _pooling(spec)
         elif kind == "Normalize":
-            # Nothing to configure, but older versions want every module's folder to be there, and
-            # git and most uploaders drop an empty one.
+            # There is nothing to configure, but older versions need every module's folder, and git
+            # and most uploaders drop empty ones.
             files[f"{path}/config.json"] = {}
     dense_paths = [path for path, kind in modules if kind == "Dense"]
     for path, (config, _) in zip(dense_paths, dense, strict=True):
@@ -194,7 +196,7 @@ def write_files(
 
 
 def _say_joined_prompts(encoder: Any) -> None:
-    """Says where sentence-transformers leaves a text's first word out of the pooling."""
+    """Warns if sentence-transformers leaves a text's first word out of the pooling."""
     for kind in ("query", "passage"):
         prompt = encoder.joined_prompt(kind)
         if prompt is not None:
@@ -211,7 +213,7 @@ def _say_joined_prompts(encoder: Any) -> None:
 
 
 def _matryoshka(dims: Sequence[int], width: int) -> dict[str, Any]:
-    """What vLLM reads to allow shorter embeddings; sentence-transformers takes any truncate_dim."""
+    """Fields for shorter embeddings in vLLM; sentence-transformers takes any truncate_dim."""
     if not dims:
         return {}
     return {"is_matryoshka": True, "matryoshka_dimensions": sorted({*dims, width})}
@@ -226,7 +228,7 @@ def _weights(tensors: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
                 f"export: {key} holds NaN or an infinity; the weights are damaged or training "
                 "diverged, and nothing is written"
             )
-        with np.errstate(over="ignore"):  # told below, with the name of the weight
+        with np.errstate(over="ignore"):  # reported below, with the name of the weight
             out[key] = np.ascontiguousarray(tensors[key], DTYPES[dtype])
         if not np.isfinite(out[key]).all():
             raise InputError(
@@ -237,12 +239,12 @@ def _weights(tensors: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
 
 
 def _modules(spec: Any, dense: int) -> list[tuple[str, str]]:
-    """(folder, kind) of each module, in order, of which so many are Dense."""
+    """(folder, kind) of each module, in order, with this many Dense modules."""
     kinds = ["Transformer"]
     if spec.pooling not in ("tokens", "latent"):
         kinds.append("Pooling")
     kinds += ["Dense"] * dense
-    if spec.normalize and spec.late is None:  # there readers normalise unasked
+    if spec.normalize and spec.late is None:  # its readers always normalise
         kinds.append("Normalize")
     return [(f"{i}_{kind}" if i else "", kind) for i, kind in enumerate(kinds)]
 
@@ -264,7 +266,7 @@ def _listed(modules: list[tuple[str, str]], *, late: bool) -> list[dict[str, Any
 def _pooling(spec: Any) -> dict[str, Any]:
     if spec.prompt_in_pooling == "last":
         raise InputError(
-            "export: prompt_in_pooling='last' is NV-Embed's, and 1_Pooling has no word for it; "
+            "export: prompt_in_pooling='last' is NV-Embed's, and 1_Pooling cannot express it; "
             "use 'all' or 'none'"
         )
     mode, width = spec.pooling, spec.backbone.hidden_size
@@ -300,7 +302,7 @@ def _dense_modules(encoder: Any) -> list[tuple[DenseConfig, dict[str, np.ndarray
 def _without_residual(
     config: DenseConfig, tensors: dict[str, np.ndarray]
 ) -> tuple[DenseConfig, dict[str, np.ndarray]]:
-    """x·K + x is x·(K + 1): a residual that no activation parts from its kernel goes into it."""
+    """x·K + x is x·(K + 1): without an activation, a residual is merged into its kernel."""
     if not config.use_residual or config.activation_function != "Identity":
         return config, tensors
     tensors = dict(tensors)
@@ -343,7 +345,7 @@ def _shared(spec: Any) -> dict[str, Any]:
 
 
 def _token_ids(tokenizer: Any) -> dict[str, int]:
-    """Ids of special tokens by role; of padding, always."""
+    """Ids of special tokens by role; always including padding."""
     found = {"pad": tokenizer.pad_id}
     for role in ("bos", "eos", "cls", "sep"):
         with contextlib.suppress(InputError):
@@ -363,7 +365,7 @@ def _save_tokenizer(encoder: Any, folder: epath.Path) -> None:
 
 
 def _add_end_token(encoder: Any, folder: epath.Path) -> None:
-    """Writes it into tokenizer.json, where it is not there already."""
+    """Writes it into tokenizer.json, if it is not already there."""
     end = encoder.tokenizer.special("eos_token")
     if encoder.tokenizer.encode([""], 16)[0][-1:].tolist() == [end]:
         return
@@ -382,7 +384,7 @@ def _save_safetensors(path: epath.Path, tensors: dict[str, np.ndarray]) -> None:
         path.write_bytes(save(tensors, metadata=metadata))
         return
     save_file(tensors, os.fspath(path), metadata=metadata)
-    # The library makes the file readable by its owner alone: it gets its neighbour's mode.
+    # The library makes the file readable only by its owner, so it gets its neighbour's mode.
     neighbour = os.stat(path.parent / "config.json")
     os.chmod(path, stat.S_IMODE(neighbour.st_mode))
 

@@ -1,7 +1,7 @@
-"""Which chips can be planned for, what each has, and how to get a mesh of them without one.
+"""The chips that can be planned for, their data, and meshes of them without one.
 
 TPUs are compiled for by libtpu, GPUs by JAX's CUDA plugin; both come from PyPI and need no
-accelerator. The numbers are the makers' own, the smaller reading where there are two.
+accelerator. The numbers are the manufacturers' own, the smaller reading if there are two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLOAT32_PRODUCTS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip has.
+    """The data of one chip.
 
     Attributes:
         hbm: bytes of memory.
@@ -34,9 +34,9 @@ class Chip:
         per_host: chips of one host.
         network: bytes/s to other chips of the slice or host, all links together.
         float32: float32 FLOP/s, never TF32; 0: `flops` over `FLOAT32_PRODUCTS`.
-        lanes: of a TPU, operations on single elements that its vector units do in a cycle.
+        lanes: of a TPU, single-element operations of its vector units per cycle.
         clock: of a TPU, cycles/s.
-        target: of a GPU, what its compiler must know of it.
+        target: of a GPU, the description for its compiler.
     """
 
     hbm: float
@@ -116,7 +116,7 @@ def parse(topology: str) -> tuple[str, tuple[int, ...]]:
     """('v5p', (4, 4, 4)) of 'v5p:4x4x4', ('h100', (8,)) of 'h100:8'.
 
     Raises:
-        InputError: an unknown chip, naming the known ones, or no layout.
+        InputError: an unknown chip, naming the known ones, or a missing layout.
     """
     version, _, layout = topology.partition(":")
     if version not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout):
@@ -129,8 +129,8 @@ def parse(topology: str) -> tuple[str, tuple[int, ...]]:
         per_host = CHIPS[version].per_host
         if len(sizes) != 1 or (sizes[0] > per_host and sizes[0] % per_host):
             raise InputError(
-                f"topology {topology!r}; of GPUs give their number, up to {per_host} or a multiple "
-                f"of that, such as {version}:8"
+                f"topology {topology!r}; for GPUs give their number, up to {per_host} or a "
+                f"multiple of that, such as {version}:8"
             )
     return version, sizes
 
@@ -139,7 +139,7 @@ def devices_of(topology: str) -> list[jax.Device]:
     """The chips of a topology, to compile for; nothing can run on them.
 
     Raises:
-        InputError: an unknown topology, or what compiles for it is not installed.
+        InputError: an unknown topology, or a missing compiler for it.
     """
     version, sizes = parse(topology)
     chip = CHIPS[version]
@@ -151,11 +151,11 @@ def devices_of(topology: str) -> list[jax.Device]:
 def _tpus(topology: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
-    # libtpu looks for a TPU machine's metadata and takes a lock meant for TPUs that are in use.
+    # libtpu searches for a TPU machine's metadata and takes a lock meant for TPUs in use.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # And it says on stderr that it finds no TPU, and what JAX is told anyway.
+    # It also prints on stderr that it finds no TPU, and errors that JAX receives anyway.
     version, sizes = parse(topology)
     kind = {"v5e": "v5litepod"}.get(version, version)
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{kind}-{math.prod(sizes)}")
@@ -163,8 +163,8 @@ def _tpus(topology: str) -> list[jax.Device]:
         os.environ.setdefault(name, "3")
     if not _there("libtpu"):
         raise InputError(
-            f"compiling for {topology} needs libtpu, not a TPU: pip install libtpu (in an "
-            "environment of its own: elsewhere it makes JAX look for a TPU first)"
+            f"compiling for {topology} needs libtpu, not a TPU: pip install libtpu (in a separate "
+            f"environment: elsewhere it makes JAX try a TPU first)"
         )
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -204,7 +204,7 @@ def _there(module: str) -> bool:
 def topology_mesh(
     topology: str, data: int = -1, fsdp: int = 1, tensor: int = 1
 ) -> tuple[Mesh, Chip]:
-    """A mesh over all chips of a topology such as 'v5e:4x4', and what such a chip has.
+    """A mesh over all chips of a topology such as 'v5e:4x4', and the data of such a chip.
 
     Args:
         topology: see `parse`.
@@ -222,6 +222,6 @@ def topology_mesh(
             raise
         physical = " × ".join(map(str, sizes))
         raise InputError(
-            f"mesh: data={data}, fsdp={fsdp}, tensor={tensor} cannot be laid on {topology}: each "
-            f"axis must be a product of some of its sides, {physical}"
+            f"mesh: data={data}, fsdp={fsdp}, tensor={tensor} does not fit {topology}: each axis "
+            f"must be a product of some of its sides, {physical}"
         ) from None

@@ -1,4 +1,4 @@
-"""The plan of a whole config, and of a search alone: what the commands call."""
+"""The plan of a whole config, and that of a search, for the commands."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ UNFIT = 3  # exit status of a plan that does not fit
 
 
 def leave_devices_alone() -> None:
-    """Makes JAX plan on the CPU, whatever this machine has; call it before a device is used.
+    """Makes JAX plan on the CPU, on any machine; call it before a device is used.
 
-    Programs for chips that are not there have no place in the cache of compiled ones.
+    Programs for absent chips do not belong in the cache of compiled ones.
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 def run(config: ConfigDict, topology: str, *, passages: int = 0, data: bool = False) -> int:
-    """Compiles the steps of a config for a topology and prints what each takes.
+    """Compiles the steps of a config for a topology and prints their cost.
 
     Args:
-        config: of a run; its mesh is laid over the topology.
+        config: of a run; its mesh is mapped to the topology.
         topology: such as 'v5p:4x4x4' or 'h100:8'.
         passages: of the corpus; 0: `data.max_passages`, or 1,000,000.
         data: whether to read the config's data and plan training at its widths, too.
@@ -50,7 +50,7 @@ def run(config: ConfigDict, topology: str, *, passages: int = 0, data: bool = Fa
         0 if every step fits; `UNFIT` if one does not, after a line for each that does not.
 
     Raises:
-        InputError: what is wrong with config, topology or a model.
+        InputError: mistakes in config, topology or a model.
     """
     leave_devices_alone()
     mesh, chip = topology_mesh(topology, **config.mesh.to_dict())
@@ -78,7 +78,7 @@ def _end(topology: str, failed: list[str]) -> int:
 def planned(
     config: ConfigDict, mesh: Mesh, chip: Chip, passages: int, data: bool = False
 ) -> Iterator[Step]:
-    """The steps of the stages a config names, one after the other, as each is compiled."""
+    """The steps of the config's stages, each yielded when it is compiled."""
     stages = set(config.stages)
     blocks = {
         name: config.teacher if name == "teacher" else config.teachers[name]
@@ -146,7 +146,7 @@ def _key(name: str) -> str:
 
 
 def _longest(student: models.Sketch, config: ConfigDict) -> models.Sketch:
-    """The student with the longest texts of any training set, where there are several sets."""
+    """The student with the longest texts of any training set, if there are several sets."""
     lengths = {
         kind: max([length, *(block[f"{kind}_length"] or 0 for block in config.sets.values())])
         for kind, length in student.lengths.items()
@@ -188,7 +188,7 @@ def run_search(
     k: int = 100,
     memory_gib: float = 0.0,
 ) -> int:
-    """Compiles a search for a topology and prints what it takes.
+    """Compiles a search for a topology and prints its cost.
 
     Args:
         topology: such as 'v5e:4x4'.
@@ -196,13 +196,13 @@ def run_search(
         dtype: of the vectors.
         queries: searched at a time.
         k: hits per query.
-        memory_gib: of a chip, for the search; 0: what it has free.
+        memory_gib: of a chip, for the search; 0: its free memory.
 
     Returns:
         0 if it fits, `UNFIT` if not.
 
     Raises:
-        InputError: sizes that cannot be, or an unknown topology.
+        InputError: invalid sizes, or an unknown topology.
     """
     leave_devices_alone()
     shape, of = (passages, width), steps.DTYPES[dtype]

@@ -1,8 +1,8 @@
-"""Floating point operations that a program does; those a model needs are in `models/flops.py`.
+"""Floating point operations of a program; those a model needs are in `models/flops.py`.
 
-They are counted from the traced program, product by product, scans as often as they run; what is
-recomputed under `jax.checkpoint` is among them. Everything that is no matrix product is left out,
-as it is of those a model needs. XLA's count takes all operations, but a loop's body once.
+They are counted from the traced program, product by product, with scans multiplied by their length;
+recomputation under `jax.checkpoint` is included. Everything except matrix products is left out, as
+in the count for a model. XLA's count includes all operations, but a loop's body once.
 """
 
 from __future__ import annotations

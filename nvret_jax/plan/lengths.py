@@ -1,8 +1,8 @@
-"""The lengths of a config's own texts, so that a training step is planned at the widths it runs at.
+"""The lengths of a config's own texts, to plan a training step at its real widths.
 
 A run plans its widths from the batches of its stage (`training.batches.length_groups`). Here the
 batches are drawn from the same queries with their positives, and from random passages of the corpus
-in the place of negatives, which are not mined yet. Nothing but text and a tokenizer is read.
+in place of negatives, which are not yet mined. Only text and a tokenizer are read.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SAMPLED = 4096  # texts of a kind that are tokenised
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Tokens of a sample of the texts that a stage trains on, at most as many as it cuts them to.
+    """Tokens of a sample of a stage's training texts, limited to the stage's lengths.
 
     Attributes:
-        examples: training queries there are.
+        examples: number of training queries.
         query: int [queries].
         positive: int [queries], of the first positive of each.
         passage: int [passages], of random ones of the corpus.
@@ -49,21 +49,21 @@ class Lengths:
 def read(
     config: ConfigDict, student: Sketch, names: Sequence[str], known: dict[str, Dataset]
 ) -> Lengths:
-    """The lengths of what a stage trains on, with the student's tokenizer.
+    """The lengths of a stage's training texts, with the student's tokenizer.
 
     Args:
         config: of a run.
         student: with the folder of its tokenizer.
         names: of the sets that the stage draws from; their texts are sampled in equal parts.
-        known: data sets that were read before; gets those that are read now.
+        known: data sets that were read before; new ones are added.
 
     Raises:
-        InputError: no such data, or a model known by its sizes only.
+        InputError: no such data, or a model of which only the sizes are known.
     """
     if student.folder is None:
         raise InputError(
-            f"student.model={student.name}: its tokenizer is not on this machine, which lengths "
-            "are counted with; download the model, or plan without --plan_data"
+            f"student.model={student.name}: counting lengths needs its tokenizer, which is not on "
+            f"this machine; download the model, or plan without --plan_data"
         )
     texts = TextTokens(student.spec, ModelTokenizer.from_folder(student.folder), student.folder)
     rng = np.random.default_rng(config.seed)
@@ -91,7 +91,7 @@ def _data(config: ConfigDict, known: dict[str, Dataset]) -> Dataset:
 
 
 def _own(config: ConfigDict, name: str) -> ConfigDict:
-    """The config by which a set is mined."""
+    """The config for mining a set."""
     if name != MAIN_SET:
         return set_config(config, name)
     own = config.copy_and_resolve_references()
@@ -119,7 +119,7 @@ def _sampled(
 
 @dataclasses.dataclass
 class Drawn:
-    """Batches of such lengths: what `training.batches.length_groups` asks of a stage's batches.
+    """Batches of such lengths, with the interface that `training.batches.length_groups` needs.
 
     Attributes:
         lengths_of: the sample.
@@ -149,13 +149,13 @@ class Drawn:
         return {"query": own.query[picked], "passage": passages.ravel()}
 
     def batch(self, *_: Any) -> Any:
-        raise NotImplementedError("lengths are all there is")
+        raise NotImplementedError("only lengths are available")
 
     dataset = batch
 
 
 def usual(drawn: Drawn, parts: int, chunk_tokens: int, platform: str) -> tuple[Plan, float]:
-    """The widths that most steps of a stage run at, and the share of their tokens that is text.
+    """The widths of most steps of a stage, and the share of their tokens that is text.
 
     Args:
         drawn: batches.

@@ -1,4 +1,4 @@
-"""A config's encoders as shapes with shardings: no weight, no tokenizer, nothing on a device."""
+"""A config's encoders as shapes with shardings: no weights, no tokenizer, nothing on a device."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ class Sketch:
 
     Attributes:
         name: of the model.
-        spec, options, lora: as of an `Encoder`.
+        spec, options, lora: as in an `Encoder`.
         graphdef, state: of its `EmbeddingModel`; the state holds shapes with shardings.
-        shape: what its operations depend on.
+        shape: the sizes that determine its operations.
         lengths: tokens of a 'query' and of a 'passage'.
-        folder: of its tokenizer; None where `known.KNOWN` said what it is, because it is not here.
+        folder: of its tokenizer; None if the model is from `sizes.KNOWN` because it is not on this
+            machine.
     """
 
     name: str
@@ -51,12 +52,12 @@ class Sketch:
 
     @property
     def from_table(self) -> bool:
-        """Whether sizes that are known stand for a model that is not on this machine."""
+        """Whether built-in sizes are used for a model that is not on this machine."""
         return self.folder is None
 
     @property
     def trainable(self) -> Any:
-        """As `Encoder.trainable`."""
+        """Like `Encoder.trainable`."""
         return nnx.Param if self.lora is None else lora_lib.trainable
 
     @property
@@ -64,7 +65,7 @@ class Sketch:
         return nnx.merge(self.graphdef, self.state)
 
     def describe(self) -> str:
-        """Model, size and dtypes, for people."""
+        """Model, size and dtypes, in words."""
         spec = self.spec
         trains = f", LoRA rank {self.lora.rank}" if self.lora else ""
         return (
@@ -88,7 +89,7 @@ def sketch(
     """The model of a spec as `Encoder.from_pretrained` would lay it out on `mesh`.
 
     Raises:
-        InputError: the mesh cannot cut it, it takes no adapters, or no such kernel is there.
+        InputError: the mesh cannot split it, it has no such adapters, or the chips lack a kernel.
     """
     options, model = embedding_model.abstract(
         spec, mesh, adapters=lora, dropout=dropout, remat=remat, attention=attention
@@ -133,7 +134,7 @@ def in_dtype(model: Sketch, mesh: Mesh, dtype: str) -> Sketch:
 
 
 def placed(like: Any, mesh: Mesh, *axes: str | None) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of something, split as its logical axes say."""
+    """A shape and dtype, split by logical axes."""
     return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=mesh_lib.sharding(mesh, *axes))
 
 
@@ -141,13 +142,13 @@ def read(block: ConfigDict, mesh: Mesh, *, key: str, dropout: float = 0.0) -> Sk
     """The encoder of a config's block, `teacher`, `student` or one of `teachers`.
 
     Args:
-        block: as of `config.encoder()`.
+        block: as in `config.encoder()`.
         mesh: of the topology.
         key: the block's, for messages.
         dropout: of a student, in training.
 
     Raises:
-        InputError: the model is neither here nor known; or what `Encoder.from_pretrained` raises.
+        InputError: the model is neither on this machine nor known; or as `Encoder.from_pretrained`.
     """
     wanted = blocks.read(EncoderOptions, block)
     with tempfile.TemporaryDirectory() as aside:
@@ -178,7 +179,7 @@ def _folder(model: str, aside: epath.Path, key: str) -> tuple[epath.Path, bool]:
         if model.lower() not in {name.lower() for name in sizes.KNOWN}:
             raise InputError(
                 f"{key}.model={model}: not on this machine ({error}), and not among the known "
-                f"architectures: {', '.join(sizes.KNOWN)}"
+                f"models: {', '.join(sizes.KNOWN)}"
             ) from None
         return sizes.write(model, aside), True
 

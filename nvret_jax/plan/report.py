@@ -1,10 +1,9 @@
-"""A plan in words: what each step takes on a chip, what binds, and what to change to make it fit.
+"""A plan in words: the cost of each step on a chip, the limiting resource, and how to make it fit.
 
 Time is a roofline: the largest of operations over the peak of the matrix units, bytes over the
-bandwidth of memory, and bytes over the bandwidth of the network. It is a bound from below: all that
-is no product, latencies, sorting, gathers, waiting for the host and whatever of the three does not
-overlap come on top. MFU is the model's own operations over what the chip could do in that time, a
-bound from above.
+bandwidth of memory, and bytes over the bandwidth of the network. It is a lower bound: other
+operations, latencies, sorting, gathers, waiting for the host and any lack of overlap add to it.
+MFU, the model's own operations over what the chip could do in that time, is an upper bound.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def heading(topology: str, chips: int, chip: Chip) -> str:
 
 
 def report(step: Step, chip: Chip) -> str:
-    """What a step takes on each chip, line by line; the last line says whether it fits."""
+    """The cost of a step on each chip, line by line; the last line says whether it fits."""
     lines = [step.name, *step.notes, *_memory(step)]
     if step.compiled is not None:
         lines += _work(step, chip)
@@ -110,16 +109,16 @@ def verdict(step: Step, chip: Chip) -> str:
 
 
 def fits(step: Step, chip: Chip) -> bool:
-    """Whether the step compiled, and at its peak stays within the chip's memory."""
+    """Whether the step compiled, and its peak fits the chip's memory."""
     return step.compiled is not None and step.peak <= chip.hbm
 
 
 def advice(step: Step, chip: Chip) -> str:
-    """How much too large a step is, which part of it is largest, and what makes that smaller."""
+    """The excess of a step, its largest part, and what makes that smaller."""
     over = step.peak - chip.hbm
     kept = step.memory.arguments + sum(step.held.values())
     size = f"{step.peak / GB:.1f} of {chip.hbm / GB:.0f} GB per chip"
-    size += f", {over / GB:.1f} GB too many" if over > 0 else ", and the compiler keeps some back"
+    size += f", {over / GB:.1f} GB too many" if over > 0 else ", and the compiler reserves some"
     if kept > step.memory.temporaries:
         parts = {**step.parts, **step.held}
         largest = max(parts, key=parts.get)
@@ -135,7 +134,9 @@ def _smaller_arguments(step: Step) -> str:
         return "take a larger topology, or let search.memory_gib stream the passages"
     ways = ["a larger mesh.fsdp or mesh.tensor splits the weights"]
     if step.stage == "train" and "lora" not in step.chosen:
-        ways.append("student.lora_rank trains adapters alone, without an optimizer for all weights")
+        ways.append(
+            "student.lora_rank trains only adapters, without optimizer state for all weights"
+        )
     if "small weights" not in step.chosen and (step.stage == "embed" or "lora" in step.chosen):
         ways.append("frozen weights in bfloat16 (param_dtype) take half")
     return "; ".join([*ways, "or take a larger topology"])
@@ -146,7 +147,7 @@ def _smaller_temporaries(step: Step, free: float) -> str:
         return "lower search.memory_gib"
     knob = "embed.token_budget" if step.stage == "embed" else "train.chunk_tokens"
     ways = [f"lower {knob}"]
-    # Activations grow with the tokens of a chunk, but for what does not; a tenth is left for that.
+    # Most activations grow with the tokens of a chunk; a tenth is left for the others.
     share = 0.9 * free / max(1, step.memory.temporaries)
     if 0 < share < 1 and step.at_once * share >= 1:
         about = 2 ** int(math.log2(step.at_once * share))
@@ -156,5 +157,5 @@ def _smaller_temporaries(step: Step, free: float) -> str:
     if "bfloat16" not in step.chosen:
         ways.append("products in bfloat16 (dtype)")
     if step.stage == "train" and "ring" not in step.chosen:
-        ways.append("train.loss.method='ring' where the batch is large")
+        ways.append("train.loss.method='ring' if the batch is large")
     return "; ".join([*ways, "or a larger mesh.tensor"])

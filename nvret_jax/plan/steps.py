@@ -1,6 +1,6 @@
-"""What a compiled step is, and those that embed and search, for chips that are not there.
+"""Compiled steps, and those that embed and search, for chips that are not present.
 
-Each is the very function that a run calls, on shapes instead of arrays. A function here returns a
+Each is the function that a run calls, on shapes instead of arrays. A function here returns a
 `Step`; `report` prints any of them.
 """
 
@@ -42,9 +42,9 @@ class Memory:
     """Bytes of a program on one chip, by XLA's own account.
 
     Attributes:
-        arguments, temporaries: as they are called.
+        arguments, temporaries: of the program.
         peak: while it runs.
-        refused: XLA's line, where it would not compile a program that does not fit.
+        refused: XLA's line, if it refused to compile a program that does not fit.
     """
 
     arguments: int
@@ -55,26 +55,26 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A compiled step and what one chip does with it.
+    """A compiled step and its cost on one chip.
 
     Attributes:
-        name: what it is.
+        name: a description.
         stage: 'train', 'embed' or 'search'.
-        compiled: XLA's program; None where it does not fit, so that there is none.
-        memory: what it takes.
-        calls: how often it runs in the job that is planned.
-        flops: done in one call on one chip, recomputation included.
+        compiled: XLA's program; None if it does not fit.
+        memory: of the program.
+        calls: its number of runs in the planned job.
+        flops: of one call on one chip, recomputation included.
         needed: operations of the model in one call on one chip, without recomputation; 0: no model.
         hbm_bytes: moved between memory and the chip in one call.
-        sorting: operations on single elements that sorts take in one call.
+        sorting: single-element operations of sorts in one call.
         network: what a chip exchanges with others in one call; None: the program cannot be read.
-        held: bytes that lie on the chip beside this program's arguments, by name.
-        parts: what the arguments are, by name.
-        looped: whether the program has loops, so that XLA's counts are no check.
-        items: what a call gets through, over all chips, and what they are called.
+        held: bytes on the chip in addition to this program's arguments, by name.
+        parts: of the arguments, by name.
+        looped: whether the program has loops, so that XLA's counts are not comparable.
+        items: what a call processes, over all chips, and their name.
         at_once: tokens that a chip encodes at a time; 0: none.
-        chosen: what already makes it smaller: 'remat', 'bfloat16' (products), 'small weights',
-            'lora', 'ring'.
+        chosen: settings that already make it smaller: 'remat', 'bfloat16' (products), 'small
+            weights', 'lora', 'ring'.
         notes: lines to print first.
     """
 
@@ -113,11 +113,11 @@ class Step:
         }
 
     def mfu(self, chip: Chip) -> float:
-        """Model FLOPs utilisation at the roofline: no more than this can be."""
+        """Model FLOPs utilisation at the roofline, an upper bound."""
         return self.calls * self.needed / (chip.flops * max(self.seconds(chip).values()))
 
     def xla_counts(self) -> tuple[float, float]:
-        """(FLOPs, HBM bytes) of one call as XLA counts them; 0 where a compiler does not."""
+        """(FLOPs, HBM bytes) of one call as counted by XLA; 0 if a compiler does not count."""
         cost = self.compiled.cost_analysis() or {}
         return float(cost.get("flops", 0)), float(cost.get("bytes accessed", 0))
 
@@ -135,7 +135,7 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory:
 
 
 def read_back(compiled: jax.stages.Compiled) -> Program | None:
-    """The program as text; None where a compiler newer than JAX writes what JAX cannot read."""
+    """The program as text; None if JAX cannot read the format of a newer compiler."""
     try:
         with _silence():
             return Program(compiled.as_text())
@@ -145,7 +145,7 @@ def read_back(compiled: jax.stages.Compiled) -> Program | None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps what XLA itself writes, a stack trace among it, from the standard error."""
+    """Keeps XLA's own output, such as stack traces, off the standard error."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -158,7 +158,7 @@ def _silence() -> Iterator[None]:
 
 
 def refused(error: Exception, arguments: int) -> Memory | None:
-    """What a program would take that a compiler refused for memory; None for another error.
+    """The memory of a program that a compiler refused for its size; None for another error.
 
     Args:
         error: of `Lowered.compile`.
@@ -177,13 +177,13 @@ def refused(error: Exception, arguments: int) -> Memory | None:
 
 
 def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **step: Any) -> Step:
-    """Traces, compiles and adds up.
+    """Traces, compiles and adds up the cost.
 
     Args:
         function: jitted.
         arguments: shapes with shardings.
         mesh: of the topology.
-        **step: what of a `Step` does not come from the program.
+        **step: fields of a `Step` that do not come from the program.
     """
     chips = mesh.size
     with jax.set_mesh(mesh):
@@ -200,7 +200,7 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
     program = read_back(compiled)
     notes = step.pop("notes", ())
     if done.kernels:
-        notes += ("  FLOPs inside attention's kernel are in those of the model alone",)
+        notes += ("  FLOPs inside attention's kernel are counted only for the model",)
     if program is None:
         moved, sure = float((compiled.cost_analysis() or {}).get("bytes accessed", 0)), True
         notes += ("  the HBM bytes are XLA's, which count a loop's body once",)
@@ -222,7 +222,7 @@ def compile_step(function: Callable[..., Any], arguments: tuple, mesh: Mesh, **s
 
 
 def chosen(model: Sketch) -> frozenset[str]:
-    """What a config has chosen that makes a step smaller: see `Step.chosen`."""
+    """The config's settings that make a step smaller: see `Step.chosen`."""
     found = {
         "remat": model.options.remat != "none",
         "bfloat16": model.spec.dtype == "bfloat16",
@@ -243,9 +243,9 @@ def embed_step(
     Args:
         model: the encoder.
         mesh: of the topology.
-        passages: how many there are; all are taken to be of full length.
+        passages: their number; all are assumed to have full length.
         token_budget: `config.embed.token_budget`.
-        who: the encoder's part in the run.
+        who: the encoder's role in the run.
     """
     tokens = model.lengths["passage"]
     budget = token_budget or platforms.step_tokens(platforms.of(mesh), model.spec.dtype)
@@ -287,7 +287,7 @@ def embed_step(
 
 
 def _step_rows(passages: int, tokens: int, token_budget: int, shards: int, few: bool) -> list[int]:
-    """Rows of each step that a block of passages of one length takes, as `Encoder` plans them."""
+    """Rows of each step for a block of passages of one length, as `Encoder` plans them."""
     plan = plan_batches(
         np.full(passages, tokens),
         max_length=tokens,
@@ -306,8 +306,8 @@ def search_step(
 ) -> Step:
     """The step of an exact search with a ceiling per query: `search.index.steps.fold`.
 
-    Its bytes are read from the program: XLA's own count takes every operand of every operation,
-    also those that stay in on-chip memory.
+    Its bytes are read from the program: XLA's own count includes every operand of every operation,
+        even those that stay in on-chip memory.
 
     Args:
         mesh: of the topology's devices.
@@ -318,7 +318,7 @@ def search_step(
         memory_bytes: what the search may hold on a chip.
 
     Raises:
-        InputError: sizes that cannot be, or that do not fit whatever is done.
+        InputError: invalid sizes, or sizes that cannot fit.
     """
     n, width = shape
     platform = platforms.of(mesh)
@@ -335,7 +335,7 @@ def search_step(
     queries_qd = array((block, width), multiply, sharding=whole)
     masks = {"ceiling_q": array((block,), jnp.float32, sharding=whole)}
     per_shard = tile if plan.streams else tile * plan.tiles
-    # Of the tiles that stream only the last can reach past the end and need a mask for that.
+    # Of the streamed tiles, only the last can reach past the end and needs a mask.
     limit = n if not plan.streams and per_shard * shards > n else None
     with jax.set_mesh(mesh):
         step = search_steps.fold(mesh, k, per_shard, limit)
@@ -358,9 +358,7 @@ def search_step(
         # The scores are written with their group maxima, and k groups of each query are read.
         scores = 4 * block * (tile + k * group_size(tile, k, platform))
         moved = float(tile_bytes + block * width * multiply.itemsize + scores)
-        notes += (
-            "  HBM bytes are counted by hand and sorts left out: JAX cannot read the program",
-        )
+        notes += ("  HBM bytes are estimated and sorts left out: JAX cannot read the program",)
     products = 2.0 * block * tile * width
     is_fast = multiply == search_steps.BFLOAT16
     return Step(
@@ -373,7 +371,7 @@ def search_step(
         needed=0.0,
         hbm_bytes=moved,
         sorting=0.0 if program is None else program.sorting(),
-        network=(),  # each chip keeps lists of its own; they are merged once, at the end
+        network=(),  # each chip keeps separate lists; they are merged once, at the end
         held=held,
         parts={"a tile of passages": tile_bytes},
         looped=False,

@@ -1,7 +1,7 @@
-"""The training step of a run, compiled for chips that are not there.
+"""The training step of a run, compiled for chips that are not present.
 
-It is the very function that `training.loop` calls, on shapes instead of arrays: at the longest
-batch, or at the widths that the texts of a config run at (`lengths`).
+It is the function that `training.loop` calls, on shapes instead of arrays: for the longest batch,
+or for the widths of the config's own texts (`lengths`).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def train_step(
         model: the student.
         config: the options of a stage.
         mesh: of the topology.
-        title: what to call it, where there are several stages.
+        title: its name, if there are several stages.
         guide_width: of the vectors that a guide's score mask compares.
         memory_bytes: of a chip; 0: no limit, for `train.gather='auto'`.
-        lengths: of the texts, for a step at the widths that most steps run at; None: a step at the
-            longest batch, which memory has to be there for.
+        lengths: of the texts, for a step at the widths of most steps; None: a step for the longest
+            batch, which has to fit in memory.
 
     Raises:
-        InputError: the batch does not divide over the mesh; options of the loss that cannot be.
+        InputError: the mesh does not divide the batch; invalid options of the loss.
     """
     check_batch(config, mesh_lib.shards(mesh, "batch"))
     loss = config.loss_for(model.spec.width)
@@ -126,7 +126,7 @@ def _train_note(
     chunks: list[tuple[int, int]],
     useful: float | None,
 ) -> str:
-    """What a batch is and how a chip encodes it; of a step at usual widths also these."""
+    """A description of the batch and its encoding, with the widths for a step at usual widths."""
     sizes = [size for size, _ in chunks]
     how = "the batch at once"
     if sizes != [count for plan in groups.values() for count in plan.rows]:
@@ -146,7 +146,7 @@ def _train_note(
 
 
 def _shares(plan: Groups) -> list[str]:
-    """The widths of a side, with their shares of the texts where there are several."""
+    """The widths of a side, with their shares of the texts if there are several."""
     if len(plan.rows) == 1:
         return [str(plan.widths[0])]
     pairs = zip(plan.rows, plan.widths, strict=True)
@@ -163,7 +163,7 @@ def train_arguments(
     memory_bytes: int = 0,
     groups: Mapping[str, Groups] | None = None,
 ) -> tuple[tuple, Callable[..., Any]]:
-    """(shapes of what a training step takes, the step).
+    """(shapes of a training step's arguments, the step).
 
     `groups` are the widths of each side's texts; default: all at the longest. Shardings are those
     of the arrays that `training.loop.train` places.
@@ -191,7 +191,7 @@ def train_arguments(
 
 
 def _steps(config: Training, lengths: Lengths | None = None) -> int:
-    """Of a stage; how long one of so many epochs is only its data says."""
+    """The steps of a stage; the length of one given in epochs depends on its data."""
     if config.steps:
         return config.steps
     if lengths is None:
@@ -201,7 +201,7 @@ def _steps(config: Training, lengths: Lengths | None = None) -> int:
 
 
 def _widths(model: Sketch) -> dict[str, int]:
-    """Of batches of the longest texts, by side."""
+    """The widths of batches of the longest texts, by side."""
     return {side: padded_width(length) for side, length in model.lengths.items()}
 
 

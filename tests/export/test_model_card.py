@@ -143,7 +143,7 @@ CASES = {
     "bert": ("from 2.7", "4.57 and 5", "yes"),
     "nv-retriever": ("from 5.3 with transformers 5", "from 5.0", NO),
     "llama-nemotron-embed": ("from 5.3 with transformers 5", "from 5.0", NO),
-    "e5-mistral": ("from 2.7", "4.57 and 5", "on NVIDIA GPUs alone"),
+    "e5-mistral": ("from 2.7", "4.57 and 5", "only on NVIDIA GPUs"),
     "llama": ("from 2.7", "4.57 and 5", NO),  # its biases
     "qwen3-embedding": ("from 2.7", "4.57 and 5", "yes"),
     "modernbert": ("from 2.7", "4.57 and 5", "yes"),

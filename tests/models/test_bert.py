@@ -192,8 +192,8 @@ def test_a_mesh_that_does_not_cut_evenly_is_named_with_numbers():
             "unknown attention implementation 'magic'; known: xla, cudnn, splash",
         ),
         ({"remat": "some"}, "unknown remat='some'; known: none, attention, dots, full"),
-        ({"remat": True}, "remat=True is unknown"),
-        ({"remat": False}, "remat=False is unknown"),
+        ({"remat": True}, "unknown remat=True"),
+        ({"remat": False}, "unknown remat=False"),
     ],
 )
 def test_options_are_checked(options, message):

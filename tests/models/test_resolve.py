@@ -184,7 +184,7 @@ def test_of_a_repository_only_what_is_read_is_fetched(tmp_path, monkeypatch):
             r"has only pytorch_model\.bin.*Write model\.safetensors with",
         ),
         ("onnx/model.onnx", r"has only onnx/model\.onnx, weights as ONNX, which are not read"),
-        ("m.Q4_K_M.gguf", r"only m\.Q4_K_M\.gguf, weights as GGUF, which are not read"),
+        ("m.Q4_K_M.gguf", r"has only m\.Q4_K_M\.gguf, weights as GGUF, which are not read"),
         ("adapter_model.safetensors", "holds an adapter, not a model; give the base model"),
         ("notes.md", r"no model\.safetensors and no model\.safetensors\.index\.json"),
     ],

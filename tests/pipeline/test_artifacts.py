@@ -106,7 +106,7 @@ def test_a_workdir_belongs_to_one_experiment(tmp_path):
     stored = tmp_path / "w" / "config.json"
     assert json.loads(stored.read_text())["mining"] == {"percent": 0.95}  # nothing was made by it
     again.artifact("file", {"x": 1}).write_file(lambda path: path.write_text(""))
-    with pytest.raises(InputError, match=r"data.train is 'pydocs:' there and 'beir:x' here"):
+    with pytest.raises(InputError, match=r"data.train is 'pydocs:' there but 'beir:x' here"):
         open_workdir(tmp_path / "w", data={"train": "beir:x", "test": "pydocs:"})
     with pytest.raises(InputError, match="name is 'x' there"):
         open_workdir(tmp_path / "w", name="y")

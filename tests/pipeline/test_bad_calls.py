@@ -325,7 +325,7 @@ def test_search_takes_lists_and_tensors():
         (lambda e: pipeline.run(base(), "w", stages="mined"), "--stages=mined: this config has"),
         (
             lambda e: nv.make_mesh(data="1"),
-            "mesh.data='1': expected -1 (the devices",
+            "mesh.data='1': expected -1 (the remaining",
         ),
         (lambda e: nv.make_mesh(fsdp=1.0), "mesh.fsdp=1.0: expected"),
         (lambda e: nv.make_mesh(tensor=True), "mesh.tensor=True: expected"),

@@ -45,7 +45,7 @@ def used(finished, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--config.name=other", ("name is 'tiny' there and 'other' here",)),
+        ("--config.name=other", ("name is 'tiny' there but 'other' here",)),
         ("--config.data.test=pydocs:", ("data.test is 'beir:", "'pydocs:' here")),
     ],
 )

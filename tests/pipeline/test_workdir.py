@@ -198,7 +198,7 @@ def test_a_damaged_config_is_written_anew(workdir, capsys, damage):
     assert out == "" if "sum" in damage else "rewritten" in out
     assert again.artifact("folder", {"x": 1}).stale() is None
     again.store_config()
-    with pytest.raises(InputError, match="name is 'x' there and 'z' here"):
+    with pytest.raises(InputError, match="name is 'x' there but 'z' here"):
         Workdir.open(workdir.path, {**CONFIG, "name": "z"})
     assert item.path.exists()
 

@@ -106,7 +106,9 @@ def test_a_model_known_by_its_sizes_has_no_tokenizer(config):
     block = config.student.copy_and_resolve_references()
     block.model = "intfloat/e5-large-v2"
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
-    with pytest.raises(InputError, match=r"tokenizer is not on this machine.*--plan_data"):
+    with pytest.raises(
+        InputError, match=r"needs its tokenizer, which is not on this machine.*--plan_data"
+    ):
         lengths.read(config, models.read(block, mesh, key="student"), [MAIN_SET], {})
 
 
