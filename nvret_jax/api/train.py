@@ -40,7 +40,7 @@ from nvret_jax.training.options import BEST, PICKS, Training
 
 # What only a run has: several sets, stages, and a folder that checkpoints are kept in.
 _OF_A_RUN = ("start", "sets", "shares", "share_unit", "batches", "checkpoint_every", "keep")
-_OF_A_RUN += ("keep_best",)
+_OF_A_RUN += ("keep_best", "profile")
 _OTHERS = {
     **dict.fromkeys(_OF_A_RUN, "a run has it: nv.run(config)"),
     "num_train_epochs": "give epochs=",

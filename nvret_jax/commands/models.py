@@ -7,6 +7,7 @@ import re
 
 from etils import epath
 
+from nvret_jax import platforms
 from nvret_jax.commands.options import Model, Source
 from nvret_jax.data.dataset import Dataset, TextTable
 from nvret_jax.data.load import READERS, load_dataset
@@ -59,8 +60,6 @@ def encoder(word: str, options: Model) -> Encoder:
     Raises:
         InputError: as `Encoder.from_pretrained`, or a length that the model does not have.
     """
-    import jax
-
     given = {
         "pooling": options.pooling,
         "normalize": options.normalize,
@@ -69,7 +68,7 @@ def encoder(word: str, options: Model) -> Encoder:
     }
     made = Encoder.from_pretrained(
         named(word),
-        dtype=embedding_dtype(options.dtype, "float32", jax.default_backend()),
+        dtype=embedding_dtype(options.dtype, "float32", platforms.here()),
         adapter=options.adapter or None,
         download=options.download,
         **given,

@@ -47,6 +47,8 @@ def run(asked: Asked) -> int:
         raise InputError("--plan_data: nothing is planned without --plan=TOPOLOGY")
     if not given.workdir:
         raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
+    if given.workdir.startswith("--"):  # of `--workdir=$UNSET--dry_run`
+        raise InputError(f"--workdir={given.workdir}: a flag in the place of a folder; name one")
     _allow_files()
     workdir = str(paths.local(given.workdir, "--workdir"))
     wrong = checks.mistakes(config)
