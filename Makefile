@@ -79,7 +79,7 @@ $(VENV)/.tested: $(VENV)/.installed
 
 $(VENV)/.parity: $(VENV)/.tested
 	$(PIP) install "$(TORCH)"
-	$(PIP) install -e ".[parity]"
+	$(PIP) install -e ".[parity,mteb,notebook]"
 	$(PIP) install --no-deps $(DECODER)
 	touch $@
 

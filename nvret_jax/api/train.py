@@ -140,7 +140,6 @@ def train(
     _check_negatives(negatives, dataset)
     rate, how = _schedule(how, optimizer)
     block, own = _block(how, loss, student)
-    loop.check_batch(block, mesh_lib.shards(student.mesh, "batch"), "train: train")
     lengths = {
         "query": query_length or student.spec.max_length,
         "passage": passage_length or student.spec.max_length,
