@@ -259,9 +259,11 @@ class Checkpoints:
         metrics: dict[str, Any] = {_SCHEDULED: scheduled}
         if score is not None:
             metrics[SCORE] = score
+        stored = {"params": nnx.to_pure_dict(params), "optimizer": jax.tree.leaves(optimizer)}
         self._orbax.save_checkpointables(
             step,
-            {"params": nnx.to_pure_dict(params), "optimizer": jax.tree.leaves(optimizer)},
+            # Orbax refuses an item without a leaf: a plain SGD has no state.
+            {name: item for name, item in stored.items() if item},
             force=True,
             metrics=metrics,
         )
@@ -301,11 +303,10 @@ class Checkpoints:
         """
         self._check(step, lambda name: True)
         leaves, structure = jax.tree.flatten(optimizer)
-        loaded = self._load(
-            step,
-            {"params": abstract(nnx.to_pure_dict(params)), "optimizer": abstract(leaves)},
-        )
-        return _filled(params, loaded["params"]), jax.tree.unflatten(structure, loaded["optimizer"])
+        wanted = {"params": abstract(nnx.to_pure_dict(params)), "optimizer": abstract(leaves)}
+        loaded = self._load(step, {name: item for name, item in wanted.items() if item})
+        optimizer = jax.tree.unflatten(structure, loaded.get("optimizer", []))
+        return _filled(params, loaded["params"]), optimizer
 
     def load_params(self, step: int, params: nnx.State) -> nnx.State:
         """Reads only the parameters.

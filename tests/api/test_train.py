@@ -150,7 +150,7 @@ def test_given_negatives_are_trained_on(compiled, student):
         (lambda s, d, n: nv.train(s, (["a"], ["b"])), "lists of texts need negatives=mine("),
         (lambda s, d, n: nv.train(s, d, n, pick="best", dev=None), "there is no dev split"),
         (lambda s, d, n: nv.train(s, d, n, dev="validation"), "no split 'validation'"),
-        (lambda s, d, n: nv.train(s, d, n, split="tran"), "no split 'tran'"),
+        (lambda s, d, n: nv.train(s, d, split="tran"), "no split 'tran'"),
         (lambda s, d, n: nv.train(s, d, n, loss="infonce"), "expected nv.Loss(…), or a function"),
         (lambda s, d, n: nv.train(s, d, n, loss=nv.Loss), "expected nv.Loss(…)"),
         (lambda s, d, n: nv.train(s, d, n, loss=nv.Loss(), temperature=0.1), "a loss is given"),
