@@ -193,7 +193,7 @@ def train(
         return blend
 
     stage = loop.Stage("train", block, batches, loss=own, rate=rate, optimizer=optimizer)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = epath.Path(folder)
         places = loop.Places(path / "checkpoints", path / "metrics.jsonl", path / "tensorboard")
         trained = loop.train(student, [stage], places, score, needs_best=pick == BEST)

@@ -10,6 +10,7 @@ import tiny_models
 import tiny_project
 
 import nvret_jax as nv
+from nvret_jax.models.batched import Batched
 
 TEXTS = ["the wing", "a body of flow", "heat", "shock layer at the plate speed"]
 
@@ -68,11 +69,15 @@ def test_what_changes_no_number(encoder):
         np.testing.assert_allclose(encoder.encode(TEXTS, **how), wanted, atol=2e-6)
 
 
-def test_a_batch_has_no_more_texts_than_asked_for(folder, monkeypatch):
-    encoder = nv.Encoder.from_pretrained(folder)
+def test_a_batch_has_no_more_texts_than_asked_for(encoder, monkeypatch):
     seen = []
-    step = encoder._step
-    monkeypatch.setattr(encoder, "_step", lambda b, s: seen.append(b.tokens_bt.shape) or step(b, s))
+    applied = Batched._applied
+
+    def spy(self, batch, skip):
+        seen.append(batch.tokens_bt.shape)
+        return applied(self, batch, skip)
+
+    monkeypatch.setattr(Batched, "_applied", spy)
     encoder.encode([" ".join(["wing"] * 38)] * 10, batch_size=2)
     assert {rows for rows, _ in seen} == {2}
 
