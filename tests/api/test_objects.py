@@ -68,6 +68,12 @@ def test_negatives_scores_and_named_columns_come_along():
     assert len(kept.qrels["train"]) == 20
 
 
+def test_an_empty_cell_of_a_table_is_nothing():
+    rows = [dict(row, negative=f"wrong {i}") if i < 3 else row for i, row in enumerate(DICTS)]
+    found = nv.load_dataset(pandas().DataFrame(rows), split="train")  # NaN in the other rows
+    assert len(found.given["train"]) == 3
+
+
 def test_splits():
     frame = pandas().DataFrame(DICTS)
     for given in (
