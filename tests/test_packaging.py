@@ -57,7 +57,8 @@ def test_it_holds_all_code_the_configs_the_types_and_the_licence(wheel):
     configs = {f"nvret_jax/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
     more = {"nvret_jax/py.typed"}
     more |= {str(p.relative_to(ROOT)) for p in (ROOT / "nvret_jax").rglob("*.html.j2")}
-    assert len(more) == 3
+    more |= {str(p.relative_to(ROOT)) for p in (ROOT / "nvret_jax").rglob("*.css")}
+    assert len(more) > 3
     assert (code | configs | more) - found == set()
     assert [n for n in found if not n.startswith("nvret_jax")] == []
     (info,) = wheel.glob("*.dist-info")

@@ -27,8 +27,9 @@ FORMATS = {
     "candidates": 2,
     "audit": 3,  # 3: equal texts are one
     "negatives": 3,  # 3: equal texts are one
-    "checkpoints": 3,  # 3: masks go by texts
-    "evaluation": 2,
+    "checkpoints": 4,  # 4: the start may be the best
+    "baseline": 1,
+    "evaluation": 3,  # 3: the scores of each query before training
     "export": 2,
     "report": 2,
 }

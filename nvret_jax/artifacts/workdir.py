@@ -271,6 +271,12 @@ class Workdir:
         name = f"evaluation/{dataset}.json"
         return self.artifact(name, parts, about, kind="evaluation", beside=runs)
 
+    def baseline(self, dataset: str, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
+        """Metrics of BM25 on one data set; the ranking is beside it."""
+        name = f"evaluation/{dataset}.bm25"
+        beside = (f"{name}.trec",)
+        return self.artifact(f"{name}.json", parts, about, kind="baseline", beside=beside)
+
     def export(self, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
         """The folder that other tools load."""
         return self.artifact("export", parts, about, kind="export")

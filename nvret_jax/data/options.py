@@ -6,7 +6,7 @@ import dataclasses
 
 from nvret_jax.data.dataset import MISSING
 from nvret_jax.data.load import READERS
-from nvret_jax.options import choice, flag, option, path, text, whole
+from nvret_jax.options import choice, flag, number, option, path, text, whole
 
 SCHEMES = tuple(name for name in READERS if name != "pydocs")  # before a path
 ROWS = whole(0, what="0 for all")
@@ -28,6 +28,12 @@ class Data:
     train_split: str = option("train", SPLIT, "Its split for training.")
     dev_split: str = option(
         "dev", _NO_SPLIT, "A split of the same data for dev evaluation during training; '': none."
+    )
+    dev_share: float = option(
+        0.0,
+        number(0, 1, "a share", below=True),
+        "Where the data have no such split, this share of the training queries is held out for it, "
+        "with no passage and no near copy on both sides; 0: none.",
     )
     test: str = option(
         "pydocs:",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nvret_jax.data.dataset import Dataset
+from nvret_jax.data.held_out import hold_out
 from nvret_jax.data.load import load_dataset
 from nvret_jax.data.options import Data
 from nvret_jax.data.subset import subset
@@ -16,7 +17,8 @@ def read_wanted(
     Args:
         data: the options.
         read: whole data sets that were read before; new ones are added.
-        trains: whether the training split is wanted, with the dev split if there is one.
+        trains: whether the training split is wanted, with the dev split if there is one or if one
+            is held out.
         evaluates: whether the test split is wanted.
         download: whether the network may be used.
 
@@ -34,9 +36,13 @@ def read_wanted(
     loaded = {}
     for spec, splits in wanted.items():
         if spec not in read:
-            read[spec] = load_dataset(
+            whole = load_dataset(
                 spec, allow_empty=data.allow_empty, missing=data.missing, download=download
             )
+            lacks_dev = trains and data.dev_split and data.dev_split not in whole.qrels
+            if spec == data.train and lacks_dev and data.dev_share:
+                whole = hold_out(whole, data.train_split, data.dev_split, data.dev_share)
+            read[spec] = whole
         whole = read[spec]
         if spec == data.train and data.dev_split in whole.qrels:
             splits = [*splits, data.dev_split]

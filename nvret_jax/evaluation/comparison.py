@@ -9,7 +9,7 @@ same kind; it says nothing about another training seed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Scores:
         after: {trec name: mean}.
         interval: 95 % interval of the nDCG@10 difference, or None.
         measured: what before and after are, a sentence; '' where nothing was trained.
+        bm25: {trec name: mean} of BM25 on the same queries, or None.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class Scores:
     after: Mapping[str, float]
     interval: tuple[float, float] | None = None
     measured: str = ""
+    bm25: Mapping[str, float] | None = None
 
 
 def compare(
@@ -123,22 +125,34 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def comparison_table(comparisons: Sequence[Comparison], measures: Sequence[str] = MEASURES):
+def comparison_table(
+    comparisons: Sequence[Comparison],
+    measures: Sequence[str] = MEASURES,
+    *,
+    bm25: Sequence[Mapping[str, float] | None] = (),
+):
     """A `rich.table.Table`, one block per dataset: before, after and difference of each measure.
 
     Print it with `rich.print`; `table_text` gives it as plain text, 80 columns wide.
+
+    Args:
+        comparisons: one for each block.
+        measures: rows of a block.
+        bm25: for each block the means of BM25, or None; empty: no column for it.
     """
     table = _table("Retrieval before and after training")
+    beside = _beside(table, bm25)
     for name in ("before", "after", "difference", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
-    for entry in comparisons:
-        table.add_row(f"{entry.dataset} {entry.split}, {entry.queries:,} queries", "", "", "", "")
+    for number, entry in enumerate(comparisons):
+        table.add_row(f"{entry.dataset} {entry.split}, {entry.queries:,} queries")
         for i, name in enumerate(measures):
             interval = ""
             if name == entry.measure:
                 interval = f"{entry.interval[0]:+.4f} … {entry.interval[1]:+.4f}"
             table.add_row(
                 MEASURE_NAMES.get(name, name),
+                *beside(number, name),
                 f"{entry.before[name]:.4f}",
                 f"{entry.after[name]:.4f}",
                 f"{entry.after[name] - entry.before[name]:+.4f}",
@@ -148,19 +162,46 @@ def comparison_table(comparisons: Sequence[Comparison], measures: Sequence[str] 
     return table
 
 
-def evaluation_table(evaluations: Sequence[Evaluation], measures: Sequence[str] = MEASURES):
-    """A `rich.table.Table` of single evaluations, one block per dataset, without training."""
+def evaluation_table(
+    evaluations: Sequence[Evaluation],
+    measures: Sequence[str] = MEASURES,
+    *,
+    bm25: Sequence[Mapping[str, float] | None] = (),
+):
+    """A `rich.table.Table` of single evaluations, one block per dataset, without training.
+
+    Args:
+        evaluations: one for each block.
+        measures, bm25: see `comparison_table`.
+    """
     table = _table("Retrieval")
+    beside = _beside(table, bm25)
     table.add_column("score", justify="right", no_wrap=True)
-    for entry in evaluations:
-        table.add_row(f"{entry.dataset} {entry.split}, {len(entry.query_ids):,} queries", "")
+    for number, entry in enumerate(evaluations):
+        table.add_row(f"{entry.dataset} {entry.split}, {len(entry.query_ids):,} queries")
         for i, name in enumerate(measures):
             table.add_row(
                 MEASURE_NAMES.get(name, name),
+                *beside(number, name),
                 f"{entry.metrics[name]:.4f}",
                 end_section=i == len(measures) - 1,
             )
     return table
+
+
+def _beside(
+    table, bm25: Sequence[Mapping[str, float] | None]
+) -> Callable[[int, str], tuple[str, ...]]:
+    """Adds the column of BM25 where there is one; (block, measure) -> its cells."""
+    if not any(bm25):
+        return lambda number, name: ()
+    table.add_column("BM25", justify="right", no_wrap=True)
+
+    def cells(number: int, name: str) -> tuple[str, ...]:
+        means = bm25[number]
+        return (f"{means[name]:.4f}" if means else "",)
+
+    return cells
 
 
 def _table(title: str):

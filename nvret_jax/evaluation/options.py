@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from nvret_jax.data.options import GRADE
-from nvret_jax.options import flag, option, whole
+from nvret_jax.options import choice, flag, option, whole
+
+BM25 = ("auto", "on", "off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,4 +24,11 @@ class EvaluationOptions:
     )
     exclude_self: bool = option(
         True, flag(), "Leave the passage with the query's own id out of its ranking, as BEIR does."
+    )
+    bm25: str = option(
+        "auto",
+        choice(*BM25),
+        "Whether BM25 is scored on the same queries, beside the student. auto: on a corpus of at "
+        "most 200,000 passages.",
+        counts=False,  # it has an artefact for itself
     )

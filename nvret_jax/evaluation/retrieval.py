@@ -30,7 +30,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ir_measures
@@ -380,9 +380,8 @@ def evaluate_vectors(
     passages_nd = arguments.vectors(passages_nd, "evaluate: passage_embeddings")
     queries_qd = arguments.vectors(queries_qd, "evaluate: query_embeddings")
     query_ids, _ = scored_queries(dataset, split, min_relevance)
-    corpus = dataset.corpus
     for what, found, rows in (
-        ("passage", passages_nd, len(corpus)),
+        ("passage", passages_nd, len(dataset.corpus)),
         ("query", queries_qd, len(query_ids)),
     ):
         if tuple(found.shape) != (rows, width):
@@ -391,6 +390,54 @@ def evaluate_vectors(
                 f"{tuple(found.shape)}, expected ({rows}, {width}); they belong to another "
                 "corpus or encoder"
             )
+
+    def rank(k: int, exclude: Sequence[np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
+        return search(
+            queries_qd,
+            passages_nd,
+            k,
+            exclude=exclude,
+            mesh=mesh,
+            backend=backend,
+            progress=progress,
+        )
+
+    return evaluate_ranking(
+        dataset,
+        split,
+        rank,
+        k=k,
+        min_relevance=min_relevance,
+        exclude_self=exclude_self,
+        exclude=exclude,
+    )
+
+
+# (k, for each query the rows left out, or None) -> scores_qk float32, rows_qk int32
+Rank = Callable[[int, Sequence[np.ndarray] | None], tuple[np.ndarray, np.ndarray]]
+
+
+def evaluate_ranking(
+    dataset: Dataset,
+    split: str,
+    rank: Rank,
+    *,
+    k: int = 100,
+    min_relevance: int = 1,
+    exclude_self: bool = True,
+    exclude: Mapping[str, Sequence[str]] | None = None,
+) -> Evaluation:
+    """Scores whatever ranks the corpus for `scored_queries(dataset, split, min_relevance)`.
+
+    Args:
+        dataset, split, k, min_relevance, exclude_self, exclude: as of `evaluate`.
+        rank: called once, with how many passages it is to rank, at most all.
+
+    Raises:
+        InputError: unknown split, no relevant judgment.
+    """
+    query_ids, _ = scored_queries(dataset, split, min_relevance)
+    corpus = dataset.corpus
     qrels, never = dataset.qrels[split], []
     for query_id in query_ids:
         rows = [corpus.row[passage] for passage in (exclude or {}).get(query_id, ())]
@@ -400,15 +447,7 @@ def evaluate_vectors(
         if own is not None and qrels[query_id].get(query_id, 0) < min_relevance:
             rows.append(own)
         never.append(np.array(sorted({*rows}), np.int32))
-    scores_qk, ids_qk = search(
-        queries_qd,
-        passages_nd,
-        min(k, len(corpus)),
-        exclude=never if any(map(len, never)) else None,
-        mesh=mesh,
-        backend=backend,
-        progress=progress,
-    )
+    scores_qk, ids_qk = rank(min(k, len(corpus)), never if any(map(len, never)) else None)
     means, per_query = metrics(
         (query_ids, corpus.ids, scores_qk, ids_qk),
         {query_id: qrels[query_id] for query_id in query_ids},

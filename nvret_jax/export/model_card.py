@@ -7,6 +7,7 @@ their queries. Unknown facts are left out, never guessed.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -213,51 +214,63 @@ def _front_matter(card: ModelCard) -> str:
     return f"---\n{fields.to_yaml().strip()}\n---"
 
 
-def _snippet(spec: Any) -> str:
-    roles = ("query", "document") if spec.query_prompt or spec.passage_prompt else (None, None)
+def loading(spec: Any, folder: str) -> dict[str, str]:
+    """{program: Python code} that loads an exported model; only of programs that read it.
+
+    Args:
+        spec: of the model.
+        folder: where it is.
+    """
+    place = json.dumps(folder, ensure_ascii=False)
+    query, passage = "how do I sort an array?", "sort(a) returns a sorted copy of an array."
+    out = {}
     if spec.late is not None:
-        return """```python
-from sentence_transformers import MultiVectorEncoder
+        out["sentence-transformers"] = f"""from sentence_transformers import MultiVectorEncoder
 
-model = MultiVectorEncoder("path/to/this/folder")
-queries = model.encode_query(["how do I sort an array?"])
-passages = model.encode_document(["sort(a) returns a sorted copy of an array."])
-print(model.similarity(queries, passages))
-```"""
-    arguments = ["" if role is None else f', prompt_name="{role}"' for role in roles]
-    snippet = f"""```python
-from sentence_transformers import SentenceTransformer
+model = MultiVectorEncoder({place})
+queries = model.encode_query(["{query}"])
+passages = model.encode_document(["{passage}"])
+print(model.similarity(queries, passages))"""
+    elif spec.pooling != "latent":
+        has_prompts = bool(spec.query_prompt or spec.passage_prompt)
+        names = [f', prompt_name="{role}"' for role in ("query", "document")]
+        of_query, of_passage = names if has_prompts else ("", "")
+        out["sentence-transformers"] = f"""from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/folder")
-queries = model.encode(["how do I sort an array?"]{arguments[0]})
-passages = model.encode(["sort(a) returns a sorted copy of an array."]{arguments[1]})
-print(model.similarity(queries, passages))
-```"""
-    if spec.pooling == "latent":
-        return """```python
-from nvret_jax.models.encoder import Encoder
+model = SentenceTransformer({place})
+queries = model.encode(["{query}"]{of_query})
+passages = model.encode(["{passage}"]{of_passage})
+print(model.similarity(queries, passages))"""
+    last = "" if spec.late is not None else "\nprint(queries @ passages.T)"
+    out["nvret_jax"] = f"""from nvret_jax.models.encoder import Encoder
 
-encoder = Encoder.from_pretrained("path/to/this/folder")
-queries = encoder.encode(["how do I sort an array?"], kind="query")
-passages = encoder.encode(["sort(a) returns a sorted copy of an array."])
-print(queries @ passages.T)
-```"""
-    return snippet
+encoder = Encoder.from_pretrained({place})
+queries = encoder.encode(["{query}"], kind="query")
+passages = encoder.encode(["{passage}"]){last}"""
+    return out
+
+
+def _snippet(spec: Any) -> str:
+    code = next(iter(loading(spec, "path/to/this/folder").values()))
+    return f"```python\n{code}\n```"
 
 
 def _scores(scores: Sequence[Scores]) -> str:
     rows = []
+    has_bm25 = any(entry.bm25 for entry in scores)
     for entry in scores:
         for name, after in entry.after.items():
             before = None if entry.before is None else entry.before.get(name)
             interval = ""
             if name == "ndcg_cut_10" and entry.interval:
                 interval = f"{entry.interval[0]:+.4f} to {entry.interval[1]:+.4f}"
+            bm25 = [f"{entry.bm25[name]:.4f}" if entry.bm25 else ""] if has_bm25 else []
             rows.append(
                 (
                     entry.dataset,
                     f"{entry.queries:,}",
                     MEASURE_NAMES.get(name, name),
+                    *bm25,
                     "" if before is None else f"{before:.4f}",
                     f"{after:.4f}",
                     "" if before is None else f"{after - before:+.4f}",
@@ -265,7 +278,9 @@ def _scores(scores: Sequence[Scores]) -> str:
                 )
             )
     measured = [f"{entry.measured[:1].upper()}{entry.measured[1:]}." for entry in scores]
-    header = ("data set", "queries", "metric", "before", "after", "difference", "95 % interval")
+    beside = ["BM25"] if has_bm25 else []
+    compared = ("before", "after", "difference", "95 % interval")
+    header = ("data set", "queries", "metric", *beside, *compared)
     return (
         _table(header, rows)
         + "\n\n"

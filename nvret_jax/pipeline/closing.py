@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from nvret_jax.pipeline.state import Run
+from nvret_jax.pipeline.trained import dev_outcome
 
 
 def lines(run: Run, plan: Sequence[str], asked: Sequence[str], seconds: float) -> list[str]:
@@ -19,6 +20,9 @@ def lines(run: Run, plan: Sequence[str], asked: Sequence[str], seconds: float) -
     """
     path = shlex.quote(str(run.workdir.path))
     out = [f"finished  in {duration(seconds)}; everything is in {path}"]
+    found = dev_outcome(run) if run.trains and "train" in asked else None
+    if found is not None:
+        out.insert(0, f"dev       {found}")
     if "export" in asked:
         out.append(f"export    {path}/export, loaded by nvret_jax and sentence-transformers")
     if "report" in asked:

@@ -1,4 +1,4 @@
-"""evaluate: the student before and after, on the whole test corpus."""
+"""evaluate: the student before and after, and BM25, on the whole test corpus."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from jax.sharding import Mesh
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts.artifact import Artifact
+from nvret_jax.artifacts.fingerprints import Digest
 from nvret_jax.data.dataset import Dataset
-from nvret_jax.evaluation import comparison, output, retrieval
+from nvret_jax.errors import InputError
+from nvret_jax.evaluation import baseline, comparison, output, retrieval
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.evaluation.overlap import Overlap, overlap
-from nvret_jax.files.atomic import remove
+from nvret_jax.files.atomic import remove, write_atomic
 from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
@@ -28,6 +30,7 @@ from nvret_jax.pipeline.encoders import Side
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run, once
+from nvret_jax.search.rankers import teachers
 from nvret_jax.search.store import EmbeddingStore
 
 
@@ -57,6 +60,7 @@ class Inputs:
         after: by the trained one; None where nothing is trained.
         mesh, backend: of the search.
         said: what else is known of the scores, by name.
+        bm25: means of BM25 on the same queries; None where there are none.
     """
 
     data: Dataset
@@ -66,6 +70,15 @@ class Inputs:
     mesh: Mesh
     backend: str = "auto"
     said: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bm25: Mapping[str, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What BM25 is evaluated on: test data and a split of it."""
+
+    data: Dataset
+    split: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +107,43 @@ def artifact(run: Run) -> Artifact:
         for role in roles
         for table in ("passages", f"queries-{split}")
     }
-    parts |= run.searching.parts()
-    parts |= run.values_of(EvaluationOptions, "evaluation")
-    parts["judgments"] = parts_lib.judgments_part(data.qrels[split], test=True)
-    parts["data.test_split"] = split
+    parts |= run.searching.parts() | _scoring_parts(run)
     return run.workdir.evaluation(data.name, parts, run.about)
+
+
+@once
+def baseline_artifact(run: Run) -> Artifact | None:
+    """Scores of BM25 on the test split; None where they are not wanted."""
+    if not run.evaluates:
+        return None
+    data, split = run.test_data, run.config.data.test_split
+    options = blocks.read(EvaluationOptions, run.config.evaluation)
+    if not baseline.is_wanted(options, len(data.corpus)):
+        return None
+    tables = {"passages": "passages", "queries": f"queries-{split}"}
+    parts = {what: run.texts(data, table) for what, table in tables.items()}
+    parts |= teachers.bm25_parts() | _scoring_parts(run)
+    return run.workdir.baseline(data.name, parts, run.about)
+
+
+def _scoring_parts(run: Run) -> dict[str, Any]:
+    """What decides the scores of a ranking of the test split."""
+    data, split = run.test_data, run.config.data.test_split
+    return {
+        **run.values_of(EvaluationOptions, "evaluation"),
+        "judgments": parts_lib.judgments_part(data.qrels[split], test=True),
+        "data.test_split": split,
+    }
+
+
+def scores_parts(run: Run) -> dict[str, Any]:
+    """The scores that a model card and a report state."""
+    if not run.evaluates:
+        return {}
+    found = {"evaluation": artifact(run), "BM25": baseline_artifact(run)}
+    found = {name: made for name, made in found.items() if made is not None}
+    stated = Digest("BM25" in found, "whether BM25 is scored", ("evaluation.bm25",))
+    return {**found, "scored": stated}
 
 
 @once
@@ -110,10 +155,14 @@ def _vectors_of(run: Run, role: str, table: str) -> Artifact:
 
 
 def _artifacts(run: Run) -> list[Artifact]:
-    return [artifact(run)]
+    made = [baseline_artifact(run), artifact(run)]
+    return [item for item in made if item is not None]
 
 
-def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, EvaluationOptions]:
+def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs | Baseline, EvaluationOptions]:
+    options = blocks.read(EvaluationOptions, run.config.evaluation)
+    if artifact.kind == "baseline":
+        return Baseline(run.test_data, run.config.data.test_split), options
     before = _vectors(run, run.start_role, run.untrained.encoder)
     run.release_untrained()
     cuts = truncation.of_test(run)
@@ -132,8 +181,9 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, EvaluationOptions]:
             "overlap": [one.record() for one in overlaps],
             "measured": _measured(run),
         },
+        read_bm25(run),
     )
-    return inputs, blocks.read(EvaluationOptions, run.config.evaluation)
+    return inputs, options
 
 
 def _overlaps(run: Run) -> list[Overlap]:
@@ -174,21 +224,48 @@ def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
     )
 
 
-def make(inputs: Inputs, options: EvaluationOptions) -> Scored:
-    """Ranks the test corpus for each query, before and after training, and scores the rankings."""
+def make(inputs: Inputs | Baseline, options: EvaluationOptions) -> Scored | None:
+    """Ranks the test corpus for each query and scores the rankings.
+
+    Args:
+        inputs: of the student, before and after training, or of BM25.
+        options: of the evaluation.
+
+    Returns:
+        None where BM25 has nothing to rank by, and on processes that do not write its scores.
+    """
+    if isinstance(inputs, Baseline):
+        return _baseline(inputs, options)
     before = _evaluated(inputs, inputs.before, options)
     if inputs.after is None:
-        table = comparison.evaluation_table([before])
+        table = comparison.evaluation_table([before], bm25=[inputs.bm25])
         return Scored(before, None, inputs.said, comparison.table_text(table))
     after = _evaluated(inputs, inputs.after, options)
     compared = comparison.compare(before, after)
-    table = comparison.comparison_table([compared])
+    table = comparison.comparison_table([compared], bm25=[inputs.bm25])
     said = {
         **inputs.said,
         "before": before.metrics,
         "ndcg_cut_10_difference_interval": list(compared.interval),
+        "per_query_before": before.per_query,
     }
     return Scored(before, after, said, comparison.table_text(table))
+
+
+def _baseline(inputs: Baseline, options: EvaluationOptions) -> Scored | None:
+    if not mesh_lib.is_main():  # it needs no device, and one process writes it
+        return None
+    try:
+        found = baseline.evaluate_bm25(inputs.data, inputs.split, options, progress=True)
+    except InputError as error:  # no query has a word of the corpus, say
+        say(f"evaluate  no scores of BM25: {error}")
+        return None
+    means = ", ".join(
+        f"{retrieval.MEASURE_NAMES[name]} {found.metrics[name]:.4f}"
+        for name in ("ndcg_cut_10", "recip_rank_10", "recall_100")
+    )
+    line = f"evaluate  BM25 on {inputs.data.name} {inputs.split}: {means}"
+    return Scored(found, None, {"encoder": "BM25", "trained": False}, line)
 
 
 def _evaluated(
@@ -208,7 +285,10 @@ def _evaluated(
     )
 
 
-def _write(artifact: Artifact, inputs: Inputs, scored: Scored) -> None:
+def _write(artifact: Artifact, inputs: Inputs | Baseline, scored: Scored | None) -> None:
+    if isinstance(inputs, Baseline):
+        _write_baseline(artifact, scored)
+        return
     folder, name = artifact.path.parent, inputs.data.name
     after = scored.before if scored.after is None else scored.after
     if mesh_lib.is_main():
@@ -221,6 +301,24 @@ def _write(artifact: Artifact, inputs: Inputs, scored: Scored) -> None:
     artifact.write_file(lambda path: output.write_evaluation_json(path, after, scored.said))
     say(scored.table)
     say(scored.said["measured"])
+
+
+def _write_baseline(artifact: Artifact, scored: Scored | None) -> None:
+    if mesh_lib.is_main():
+        ranking = artifact.path.with_suffix(".trec")
+        remove(ranking)
+        if scored is not None:
+            _write_run(ranking, scored.before)
+
+    def write(path: epath.Path) -> None:
+        if scored is None:
+            write_atomic(path, "null\n")
+        else:
+            output.write_evaluation_json(path, scored.before, scored.said)
+
+    artifact.write_file(write)
+    if scored is not None:
+        say(scored.table)
 
 
 def _write_run(path: epath.Path, result: retrieval.Evaluation) -> None:
@@ -257,7 +355,15 @@ def read_scores(run: Run) -> Scores:
         after={name: found[name] for name in retrieval.MEASURES},
         interval=tuple(interval) if interval else None,
         measured=found.get("measured", "") if found["trained"] else "",
+        bm25=read_bm25(run),
     )
+
+
+def read_bm25(run: Run) -> dict[str, float] | None:
+    """Means of BM25 on the test split, by trec name; None where there are none."""
+    item = baseline_artifact(run)
+    found = None if item is None else json.loads(need(item).path.read_text())
+    return None if found is None else {name: found[name] for name in retrieval.MEASURES}
 
 
 STAGE = Stage(_artifacts, _inputs, make, _write, begin=begin_nothing)

@@ -40,9 +40,7 @@ def artifact(run: Run) -> Artifact:
     """The folder other tools load."""
     parts = {**trained.parts(run), **run.values_of(Export, "export")}
     parts["said"] = said.part(run)
-    if run.evaluates:
-        parts["evaluation"] = evaluate.artifact(run)
-    return run.workdir.export(parts, run.about)
+    return run.workdir.export(parts | evaluate.scores_parts(run), run.about)
 
 
 def _artifacts(run: Run) -> list[Artifact]:

@@ -83,7 +83,7 @@ def plan(
         if not same or done.best is None:
             return None
         changed -= best
-    length = {f"{at}steps", f"{at}epochs", f"{at}max_steps"}
+    length = {f"{at}steps", f"{at}epochs", f"{at}min_steps", f"{at}max_steps"}
     if changed - length:
         return None
     if not changed:
@@ -107,6 +107,8 @@ def _longer(before: Mapping[str, Any], after: Mapping[str, Any], at: str, done: 
     if f"{at}steps" in after:
         return after[f"{at}steps"] >= done.steps
     bound = after.get(f"{at}max_steps", done.steps)
+    if after.get(f"{at}min_steps", 0) < before.get(f"{at}min_steps", 0):
+        return False
     return bound >= done.steps and after[f"{at}epochs"] >= before.get(f"{at}epochs", math.inf)
 
 

@@ -13,6 +13,7 @@ MADE_BY = {
     "audit": "audit",
     "negatives": "mine",
     "checkpoints": "train",
+    "baseline": "evaluate",
     "evaluation": "evaluate",
 }
 

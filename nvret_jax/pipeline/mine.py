@@ -16,6 +16,7 @@ from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import say
 from nvret_jax.mining import given
+from nvret_jax.mining.audit import estimate
 from nvret_jax.mining.audit.calibrate import calibrate
 from nvret_jax.mining.exclude import verdicts
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
@@ -44,6 +45,7 @@ class Inputs:
         excluder: what can never be a negative.
         auto: the rules whose value is chosen by calibration.
         given: for each query the negatives that come with the data; None: none.
+        ranks_mean: whether the first teacher's ranks say something, which random ones do not.
     """
 
     data: Dataset
@@ -52,6 +54,7 @@ class Inputs:
     excluder: Excluder
     auto: Sequence[str] = ()
     given: Ragged | None = None
+    ranks_mean: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,7 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Mining]:
         exclusions.opened(run),
         run.calibrated,
         run.given_rows(),
+        ranks_mean=not run.block(run.teacher_names[0]).model.startswith("random:"),
     )
     return inputs, dataclasses.replace(run.mining, options=run.options)
 
@@ -140,6 +144,7 @@ def make(inputs: Inputs, options: Mining) -> Mined:
         )
         told["given"] = dataclasses.asdict(of_given)
         _say_given(of_given, options.given)
+    told["false_negatives"] = _false_negatives(inputs, options, asked[0])
     if chosen:
         told["calibration"] = chosen
     if effect is not None:
@@ -193,6 +198,30 @@ def _calibrated(
         records.append(choice.record)
         say(f"mine      {teacher.name}: {VALUES[name]} {choice.value:g}; {choice.record['why']}")
     return rule, records
+
+
+def _false_negatives(inputs: Inputs, options: Mining, teacher: Teacher) -> dict[str, Any] | None:
+    """How many of the first teacher's negatives may be relevant, for JSON; prints it."""
+    if not inputs.ranks_mean or (inputs.given is not None and options.given == "only"):
+        return None
+    candidates = teacher.candidates
+
+    def excluded(numbers: np.ndarray, positive_rows: Ragged) -> Ragged:
+        return inputs.excluder.of(candidates.query_rows[numbers], positive_rows).rows
+
+    found = estimate.estimate(
+        candidates,
+        dataclasses.replace(options.options, rule=teacher.rule or options.options.rule),
+        excluded=excluded,
+        query_ids=inputs.query_ids,
+        passage_ids=inputs.data.corpus.ids,
+        seed=options.options.seed,
+        texts=inputs.excluder.texts,
+    )
+    if found is None:
+        return None
+    say(f"mine      {teacher.name}: {found}")
+    return dataclasses.asdict(found)
 
 
 def _promoted(

@@ -19,7 +19,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.files import paths
 from nvret_jax.mining.options import Mining, Options
 from nvret_jax.models.pretrained.weights import file_sha256
-from nvret_jax.options import blocks, parts_of
+from nvret_jax.options import parts_of
 from nvret_jax.training.options import BEST_KEYS, LAST, STARTS, Result, Training
 
 # Of the config, what says where and how a run runs and is no reason for anything.
@@ -142,14 +142,14 @@ def stage_names(config: ConfigDict, name: str, parts: dict[str, Any]) -> dict[st
     return {key: f"train.{key.removeprefix(at)}" for key in parts}
 
 
-def result_parts(config: ConfigDict, last: Training) -> dict[str, Any]:
+def result_parts(config: ConfigDict, result: Result, last: Training) -> dict[str, Any]:
     """What makes the trained student of the checkpoints.
 
     Args:
         config: of the run.
+        result: as it takes effect.
         last: the options of the last stage of training.
     """
-    result = blocks.read(Result, config.result)
     at = f"train_stages.{config.train.stages[-1]}." if config.train.stages else "train."
     parts = parts_of(result, "result.")
     if result.pick != LAST:
@@ -182,7 +182,7 @@ def data_keys(*, test: bool) -> tuple[str, ...]:
     """The keys of the config that decide what is read of a data set."""
     side = _side(test)
     more = ("max_queries", "max_passages", "allow_empty", "missing")
-    keys = (side, f"{side}_split", *(() if test else ("dev_split",)), *more)
+    keys = (side, f"{side}_split", *(() if test else ("dev_split", "dev_share")), *more)
     return tuple(f"data.{key}" for key in keys)
 
 

@@ -3,76 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from etils import epath
 
-from nvret_jax import __version__
 from nvret_jax.artifacts.artifact import Artifact
+from nvret_jax.config import sets
 from nvret_jax.config.sets import MAIN_SET
+from nvret_jax.data import interchange
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.evaluation.comparison import Scores
+from nvret_jax.export import model_card
+from nvret_jax.mesh import process_count
 from nvret_jax.mining.audit.audit import Row, read_csv
-from nvret_jax.mining.exclude.exclusion import Exclusions, Reason
-from nvret_jax.mining.negatives import Negatives
-from nvret_jax.mining.options import Options
-from nvret_jax.mining.survivors import Verdict, judge
+from nvret_jax.mining.audit.estimate import Estimate
 from nvret_jax.options import blocks
-from nvret_jax.pipeline import audit, evaluate, exclusions, mine, ranked, said, trained, truncation
+from nvret_jax.pipeline import (
+    audit,
+    evaluate,
+    exclusions,
+    mine,
+    provenance,
+    ranked,
+    said,
+    trained,
+    truncation,
+)
+from nvret_jax.pipeline import export as export_stage
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.stage import Stage, begin_nothing
 from nvret_jax.pipeline.state import Run
-from nvret_jax.report import report
+from nvret_jax.report import content, mined, queries, report
+from nvret_jax.report.mined import MinedSet
 from nvret_jax.report.options import Report
-from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.rankers.distinct import distinct
+from nvret_jax.training.checkpoint import SCORE
 from nvret_jax.training.metric_writer import read_metrics
+from nvret_jax.training.outcome import Outcome
 
-_WHY = {
-    Verdict.ABOVE: "at or above the ceiling",
-    Verdict.SKIPPED: "among the ranks skipped",
-    Verdict.BEYOND: "behind the last rank allowed",
-    Verdict.BELOW: "below the least score",
+_COMMANDS = 3  # of the newest, those shown
+_SPEED = {
+    "examples_per_second": "queries per second",
+    "tokens_per_second": "tokens per second",
+    "mfu": "MFU: share of the device's peak",
+    "memory_gib": "device memory, GiB",
 }
-_WHY_EXCLUDED = {
-    Reason.OWN_TEXT: "the query's own text",
-    Reason.SAME_TEXT: "a positive's text under another id",
-    Reason.NEAR_COPY: "a near copy of a positive",
-    Reason.SAME_DOCUMENT: "from a positive's document",
-    Reason.VERDICT: "ruled out by a judge",
+# Logged values by name, as people see them; others go by their own names.
+_CURVES = {
+    "learning_rate": "learning rate",
+    "grad_norm": "norm of the gradient",
+    "accuracy": "accuracy: the positive scores highest in its batch",
+    "temperature": "temperature",
+    "positive": "mean score of positives",
+    "negatives": "passages a query is contrasted with",
+    "masked": "passages masked per query, by id",
+    "masked_by_score": "passages masked per query, by score",
 }
-_DROPPED_SHOWN = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class MinedSet:
-    """What mining read and made of one training set.
-
-    Attributes:
-        title: of the set, for people.
-        data: its queries and corpus.
-        candidates: of the first teacher, each text once.
-        negatives: what was kept.
-        excluded: what could never be a negative of the candidates' queries.
-        options: how it was mined.
-        rule, teachers: for people.
-        has_one_scale: whether the ceilings are on the scale of the candidates' scores.
-        wanted: negatives asked for per query.
-    """
-
-    title: str
-    data: Dataset
-    candidates: Candidates
-    negatives: Negatives
-    excluded: Exclusions
-    options: Options
-    rule: str
-    teachers: str
-    has_one_scale: bool
-    wanted: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,25 +71,145 @@ class Inputs:
     Attributes:
         title, lead: what the run is, and what it was in a sentence.
         scores: of the evaluation.
+        ranked: reads the rankings of the test queries; None where nothing was evaluated.
         sets: number of training sets that were mined.
         mined: each of them, opened when it is asked for.
         metrics: lines of the training; None where nothing is trained.
+        outcome: whether training helped on dev; None where nothing says so.
         audit: rows of the audits, by the title of their set.
         cuts: how many texts were cut.
+        sizes: of the data sets.
+        snippets: code that loads the export, by program.
         recipe: choices by name.
         environment: versions and devices by name.
+        history: what made the workdir, a line per stage.
+        stages: of the run, in order.
     """
 
     title: str
     lead: str
     scores: Sequence[Scores] = ()
+    ranked: Callable[[], queries.Ranked] | None = None
     sets: int = 0
     mined: Iterable[MinedSet] = ()
     metrics: Sequence[Mapping[str, Any]] | None = None
+    outcome: Outcome | None = None
     audit: Mapping[str, Sequence[Row]] = dataclasses.field(default_factory=dict)
     cuts: Sequence[truncation.Truncation] = ()
+    sizes: Sequence[content.Size] = ()
+    snippets: Mapping[str, str] = dataclasses.field(default_factory=dict)
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    stages: Sequence[str] = ()
+
+
+def make(inputs: Inputs, options: Report) -> content.ReportData:
+    """Everything the page shows."""
+    shares = _shares(options.examples, inputs.sets) if inputs.sets else []
+    return content.ReportData(
+        title=inputs.title,
+        lead=inputs.lead,
+        scores=list(inputs.scores),
+        compared=_compared(inputs, options),
+        mined=[mined.mined(one, share) for one, share in zip(inputs.mined, shares, strict=True)],
+        training=_training(inputs.metrics, inputs.outcome) if inputs.metrics else None,
+        audit=[
+            dataclasses.replace(row, dataset=title)
+            for title, rows in inputs.audit.items()
+            for row in rows
+        ],
+        cuts=[_cut(found) for found in inputs.cuts],
+        sizes=list(inputs.sizes),
+        snippets=dict(inputs.snippets),
+        config=dict(inputs.recipe),
+        environment=dict(inputs.environment),
+        commands=_commands(inputs.history),
+        timings=_timings(inputs.history, inputs.stages),
+    )
+
+
+def _write(artifact: Artifact, inputs: Inputs, data: content.ReportData) -> None:
+    artifact.write_file(lambda path: report.write(data, path))
+
+
+def _compared(inputs: Inputs, options: Report) -> content.Compared | None:
+    return None if inputs.ranked is None else queries.compare(inputs.ranked(), options.queries)
+
+
+def _shares(examples: int, sets: int) -> list[int]:
+    """How many of the examples are of each set; each gets one if there are any."""
+    return [max(min(1, examples), (examples + i) // sets) for i in reversed(range(sets))]
+
+
+def _cut(found: truncation.Truncation) -> content.Cut:
+    return content.Cut(
+        encoder=found.encoder,
+        texts=f"{found.dataset} {found.table}",
+        length=found.length,
+        share=truncation.percent(found.share),
+        counts=found.counts,
+    )
+
+
+def _training(
+    lines: Sequence[Mapping[str, Any]], outcome: Outcome | None
+) -> content.Training | None:
+    """The curves of all that was logged."""
+    curves: dict[str, content.Curve] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "stage"):
+                curve = curves.setdefault(name, content.Curve(_name(name), [], []))
+                curve.steps.append(int(line["step"]))
+                curve.values.append(float(value))
+    if "loss" not in curves:
+        return None
+    stages = [line["stage"] for line in lines if "loss" in line]
+    ends = [
+        int(step)
+        for step, stage, following in zip(curves["loss"].steps, stages, stages[1:], strict=False)
+        if stage != following
+    ]
+    rest = curves.keys() - _CURVES.keys() - _SPEED.keys() - {"loss", SCORE}
+    order = [*_CURVES, *sorted(rest)]
+    return content.Training(
+        loss=curves["loss"],
+        dev=curves.get(SCORE),
+        others=[curves[name] for name in order if name in curves],
+        speed=[curves[name] for name in _SPEED if name in curves],
+        bounds=ends,
+        outcome="" if outcome is None else str(outcome),
+        helped=outcome is None or outcome.helped,
+    )
+
+
+def _name(metric: str) -> str:
+    """What people call a metric."""
+    return {**_CURVES, **_SPEED}.get(metric, metric)
+
+
+def _commands(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The newest command lines, each once, the newest last."""
+    found = dict.fromkeys(line.get("command", "") for line in reversed(lines))
+    return [line for line in list(found)[:_COMMANDS] if line][::-1]
+
+
+def _timings(lines: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[content.Timing]:
+    """The newest work of each stage, in order."""
+    newest = {line["stage"]: line for line in lines}
+    return [
+        content.Timing(name, float(newest[name]["seconds"]), _when(newest[name]["ended"]))
+        for name in stages
+        if name in newest and name != "report"
+    ]
+
+
+def _when(ended: str) -> str:
+    return ended[:16].replace("T", " ")
+
+
+# --- what is read of a run -----------------------------------------------------------------------
 
 
 def artifact(run: Run) -> Artifact:
@@ -111,9 +220,7 @@ def artifact(run: Run) -> Artifact:
         for name, part in run.sets.items() if stage in run.config.stages else ():
             of = "" if name == MAIN_SET else f"{name}:"
             parts[f"{of}{'negatives' if stage == 'mine' else stage}"] = made(part)
-    if run.evaluates:
-        parts["evaluation"] = evaluate.artifact(run)
-    return run.workdir.report(parts, run.about)
+    return run.workdir.report(parts | evaluate.scores_parts(run), run.about)
 
 
 def _artifacts(run: Run) -> list[Artifact]:
@@ -121,77 +228,144 @@ def _artifacts(run: Run) -> list[Artifact]:
 
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Report]:
-    stages, sets = run.config.stages, _titled(run)
+    stages, titled = run.config.stages, _titled(run)
     what = "a text retriever" if run.trains or run.evaluates else "mining"
-    audited = sets if "audit" in stages else {}
-    mined = sets if "mine" in stages else {}
-    metrics = None
+    audited = titled if "audit" in stages else {}
+    of_mining = titled if "mine" in stages else {}
+    metrics = outcome = None
     if run.trains:
         need(trained.artifact(run))
-        metrics = read_metrics(run.workdir.metrics)
+        metrics, outcome = read_metrics(run.workdir.metrics), trained.dev_outcome(run)
     inputs = Inputs(
         title=f"{run.config.name}: {what}",
         lead=_lead(run),
         scores=[evaluate.read_scores(run)] if run.evaluates else [],
-        sets=len(mined),
-        mined=(_opened(part, title) for title, part in mined.items()),
+        ranked=(lambda: _ranked(run)) if run.evaluates else None,
+        sets=len(of_mining),
+        mined=(_opened(run, name, title) for title, name in _names(run, of_mining)),
         metrics=metrics,
+        outcome=outcome,
         audit={title: read_csv(need(audit.artifact(part)).path) for title, part in audited.items()},
         cuts=truncation.of_run(run),
+        sizes=_sizes(run),
+        snippets=_snippets(run) if "export" in stages else {},
         recipe=said.recipe(run),
         environment={
-            "nvret_jax": __version__,
-            "jax": jax.__version__,
+            **provenance.versions(),
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "processes": str(process_count()),
         },
+        history=provenance.read(run.workdir.path),
+        stages=list(stages),
     )
     return inputs, blocks.read(Report, run.config.report)
 
 
-def _opened(run: Run, title: str) -> MinedSet:
-    """What mining read and made of the set of a run."""
-    data = run.train_data
+def _names(run: Run, titled: Mapping[str, Run]) -> list[tuple[str, str]]:
+    """(title, name) of each training set."""
+    return list(zip(titled, run.sets, strict=True)) if titled else []
+
+
+def _opened(run: Run, name: str, title: str) -> MinedSet:
+    """What mining read and made of one set of a run."""
+    part = run.sets[name]
+    data = part.train_data
     # The first teacher's candidates are shown.
     candidates, _ = distinct(
-        ranked.read_candidates(run, run.teacher_names[0]), None, run.passage_texts
+        ranked.read_candidates(part, part.teacher_names[0]), None, part.passage_texts
     )
+    made = need(mine.artifact(part))
+    counts = json.loads(made.path.with_suffix(".counts.json").read_text())
+    found = counts.get("false_negatives")
+    wanted = part.config.mining.num_negatives
     return MinedSet(
         title,
         data,
         candidates,
-        mine.read(run),
-        exclusions.opened(run).of_candidates(candidates),
-        run.options,
-        said.rule(run),
-        run.teacher_models,
+        mine.read(part),
+        exclusions.opened(part).of_candidates(candidates),
+        part.options,
+        said.rule(part),
+        part.teacher_models,
         # They are not where teachers are drawn query by query.
-        has_one_scale=len(run.teacher_names) == 1 or run.options.ensemble != "cross",
-        wanted=run.config.mining.num_negatives,
+        has_one_scale=len(part.teacher_names) == 1 or part.options.ensemble != "cross",
+        wanted=wanted,
+        used=_used(run, name, wanted) if run.trains else "",
+        false_negatives="" if not found else str(Estimate(**found)),
     )
 
 
-def make(inputs: Inputs, options: Report) -> report.ReportData:
-    """Everything the page shows."""
-    shares = _shares(options.examples, inputs.sets) if inputs.sets else []
-    return report.ReportData(
-        title=inputs.title,
-        lead=inputs.lead,
-        scores=list(inputs.scores),
-        mined=[_mined(one, share) for one, share in zip(inputs.mined, shares, strict=True)],
-        training=None if inputs.metrics is None else _training(inputs.metrics),
-        audit=[
-            dataclasses.replace(row, dataset=title)
-            for title, rows in inputs.audit.items()
-            for row in rows
-        ],
-        cuts=[_cut(found) for found in inputs.cuts],
-        config=dict(inputs.recipe),
-        environment=dict(inputs.environment),
+def _used(run: Run, name: str, wanted: int) -> str:
+    """How many of the negatives of a set training takes, in words."""
+    of_stages = [
+        min(stage.num_negatives, wanted)
+        for stage in run.stages.values()
+        if name in sets.sets_of(run.config, stage.sets)
+    ]
+    least, most = min(of_stages), max(of_stages)
+    if least == wanted:
+        return "all of them"
+    if most == 0:
+        return "none of them"
+    return f"{least} of them per query" if least == most else f"{least} to {most} of them per query"
+
+
+def _ranked(run: Run) -> queries.Ranked:
+    """The rankings of the test queries, and their scores."""
+    path = need(evaluate.artifact(run)).path
+    found = json.loads(path.read_text())
+
+    def scores(per_query: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        return {query: values["ndcg_cut_10"] for query, values in per_query.items()}
+
+    def ranking(at: epath.Path) -> dict[str, list[str]]:
+        return {query: list(hits) for query, hits in interchange.read_run(at).items()}
+
+    more: dict[str, Any] = {}
+    if found["trained"]:
+        before = path.with_suffix(".before.trec")
+        more |= {"before": scores(found["per_query_before"]), "ranking_before": ranking(before)}
+    baseline = evaluate.baseline_artifact(run)
+    bm25 = None if baseline is None else json.loads(need(baseline).path.read_text())
+    if bm25 is not None:
+        of = ranking(baseline.path.with_suffix(".trec"))
+        more |= {"bm25": scores(bm25["per_query"]), "ranking_bm25": of}
+    return queries.Ranked(
+        run.test_data,
+        run.config.data.test_split,
+        run.config.evaluation.min_relevance,
+        scores(found["per_query"]),
+        ranking(path.with_suffix(".trec")),
+        **more,
     )
 
 
-def _write(artifact: Artifact, inputs: Inputs, data: report.ReportData) -> None:
-    artifact.write_file(lambda path: report.write(data, path))
+def _sizes(run: Run) -> list[content.Size]:
+    """All data sets of the run in numbers."""
+    out = []
+    uses_training = run.trains or {"mine", "audit", "search", "embed"} & set(run.config.stages)
+    for title, part in _titled(run).items() if uses_training else ():
+        data = part.config.data
+        splits = [data.train_split, *([run.dev_split] if part is run and run.dev_split else [])]
+        out.append(_size("training", title, part.train_data, data.train, splits))
+    if run.evaluates:
+        data = run.config.data
+        out.append(_size("test", run.test_data.name, run.test_data, data.test, [data.test_split]))
+    return out
+
+
+def _size(role: str, name: str, data: Dataset, source: str, splits: Sequence[str]) -> content.Size:
+    counts, positives = {}, {}
+    for split in splits:
+        judged = data.qrels[split].values()
+        counts[split] = len(judged)
+        relevant = sum(grade > 0 for one in judged for grade in one.values())
+        positives[split] = relevant / max(1, len(judged))
+    return content.Size(role, name, source, len(data.corpus), counts, positives)
+
+
+def _snippets(run: Run) -> dict[str, str]:
+    return model_card.loading(run.student.spec, str(export_stage.artifact(run).path))
 
 
 def _titled(run: Run) -> dict[str, Run]:
@@ -208,21 +382,6 @@ def _titled(run: Run) -> dict[str, Run]:
     return titled
 
 
-def _shares(examples: int, sets: int) -> list[int]:
-    """How many of the examples are of each set; each gets one if there are any."""
-    return [max(min(1, examples), (examples + i) // sets) for i in reversed(range(sets))]
-
-
-def _cut(found: truncation.Truncation) -> report.Cut:
-    return report.Cut(
-        encoder=found.encoder,
-        texts=f"{found.dataset} {found.table}",
-        length=found.length,
-        share=truncation.percent(found.share),
-        counts=found.counts,
-    )
-
-
 def _lead(run: Run) -> str:
     """What the run was, in a sentence that holds for all of its sets, stages and rounds."""
     parts = _titled(run)
@@ -236,7 +395,7 @@ def _lead(run: Run) -> str:
     for title, part in parts.items():
         how = (part.teacher_models, part.config.mining.rule)
         alike.setdefault(how, []).append(title)
-    mined = [
+    of_mining = [
         f"on {_listed(titles)} with hard negatives that {teacher} ranked and the rule {rule} kept"
         for (teacher, rule), titles in alike.items()
     ]
@@ -244,116 +403,12 @@ def _lead(run: Run) -> str:
     rounds = ""
     if run.config.rounds > 1:
         rounds = f" This page shows the last of {run.config.rounds} rounds of mining and training."
-    return f"{run.untrained.config.model}, trained{stages} {_listed(mined)}.{rounds}"
+    return f"{run.untrained.config.model}, trained{stages} {_listed(of_mining)}.{rounds}"
 
 
 def _listed(names: list[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _training(lines: Sequence[Mapping[str, Any]]) -> report.Training:
-    losses = [line for line in lines if "loss" in line]
-    dev = [line for line in lines if "dev_ndcg_cut_10" in line]
-    return report.Training(
-        steps=[int(line["step"]) for line in losses],
-        losses=[line["loss"] for line in losses],
-        learning_rates=[line["learning_rate"] for line in losses],
-        dev_steps=[int(line["step"]) for line in dev],
-        dev_ndcg=[line["dev_ndcg_cut_10"] for line in dev],
-    )
-
-
-def _mined(of: MinedSet, shown: int) -> report.Mined:
-    """What mining made of one set; `shown`: greatest number of examples."""
-    data, wanted, options = of.data, of.wanted, of.options
-    candidates, negatives, excluded = of.candidates, of.negatives, of.excluded
-    place = {int(row): number for number, row in enumerate(candidates.query_rows)}
-    numbers_r = np.array([place[int(row)] for row in negatives.query_rows], np.int64)
-    ceilings_q = negatives.ceilings
-    verdicts_qk, ranks_qk = judge(
-        candidates, numbers_r, ceilings_q, options.rule, excluded.rows, options.window
-    )
-    scores_qk = candidates.scores.take(numbers_r).padded(-np.inf)
-    rows_qk = candidates.passage_rows.take(numbers_r).padded(-1)
-    reasons_qk = excluded.take(numbers_r).reason_of(rows_qk)
-    if not of.has_one_scale:
-        verdicts_qk[:] = Verdict.EMPTY
-    thrown_qk = np.isin(verdicts_qk, [*_WHY, Verdict.EXCLUDED])
-
-    def why(q: int, k: int) -> str:
-        verdict = Verdict(int(verdicts_qk[q, k]))
-        if verdict == Verdict.EXCLUDED:
-            return _WHY_EXCLUDED[Reason(int(reasons_qk[q, k]))]
-        return _WHY[verdict]
-
-    kept = negatives.negative_rows.counts
-    # Evenly spread over the queries, so that the examples are of all kinds.
-    count = min(shown, len(negatives))
-    numbers = np.linspace(0, len(negatives) - 1, count).astype(int) if count else []
-
-    def passage(row: int, score: float, **more: Any) -> report.Passage:
-        return report.Passage(data.corpus.ids[row], data.corpus.texts[row], float(score), **more)
-
-    def example(q: int) -> report.Example:
-        thrown = np.flatnonzero(thrown_qk[q])[:_DROPPED_SHOWN]
-        ranks = negatives.negative_ranks[q].tolist()
-        return report.Example(
-            query_id=data.queries.ids[negatives.query_rows[q]],
-            query=data.queries.texts[negatives.query_rows[q]],
-            positives=[
-                passage(row, score)
-                for row, score in zip(
-                    negatives.positive_rows[q][:5], negatives.positive_scores[q][:5], strict=True
-                )
-            ],
-            negatives=[
-                passage(row, score, rank=rank or None)
-                for row, score, rank in zip(
-                    negatives.negative_rows[q], negatives.negative_scores[q], ranks, strict=True
-                )
-            ],
-            dropped=[
-                passage(
-                    rows_qk[q, k],
-                    scores_qk[q, k],
-                    rank=int(ranks_qk[q, k]) or None,
-                    why=why(q, int(k)),
-                )
-                for k in thrown
-            ],
-            ceiling=float(ceilings_q[q]) if np.isfinite(ceilings_q[q]) else math.inf,
-        )
-
-    return report.Mined(
-        dataset=of.title,
-        mining=report.Mining(
-            rule=of.rule,
-            teacher=of.teachers,
-            queries=len(negatives),
-            filled=int((kept >= wanted).sum()),
-            underfilled=int((kept < wanted).sum()),
-            negatives=int(kept.sum()),
-            dropped={
-                words: int(count)
-                for words, count in (
-                    *((_WHY[v], (verdicts_qk == v).sum()) for v in _WHY),
-                    *(
-                        (_WHY_EXCLUDED[r], ((reasons_qk == r) & thrown_qk).sum())
-                        for r in _WHY_EXCLUDED
-                    ),
-                )
-                if count
-            },
-        ),
-        teacher_scores=report.TeacherScores(
-            positive=negatives.positive_scores.values,
-            negative=negatives.negative_scores.values,
-            dropped=scores_qk[thrown_qk],
-            ceiling=ceilings_q,
-        ),
-        examples=[example(int(q)) for q in numbers],
-    )
 
 
 STAGE = Stage(_artifacts, _inputs, make, _write, begin=begin_nothing)

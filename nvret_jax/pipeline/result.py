@@ -25,6 +25,7 @@ _PATHS = {
     "audit": "audit.csv",
     "config": "config.json",
 }
+_BM25 = ".bm25.json"  # how the names of its scores end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,15 @@ class Result:
         """Each evaluation as its file has it: dataset, split, measures, counts, per_query, …"""
         folder = self.workdir / "evaluation"
         files = sorted(folder.glob("*.json")) if folder.exists() else []
-        return [json.loads(path.read_text()) for path in files]
+        own = [path for path in files if not path.name.endswith(_BM25)]
+        return [json.loads(path.read_text()) for path in own]
 
     @property
     def scores(self) -> dict[str, dict[str, dict[str, float]]]:
-        """'dataset split' -> 'before' and 'after' -> measure by its trec name -> mean.
+        """'dataset split' -> 'before', 'after' and 'BM25' -> measure by its trec name -> mean.
 
-        A run that trains nothing has the scores of its model under 'before'.
+        A run that trains nothing has the scores of its model under 'before'; 'BM25' is there where
+        it was scored.
         """
         out = {}
         for found in self.evaluations:
@@ -62,6 +65,10 @@ class Result:
             made = {"before": means}
             if found.get("trained"):
                 made = {"before": found["before"], "after": means}
+            bm25 = self.workdir / "evaluation" / f"{found['dataset']}{_BM25}"
+            baseline = json.loads(bm25.read_text()) if bm25.exists() else None
+            if baseline is not None:
+                made["BM25"] = {name: baseline[name] for name in means}
             out[f"{found['dataset']} {found['split']}"] = made
         return out
 

@@ -29,7 +29,7 @@ from nvret_jax.files import paths
 from nvret_jax.mesh import say
 from nvret_jax.options import calls
 from nvret_jax.pipeline import closing as closing_lib
-from nvret_jax.pipeline import preflight, rounds, tracking, truncation
+from nvret_jax.pipeline import preflight, provenance, rounds, tracking, truncation
 from nvret_jax.pipeline.made import MADE_BY
 from nvret_jax.pipeline.result import Result
 from nvret_jax.pipeline.stage import Stage
@@ -201,7 +201,9 @@ def _run_stage(state: Run, name: str) -> None:
             say(f"{name:<9} making {part.label}{item.name} ({_noted(stage, part, item, reason)})")
             with stops.during(name):
                 stage.bring(part, item)
-    say(f"{name:<9} done in {time.perf_counter() - begun:.1f} s")
+    seconds = time.perf_counter() - begun
+    provenance.note(state.workdir.path, name, seconds)
+    say(f"{name:<9} done in {seconds:.1f} s")
 
 
 def _noted(stage: Stage, run: Run, artifact: Artifact, reason: str) -> str:

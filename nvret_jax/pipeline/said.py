@@ -85,5 +85,6 @@ def _duration(block: Training) -> str:
     """How long a stage of training is, for people."""
     if block.steps:
         return f"{block.steps} steps"
+    least = f", at least {block.min_steps} steps" if block.min_steps else ""
     most = f", at most {block.max_steps} steps" if block.max_steps else ""
-    return f"{block.epochs} epochs{most}"
+    return f"{block.epochs} epochs{least}{most}"

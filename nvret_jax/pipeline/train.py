@@ -122,7 +122,7 @@ def inputs_at(run: Run, places: loop.Places | None = None) -> Inputs:
     Args:
         places: where the training is kept; None: there is none.
     """
-    result = run.config.result
+    result = trained.result(run)
     return Inputs(
         run.student.encoder,
         {name: _training_set(part) for name, part in run.sets.items()},
@@ -176,7 +176,7 @@ def _longer(run: Run, artifact: Artifact) -> longer.Longer | None:
     old = artifact.made_before()
     if old is None:
         return None
-    needs_best = run.config.result.pick == "best"
+    needs_best = trained.result(run).pick == "best"
     return longer.plan(old, artifact.described(), artifact.path, needs_best=needs_best)
 
 
@@ -262,6 +262,7 @@ def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Blend:
         batches=block.batches,
         epochs=block.epochs,
         steps=block.steps,
+        min_steps=block.min_steps,
         max_steps=block.max_steps,
     )
     alone, rows = blend.without_negatives(block.loss.in_batch and block.batch_size > 1)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.options import blocks
 from nvret_jax.pipeline import mine
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.made import need
 from nvret_jax.pipeline.state import Run, once
+from nvret_jax.training.checkpoint import finished
 from nvret_jax.training.initial import load_trained
+from nvret_jax.training.metric_writer import read_metrics
+from nvret_jax.training.options import Result
+from nvret_jax.training.outcome import Outcome, outcome
 from nvret_jax.training.sums import DamagedCheckpoint
 
 
@@ -30,7 +36,24 @@ def parts(run: Run) -> dict[str, Any]:
     if not run.trains:
         return run.student.all_parts()
     last = list(run.stages.values())[-1]
-    return {"checkpoints": artifact(run), **parts_lib.result_parts(run.config, last)}
+    made = parts_lib.result_parts(run.config, result(run), last)
+    return {"checkpoints": artifact(run), **made}
+
+
+@once
+def result(run: Run) -> Result:
+    """Which weights are the trained student, as it takes effect."""
+    is_scored = bool(run.dev_split) and run.student.spec.late is None
+    last = list(run.stages.values())[-1]
+    return blocks.read(Result, run.config.result).settled(is_scored and last.keep_best)
+
+
+def dev_outcome(run: Run) -> Outcome | None:
+    """Whether the finished training helped on dev; None where nothing says so."""
+    if result(run).merges:  # what is made of several checkpoints has no score
+        return None
+    done = finished(artifact(run).path / list(run.stages)[-1])
+    return outcome(read_metrics(run.workdir.metrics), done, result(run).pick)
 
 
 @once
@@ -42,7 +65,7 @@ def student(run: Run) -> Encoder:
     """
     made = need(artifact(run))
     try:
-        return load_trained(run.student.encoder, made.path, **run.config.result.to_dict())
+        return load_trained(run.student.encoder, made.path, **dataclasses.asdict(result(run)))
     except DamagedCheckpoint as error:
         if made.path.resolve() not in error.folder.resolve().parents:
             raise

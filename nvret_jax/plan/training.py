@@ -197,6 +197,7 @@ def _steps(config: Training, lengths: Lengths | None = None) -> int:
     if lengths is None:
         return 2 * max(500, math.ceil(config.warmup))
     steps = max(1, math.floor(config.epochs * lengths.examples / config.batch_size))
+    steps = max(steps, config.min_steps)
     return min(steps, config.max_steps or steps)
 
 

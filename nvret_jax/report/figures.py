@@ -13,9 +13,11 @@ import dataclasses
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from nvret_jax.report.content import Curve, Training
 
 # Stand-ins that matplotlib accepts -> CSS variables of the page.
 _COLOURS = {
@@ -30,6 +32,7 @@ _COLOURS = {
 INK, MUTED, LINE, POSITIVE, NEGATIVE, DROPPED, CEILING = _COLOURS
 # CSS pixels. Matplotlib writes points at 72 a unit, so one unit of the drawing is one pixel.
 _WIDTHS = {"wide": 1000, "narrow": 340}
+_NARROW = 500  # a figure of fewer pixels is for a phone
 # More points than this in a curve are averaged in groups.
 _MAX_POINTS = 400
 
@@ -48,23 +51,25 @@ def score_histogram(
     negative: np.ndarray,
     dropped: np.ndarray,
     ceiling: np.ndarray,
+    name: str = "histogram",
 ) -> Chart:
-    """Teacher scores of positives over those of kept and thrown-out candidates, on one axis.
+    """Teacher scores of positives over those of kept and rejected candidates, on one axis.
 
     Args:
         positive: scores of the judged positives (any shape); empty arrays draw nothing.
         negative: scores of the negatives kept.
-        dropped: scores of the candidates a rule threw out.
+        dropped: scores of the candidates a rule rejected.
         ceiling: one ceiling per query; infinite ones (rules without a ceiling) are left out.
+        name: prefix of the drawing's ids, its own for each chart of a page.
 
     Every curve is the share of its own group per bin, so groups of different size compare.
     """
     groups = {
-        name: _finite(values)
-        for name, values in (
+        group: _finite(values)
+        for group, values in (
             ("positives", positive),
             ("negatives kept", negative),
-            ("thrown out", dropped),
+            ("rejected", dropped),
             ("ceilings", ceiling),
         )
     }
@@ -79,7 +84,7 @@ def score_histogram(
         _fill(top, groups["positives"], bins, POSITIVE)
         _outline(top, groups["ceilings"], bins, CEILING, "--")
         _fill(bottom, groups["negatives kept"], bins, NEGATIVE)
-        _outline(bottom, groups["thrown out"], bins, DROPPED, "-")
+        _outline(bottom, groups["rejected"], bins, DROPPED, "-")
         for axes in (top, bottom):
             plain_axes(axes)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
@@ -88,47 +93,32 @@ def score_histogram(
         bottom.set_xlabel("teacher score", color=MUTED)
 
     words = [
-        f"{name}: {len(values):,}, median {np.median(values):.3f}"
-        for name, values in groups.items()
+        f"{group}: {len(values):,}, median {np.median(values):.3f}"
+        for group, values in groups.items()
         if len(values)
     ]
-    return chart_of("scores", draw, 330, "Histogram of teacher scores. " + "; ".join(words) + ".")
+    return chart_of(name, draw, 330, "Histogram of teacher scores. " + "; ".join(words) + ".")
 
 
-def training_curve(
-    steps: Sequence[int],
-    losses: Sequence[float],
-    dev_steps: Sequence[int] = (),
-    dev_scores: Sequence[float] = (),
-) -> Chart:
-    """Training loss over steps; below it nDCG@10 on the dev queries where it was measured."""
-    steps, losses = _thin(np.asarray(steps, float), np.asarray(losses, float))
-    dev_steps, dev_scores = np.asarray(dev_steps, float), np.asarray(dev_scores, float)
+def training_curve(training: Training) -> Chart | None:
+    """Training loss over steps, smoothed; below it nDCG@10 on the dev queries, if there is any."""
+    if not len(training.loss.steps):
+        return None
+    steps, losses = _points(training.loss)
+    dev_steps, dev_scores = _points(training.dev) if training.dev else (np.zeros(0), np.zeros(0))
 
     def draw(figure):
         rows = 2 if len(dev_steps) else 1
         axes = np.atleast_1d(
             figure.subplots(rows, 1, sharex=True, height_ratios=[3, 2][:rows], squeeze=True)
         )
-        axes[0].plot(steps, losses, color=INK, lw=1.4)
+        _smoothed(axes[0], steps, losses, INK)
         axes[0].set_ylabel("loss", color=MUTED)
         if rows == 2:
-            axes[1].plot(dev_steps, dev_scores, color=POSITIVE, lw=1.4, marker="o", ms=5)
-            axes[1].set_ylabel("dev nDCG@10", color=MUTED)
-            spread = max(np.ptp(dev_scores), 0.004)
-            axes[1].set_ylim(dev_scores.min() - 0.2 * spread, dev_scores.max() + 0.7 * spread)
-            best = int(np.argmax(dev_scores))
-            axes[1].annotate(
-                f"{dev_scores[best]:.4f}",
-                (dev_steps[best], dev_scores[best]),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                color=POSITIVE,
-            )
+            _dev(axes[1], dev_steps, dev_scores)
         for one in axes:
             plain_axes(one)
+            _bounds(one, training.bounds)
         axes[-1].set_xlabel("step", color=MUTED)
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
 
@@ -141,17 +131,118 @@ def training_curve(
     return chart_of("training", draw, 320 if len(dev_steps) else 220, words)
 
 
-def chart_of(name: str, draw, height: int, description: str) -> Chart:
+def _dev(axes, steps: np.ndarray, scores: np.ndarray) -> None:
+    """Dev scores, the best one named; a dotted line at the score before training."""
+    axes.plot(steps, scores, color=POSITIVE, lw=1.4, marker="o", ms=5)
+    axes.set_ylabel("dev nDCG@10", color=MUTED)
+    if steps[0] == 0:
+        axes.axhline(scores[0], color=POSITIVE, lw=1, ls=":")
+    spread = max(np.ptp(scores), 0.004)
+    axes.set_ylim(scores.min() - 0.2 * spread, scores.max() + 0.7 * spread)
+    best = int(np.argmax(scores))
+    axes.annotate(
+        f"{scores[best]:.4f}",
+        (steps[best], scores[best]),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        color=POSITIVE,
+    )
+
+
+def small_curves(name: str, of: Sequence[Curve], bounds: Sequence[int] = ()) -> Chart | None:
+    """A small panel for each curve: two abreast on a desktop, one on a phone.
+
+    Args:
+        name: prefix of the drawing's ids, its own for each chart of a page.
+        of: the curves; those without a finite value are left out.
+        bounds: steps at which stages of training end.
+    """
+    curves = [(curve.name, *_points(curve)) for curve in of]
+    curves = [curve for curve in curves if len(curve[1])]
+    if not curves:
+        return None
+
+    def draw(figure):
+        columns = 1 if figure.get_figwidth() * 72 < _NARROW else 2
+        rows = -(-len(curves) // columns)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, steps, values) in zip(panels, curves, strict=False):
+            _smoothed(axes, steps, values, CEILING)
+            plain_axes(axes)
+            _bounds(axes, bounds)
+            axes.set_title(title, color=MUTED, fontsize=12, loc="left")
+            axes.yaxis.get_major_locator().set_params(nbins=3)
+            axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+        for axes in panels[len(curves) :]:
+            axes.set_axis_off()
+
+    said = [f"{title} from {v[0]:.3g} to {v[-1]:.3g}" for title, _, v in curves]
+    height = {"wide": 135 * -(-len(curves) // 2) + 10, "narrow": 120 * len(curves) + 10}
+    return chart_of(name, draw, height, "Curves of training. " + "; ".join(said) + ".")
+
+
+def differences(values: np.ndarray) -> Chart:
+    """nDCG@10 after minus before of every test query, from the largest gain to the largest loss."""
+    ordered = np.sort(np.asarray(values, np.float64))[::-1]
+    at = np.arange(len(ordered), dtype=float)
+    shown_at, shown = _thin(at, ordered)
+
+    def draw(figure):
+        axes = figure.subplots()
+        plain_axes(axes)
+        axes.fill_between(shown_at, shown, where=shown >= 0, color=POSITIVE, lw=0, step="mid")
+        axes.fill_between(shown_at, shown, where=shown <= 0, color=NEGATIVE, lw=0, step="mid")
+        axes.axhline(0, color=INK, lw=0.8)
+        most = max(float(np.abs(ordered).max(initial=0.0)), 0.01)
+        axes.set_ylim(-1.08 * most, 1.08 * most)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.2f}".replace("-", "−"))
+        axes.set_xlabel("test queries, the largest gain first", color=MUTED)
+        axes.set_ylabel("nDCG@10, after − before", color=MUTED)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    words = (
+        f"Difference of nDCG@10 for each of {len(ordered):,} test queries: "
+        f"{int((ordered > 0).sum()):,} above zero, {int((ordered < 0).sum()):,} below."
+    )
+    return chart_of("differences", draw, 220, words)
+
+
+def _points(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    return _thin(np.asarray(curve.steps, float), np.asarray(curve.values, float))
+
+
+def _smoothed(axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
+    """A line; of many points a running mean over them, which is what one looks for."""
+    width = len(values) // 12
+    if width < 3:
+        axes.plot(steps, values, color=colour, lw=1.4)
+        return
+    axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
+    weights = np.ones(width)
+    mean = np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
+    axes.plot(steps, mean, color=colour, lw=1.8)
+
+
+def _bounds(axes, steps: Sequence[int]) -> None:
+    """Where stages of training end."""
+    for step in steps:
+        axes.axvline(step + 0.5, color=MUTED, lw=0.8, ls="--")
+
+
+def chart_of(name: str, draw, height: int | Mapping[str, int], description: str) -> Chart:
     """A drawing in each of its widths.
 
     Args:
         name: prefix of its ids, unique on a page.
         draw: draws into a figure.
-        height: in pixels.
+        height: in pixels, of both widths or as {'wide': …, 'narrow': …}.
         description: what it shows, for those who do not see it.
     """
+    heights = dict.fromkeys(_WIDTHS, height) if isinstance(height, int) else height
     svgs = {
-        kind: _svg(f"{name}-{kind}", draw, width, height, description)
+        kind: _svg(f"{name}-{kind}", draw, width, heights[kind], description)
         for kind, width in _WIDTHS.items()
     }
     return Chart(svgs["wide"], svgs["narrow"], description)

@@ -1,13 +1,13 @@
 """report.html: what a run did, on one page that needs nothing but itself.
 
 No scripts, no fonts, no links to anywhere: charts are inline SVG, styles are in the page, and every
-text of a data set goes through Jinja's autoescape. The page holds no time stamp, so the same data
-give the same bytes. A section whose data are missing is not there at all.
+text of a data set goes through Jinja's autoescape. The page reads no clock, so the same data give
+the same bytes; what was measured by one (times, speed) is in the last section alone. A section
+whose data are missing is not there at all, and not in the contents.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -17,157 +17,13 @@ import numpy as np
 from etils import epath
 
 from nvret_jax.artifacts import artifact
-from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.evaluation.retrieval import MEASURE_NAMES
 from nvret_jax.mining.audit.audit import Row
 from nvret_jax.report import audit_figures, figures
+from nvret_jax.report.content import Compared, Example, Mined, ReportData
 
 # A passage longer than this many characters is folded, showing about this much of it.
 FOLD_AT = 260
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherScores:
-    """What the histogram shows: four groups of scores, any lengths, empty allowed.
-
-    Attributes:
-        positive: scores of judged positives.
-        negative: scores of the negatives kept.
-        dropped: scores of the candidates that the rule threw out.
-        ceiling: one per query; +inf for rules without one.
-    """
-
-    positive: np.ndarray
-    negative: np.ndarray
-    dropped: np.ndarray
-    ceiling: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """The training curve: one loss a logged step, and nDCG@10 at the dev evaluations."""
-
-    steps: Sequence[int]
-    losses: Sequence[float]
-    learning_rates: Sequence[float] = ()
-    dev_steps: Sequence[int] = ()
-    dev_ndcg: Sequence[float] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Mining:
-    """Counts of the mining stage.
-
-    Attributes:
-        rule: the rule and its value in words, such as 'perc_pos, 95 %'.
-        teacher: name of the teacher.
-        queries: queries mined for.
-        filled: of those, how many got all negatives asked for.
-        underfilled: how many got fewer.
-        negatives: negatives kept in all.
-        dropped: {reason: candidates thrown out}.
-    """
-
-    rule: str
-    teacher: str
-    queries: int
-    filled: int
-    underfilled: int
-    negatives: int
-    dropped: Mapping[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Passage:
-    """A passage beside a query.
-
-    Attributes:
-        id, text: from the corpus.
-        score: the teacher's.
-        rank: in the teacher's ranking, from 1; None or 0 where it is not known.
-        teacher: who ranked it; '' when there is one teacher only.
-        why: for a candidate thrown out, the reason in words.
-    """
-
-    id: str
-    text: str
-    score: float
-    rank: int | None = None
-    teacher: str = ""
-    why: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One query with what mining made of it. `ceiling` is +inf for rules without one."""
-
-    query_id: str
-    query: str
-    positives: Sequence[Passage]
-    negatives: Sequence[Passage]
-    dropped: Sequence[Passage]
-    ceiling: float = math.inf
-
-
-@dataclasses.dataclass(frozen=True)
-class Mined:
-    """What mining made of one training set.
-
-    Attributes:
-        dataset: its name; shown where there are several.
-        mining, teacher_scores, examples: see their classes.
-    """
-
-    dataset: str
-    mining: Mining | None = None
-    teacher_scores: TeacherScores | None = None
-    examples: Sequence[Example] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """Texts of one table that are longer than an encoder keeps, in words.
-
-    Attributes:
-        encoder: whose.
-        texts: data set and table.
-        length: tokens kept of a text.
-        share: '42 %'.
-        counts: '587 of 1,398'.
-    """
-
-    encoder: str
-    texts: str
-    length: int
-    share: str
-    counts: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportData:
-    """Everything on the page. All but the title may be missing.
-
-    Attributes:
-        title: heading of the page.
-        lead: one or two sentences under it.
-        scores: rows of the table, one a data set; the first one is the headline.
-        audit: rows of the stage audit.
-        mined: one entry for each training set.
-        training: see its class.
-        cuts: how many texts were cut, by encoder and table.
-        config: {setting: value} worth showing.
-        environment: {part: version or name}, such as jax, devices.
-    """
-
-    title: str
-    lead: str = ""
-    scores: Sequence[Scores] = ()
-    mined: Sequence[Mined] = ()
-    training: Training | None = None
-    audit: Sequence[Row] = ()
-    cuts: Sequence[Cut] = ()
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write(data: ReportData, path: epath.PathLike) -> None:
@@ -181,7 +37,11 @@ def build(data: ReportData) -> str:
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("nvret_jax.report", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "score": lambda value: f"{value:.3f}",
@@ -191,17 +51,26 @@ def build(data: ReportData) -> str:
         "lead": _lead,
         "svg": Markup,
         "share": lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %",
+        "duration": _duration,
+        "folded": lambda line: line.replace(" --", " \\\n  --"),
     }
-    template = resources.files("nvret_jax.report").joinpath("report.html.j2").read_text("utf-8")
-    curve, run = None, data.training
-    if run is not None and len(run.steps):
-        curve = figures.training_curve(run.steps, run.losses, run.dev_steps, run.dev_ndcg)
-    page = environment.from_string(template).render(
+    mined = [_drawn(one, number) for number, one in enumerate(data.mined)]
+    training = data.training
+    page = environment.get_template("page.html.j2").render(
         data=data,
+        contents=_contents(data, mined),
         names=MEASURE_NAMES,
-        mined=[_drawn(one) for one in data.mined],
-        curve=curve,
+        mined=mined,
+        curve=None if training is None else figures.training_curve(training),
+        more=None
+        if training is None
+        else figures.small_curves("curves", training.others, training.bounds),
+        speed=None
+        if training is None
+        else figures.small_curves("speed", training.speed, training.bounds),
+        differences=_differences(data.compared),
         audits=_audits(data.audit),
+        style=resources.files("nvret_jax.report").joinpath("page/style.css").read_text("utf-8"),
         fold_at=FOLD_AT,
         isfinite=math.isfinite,
     )
@@ -209,12 +78,60 @@ def build(data: ReportData) -> str:
     return page.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
-def _drawn(one: Mined) -> dict[str, Any]:
-    """One set's part of the page, with its drawings."""
+def _contents(data: ReportData, mined: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """{id: heading} of the sections that are there, in order."""
+    there = {
+        "scores": ("Retrieval scores", data.scores),
+        "queries": (
+            "Test queries" if data.compared is None else _queries_heading(data.compared),
+            data.compared,
+        ),
+        "training": ("Training", data.training),
+        "mining": ("Mining", any(one["mining"] or one["histogram"] for one in mined)),
+        "audit": ("False negatives", data.audit),
+        "examples": ("Mined examples", any(one["examples"] for one in mined)),
+        "data": ("Data", data.sizes),
+        "cuts": ("Truncated texts", data.cuts),
+        "use": ("Loading the model", data.snippets),
+        "setup": (
+            "How it was made",
+            data.config or data.environment or data.commands or data.timings,
+        ),
+    }
+    return {name: heading for name, (heading, content) in there.items() if content}
+
+
+def _queries_heading(compared: Compared) -> str:
+    return "Queries won and lost" if len(compared.differences) else "Test queries"
+
+
+def _differences(compared: Compared | None) -> figures.Chart | None:
+    if compared is None or not len(compared.differences):
+        return None
+    return figures.differences(compared.differences)
+
+
+def _duration(seconds: float) -> str:
+    """'1.4 s', '42 s', '7 min 43 s' or '3 h 5 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
+
+
+def _drawn(one: Mined, number: int) -> dict[str, Any]:
+    """One set's part of the page, with its drawings; `number` tells it from the others."""
     histogram, groups = None, one.teacher_scores
     if groups is not None and (len(groups.positive) or len(groups.negative)):
         histogram = figures.score_histogram(
-            groups.positive, groups.negative, groups.dropped, groups.ceiling
+            groups.positive,
+            groups.negative,
+            groups.dropped,
+            groups.ceiling,
+            name=f"histogram-{number}",
         )
     return {
         "dataset": one.dataset,

@@ -9,8 +9,10 @@ Three kinds are kept: the latest, the last `keep` of those on the schedule, and 
 best dev score. A checkpoint made because a signal ended the run is off the schedule: it is removed
 with the next one, so that in the end the same checkpoints remain as after an undisturbed run.
 
-A finished stage is marked by a file next to its checkpoints, written after the last of them. Files
-are hashed before they are read (`sums`); see `make_sound` for the handling of damage.
+A finished stage is marked by a file next to its checkpoints, written after the last of them. The
+weights that a stage starts from are its step 0. They are never stored: the file records where they
+come from, and if no later step has a higher dev score, step 0 is the best one. Files are hashed
+before they are read (`sums`); see `make_sound` for the handling of damage.
 """
 
 from __future__ import annotations
@@ -64,15 +66,21 @@ class Finished:
     Attributes:
         first: steps of the run before the stage.
         steps: its own.
-        best: the step with the best dev score; None without scores.
+        best: the step with the best dev score, 0 for the start; None without scores.
         scheduled: the kept steps of the schedule. One of these may be missing if it was damaged and
             not needed.
+        score: the dev score of the best step.
+        start: where the stage started; see `Stage.start`.
+        before: the folder of the previous stage, next to this one; '' for none.
     """
 
     first: int
     steps: int
     best: int | None = None
     scheduled: tuple[int, ...] = ()
+    score: float | None = None
+    start: str = "last"
+    before: str = ""
 
 
 def finished(folder: epath.Path) -> Finished | None:
@@ -112,7 +120,7 @@ def make_sound(folder: epath.Path, *, best: bool = False, last: int = 1) -> None
     unfinished = False
     if done is not None:
         needed = {done.steps, *done.scheduled[len(done.scheduled) - last :]}
-        needed |= {done.best} if best and done.best is not None else set()
+        needed |= {done.best} if best and done.best else set()
         missing = sorted(step for step in needed if step in bad or step not in steps)
         unfinished = bool(missing)
         gone |= {step for step in steps if missing and step >= missing[0]}
@@ -284,11 +292,10 @@ class Checkpoints:
         """Removes one checkpoint."""
         self._orbax.delete(step)
 
-    def finish(self, first: int, steps: int, best: int | None, scheduled: Sequence[int]) -> None:
-        """Records that the stage is finished; see `Finished`."""
+    def finish(self, done: Finished) -> None:
+        """Records that the stage is finished."""
         mesh_lib.barrier(f"trained {self._folder.name}")
         if mesh_lib.is_main():
-            done = Finished(first, steps, best, tuple(scheduled))
             values = json.loads(json.dumps(dataclasses.asdict(done)))
             text = json.dumps({**values, "sum": digest(values)})
             write_atomic(self._folder / FINISHED, text)

@@ -26,10 +26,9 @@ from nvret_jax.models.encoder import Encoder
 from nvret_jax.training import merging
 from nvret_jax.training.checkpoint import Checkpoints, finished, has_steps
 from nvret_jax.training.optimizer import NOT_DECAYED
-from nvret_jax.training.options import BEST, LAST
+from nvret_jax.training.options import BEST, LAST, STUDENT
 from nvret_jax.training.sums import GONE, DamagedCheckpoint, steps_in
 
-PICKS = (LAST, BEST)
 _STD = 0.02  # of new weights, as in BERT and its successors
 
 
@@ -65,7 +64,7 @@ def load_trained(
     Args:
         encoder: the student before training.
         folder: checkpoints of a run (the last stage counts) or of a stage.
-        pick: 'last' or 'best' by dev metric.
+        pick: 'last' or 'best' by dev metric, the weights that the last stage started from included.
         merge_last: merges the last n checkpoints of the schedule instead.
         merge: 'average' or 'slerp'; see merging.py.
         merge_with: folders of models or checkpoints to merge with these weights.
@@ -78,8 +77,8 @@ def load_trained(
     own = stage_folder(folder)
     if own is None:
         raise InputError(f"{folder} holds no finished stage; run the train stage first")
-    if pick not in PICKS:
-        raise InputError(f"pick={pick!r}: expected {' or '.join(PICKS)}")
+    if pick not in (LAST, BEST):
+        raise InputError(f"pick={pick!r}: expected {LAST} or {BEST}")
     if merge_last < 1 or (merge_last > 1 and pick == BEST):
         raise InputError(
             f"merge_last={merge_last} with pick={pick!r}: give at least 1, and pick='last' to "
@@ -93,7 +92,7 @@ def load_trained(
         _, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
         steps = _steps(checkpoints, own, pick, merge_last)
         if merge_last == 1:
-            state = checkpoints.load_params(steps[0], trainable)
+            state = _weights_at(encoder, checkpoints, own, steps[0])
         else:
             found = ((f"{own}/{s}", checkpoints.load_params(s, trainable)) for s in steps)
             state = merging.merge(found, inner, merge)
@@ -108,10 +107,38 @@ def _chain(first, rest):
     yield from rest
 
 
+def begun(encoder: Encoder, start: str, before: epath.Path | None) -> Encoder:
+    """The encoder as a stage finds it.
+
+    Args:
+        encoder: the student before training.
+        start: see `Stage.start`.
+        before: the checkpoints of the stage before; None for the first.
+    """
+    if start in (LAST, BEST) and before is not None:
+        return started(encoder, before, start)
+    return encoder if start in (LAST, STUDENT) else started(encoder, start)
+
+
+def _weights_at(
+    encoder: Encoder, checkpoints: Checkpoints, folder: epath.Path, step: int
+) -> nnx.State:
+    """What is trained, as it was after a step of a stage; step 0 is where a finished one began."""
+    if step:
+        _, trainable, _ = nnx.split(encoder.model, encoder.trainable, ...)
+        return checkpoints.load_params(step, trainable)
+    done = finished(folder)
+    before = folder.parent / done.before if done.before else None
+    _, trainable, _ = nnx.split(begun(encoder, done.start, before).model, encoder.trainable, ...)
+    return trainable
+
+
 def _steps(checkpoints: Checkpoints, folder: epath.Path, pick: str, count: int) -> list[int]:
     if count > 1 or pick == BEST:
         checkpoints.check_metrics()
         done, there = finished(folder), steps_in(folder)
+        if count == 1 and done is not None and done.best == 0:
+            return [0]
         wanted = () if done is None else done.scheduled[-count:] if count > 1 else (done.best,)
         lost = {str(step): GONE for step in wanted if step is not None and step not in there}
         if lost:
@@ -180,7 +207,7 @@ def weights_of(encoder: Encoder, folder: str, pick: str = LAST) -> Any:
     if found is not None:
         with jax.set_mesh(encoder.mesh), Checkpoints(found) as checkpoints:
             (step,) = _steps(checkpoints, found, pick, 1)
-            return checkpoints.load_params(step, trainable)
+            return _weights_at(encoder, checkpoints, found, step)
     spec = encoder.spec
     model = Encoder.from_pretrained(
         str(folder),

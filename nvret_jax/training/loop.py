@@ -36,9 +36,9 @@ from nvret_jax.processes import progress
 from nvret_jax.training import sums
 from nvret_jax.training.batches.examples import local_rows, to_devices
 from nvret_jax.training.batches.length_groups import Grouped, within
-from nvret_jax.training.checkpoint import SCORE, Checkpoints, finished, make_sound
+from nvret_jax.training.checkpoint import SCORE, Checkpoints, Finished, finished, make_sound
 from nvret_jax.training.gradcache import chunk_budget
-from nvret_jax.training.initial import check_start, load_trained, randomised, started
+from nvret_jax.training.initial import begun, check_start, load_trained, randomised
 from nvret_jax.training.loss.losses import Loss
 from nvret_jax.training.metric_writer import MetricWriter, NoWriter, read_metrics, restore
 from nvret_jax.training.optimizer import Own, Schedule, make_optimizer, schedule
@@ -162,13 +162,9 @@ def train(
         def begin(stage=stage, before=before, current=current) -> Encoder:
             if stage.start == LAST and current is not None:
                 return current
-            if stage.start in (LAST, BEST):
-                return started(encoder, before, stage.start)
-            return encoder if stage.start == STUDENT else started(encoder, stage.start)
+            return begun(encoder, stage.start, before)
 
-        # The score of a stage's initial weights is known if the previous stage ended with them.
-        known = number > 0 and stage.start in (LAST, BEST)
-        current = run.train(begin, dev_score, score_start=not known)
+        current = run.train(begin, dev_score)
         first += run.steps
     return load_trained(encoder, folder) if current is None else current
 
@@ -207,13 +203,12 @@ class _StageRun:
         self.batches = self._grouped(stage.make_batches())
         self.steps = self.batches.steps
 
-    def train(
-        self,
-        begin: Callable[[], Encoder],
-        dev_score: DevScore | None,
-        *,
-        score_start: bool,
-    ) -> Encoder:
+    @property
+    def _is_start_scored(self) -> bool:
+        """Whether the initial weights were scored at the end of the previous stage."""
+        return self._before is not None and self.stage.start in (LAST, BEST)
+
+    def train(self, begin: Callable[[], Encoder], dev_score: DevScore | None) -> Encoder:
         """Runs from its latest checkpoint, or `begin`, to its end; see `train`."""
         config, steps, mesh = self.config, self.steps, self.encoder.mesh
         optimizer = self.stage.optimizer or make_optimizer(config, steps, self.stage.rate)
@@ -253,13 +248,12 @@ class _StageRun:
             with self._told(done, rates) as told, Preemption(mesh) as preemption, traced:
                 if done and done < steps:
                     self._settle(checkpoints, done, trainable, optimizer_state, told)
-                if dev_score is not None and not done and score_start:
+                if dev_score is not None and not done and not self._is_start_scored:
                     score(0)
                 batches = iter(self.batches.dataset(done, start, stop))
                 say(f"train     {self.label}compiling the first step, which can take minutes")
                 preemption.saved(self._stopped(done))
-                best = checkpoints.best
-                best = -math.inf if best is None else best[1]
+                best = max(self._scores().values(), default=-math.inf)
                 at, stopping = done, preemption.settled()
                 while at < steps and not stopping:
                     at += 1
@@ -300,9 +294,8 @@ class _StageRun:
                 told.flush()
                 told.compiled()
                 if at == steps:
-                    best = told.best() if keep_best else checkpoints.best
                     due = [i for i in range(1, steps + 1) if is_time(i, every, steps)]
-                    checkpoints.finish(self.first, steps, best and best[0], due[-config.keep :])
+                    checkpoints.finish(self._finished(checkpoints, due[-config.keep :]))
                 stopping = preemption.settled()
             if stopping:
                 raise Preempted(self.stage.name, at, steps, preemption.number)
@@ -312,6 +305,39 @@ class _StageRun:
         """The learning rate by step."""
         rate = self.stage.rate
         return schedule(self.config, self.steps) if rate is None else Own(rate)
+
+    def _scores(self) -> dict[int, float]:
+        """Dev scores by step of the stage, the start's as step 0; on the main process.
+
+        By the metrics, which know a checkpoint that was lost as well.
+        """
+        lines = read_metrics(epath.Path(self.places.metrics)) if mesh_lib.is_main() else []
+        lines = [line for line in lines if SCORE in line]
+        found: dict[int, float] = {}
+        if self._is_start_scored and lines:
+            before = finished(self._before)
+            ended = [line[SCORE] for line in lines if line["step"] == self.first]
+            best = before is not None and self.stage.start == BEST
+            found |= dict.fromkeys([0], before.score if best else ended[0]) if ended else {}
+        own = [line for line in lines if line["stage"] == self.stage.name]
+        return found | {line["step"] - self.first: line[SCORE] for line in own}
+
+    def _finished(self, checkpoints: Checkpoints, scheduled: Sequence[int]) -> Finished:
+        """What the stage says of itself at its end."""
+        scores = self._scores()
+        if not self.config.keep_best:  # one of those that are there
+            kept = {0, *sums.steps_in(self.folder)}
+            scores = {step: score for step, score in scores.items() if step in kept}
+        best = max(scores, key=lambda step: (scores[step], -step), default=None)
+        return Finished(
+            self.first,
+            self.steps,
+            best,
+            tuple(scheduled),
+            scores.get(best),
+            self.stage.start,
+            "" if self._before is None else self._before.name,
+        )
 
     def _stopped(self, at: int) -> str:
         """The line printed when a run ends with `at` steps saved."""
@@ -403,7 +429,6 @@ class _Told:
         # shape of a batch: seconds until its step was dispatched
         self._shapes: dict[tuple, float] = {}
         self._label, self._batches = run.label, run.batches
-        self._stage = run.stage.name
         self._main, self._path = mesh_lib.is_main(), epath.Path(run.places.metrics)
         self._bar = progress.bar(
             total=run.steps, initial=done, unit="step", desc=run.stage.name, show=self._main
@@ -458,19 +483,6 @@ class _Told:
             self._writer.write(self._first + at, scalars)
         self._bar.update(at - self._bar.n)
         self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {speed:.1f} examples/s")
-
-    def best(self) -> tuple[int, float] | None:
-        """(step of the stage, dev score) of the best step, the first among equals.
-
-        From the metrics, which also include lost checkpoints. On the main process.
-        """
-        lines = read_metrics(self._path) if self._main else []
-        found = [
-            (line["step"] - self._first, line[SCORE])
-            for line in lines
-            if SCORE in line and line["stage"] == self._stage and line["step"] > self._first
-        ]
-        return max(found, key=lambda item: (item[1], -item[0]), default=None)
 
     def log(self) -> bytes:
         """The content of metrics.jsonl; on the main process."""

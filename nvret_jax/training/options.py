@@ -32,7 +32,8 @@ LAST, BEST, STUDENT = "last", "best", "student"
 STARTS = (LAST, BEST, STUDENT)
 GATHER = ("auto", "step", "layer")
 SCHEDULES = ("linear", "cosine", "constant")
-PICKS = (LAST, BEST)
+AUTO = "auto"
+PICKS = (LAST, BEST, AUTO)
 MERGES = ("average", "slerp")
 NAME = text("a name", longest=200, without="/")
 _EXACT = 1e-6  # tolerance for parts that must sum to 1
@@ -82,6 +83,12 @@ class Training:
         whole(0, 10**9, "0 for the length of the epochs"),
         "Length of training in steps; 0: as given by 'epochs'.",
         counts=lambda own: own.steps > 0,
+    )
+    min_steps: int = option(
+        0,
+        whole(0, 10**9, "0 for no bound"),
+        "At least this many steps, however few the epochs make; 0: no bound.",
+        counts=lambda own: own.min_steps > 0 and not own.steps,
     )
     max_steps: int = option(
         0,
@@ -194,7 +201,7 @@ class Training:
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Conflicts:
         """See `options.mistakes`."""
-        checks = (_no_negatives, _nothing_to_fit, _no_end, _all_warmup, _span)
+        checks = (_no_negatives, _nothing_to_fit, _no_end, _bounds, _all_warmup, _span)
         return (check(values) for check in checks)
 
 
@@ -219,6 +226,11 @@ def _no_end(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "epochs", "expected a number above 0, or steps"
 
 
+def _bounds(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if 0 < values["max_steps"] < values["min_steps"] and not values["steps"]:
+        yield "min_steps", f"expected at most max_steps={values['max_steps']}"
+
+
 def _span(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     steps = values["profile"]
     if steps and (len(steps) != 2 or steps[0] > steps[1]):
@@ -237,7 +249,8 @@ class Result:
     pick: str = option(
         LAST,
         choice(*PICKS),
-        "Which weights of the last stage: the last, or the best on dev.",
+        "Which weights of the last stage: the last, or the best on dev, which are those it started "
+        "from where training did not help; auto: the best where there are dev scores.",
         counts=lambda own: own.pick != LAST,
     )
     merge_last: int = option(
@@ -267,6 +280,12 @@ class Result:
         """Whether several models are merged."""
         return self.merge_last > 1 or bool(self.merge_with)
 
+    def settled(self, has_best: bool) -> Result:
+        """These options without 'auto'; `has_best`: whether a best checkpoint is kept."""
+        if self.pick != AUTO:
+            return self
+        return dataclasses.replace(self, pick=BEST if has_best and self.merge_last == 1 else LAST)
+
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Conflicts:
         """See `options.mistakes`."""
@@ -274,7 +293,7 @@ class Result:
 
 
 def _best_and_last(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if values["merge_last"] > 1 and values["pick"] != LAST:
+    if values["merge_last"] > 1 and values["pick"] == BEST:
         yield "pick", "merge_last merges the last checkpoints"
 
 

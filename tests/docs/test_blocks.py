@@ -37,6 +37,8 @@ ELSEWHERE = {
     ("docs/architecture.md", "mine      making"): "output, compared with a run's",
     ("docs/data.md", "DIR/corpus.jsonl"): "a listing: the data used here have this layout",
     (EVALUATION, "texts     student before training"): "output, compared in test_before.py",
+    ("docs/training.md", "dev       training did not help"): "output, in test_own_data.py",
+    ("docs/audit.md", "mine      teacher:"): "output, compared with that of an estimate",
     ("docs/export.md", "text-embeddings-router"): "a server that is not a Python package",
     ("docs/benchmarks.md", "make accelerator"): "needs an accelerator: checked with make -n",
     ("docs/benchmarks.md", "python benchmarks/bench_search.py"): "minutes: flags are checked",
@@ -226,6 +228,14 @@ def test_the_audit_runs_on_several_positives(place):
     for page in ("README.md", "docs/audit.md"):
         (block,) = [b for b in blocks(page) if "configs/audit.py" in b.text]
         assert "perc_pos" in perform(block, place, {})
+
+
+def test_the_estimate_of_false_negatives_is_worded_as_shown():
+    from nvret_jax.mining.audit.estimate import Estimate
+
+    (block,) = [b for b in blocks("docs/audit.md") if b.text.startswith("mine ")]
+    found = Estimate(0.124, 0.087, 0.16, "labels", 130)
+    assert f"mine      teacher: {found}\n" == block.text
 
 
 def test_overrides_that_are_listed_are_accepted():

@@ -105,6 +105,7 @@ def assert_only_whole_artefacts(workdir: pathlib.Path, earlier: pathlib.Path | N
             "fingerprints",
             "config.json",
             "config.json.sum",
+            "history.jsonl",
             "metrics.jsonl",
             "tensorboard",
         )

@@ -35,7 +35,7 @@ COMMON = (
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
 # What depends on the clock, is there only while a run is at work, or has names drawn by lot.
 _CLOCK = re.compile(
-    r"metrics\.jsonl|in_use\.json|tensorboard/|report\.html|config\.json|"
+    r"metrics\.jsonl|history\.jsonl|in_use\.json|tensorboard/|report\.html|config\.json|"
     r".*(_CHECKPOINT_METADATA|commit_success\.txt|manifest\.ocdbt|/d/\w+|\.sums\.json)$"
 )
 

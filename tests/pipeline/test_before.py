@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -16,7 +17,8 @@ from nvret_jax import commands
 from nvret_jax.commands import parser
 from nvret_jax.data.load import load_dataset
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.pipeline import closing, truncation
+from nvret_jax.pipeline import closing, provenance, truncation
+from nvret_jax.report import report
 
 EVALUATE = f"--config={tiny_project.ROOT / 'configs' / 'evaluate.py'}"
 
@@ -87,6 +89,53 @@ def test_after_is_what_the_export_scores_where_it_is_served(runs):
     assert served.metrics == pytest.approx({m: found[m] for m in served.metrics}, abs=1e-6)
 
 
+def test_bm25_is_scored_on_the_same_queries_and_kept(runs, tmp_path):
+    project, run, output, alone = runs
+    from nvret_jax.evaluation.baseline import evaluate_bm25
+    from nvret_jax.evaluation.options import EvaluationOptions
+
+    expected = evaluate_bm25(load_dataset(f"beir:{project / 'data'}"), "test", EvaluationOptions())
+    for workdir in (run, alone):
+        found = json.loads((workdir / "evaluation" / "data.bm25.json").read_text())
+        assert found["per_query"] == expected.per_query
+        assert {m: found[m] for m in expected.metrics} == expected.metrics
+        ranked = ranking(workdir / "evaluation" / "data.bm25.trec")
+        assert len(ranked) == sum(map(len, expected.run().values()))
+    score = f"{expected.metrics['ndcg_cut_10']:.4f}"
+    assert f"evaluate  BM25 on data test: nDCG@10 {score}" in output
+    table = output[output.index("Retrieval before") :].splitlines()
+    row = next(line for line in table if "nDCG@10 " in line)
+    assert [cell.strip() for cell in row.split("│")][2] == score
+    assert max(map(len, table[:12])) <= 80
+    assert f"| nDCG@10 | {score} |" in (run / "export" / "README.md").read_text()
+    # Another student has the same BM25; without it nothing is computed, and nothing states it.
+    workdir = tmp_path / "w"
+    shutil.copytree(alone, workdir)
+    flags = [
+        EVALUATE,
+        f"--workdir={workdir}",
+        f"--config.data.test=beir:{project / 'data'}",
+        f"--config.student.model={project / 'model'}",
+        "--config.distributed.mode=off",
+    ]
+    done = command.inside(*flags, "--config.student.query_prompt=heat ")
+    assert "making evaluation/data.json" in done.stdout
+    assert "making evaluation/data.bm25.json" not in done.stdout
+    assert "BM25" in done.stdout
+    flags += ["--config.student.query_prompt=gene ", "--config.evaluation.bm25=off"]
+    off = command.inside(*flags)
+    assert off.status == 0, off.stderr[-3000:]
+    assert "BM25" not in off.stdout
+
+
+def test_scores_of_each_query_before_and_after_are_kept(runs):
+    _, run, _, alone = runs
+    found = scores_of(run)
+    for query, scores in scores_of(alone)["per_query"].items():
+        assert found["per_query_before"][query] == pytest.approx(scores, abs=1e-6)
+    assert found["per_query_before"].keys() == found["per_query"].keys()
+
+
 def test_both_lengths_and_all_cuts_are_stated(runs):
     project, run, output, _ = runs
     found = scores_of(run)
@@ -113,6 +162,32 @@ def test_both_lengths_and_all_cuts_are_stated(runs):
     page = (run / "report.html").read_text()
     assert "longer than" in page
     assert f"{expected['after']} of {len(words)}" in page
+
+
+def test_the_report_shows_queries_data_commands_and_how_to_load(runs):
+    _, run, _, _ = runs
+    page = (run / "report.html").read_text()
+    text = html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
+    found = scores_of(run)
+    deltas = [
+        values["ndcg_cut_10"] - found["per_query_before"][query]["ndcg_cut_10"]
+        for query, values in found["per_query"].items()
+    ]
+    counts = [sum(d > 1e-9 for d in deltas), sum(abs(d) <= 1e-9 for d in deltas)]
+    counts.append(sum(d < -1e-9 for d in deltas))
+    assert "{} better {} equal {} worse".format(*counts) in text
+    assert f'SentenceTransformer("{run}/export")' in text
+    assert f'Encoder.from_pretrained("{run}/export")' in text
+    assert 'prompt_name="query"' in text
+    assert "data train training 96 24 1.21" in text
+    assert "data test test 96 10 1.20" in text
+    assert "python -m nvret_jax.main" in text
+    assert f"--workdir={run}" in text
+    lines = provenance.read(run)
+    stages = [line["stage"] for line in lines]
+    assert stages == ["embed", "search", "mine", "train", "evaluate", "export", "report"]
+    assert f"train {report._duration(lines[3]['seconds'])}" in text
+    assert f"nvret_jax {provenance.versions()['nvret_jax']}" in text
 
 
 def test_exports_keep_the_length_that_is_asked_for(runs, tmp_path):
@@ -160,7 +235,8 @@ def test_shares_hide_nothing(share, words):
 
 def test_a_run_ends_with_its_paths_and_what_comes_next(runs):
     project, run, output, _ = runs
-    last = output.splitlines()[-7:]
+    last = output.splitlines()[-8:]
+    assert re.match(r"dev       (training did not help on dev: |dev )nDCG@10 0", last.pop(0))
     assert last[0].startswith("finished  in ")
     assert last[1] == f"export    {run}/export, loaded by nvret_jax and sentence-transformers"
     assert last[2] == f"report    {run}/report.html, for a browser"

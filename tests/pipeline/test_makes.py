@@ -22,6 +22,7 @@ from nvret_jax.mining.options import Audit, Exclude, Mining, Options
 from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.pipeline import audit, embed, evaluate, export, mine, report, search, train
 from nvret_jax.pipeline.exclusions import Excluder
+from nvret_jax.report.mined import MinedSet
 from nvret_jax.report.options import Report
 from nvret_jax.search.index.backend import make_index
 from nvret_jax.search.options import Embed, Search
@@ -222,7 +223,7 @@ def test_export(tiny, tmp_path):
 
 
 def test_report(tiny, mined):
-    one = report.MinedSet(
+    one = MinedSet(
         "tiny",
         tiny.data,
         tiny.candidates,
@@ -234,9 +235,33 @@ def test_report(tiny, mined):
         has_one_scale=True,
         wanted=3,
     )
-    lines = [{"step": 1, "loss": 2.0, "learning_rate": 0.1}]
+    lines = [
+        {"step": 0, "stage": "a", "dev_ndcg_cut_10": 0.5},
+        {"step": 1, "stage": "a", "loss": 2.0, "learning_rate": 0.1, "odd_one": 7.0},
+        {"step": 2, "stage": "b", "examples_per_second": 8.0},
+        {"step": 2, "stage": "b", "loss": 1.0, "learning_rate": 0.2},
+    ]
     inputs = report.Inputs("title", "lead", sets=1, mined=iter([one]), metrics=lines)
-    page = report.make(inputs, Report(examples=2))
-    assert (page.title, page.training.losses) == ("title", [2.0])
+    page = report.make(inputs, Report(examples=9))
+    assert (page.title, page.training.loss.values) == ("title", [2.0, 1.0])
+    assert (page.training.dev.steps, page.training.dev.values) == ([0], [0.5])
+    others = {curve.name: (curve.steps, curve.values) for curve in page.training.others}
+    assert others == {"learning rate": ([1, 2], [0.1, 0.2]), "odd_one": ([1], [7.0])}
+    assert page.training.bounds == [1]
     assert page.mined[0].mining.negatives == len(mined.negatives.negative_rows.values)
-    assert len(page.mined[0].examples) == 2
+    # What is most likely to be false comes first: the smallest gap between positive and negative.
+    examples = page.mined[0].examples
+    assert len({example.query_id for example in examples}) == 9
+    table = mined.negatives
+    gaps = {
+        tiny.data.queries.ids[row]: float(min(table.positive_scores[i]))
+        - float(max(table.negative_scores[i]))
+        for i, row in enumerate(table.query_rows)
+        if len(table.negative_scores[i])
+    }
+    reason = "a negative scores close to its positive"
+    close = [one.query_id for one in examples if one.chosen == reason]
+    assert close == sorted(gaps, key=gaps.get)[:5]
+    easy = [one.query_id for one in examples if one.chosen == "easiest negatives"]
+    assert easy == [q for q in sorted(gaps, key=gaps.get, reverse=True) if q in easy]
+    assert {one.chosen for one in examples} >= {"easiest negatives", "most candidates rejected"}

@@ -1,10 +1,18 @@
 """From each file of the table in docs/data.md to a model that is trained and exported."""
 
+import json
+import re
+
 import command
+import doc_blocks
+import numpy as np
 import own_files
 import pytest
 import tiny_models
 import tiny_project
+
+from nvret_jax.evaluation.dev import Dev
+from nvret_jax.models.encoder import Encoder
 
 COMMANDS = own_files.commands()
 LATER = [name for name in COMMANDS if name != "mined.jsonl"]
@@ -19,7 +27,7 @@ def folder(tmp_path_factory):
     return made
 
 
-def run(folder, workdir, source):
+def run(folder, workdir, source, changes=()):
     """The command of the table, with a tiny model and two steps."""
     values = {
         "data.train": source,
@@ -31,6 +39,7 @@ def run(folder, workdir, source):
         "train.chunk_tokens": -1,
         "report.examples": 2,
         "distributed.mode": "off",
+        **dict(changes),
     }
     return command.inside(
         f"--config={tiny_project.ROOT / 'configs' / 'own.py'}",
@@ -49,6 +58,47 @@ def check(folder, tmp_path, monkeypatch, name):
 
 def test_one_file_by_one_command(folder, tmp_path, monkeypatch, compiled):
     check(folder, tmp_path, monkeypatch, "mined.jsonl")
+
+
+@pytest.fixture(scope="module")
+def harmed(tmp_path_factory):
+    """(folder, output) of training that only harms, on data without a dev split."""
+    folder = tmp_path_factory.mktemp("harmed")
+    tiny_project.make(folder)
+    qrels = folder / "data" / "qrels"
+    dev = (qrels / "dev.tsv").read_text().split("\n", 1)[1]
+    (qrels / "train.tsv").write_text((qrels / "train.tsv").read_text() + dev)
+    (qrels / "dev.tsv").unlink()
+    changes = {"train.learning_rate": 1e-2, "train.eval_every": 1, "data.dev_share": 0.4}
+    scores = iter([0.5, 0.4, 0.3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dev, "score", lambda dev: lambda encoder: next(scores))
+        done = run(folder, folder / "run", f"beir:{folder / 'data'}", changes)
+    assert done.status == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_where_training_does_not_help_the_model_stays_as_it_was(harmed):
+    folder, output = harmed
+    assert "data has no split 'dev': 12 of 30 training queries are held out for it" in output
+    (said,) = [line for line in output.splitlines() if line.startswith("dev  ")]
+    assert "training did not help on dev" in said
+    assert said.endswith("result.pick='best' keeps the weights from before")
+    (shown,) = [b.text for b in doc_blocks.blocks("docs/training.md") if "dev  " in b.text]
+    assert re.search(doc_blocks.pattern(shown), said)
+    assert (
+        '<p class="note">Training did not help on dev'
+        in (folder / "run" / "report.html").read_text()
+    )
+    found = json.loads((folder / "run" / "evaluation" / "data.json").read_text())
+    after = {name: found[name] for name in found["before"]}
+    assert after == pytest.approx(found["before"], abs=1e-9)
+    text = ["wing flow heat", "shock layer"]
+    before, after = (
+        Encoder.from_pretrained(str(folder / name), normalize=True).encode(text)
+        for name in ("model", "run/export")
+    )
+    np.testing.assert_allclose(after, before, atol=1e-6)
 
 
 @pytest.mark.slow

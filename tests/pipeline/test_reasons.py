@@ -62,6 +62,7 @@ OTHER = {
     "_prompt": "find: ",
     ".pooling": "cls",
     ".prompt_in_pooling": "none",
+    ".bm25": "off",
     ".dtype": "bfloat16",
     ".param_dtype": "bfloat16",
     "export.dtype": "float16",
@@ -135,9 +136,11 @@ SKIPPED = {  # files that this project has none of, or which rule out what else 
 UNSEEN = {  # the same value by another name, or one that another value makes void
     "mining.given",  # counts where the data come with negatives: test_given_negatives.py
     "sets.more.given",
+    "data.dev_share",  # counts where the data have no dev split: test_own_data.py
     "data.missing",  # what is read decides, and this data lacks nothing
     "train.sets",
     "train_stages.first.epochs",
+    "train_stages.first.min_steps",
     "train_stages.first.max_steps",
     "train_stages.first.checkpoint_every",
     "train_stages.second.checkpoint_every",

@@ -140,6 +140,12 @@ def run(folder: pathlib.Path, workdir: pathlib.Path, *more: str, devices: int = 
     return output
 
 
+def page(workdir: pathlib.Path) -> str:
+    """report.html without its last section, which depends on the clock, and without the path."""
+    text = (workdir / "report.html").read_text()
+    return text.split('<section aria-labelledby="setup">')[0].replace(str(workdir), "WORKDIR")
+
+
 def metrics(workdir: pathlib.Path) -> list[dict]:
     """Lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

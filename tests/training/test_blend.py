@@ -250,6 +250,20 @@ def test_a_stage_by_epochs_has_an_upper_bound(unit, batches):
     assert blend(sources, **options, steps=30, max_steps=8).steps == 30
 
 
+@pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
+@pytest.mark.parametrize("unit", ["epochs", "weight"])
+def test_a_stage_by_epochs_has_a_lower_bound(unit, batches):
+    shares = (0.75, 0.25) if unit == "weight" else (1.0, 1.0)
+    sources = [Source("a", examples(0, 36), shares[0]), Source("b", examples(1, 12), shares[1])]
+    options = {"unit": unit, "batches": batches, "epochs": 2.0}
+    raised = blend(sources, **options, min_steps=48, max_steps=48)
+    assert raised.steps == 48
+    assert raised.counts() == {"a": 144, "b": 48}  # the proportions stay
+    for bound in (0, 8, 24):
+        assert blend(sources, **options, min_steps=bound).steps == 24
+    assert blend(sources, **options, steps=8, min_steps=30).steps == 8
+
+
 def test_a_share_is_the_number_as_written():
     # 1.1 · 10 is 11.000000000000002 in floats, which would be rounded up to a second batch.
     made = blend([Source("a", examples(0, 10, 11), 1.1)], 11)

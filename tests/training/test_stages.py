@@ -15,7 +15,7 @@ from flax import nnx
 from nvret_jax.errors import InputError
 from nvret_jax.models.encoder import Encoder, LoraConfig
 from nvret_jax.training import initial, loop, merging, rates
-from nvret_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
+from nvret_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, finished, make_sound
 
 pytestmark = pytest.mark.usefixtures("programs")
 
@@ -89,6 +89,51 @@ def test_the_best_and_the_last_two_of_the_schedule_are_kept(undisturbed):
             assert checkpoints.scheduled == schedule
         folders = (undisturbed.root / "checkpoints" / stage).iterdir()
         assert sorted(int(p.name) for p in folders if p.is_dir()) == sorted([best, *schedule])
+
+
+@pytest.fixture(scope="module")
+def worse(encoder, tmp_path_factory):
+    """A stage that only lowers the dev score, and one that goes on from the best of it."""
+    root = tmp_path_factory.mktemp("worse")
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.5, 0.5, 0.1])
+
+    def stages(begin="best"):
+        config = stage_worker.config(eval_every=3)
+        batches = stage_worker.Batches(1, stage_worker.STEPS, 8)
+        return [
+            loop.Stage("down", config, lambda: batches),
+            loop.Stage("level", stage_worker.config(eval_every=4), lambda: batches, begin),
+        ]
+
+    loop.train(encoder, stages(), stage_worker.places(root), lambda _: next(scores))
+    return root
+
+
+def test_where_training_lowers_the_score_the_start_is_the_best(worse, encoder):
+    start, folder = stage_worker.flat(encoder), worse / "checkpoints"
+    for stage in ("down", "level"):  # the second: of equal scores the first is the best
+        done = finished(folder / stage)
+        assert (done.best, done.score) == (0, 0.5)
+        found = stage_worker.flat(loop.load_trained(encoder, folder / stage, pick="best"))
+        assert_same(found, start)
+        last = stage_worker.flat(loop.load_trained(encoder, folder / stage))
+        assert differ(start, last)
+    assert_same(stage_worker.flat(loop.load_trained(encoder, folder, pick="best")), start)
+    # The second stage began from the best of the first, which is its start.
+    assert dev_lines(worse, "level").keys() == {16, 20, 24}
+    # No checkpoint off the schedule is kept for a score below the start's.
+    kept = sorted(int(p.name) for p in (folder / "down").iterdir() if p.is_dir())
+    assert kept == [8, 12]
+
+
+def test_a_lost_checkpoint_is_no_matter_where_the_start_is_the_best(worse, encoder, tmp_path):
+    shutil.copytree(worse, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    make_sound(folder / "level", best=True)
+    assert finished(folder / "level") is not None
+    shutil.rmtree(folder / "level" / "8")
+    found = loop.load_trained(encoder, folder, pick="best")
+    assert_same(stage_worker.flat(found), stage_worker.flat(encoder))
 
 
 def test_of_equal_scores_the_first_is_the_best(tmp_path):

@@ -129,7 +129,7 @@ def calibrate(
     if not labelled:
         numbers = sample(np.arange(len(candidates)), query_ids, max_queries, seed)
     check_enough(rule_name, len(numbers))
-    hidden = _hidden(
+    hidden = one_visible(
         candidates,
         ranker,
         numbers,
@@ -219,7 +219,7 @@ def check_enough(rule_name: str, queries: int, at: str = "mining.", bound: str =
         )
 
 
-def _hidden(
+def one_visible(
     candidates, ranker, numbers, excluded: Exclude, query_ids, passage_ids, seed, *, alone, texts
 ) -> Hidden:
     """The queries used, with one visible positive each and candidates of some depth.

@@ -101,7 +101,8 @@ def _open_bm25(place: str, task: Task) -> Ranker:
     return Bm25Ranker(task.queries.texts, task.corpus.texts)
 
 
-def _bm25_parts(block: Block) -> dict[str, Any]:
+def bm25_parts(block: Block | None = None) -> dict[str, Any]:
+    """What a ranking by BM25 is a function of, besides the texts."""
     made_by = importlib.metadata.version("bm25s")
     return {"the version of bm25s": made_by, "the words of BM25": WORDS_VERSION}
 
@@ -145,7 +146,7 @@ def _run_parts(block: Block) -> dict[str, Any]:
 
 
 KINDS = {
-    "bm25": Kind(_open_bm25, _bm25_parts),
+    "bm25": Kind(_open_bm25, bm25_parts),
     "random": Kind(_open_random, _random_parts),
     "vectors": Kind(_open_vectors, _vectors_parts, "a folder", has_vectors=True),
     "run": Kind(_open_run, _run_parts, "a file"),

@@ -100,6 +100,7 @@ class Blend:
         batches: Batches = "homogeneous",
         epochs: float = 1.0,
         steps: int = 0,
+        min_steps: int = 0,
         max_steps: int = 0,
     ) -> Blend:
         """Plans a stage.
@@ -116,6 +117,7 @@ class Blend:
             batches: whether all rows of a batch are of one source.
             epochs: length of the stage; used only if `steps` is 0.
             steps: length of the stage; the proportions are kept.
+            min_steps: least length if `steps` is 0; 0: no bound. The proportions are kept.
             max_steps: largest length if `steps` is 0; 0: no bound. The proportions are kept.
 
         Raises:
@@ -132,8 +134,10 @@ class Blend:
             )
         size = 1 if batches == "homogeneous" else batch_size
         counts = _counts(sources, unit, batch_size // size, size, epochs, steps)
-        if not steps and 0 < max_steps < sum(counts) // size:
-            counts = _counts(sources, unit, batch_size // size, size, epochs, max_steps)
+        length = max(sum(counts) // size, min_steps)
+        length = min(length, max_steps or length)
+        if not steps and length != sum(counts) // size:
+            counts = _counts(sources, unit, batch_size // size, size, epochs, length)
         offsets = _offsets(sources)
         return cls(
             _with_same_keys(sources, offsets),
