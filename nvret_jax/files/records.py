@@ -24,17 +24,17 @@ import glob as glob_lib
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
 from nvret_jax.errors import InputError
 from nvret_jax.files.fields import Json, kind
-from nvret_jax.files.lines import bytes_of, csv_reader, read_text, shown, stem
+from nvret_jax.files.json_lines import json_values, lines, parse_json
+from nvret_jax.files.lines import Mistakes, bytes_of, csv_reader, read_text, shown, stem
 from nvret_jax.files.source import Source
-from nvret_jax.files.streams import json_values, lines, parse_json
 
 BATCH = 8192  # rows of a column-wise file turned into Python at a time
 _DELIMITERS = ",;\t|"
@@ -88,13 +88,33 @@ class Records:
     Attributes:
         path: the file.
         names: its columns; for JSON lines, more may be added while the file is read.
-        read: columns to read -> ('file:line', or for parquet 'file, row n', and the record) of
-            each row; may be called once.
+        rows: see `read`.
+        schema: Arrow's, of a columnar file; None for others.
     """
 
     path: epath.Path
     names: list[str]
-    read: Callable[[Sequence[str]], Iterator[tuple[str, Json]]]
+    rows: Callable[[Sequence[str], Mistakes | None], Iterator[tuple[str, Json]]]
+    schema: Any = None
+
+    def read(
+        self, names: Sequence[str] = (), mistakes: Mistakes | None = None
+    ) -> Iterator[tuple[str, Json]]:
+        """('file:line', or for parquet 'file, row n', and the record) of each row; call it once.
+
+        Args:
+            names: columns to read; others may be in a record, too. Empty: all.
+            mistakes: collects invalid rows, which are then skipped; None: the first one raises.
+
+        Raises:
+            InputError: the file is damaged, or has no rows.
+        """
+        return self.rows(names or self.names, mistakes)
+
+    def need(self, *names: str) -> None:
+        """Raises InputError unless these columns exist."""
+        for name in names:
+            self.column(name)
 
     def column(self, *choices: str) -> str:
         """The first of these columns that exists.
@@ -152,19 +172,22 @@ def _natural(path: epath.Path) -> list[Any]:
     return [int(part) if part.isdigit() and part.isascii() else part for part in parts]
 
 
-def open_records(path: epath.PathLike, what: str, layout: Layout = PLAIN) -> Records:
+def open_records(
+    path: epath.PathLike, what: str, layout: Layout = PLAIN, *, suffix: str = ""
+) -> Records:
     """Opens a file by its suffix (see `READERS`), which .gz or .zst may follow.
 
     Args:
         path: any path `etils.epath` reads.
         what: what it should hold, for messages.
         layout: of CSV and TSV, as far as the bytes do not show it.
+        suffix: takes the place of the name's own; '': it does not.
 
     Raises:
         InputError: no such file, another suffix, a damaged file, or one without records.
     """
     path = epath.Path(path)
-    _, suffix = stem(path)
+    suffix = suffix or stem(path)[1]
     if suffix in _SHEETS:
         raise InputError(f"{path}: is a workbook; save the sheet as 'CSV UTF-8' and use that file")
     if suffix not in READERS:
@@ -177,7 +200,7 @@ def open_records(path: epath.PathLike, what: str, layout: Layout = PLAIN) -> Rec
 
 
 def _open_json_lines(path: epath.Path, what: str, layout: Layout) -> Records:
-    return _of_values(path, json_values(path, what))
+    return _of_values(path, lambda mistakes: json_values(path, what, mistakes))
 
 
 def _open_json(path: epath.Path, what: str, layout: Layout) -> Records:
@@ -192,17 +215,21 @@ def _open_json(path: epath.Path, what: str, layout: Layout) -> Records:
         whole = nested[0] if len(nested) == 1 else [whole]
     if not isinstance(whole, list) or not whole:
         raise InputError(f"{path}: expected an array of objects with {what}")
-    return _of_values(path, ((f"{path}, item {n}", value) for n, value in enumerate(whole, 1)))
+    return _of_values(
+        path,
+        lambda mistakes: ((f"{path}, item {n}", value) for n, value in enumerate(whole, 1)),
+    )
 
 
-def _of_values(path: epath.Path, values: Iterator[tuple[str, Any]]) -> Records:
-    records = _objects(values)
-    first = next(records)
-    names = list(first[1])
+def _of_values(
+    path: epath.Path, values: Callable[[Mistakes | None], Iterator[tuple[str, Any]]]
+) -> Records:
+    """Records of values that may be gone through twice: for the first one's keys, and to read."""
+    names = list(next(_objects(values(None), None))[1])
     known = set(names)
 
-    def read(_: Sequence[str]) -> Iterator[tuple[str, Json]]:
-        for where, record in itertools.chain([first], records):
+    def read(_: Sequence[str], mistakes: Mistakes | None) -> Iterator[tuple[str, Json]]:
+        for where, record in _objects(values(mistakes), mistakes):
             for name in record:
                 if name not in known:
                     known.add(name)
@@ -212,17 +239,27 @@ def _of_values(path: epath.Path, values: Iterator[tuple[str, Any]]) -> Records:
     return Records(path, names, read)
 
 
-def _objects(values: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Json]]:
+def _objects(
+    values: Iterator[tuple[str, Any]], mistakes: Mistakes | None
+) -> Iterator[tuple[str, Json]]:
     """Objects, or arrays with positions as keys; all have the kind of the first one."""
     first: type | None = None
     for where, value in values:
         first = first or (list if isinstance(value, list) else dict)
         if not isinstance(value, first):
             expected = "array" if first is list else "object"
-            raise InputError(f"{where}: expected a JSON {expected}, got {kind(value)}")
+            _refuse(f"{where}: expected a JSON {expected}, got {kind(value)}", mistakes)
+            continue
         if first is list:
             value = {str(number): item for number, item in enumerate(value, 1)}
         yield where, value
+
+
+def _refuse(message: str, mistakes: Mistakes | None) -> None:
+    """Collects what is wrong with a row; raises it where nothing collects."""
+    if mistakes is None:
+        raise InputError(message)
+    mistakes.add(message)
 
 
 # --- CSV and TSV ---------------------------------------------------------------------------------
@@ -277,20 +314,20 @@ def _open_table(
     if twice is not None:
         raise InputError(f"{where}: the column name '{twice}' occurs twice")
 
-    def read(_: Sequence[str]) -> Iterator[tuple[str, Json]]:
+    def read(_: Sequence[str], mistakes: Mistakes | None) -> Iterator[tuple[str, Json]]:
         empty = True
         for place, cells in rows:
+            empty = False
             if len(cells) != len(names):
                 shown_names = ", ".join(name or "''" for name in names)
-                raise InputError(
-                    f"{place}: expected {len(names)} columns ({shown_names}), got {len(cells)}"
-                )
+                wrong = f"expected {len(names)} columns ({shown_names}), got {len(cells)}"
+                _refuse(f"{place}: {wrong}", mistakes)
+                continue
             record = dict(zip(names, cells, strict=True))
             if record.pop("", "").strip():
-                raise InputError(
-                    f"{place}: has a value in a column without a name; name the column"
-                )
-            empty = False
+                wrong = f"{place}: has a value in a column without a name; name the column"
+                _refuse(wrong, mistakes)
+                continue
             yield place, record
         if empty:
             raise InputError(f"{path}: has column names and no rows")
@@ -415,7 +452,7 @@ def _open_columns(path: epath.Path, what: str, opened: Callable, form: str) -> R
         if number == 1:
             raise InputError(f"{path}: has no rows")
 
-    def read(names: Sequence[str]) -> Iterator[tuple[str, Json]]:
+    def read(names: Sequence[str], _: Mistakes | None) -> Iterator[tuple[str, Json]]:
         for number, batch in batches(names):
             for start in range(0, batch.num_rows, BATCH):
                 with damage():
@@ -423,7 +460,7 @@ def _open_columns(path: epath.Path, what: str, opened: Callable, form: str) -> R
                 for offset, record in enumerate(rows, number + start):
                     yield f"{path}, row {offset}", record
 
-    return Records(path, list(schema.names), read)
+    return Records(path, list(schema.names), read, schema)
 
 
 @contextlib.contextmanager
@@ -431,6 +468,24 @@ def _seekable(path: epath.Path, what: str) -> Iterator[Any]:
     with bytes_of(path, what) as file:
         seekable = hasattr(file, "seekable") and file.seekable()
         yield file if seekable else io.BytesIO(file.read())
+
+
+def write_parquet(file: IO[bytes], schema: Any, records: Iterable[Mapping[str, Any]]) -> int:
+    """Writes records as parquet, `BATCH` rows to a group; returns how many."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count, chunk = 0, []
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for record in records:
+            chunk.append(record)
+            count += 1
+            if len(chunk) == BATCH:
+                writer.write_table(pa.Table.from_pylist(chunk, schema))
+                chunk = []
+        if chunk or not count:
+            writer.write_table(pa.Table.from_pylist(chunk, schema))
+    return count
 
 
 READERS: dict[str, Callable[[epath.Path, str, Layout], Records]] = {

@@ -366,16 +366,33 @@ def test_a_file_of_documents_is_read_with_or_without_header(tmp_path, header):
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.csv", "chunk,document_id,passage_id\n1,x,a\n2,y,b\n"),
+        ("d.jsonl", '{"id": "a", "doc_id": "x"}\n{"id": "b", "doc_id": "y"}\n'),
+        ("d.txt", "a\tx\nb\ty\n"),
+        ("d", "a\tx\nb\ty\n"),
+    ],
+)
+def test_documents_are_read_from_any_table_that_names_its_columns(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert documents.read(tmp_path / name) == {"a": "x", "b": "y"}
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("a\tx\nb\n", "documents.tsv:2: expected 2 columns .* got 1"),
-        ("a\tx\tmore\n", "documents.tsv:1: .* got 3"),
-        ("a x\n", "documents.tsv:1: .* got 1"),
+        ("a\tx\tmore\n", "documents.tsv: expected 2 columns .* got 3"),
+        ("a x\n", "documents.tsv: expected 2 columns .* got 1"),
         ("a\tx\nb\t \n", "documents.tsv:2: .* got an empty one"),
-        ("a\tx\nb\ty\na\ty\n", "documents.tsv:3: passage 'a' is in document 'y' .* 'x' on line 1"),
+        (
+            "a\tx\nb\ty\na\ty\n",
+            "documents.tsv:3: passage 'a' is in document 'y' .* 'x' in .*documents.tsv:1",
+        ),
         ("", "documents.tsv: empty"),
         ("passage_id\tdocument_id\n", "documents.tsv: empty"),
-        ("a\nb\nc\nd\ne\n", "tsv:3.*… and 2 more"),
+        ("a\tx\n" + "b\nc\nd\ne\nf\n", "tsv:2.*tsv:4.*… and 2 more"),
         (b"a\tx\n\xff\ty\n", "documents.tsv:2: byte 0xff is not UTF-8"),
         (None, "documents.tsv: no such file"),
         ("z\tx\ny\tx\n", "documents.tsv: none of its 2 passage ids is among the 2 of the corpus"),

@@ -129,10 +129,14 @@ GOOD_LINE = '{"query_id": "q0", "passage_id": "p0", "verdict": "yes"}\n'
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("v.jsonl", "", r"v\.jsonl: empty; expected query_id, passage_id and verdict"),
+        ("v.jsonl", "", r"v\.jsonl: empty; expected one JSON object per line, with verdicts"),
         ("v.jsonl", "\n \n", r"v\.jsonl: empty"),
         ("v.jsonl", GOOD_LINE + "{oops\n", r"v\.jsonl:2: not valid JSON"),
-        ("v.jsonl", GOOD_LINE + '["q0", "p0"]\n', r"v\.jsonl:2: expected a JSON object"),
+        (
+            "v.jsonl",
+            GOOD_LINE + '["q0", "p0"]\n',
+            r"v\.jsonl:2: expected a JSON object, got",
+        ),
         (
             "v.jsonl",
             GOOD_LINE + '{"query_id": "q0", "passage_id": "p1"}',
@@ -153,45 +157,47 @@ GOOD_LINE = '{"query_id": "q0", "passage_id": "p0", "verdict": "yes"}\n'
         (
             "v.jsonl",
             GOOD_LINE + GOOD_LINE.replace("p0", "p1") + GOOD_LINE.replace("yes", "drop"),
-            r"v\.jsonl:3: query 'q0' and passage 'p0' are judged drop here and positive on line 1",
+            r"v\.jsonl:3: .*'q0' .*'p0' are judged drop here and positive in .*v\.jsonl:1",
         ),
         (
             "v.jsonl",
             GOOD_LINE.replace("yes", "no") + GOOD_LINE,
-            r"v\.jsonl:2: .* are judged positive here and keep on line 1",
+            r"v\.jsonl:2: .* are judged positive here and keep in .*v\.jsonl:1",
         ),
         ("v.jsonl", GOOD_LINE.replace("yes", ""), r"v\.jsonl: all 1 verdicts are still empty"),
-        ("v.jsonl", 5 * "x\n", r"v\.jsonl:3: not valid.*; … and 2 more"),
+        ("v.jsonl", GOOD_LINE + 5 * "x\n", r"v\.jsonl:4: not valid.*; … and 2 more"),
+        ("v.jsonl", 5 * "x\n", r"v\.jsonl:1: not valid JSON"),
+        (
+            "v.csv",
+            "query_id,passage_id,verdict\n" + 2 * "q0,p0\n" + "q9,p0,yes\n",
+            r"v\.csv:2: expected 3 .*; .*v\.csv:3: expected 3 .*; .*v\.csv:4: query id 'q9'",
+        ),
         ("v.jsonl", b"\n\xe9\n", r"v\.jsonl:2: byte 0xe9 is not UTF-8"),
         ("v.jsonl", None, r"v\.jsonl: no such file; it should hold the verdicts"),
         ("v.csv", "", r"v\.csv: empty"),
-        ("v.csv", "query_id,passage_id,verdict\n", r"v\.csv: empty"),
+        ("v.csv", "query_id,passage_id,verdict\n", r"v\.csv: has column names and no rows"),
         (
             "v.csv",
             "q0,p0,yes\n",
-            r"v\.csv:1: lacks the column 'query_id'; .* got 'q0', 'p0', 'yes'",
+            r"v\.csv: lacks the column 'query_id'; .*: q0, p0, yes",
         ),
-        ("v.csv", "query_id,passage_id\nq0,p0\n", r"v\.csv:1: lacks the column 'verdict'"),
+        ("v.csv", "query_id,passage_id\nq0,p0\n", r"v\.csv: lacks the column 'verdict'"),
         (
             "v.csv",
             "query_id,verdict,passage_id,verdict\nq0,yes,p0,no\n",
-            r"v\.csv:1: has more than one column 'verdict'",
+            r"v\.csv:1: the column name 'verdict' occurs twice",
         ),
         (
             "v.csv",
             "query_id,passage_id,verdict\nq0,p0,yes\nq0,p1\n",
-            r"v\.csv:3: expected 3 columns as in the header, got 2",
+            r"v\.csv:3: expected 3 columns .*, got 2",
         ),
         ("v.csv", "query_id,passage_id,verdict\nq0,p0,ja\n", r"v\.csv:2: unknown verdict 'ja'"),
-        ("v.tsv", "query_id,passage_id,verdict\nq0,p0,yes\n", r"v\.tsv:1: lacks the column"),
+        ("v.tsv", "query_id,passage_id,verdict\nq0,p0,yes\n", r"v\.tsv: lacks the column"),
         ("v.tsv", "query_id\tpassage_id\tverdict\n\tp0\tyes\n", r"v\.tsv:2: query id '' is not in"),
-        ("v.parquet", "not parquet", r"v\.parquet cannot be read as parquet"),
-        ("v.parquet", None, r"v\.parquet cannot be read"),
-        (
-            "v.json",
-            GOOD_LINE,
-            r"v\.json: the name of a file of verdicts must end in one of \.jsonl, \.csv",
-        ),
+        ("v.parquet", "not parquet", r"v\.parquet: cannot be read as parquet"),
+        ("v.parquet", None, r"v\.parquet: no such file"),
+        ("v.xml", GOOD_LINE, r"v\.xml: expected a file with verdicts, named \.jsonl, .*\.parquet"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, message):
@@ -207,10 +213,10 @@ def test_a_parquet_file_without_a_column_or_without_rows_is_refused(tmp_path):
     names = ("query_id", "passage_id", "label")
     with pytest.raises(InputError, match="lacks the column 'verdict'"):
         read_verdicts(write(tmp_path / "a.parquet", PAIRS, names), QUERIES, CORPUS)
-    with pytest.raises(InputError, match=r"b\.parquet: empty"):
+    with pytest.raises(InputError, match=r"b\.parquet: has no rows"):
         read_verdicts(write(tmp_path / "b.parquet", []), QUERIES, CORPUS)
     bad = write(tmp_path / "c.parquet", [*PAIRS, ("q0", "p3", "hm")])
-    with pytest.raises(InputError, match=r"c\.parquet:5: unknown verdict 'hm'"):
+    with pytest.raises(InputError, match=r"c\.parquet, row 5: unknown verdict 'hm'"):
         read_verdicts(bad, QUERIES, CORPUS)
 
 

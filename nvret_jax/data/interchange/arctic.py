@@ -21,8 +21,9 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Rows, Texts, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import atomic, fields, streams
+from nvret_jax.files import atomic, fields
 from nvret_jax.files.fields import Json, Notes
+from nvret_jax.files.records import Records, open_records, write_parquet
 
 _ORIGINAL = "ORIGINAL_ID"
 
@@ -51,7 +52,7 @@ def _read_texts(
     path: epath.Path, what: str, enter: Callable[..., int], notes: Notes
 ) -> dict[int, int]:
     """Adds the texts; number in the file -> row."""
-    table = streams.Parquet(path, f"the table of {what}_TEXT")
+    table = open_records(path, f"the table of {what}_TEXT")
     names = [f"{what}_ID", f"{what}_TEXT"]
     table.need(*names)
     _check_numbers(table, names[0])
@@ -59,7 +60,7 @@ def _read_texts(
         names.append(_ORIGINAL)
     _left_out(table, names, notes)
     rows: dict[int, int] = {}
-    for where, record in table.records(names):
+    for where, record in table.read(names):
         number = _number(record, names[0], where)
         if number in rows:
             raise InputError(f"{where}: {names[0]} {number} was used before")
@@ -72,7 +73,7 @@ def _read_texts(
     return rows
 
 
-def _check_numbers(table: streams.Parquet, name: str) -> None:
+def _check_numbers(table: Records, name: str) -> None:
     kind = table.schema.field(name).type
     if not pa.types.is_integer(kind):
         raise InputError(f"{table.path}: column '{name}' must be whole numbers, got {kind}")
@@ -84,7 +85,7 @@ def _number(record: Json, name: str, where: str) -> int:
     return record[name]
 
 
-def _left_out(table: streams.Parquet, names: list[str], notes: Notes) -> None:
+def _left_out(table: Records, names: list[str], notes: Notes) -> None:
     for name in table.names:
         if name not in names:
             notes.add(str(table.path), f"column '{name}' is left out")
@@ -93,7 +94,7 @@ def _left_out(table: streams.Parquet, names: list[str], notes: Notes) -> None:
 def _read_relations(
     path: epath.Path, queries: dict[int, int], documents: dict[int, int], notes: Notes
 ) -> Iterator[tuple[int, tuple[list[int], list[int]]]]:
-    table = streams.Parquet(path, "the relations")
+    table = open_records(path, "the relations")
     names = ["QUERY_ID", "DOCUMENT_ID"]
     table.need(*names)
     for name in names:
@@ -106,7 +107,7 @@ def _read_relations(
     _left_out(table, names, notes)
     found: dict[int, tuple[list[int], list[int]]] = {}
     seen: dict[tuple[int, int], str] = {}
-    for where, record in table.records(names):
+    for where, record in table.read(names):
         query = _number(record, "QUERY_ID", where)
         document = _number(record, "DOCUMENT_ID", where)
         relevance = record.get("RELEVANCE", 1)
@@ -154,7 +155,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
                 {"QUERY_ID": queries[q], "DOCUMENT_ID": documents[d], "RELEVANCE": relevance}
                 for (q, d), relevance in relations.items()
             )
-            return streams.write_parquet(file, schema, records)
+            return write_parquet(file, schema, records)
 
 
 def is_uint64(name: str) -> bool:
@@ -213,4 +214,4 @@ def _write_texts(table: Texts, numbers: list[int], what: str, path: epath.Path) 
             }
             for row in range(len(table))
         )
-        streams.write_parquet(file, pa.schema(columns), records)
+        write_parquet(file, pa.schema(columns), records)

@@ -23,7 +23,7 @@ from etils import epath
 from nvret_jax.data import beir as beir_lib
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, Texts, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import atomic, fields, streams
+from nvret_jax.files import atomic, fields, json_lines
 from nvret_jax.files.fields import Json, Notes
 from nvret_jax.files.lines import find_file, is_plain, stem
 
@@ -51,11 +51,11 @@ def read(path: epath.Path, notes: Notes) -> Rows:
     except (ValueError, OSError) as error:
         raise InputError(f"{folder}: cannot be read ({error})") from None
     builder = Builder()
-    for where, record in streams.json_lines(find_file(folder / "corpus.jsonl"), "passages"):
+    for where, record in json_lines.json_lines(find_file(folder / "corpus.jsonl"), "passages"):
         extra = fields.rest(record, frozenset(("_id", "title", "text")), where)
         name = fields.identifier(record["_id"], "_id", where, notes)
         builder.passage(where, record["text"], name, record.get("title"), extra)
-    for where, record in streams.json_lines(find_file(folder / "queries.jsonl"), "queries"):
+    for where, record in json_lines.json_lines(find_file(folder / "queries.jsonl"), "queries"):
         extra = fields.rest(record, frozenset(("_id", "text")), where)
         name = fields.identifier(record["_id"], "_id", where, notes)
         builder.query(where, record["text"], name, extra)
@@ -105,7 +105,7 @@ def _read_negatives(
 ) -> None:
     """Adds the rows of the file, and takes their queries out of `judged`."""
     records, positives_of = [], {}
-    for where, record in streams.json_lines(path, "rows of negatives"):
+    for where, record in json_lines.json_lines(path, "rows of negatives"):
         for key in sorted(record.keys() - _OWN):
             raise InputError(f"{where}: key '{key}' is not known; put it under 'extra'")
         query = fields.identifier(fields.need(record, "query_id", where), "query_id", where, notes)
@@ -163,7 +163,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
         (aside / "qrels" / f"{split or 'train'}.tsv").write_bytes(text.encode())
         (aside / "negatives").mkdir()
         with (aside / "negatives" / f"{split or 'train'}.jsonl").open("wb") as file:
-            return streams.write_json_lines(file, (_record(rows, row) for row in rows))
+            return json_lines.write_json_lines(file, (_record(rows, row) for row in rows))
 
 
 def _check(table: Texts, what: str, where: str, notes: Notes) -> None:
@@ -217,7 +217,7 @@ def _write_texts(path: epath.Path, table: Texts, titled: bool, notes: Notes) -> 
             yield fields.with_extra(record, table.extra.get(row, {}), str(path), notes)
 
     with path.open("wb") as file:
-        streams.write_json_lines(file, records())
+        json_lines.write_json_lines(file, records())
 
 
 def _record(rows: Rows, row: Row) -> Json:

@@ -15,7 +15,7 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import atomic, fields, streams
+from nvret_jax.files import atomic, fields, json_lines
 from nvret_jax.files.fields import Json, Notes
 
 _OWN = frozenset(("query", "pos", "neg", "pos_scores", "neg_scores"))
@@ -28,7 +28,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
         InputError: a line that is not as above, by file, line and key.
     """
     builder = Builder()
-    for where, record in streams.json_lines(path, "training rows of FlagEmbedding"):
+    for where, record in json_lines.json_lines(path, "training rows of FlagEmbedding"):
         query = builder.query(where, fields.text(record, "query", where))
         rows, scores = [], []
         for key in ("pos", "neg"):
@@ -46,7 +46,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     need_rows(rows, str(path))
     tell_losses(rows, {"scores", "extra"}, str(path), notes)
     with atomic.whole_file(path) as file:
-        return streams.write_json_lines(file, _records(rows, str(path), notes))
+        return json_lines.write_json_lines(file, _records(rows, str(path), notes))
 
 
 def _records(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:

@@ -28,8 +28,9 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Row, Rows, need_rows, said_of, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import atomic, fields, streams
+from nvret_jax.files import atomic, fields, json_lines
 from nvret_jax.files.fields import UNKNOWN, Json, Notes
+from nvret_jax.files.records import open_records, write_parquet
 
 _OWN = frozenset(("question_id", "question", "corpus_id", "pos_doc", "neg_doc"))
 _OWN_DOCUMENT = frozenset(("id", "score"))
@@ -45,7 +46,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
         InputError: something that is not as above, by file, row and key.
     """
     path = path / "train.json" if path.is_dir() else path
-    whole = streams.json_file(path, "'corpus' and 'data'")
+    whole = json_lines.json_file(path, "'corpus' and 'data'")
     builder = Builder()
     corpora = _read_corpora(builder, path, whole, notes)
     fields.need(whole, "data", str(path))
@@ -79,7 +80,7 @@ def _read_corpora(
             raise InputError(f"{where}: path {folder!r} is not a folder next to the file")
         folder = path.parent / folder
         source = folder / "merlin_metadata.json"
-        metadata = streams.json_file(source, "the metadata of a corpus")
+        metadata = json_lines.json_file(source, "the metadata of a corpus")
         fields.rest(metadata, frozenset(), str(source))
         name = fields.text(metadata, "corpus_id", str(source))
         if name in corpora:
@@ -96,12 +97,12 @@ def _read_passages(builder: Builder, folder: epath.Path, notes: Notes) -> Iterat
         raise InputError(f"{folder}: no parquet file; expected one with columns id and text")
     first: dict[str, str] = {}
     for part in parts:
-        table = streams.Parquet(part, "the passages")
+        table = open_records(part, "the passages")
         table.need("id", "text")
         for name in table.names:
             if name not in ("id", "text"):
                 notes.add(str(part), f"column '{name}' is left out; a passage is id and text")
-        for where, record in table.records(("id", "text")):
+        for where, record in table.read(("id", "text")):
             name = fields.identifier(record["id"], "id", where, notes)
             if name in first:
                 raise InputError(f"{where}: id {name!r} was already used at {first[name]}")
@@ -188,7 +189,7 @@ def _write_corpus(rows: Rows, folder: epath.Path, metadata: Json, passages: list
     table = rows.passages
     with (folder / "train.parquet").open("wb") as file:
         records = ({"id": table.ids[p], "text": table.full(p)} for p in passages)
-        streams.write_parquet(file, schema, records)
+        write_parquet(file, schema, records)
 
 
 def _write_file(
@@ -205,7 +206,7 @@ def _write_file(
         corpus = _corpus_of(row, members, where)
         record = _record(rows, row, corpus, scored, where, notes)
         file.write(b",\n" if number else b"\n")
-        file.write(streams.dump_line(record).rstrip(b"\n"))
+        file.write(json_lines.dump_line(record).rstrip(b"\n"))
     file.write(b"\n]}\n")
 
 
@@ -247,7 +248,7 @@ def read_inline(path: epath.Path, notes: Notes) -> Rows:
         InputError: a line that is not as above.
     """
     builder = Builder()
-    for where, record in streams.json_lines(path, "training rows of NeMo, texts inside"):
+    for where, record in json_lines.json_lines(path, "training rows of NeMo, texts inside"):
         key = "question" if "query" not in record and "question" in record else "query"
         text, name = fields.text(record, key, where), record.get("question_id")
         if name is not None:
@@ -304,4 +305,4 @@ def write_inline(rows: Rows, path: epath.Path, notes: Notes) -> int:
             yield fields.with_extra(record, row.extra, str(path), notes)
 
     with atomic.whole_file(path) as file:
-        return streams.write_json_lines(file, records())
+        return json_lines.write_json_lines(file, records())

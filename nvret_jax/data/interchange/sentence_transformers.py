@@ -31,8 +31,9 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Merger, Row, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import atomic, fields, streams
+from nvret_jax.files import atomic, fields, json_lines
 from nvret_jax.files.fields import UNKNOWN, Json, Notes
+from nvret_jax.files.records import open_records, write_parquet
 
 FORMS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 _LABELS = ("label", "labels", "score", "scores")
@@ -70,10 +71,10 @@ def reader(form: str) -> Callable[[epath.Path, Notes], Rows]:
 def _open(path: epath.Path) -> tuple[list[str], Iterator[tuple[str, Json]]]:
     """Column names, and ('place', record) one by one."""
     if path.suffix == ".parquet":
-        table = streams.Parquet(path, "training rows")
-        return table.names, table.records(table.names)
+        table = open_records(path, "training rows")
+        return table.names, table.read(table.names)
     _check_suffix(path)
-    records = streams.json_lines(path, "training rows")
+    records = json_lines.json_lines(path, "training rows")
     first = next(records)
     return list(first[1]), _alike(first, records)
 
@@ -249,9 +250,9 @@ def writer(form: str, *, scored: bool) -> Callable[[Rows, epath.Path, Notes], in
         records = writing.records(form)
         with atomic.whole_file(path) as file:
             if path.suffix == ".parquet":
-                count = streams.write_parquet(file, schema, records)
+                count = write_parquet(file, schema, records)
             else:
-                count = streams.write_json_lines(file, records)
+                count = json_lines.write_json_lines(file, records)
             if not count:
                 raise InputError(f"{path}: no row has what {form} needs; there is nothing to write")
         return count

@@ -31,7 +31,7 @@ from nvret_jax.data.interchange.rows import (
     tell_losses,
 )
 from nvret_jax.errors import InputError
-from nvret_jax.files import atomic, fields, streams
+from nvret_jax.files import atomic, fields, json_lines
 from nvret_jax.files.fields import Json, Notes
 
 _OWN = frozenset(("query_id", "query", "positive_passages", "negative_passages"))
@@ -56,7 +56,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
         InputError: a line that is not as above; one docid with two texts.
     """
     builder = Builder()
-    for where, record in streams.json_lines(path, "training rows of Tevatron"):
+    for where, record in json_lines.json_lines(path, "training rows of Tevatron"):
         extra = fields.rest(record, _OWN, where)
         query = _query(builder, record, "query", where, notes)
         rows, scores = [], []
@@ -100,7 +100,7 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
     holds = {"ids", "titles", "scores", "extra", "passage_extra"}
     tell_losses(rows, holds, str(path), notes)
     with atomic.whole_file(path) as file:
-        return streams.write_json_lines(file, _records(rows, str(path), notes))
+        return json_lines.write_json_lines(file, _records(rows, str(path), notes))
 
 
 def _records(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:
@@ -145,7 +145,7 @@ def read_ids(path: epath.Path, notes: Notes) -> Rows:
     path = path / "train.jsonl" if path.is_dir() else path
     builder = Builder()
     _read_corpus(builder, path.parent / "corpus.jsonl", notes)
-    for where, record in streams.json_lines(path, "training rows of Tevatron, by id"):
+    for where, record in json_lines.json_lines(path, "training rows of Tevatron, by id"):
         query = _query(builder, record, "query_text", where, notes)
         rows, scores = [], []
         fields.need(record, "positive_document_ids", where)
@@ -161,7 +161,7 @@ def read_ids(path: epath.Path, notes: Notes) -> Rows:
 def _read_corpus(builder: Builder, path: epath.Path, notes: Notes) -> None:
     known = _OWN_PASSAGE - {"score"}
     first: dict[str, str] = {}
-    for where, record in streams.json_lines(path, "the passages"):
+    for where, record in json_lines.json_lines(path, "the passages"):
         name = fields.identifier(fields.need(record, "docid", where), "docid", where, notes)
         if name in first:
             raise InputError(f"{where}: docid {name!r} was already used at {first[name]}")
@@ -178,9 +178,9 @@ def write_ids(rows: Rows, path: epath.Path, notes: Notes) -> int:
     tell_losses(rows, holds, str(path), notes)
     with atomic.whole_folder(path) as folder:
         with (folder / "corpus.jsonl").open("wb") as file:
-            streams.write_json_lines(file, _corpus(rows, str(path), notes))
+            json_lines.write_json_lines(file, _corpus(rows, str(path), notes))
         with (folder / "train.jsonl").open("wb") as file:
-            return streams.write_json_lines(file, _id_records(rows, str(path), notes))
+            return json_lines.write_json_lines(file, _id_records(rows, str(path), notes))
 
 
 def _corpus(rows: Rows, where: str, notes: Notes) -> Iterator[Json]:

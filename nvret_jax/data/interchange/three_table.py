@@ -21,8 +21,9 @@ from etils import epath
 
 from nvret_jax.data.interchange.rows import Builder, Merger, Rows, need_rows, tell_losses
 from nvret_jax.errors import InputError
-from nvret_jax.files import atomic, fields, streams
+from nvret_jax.files import atomic, fields, json_lines
 from nvret_jax.files.fields import Json, Notes
+from nvret_jax.files.records import Records, open_records, write_parquet
 
 _OWN = frozenset(("query_id", "document_ids", "scores", "extra"))
 
@@ -41,7 +42,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
     merger = Merger(builder)
     for table in _tables(path, "train"):
         table.need("query_id", "document_ids")
-        for where, record in table.records(table.names):
+        for where, record in table.read(table.names):
             query = fields.identifier(record["query_id"], "query_id", where, notes)
             for key in ("document_ids", "scores"):
                 record[key] = _as_list(record.get(key), key, where)
@@ -57,7 +58,7 @@ def read(path: epath.Path, notes: Notes) -> Rows:
     return builder.build()
 
 
-def _tables(folder: epath.Path, name: str) -> Iterator[streams.Parquet]:
+def _tables(folder: epath.Path, name: str) -> Iterator[Records]:
     """The file of this name, or the files in the folder of this name."""
     file, parts = folder / f"{name}.parquet", folder / name
     found = [file]
@@ -66,7 +67,7 @@ def _tables(folder: epath.Path, name: str) -> Iterator[streams.Parquet]:
         if not found:
             raise InputError(f"{parts}: holds no parquet file; expected the table '{name}'")
     for part in found:
-        yield streams.Parquet(part, f"the table '{name}'")
+        yield open_records(part, f"the table '{name}'")
 
 
 def _read_texts(
@@ -79,7 +80,7 @@ def _read_texts(
         for other in table.names:
             if other not in (key, column):
                 notes.add(str(table.path), f"column '{other}' is left out; a {what} is id and text")
-        for where, record in table.records((key, column)):
+        for where, record in table.read((key, column)):
             identifier = fields.identifier(record[key], key, where, notes)
             if identifier in first:
                 raise InputError(
@@ -105,7 +106,9 @@ def _as_list(value: object, key: str, where: str) -> object:
 def _extra(record: Json, where: str) -> Json:
     extra = fields.rest(record, _OWN, where)
     if record.get("extra") is not None:
-        ours = streams.parse_json(fields.text(record, "extra", where), f"{where}, column 'extra'")
+        ours = json_lines.parse_json(
+            fields.text(record, "extra", where), f"{where}, column 'extra'"
+        )
         if not isinstance(ours, dict):
             raise InputError(f"{where}: 'extra' must be a JSON object, got {fields.kind(ours)}")
         extra |= fields.rest(ours, frozenset(), where)
@@ -125,14 +128,14 @@ def write(rows: Rows, path: epath.Path, notes: Notes) -> int:
                 records = (
                     {f"{what}_id": table.ids[i], what: table.full(i)} for i in range(len(table))
                 )
-                streams.write_parquet(file, schema, records)
+                write_parquet(file, schema, records)
         columns = {"query_id": pa.string(), "document_ids": pa.list_(pa.string())}
         if rows.has_scores:
             columns["scores"] = pa.list_(pa.float64())
         if any(rows.extra):
             columns["extra"] = pa.string()
         with (folder / "train.parquet").open("wb") as file:
-            count = streams.write_parquet(file, pa.schema(columns), _records(rows, where, notes))
+            count = write_parquet(file, pa.schema(columns), _records(rows, where, notes))
             if not count:
                 raise InputError(f"{where}: no row has a positive; there is nothing to write")
     return count

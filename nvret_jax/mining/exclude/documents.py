@@ -13,12 +13,14 @@ import numpy as np
 from etils import epath
 
 from nvret_jax.errors import InputError
-from nvret_jax.files import paths
-from nvret_jax.files.lines import Mistakes, lines
+from nvret_jax.files import numbers, paths
+from nvret_jax.files.lines import Mistakes, stem
+from nvret_jax.files.records import Layout, open_records
 
 NO_DOCUMENT = -1
-_PASSAGE_NAMES = {"passage_id", "passage-id", "corpus_id", "corpus-id", "_id", "id"}
-_DOCUMENT_NAMES = {"document_id", "document-id", "doc_id", "doc-id", "document"}
+PASSAGE_NAMES = ("passage_id", "passage-id", "corpus_id", "corpus-id", "_id", "id")
+DOCUMENT_NAMES = ("document_id", "document-id", "doc_id", "doc-id", "document")
+_NAMED = (".csv", ".jsonl", ".json", ".parquet", ".arrow", ".feather")  # have column names
 
 
 def by_separator(passage_ids: Sequence[str], separator: str) -> np.ndarray:
@@ -37,13 +39,13 @@ def by_separator(passage_ids: Sequence[str], separator: str) -> np.ndarray:
         raise InputError(
             "exclusions: the document separator is empty; give the one that the ids use"
         )
-    numbers: dict[str, int] = {}
+    number_of: dict[str, int] = {}
     out = np.empty(len(passage_ids), np.int64)
     any_part = False
     for row, identifier in enumerate(passage_ids):
         head, found, _ = identifier.rpartition(separator)
         any_part = any_part or bool(found)
-        out[row] = numbers.setdefault(head if found else identifier, len(numbers))
+        out[row] = number_of.setdefault(head if found else identifier, len(number_of))
     if not any_part:
         example = f", such as {passage_ids[0]!r}" if len(passage_ids) else ""
         raise InputError(
@@ -63,13 +65,13 @@ def by_map(
     Raises:
         InputError: none of the passages is in it.
     """
-    numbers: dict[str, int] = {}
+    number_of: dict[str, int] = {}
     out = np.full(len(passage_ids), NO_DOCUMENT, np.int64)
     for row, identifier in enumerate(passage_ids):
         document = document_of.get(identifier)
         if document is not None:
-            out[row] = numbers.setdefault(document, len(numbers))
-    if not numbers:
+            out[row] = number_of.setdefault(document, len(number_of))
+    if not number_of:
         example = f", such as {passage_ids[0]!r}" if len(passage_ids) else ""
         raise InputError(
             f"{source}: none of its {len(document_of)} passage ids is among the "
@@ -79,31 +81,45 @@ def by_map(
 
 
 def read(path: epath.PathLike) -> dict[str, str]:
-    """The mapping in a file of lines `passage id <tab> document id`, with or without a header.
+    """The mapping in a file of passage ids and document ids.
+
+    Args:
+        path: lines `passage id <tab> document id`, with or without a header; or a csv, json, jsonl,
+            parquet or arrow file with one of the columns `PASSAGE_NAMES` and one of
+            `DOCUMENT_NAMES`.
 
     Raises:
         InputError: the file is missing, empty or not UTF-8, or a line is invalid; names the line.
     """
     path = paths.local(path, "document_map")
-    mistakes, found, at = Mistakes(), {}, {}
-    for number, line in lines(path, "documents of the passages"):
-        fields = [field.strip() for field in line.split("\t")]
-        if not found and not mistakes.count and len(fields) == 2:
-            if fields[0].lower() in _PASSAGE_NAMES and fields[1].lower() in _DOCUMENT_NAMES:
-                continue
-        if len(fields) != 2 or not all(fields):
-            got = f"{len(fields)}" if len(fields) != 2 else "an empty one"
-            mistakes.add(
-                f"{path}:{number}: expected 2 columns (passage id, document id) separated by a "
-                f"tab, got {got}"
+    what, mistakes = "documents of the passages", Mistakes()
+    found: dict[str, str] = {}
+    at: dict[str, str] = {}
+    if stem(path)[1] in _NAMED:
+        records = open_records(path, what)
+        names = (records.column(*PASSAGE_NAMES), records.column(*DOCUMENT_NAMES))
+    else:
+        records = open_records(path, what, Layout(header=False), suffix=".tsv")
+        names = ("1", "2")
+        if records.names != [*names]:
+            raise InputError(
+                f"{path}: expected 2 columns (passage id, document id) separated by a tab, got "
+                f"{len(records.names)}"
             )
-        elif found.setdefault(fields[0], fields[1]) != fields[1]:
+    for number, (place, record) in enumerate(records.read(names, mistakes)):
+        cells = [numbers.identifier(record.get(name)) for name in names]
+        passage, document = ((cell or "").strip() for cell in cells)
+        if not number and passage.lower() in PASSAGE_NAMES and document.lower() in DOCUMENT_NAMES:
+            continue
+        if not passage or not document:
+            mistakes.add(f"{place}: expected a passage id and a document id, got an empty one")
+        elif found.setdefault(passage, document) != document:
             mistakes.add(
-                f"{path}:{number}: passage '{fields[0]}' is in document '{fields[1]}' here and in "
-                f"'{found[fields[0]]}' on line {at[fields[0]]}"
+                f"{place}: passage '{passage}' is in document '{document}' here and in "
+                f"'{found[passage]}' in {at[passage]}"
             )
         else:
-            at.setdefault(fields[0], number)
+            at.setdefault(passage, place)
     if not found and not mistakes.count:
         mistakes.add(f"{path}: empty; expected lines of passage id, tab, document id")
     mistakes.check()

@@ -5,8 +5,9 @@
 a "negative" that is relevant after all becomes a positive of its query (which worked better there
 than dropping it, or the query), an unsure one is dropped, the others stay. Choices:
 
-- A file is jsonl, csv, tsv (both with a header) or parquet, by its name, and has the columns
-  query_id, passage_id and verdict; others are ignored. Pairs may be in any order.
+- A file is any that `files.records` reads, such as jsonl, csv, tsv or parquet, and has the columns
+  query_id, passage_id and verdict, in any letter case; others are ignored. Pairs may be in any
+  order.
 - The words are those of `WORDS`, in any letter case. An empty verdict is a question not yet
   answered: it is counted and skipped, so that a partly filled file can be used.
 - A repeated pair counts once if the verdicts agree; otherwise it is a mistake.
@@ -16,23 +17,21 @@ than dropping it, or the query), an unsure one is dropped, the others stay. Choi
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import enum
-import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
 
-from nvret_jax.data import tables
 from nvret_jax.data.dataset import TextTable
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.files import numbers, paths
-from nvret_jax.files.lines import Mistakes, csv_reader, json_value, lines, read_text, shown, stem
+from nvret_jax.files.lines import Mistakes, shown
+from nvret_jax.files.records import open_records
 from nvret_jax.mining.options import VERDICT_MODES
 
 
@@ -49,7 +48,6 @@ WORDS = {
     Answer.DROP: ("drop", "remove", "unsure", "uncertain"),
     Answer.KEEP: ("keep", "negative", "irrelevant", "false", "0", "no"),
 }
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 COLUMNS = ("query_id", "passage_id", "verdict")
 _ANSWER_OF = {word: answer for answer, words in WORDS.items() for word in words}
 _UNANSWERED = -1
@@ -192,7 +190,7 @@ def read_verdicts(path: epath.PathLike, queries: TextTable, corpus: TextTable) -
     """Reads and checks a file of verdicts; see the module's docstring for its layout.
 
     Args:
-        path: ends in one of `SUFFIXES`.
+        path: a file of records; its suffix says which.
         queries, corpus: the data set whose ids it names.
 
     Raises:
@@ -207,12 +205,12 @@ def read_verdicts(path: epath.PathLike, queries: TextTable, corpus: TextTable) -
         query_row, passage_row = known_queries.get(query), known_passages.get(passage)
         answer = _answer(word)
         if query_row is None:
-            mistakes.add(f"{path}:{place}: query id {shown(query)} is not in the data set")
+            mistakes.add(f"{place}: query id {shown(query)} is not in the data set")
         elif passage_row is None:
-            mistakes.add(f"{path}:{place}: passage id {shown(passage)} is not in the data set")
+            mistakes.add(f"{place}: passage id {shown(passage)} is not in the data set")
         elif answer is None:
             mistakes.add(
-                f"{path}:{place}: unknown verdict {word!r}; use "
+                f"{place}: unknown verdict {word!r}; use "
                 + " or ".join(f"{words[0]} ({', '.join(words[1:])})" for words in WORDS.values())
             )
         elif answer == _UNANSWERED:
@@ -225,18 +223,18 @@ def read_verdicts(path: epath.PathLike, queries: TextTable, corpus: TextTable) -
     if not places and not mistakes.count:
         what = f"all {unanswered} verdicts are still empty" if unanswered else "empty"
         mistakes.add(f"{path}: {what}; expected query_id, passage_id and verdict on each line")
-    order = np.lexsort((places, passage_rows, query_rows))
-    place, query_row, passage_row = (
-        np.asarray(column, np.int64)[order] for column in (places, query_rows, passage_rows)
+    order = np.lexsort((passage_rows, query_rows))  # stable: equal pairs in the order of the file
+    query_row, passage_row = (
+        np.asarray(column, np.int64)[order] for column in (query_rows, passage_rows)
     )
     answer = np.asarray(answers, np.int8)[order]
     again = np.zeros(len(order), bool)
     again[1:] = (query_row[1:] == query_row[:-1]) & (passage_row[1:] == passage_row[:-1])
     for i in np.flatnonzero(again[1:] & (answer[1:] != answer[:-1])) + 1:
         mistakes.add(
-            f"{path}:{place[i]}: query {queries.ids[query_row[i]]!r} and passage "
+            f"{places[order[i]]}: query {queries.ids[query_row[i]]!r} and passage "
             f"{corpus.ids[passage_row[i]]!r} are judged {Answer(answer[i]).name.lower()} here and "
-            f"{Answer(answer[i - 1]).name.lower()} on line {place[i - 1]}"
+            f"{Answer(answer[i - 1]).name.lower()} in {places[order[i - 1]]}"
         )
     mistakes.check()
     first = ~again
@@ -333,90 +331,23 @@ def write_questions(
 # --- the files -----------------------------------------------------------------------------------
 
 
-def _records(path: epath.Path, mistakes: Mistakes) -> Iterator[tuple[int, str, str, object]]:
-    """(line or row from 1, query id, passage id, verdict as written) of each record."""
-    _, suffix = stem(path)
-    readers = {
-        ".jsonl": lambda: _from_jsonl(path, mistakes),
-        ".csv": lambda: _from_csv(path, mistakes, ","),
-        ".tsv": lambda: _from_csv(path, mistakes, "\t"),
-        ".parquet": lambda: _from_parquet(path),
-    }
-    if suffix not in readers:
-        endings = ", ".join(SUFFIXES)
-        raise InputError(f"{path}: the name of a file of verdicts must end in one of {endings}")
-    for place, query, passage, word in readers[suffix]():
+def _records(path: epath.Path, mistakes: Mistakes) -> Iterator[tuple[str, str, str, object]]:
+    """(place in the file, query id, passage id, verdict as written) of each record."""
+    records = open_records(path, "verdicts")
+    spelled = {name.lower(): name for name in records.names}
+    names = [records.column(spelled.get(name, name)) for name in COLUMNS]
+    for place, record in records.read(names, mistakes):
+        missing = [name for name in names if name not in record]
+        if missing:
+            mistakes.add(f"{place}: missing key '{missing[0]}'; found {list(record)}")
+            continue
+        query, passage, word = (record[name] for name in names)
         ids = _identifier(query), _identifier(passage)
         if None in ids:
             name, value = (COLUMNS[0], query) if ids[0] is None else (COLUMNS[1], passage)
-            mistakes.add(f"{path}:{place}: {name} must be a string, got {_shown(value)}")
+            mistakes.add(f"{place}: {name} must be a string, got {_shown(value)}")
             continue
         yield place, *ids, word
-
-
-def _from_jsonl(
-    path: epath.Path, mistakes: Mistakes
-) -> Iterator[tuple[int, object, object, object]]:
-    for number, line in lines(path, "verdicts"):
-        try:
-            record = json_value(line)
-        except ValueError as error:
-            mistakes.add(f"{path}:{number}: {error}")
-            continue
-        if not isinstance(record, dict):
-            mistakes.add(f"{path}:{number}: expected a JSON object, got {_shown(record)}")
-            continue
-        missing = [name for name in COLUMNS if name not in record]
-        if missing:
-            mistakes.add(f"{path}:{number}: missing key '{missing[0]}'; found {list(record)}")
-            continue
-        yield number, *(record[name] for name in COLUMNS)
-
-
-def _from_csv(
-    path: epath.Path, mistakes: Mistakes, delimiter: str
-) -> Iterator[tuple[int, str, str, str]]:
-    # In a tsv a quote is an ordinary character; in a csv quoted text may hold commas and newlines.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    # newline="": a line ends at \\n or \\r, not at the other characters splitlines() knows.
-    text = io.StringIO(read_text(path, "verdicts"), newline="")
-    rows = csv_reader(text, delimiter=delimiter, quoting=quoting)
-    header = None
-    try:
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            if header is None:
-                header = [name.strip().lower() for name in row]
-                at = [_column(path, header, name) for name in COLUMNS]
-            elif len(row) != len(header):
-                mistakes.add(
-                    f"{path}:{rows.line_num}: expected {len(header)} columns as in the header, "
-                    f"got {len(row)}"
-                )
-            else:
-                yield rows.line_num, *(row[i] for i in at)
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: cannot be read ({error})") from None
-
-
-def _from_parquet(path: epath.Path) -> Iterator[tuple[int, object, object, object]]:
-    table = tables.read_table(path, COLUMNS).select(COLUMNS)
-    row = 0
-    for batch in table.to_batches(max_chunksize=65536):
-        for record in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            row += 1
-            yield row, *record
-
-
-def _column(path: epath.Path, header: Sequence[str], name: str) -> int:
-    if header.count(name) != 1:
-        problem = "has more than one column" if name in header else "lacks the column"
-        raise InputError(
-            f"{path}:1: {problem} '{name}'; the header must name {', '.join(COLUMNS)}, got "
-            f"{', '.join(map(repr, header))}"
-        )
-    return header.index(name)
 
 
 def _identifier(value: object) -> str | None:

@@ -13,7 +13,8 @@ from nvret_jax.data import interchange
 from nvret_jax.data.load import load_dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
-from nvret_jax.files import runs, streams
+from nvret_jax.files import records as records_lib
+from nvret_jax.files import runs
 from nvret_jax.search.rankers.run_file import RunRanker
 
 
@@ -679,7 +680,7 @@ def test_a_failed_write_leaves_what_was_there(name, tmp_path, monkeypatch):
 
 
 def test_parquet_goes_over_several_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "CHUNK", 2)
+    monkeypatch.setattr(records_lib, "BATCH", 2)
     path, _ = written("st-labeled-pair", tmp_path)
     assert pq.ParquetFile(path).num_row_groups == 3
     assert pq.read_table(path).to_pylist() == ST_WRITTEN["st-labeled-pair"]
