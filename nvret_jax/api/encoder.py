@@ -10,7 +10,7 @@ differences to sentence-transformers are deliberate and few:
 
 - Results are numpy arrays, float32. Nothing here is a torch tensor.
 - `encode` embeds passages, with the prompt for passages where the model has one;
-  sentence-transformers uses no prompt unless it is told. `prompt=""` switches it off in both.
+  sentence-transformers uses no prompt by default. `prompt=""` switches it off in both.
 - The mesh decides where it runs, so there is no `device`.
 """
 
@@ -75,7 +75,7 @@ _LOAD_OTHERS = {
     "local_files_only": "nothing is downloaded unless download=True",
     "token": "set the environment variable HF_TOKEN",
     "use_auth_token": "set the environment variable HF_TOKEN",
-    "revision": "it stands behind the name, as in 'owner/model@revision'",
+    "revision": "it follows the name, as in 'owner/model@revision'",
     "trust_remote_code": "code of a model is never run",
     "prompts": "give query_prompt= and passage_prompt=",
     "default_prompt_name": "encode_query and encode_document choose the prompt",
@@ -164,7 +164,7 @@ class Encoder(encoder_lib.Encoder):
             where that is given. On every process the same.
 
         Raises:
-            InputError: arguments that cannot be, a text that is no str, an embedding that is not
+            InputError: invalid arguments, a text that is not a str, an embedding that is not
                 finite, a late-interaction model; one line.
         """
         given = dict(locals())

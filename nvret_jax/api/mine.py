@@ -73,8 +73,8 @@ _OTHERS = {
     "batch_size": "the encoder chooses how many texts it embeds at a time",
     "show_progress_bar": "give progress=",
     "verbose": "give progress=",
-    "anchor_column_name": "load_dataset(…) finds columns, or is told: '?query=NAME'",
-    "positive_column_name": "load_dataset(…) finds columns, or is told: '?passage=NAME'",
+    "anchor_column_name": "load_dataset(…) finds columns, or takes '?query=NAME'",
+    "positive_column_name": "load_dataset(…) finds columns, or takes '?passage=NAME'",
     "include_positives": "the positives are in the table: negatives.positive_rows",
     "output_format": "python -m nvret_jax.main convert writes other tools' formats",
 }
@@ -136,7 +136,7 @@ def mine(
             to a positive's, and no text twice. See `mining.options.Exclude`.
         query_ids, passage_ids: what draws depend on, different strs; default: the numbers.
         seed: of draws.
-        depth: candidates looked at before a second search; see `mining.survivors`.
+        depth: candidates considered before a second search; see `mining.survivors`.
         backend: 'auto', 'device' or 'faiss'.
         progress: show bars.
 

@@ -1,6 +1,6 @@
 """`train`: a student on a data set, with any loss, schedule and optimizer; nothing is kept on disk.
 
-What takes hours belongs into a run, which keeps checkpoints and goes on after a stop.
+What takes hours belongs into a run, which keeps checkpoints and continues after a stop.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def train(
     """Trains a student.
 
     Args:
-        student: where it starts; it stays as it is.
+        student: where it starts; it is not changed.
         data: a data set, or what `load_dataset` takes; or (queries, passages), two lists of texts
             that `negatives` has rows of.
         negatives: as `mine` gives them. None: those that come with the data; a query without any

@@ -1,4 +1,4 @@
-"""The options of commands: a few of their own, and those of the packages under the same names."""
+"""The options of commands: a few special ones, and those of the packages under the same names."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class Mine:
     workdir: str = option(
         "",
         path("a folder", empty=True),
-        "Where the work is kept, so that it can go on after an interruption; '': nowhere.",
+        "Where work is kept, so that it can continue after an interruption; '': nowhere.",
     )
     seed: int = same(Config, "seed")
     download: bool = same(Config, "download")

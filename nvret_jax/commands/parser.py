@@ -2,8 +2,8 @@
 
 A command is a `Command`: the words behind its name, a dataclass of options, and a function. Options
 are given as `--depth=50`, `--depth 50`, `--web` or `--noweb`. All mistakes of a command line are
-reported in one line. Arguments that begin with `--config` belong to a config file and are handed on
-as they are, to the commands that take one.
+reported in one line. Arguments that begin with `--config` belong to a config file and are passed on
+unchanged, to the commands that take one.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def _wrong(asked: Asked) -> Iterator[tuple[str, str]]:
 
 COMMAND = Command(
     "Compiles the steps of a run, or a search alone, for chips that are not there, and prints "
-    "memory, operations and what limits each. The exit status is 3 where a step does not fit.",
+    "memory, operations and what limits each. The exit status is 3 if any step does not fit.",
     (),
     Plan,
     run,

@@ -101,7 +101,7 @@ def _meet(config: ConfigDict) -> peers.Peers | None:
 def _join(config: ConfigDict, met: peers.Peers | None, given: Train) -> None:
     """Finds the other processes of the run, if it has several, and the devices.
 
-    A dry run computes nothing: it joins others only where it was told which.
+    A dry run computes nothing: it joins others only if they are given.
     """
     distributed = config.distributed
     needless = given.dry_run and distributed.mode == "auto" and not distributed.coordinator

@@ -5,8 +5,8 @@ Choices:
 - The page is made here, whole, by a template that escapes all it is given; there is no script, and
   nothing is loaded from elsewhere. The policy sent with it allows neither.
 - The server listens at 127.0.0.1 alone, and answers requests for that name and for localhost alone:
-  a page elsewhere on the web cannot make a browser read from it under a name of its own (DNS
-  rebinding), nor have it search by a link in an image.
+  a page elsewhere on the web cannot make a browser read from it under another name (DNS rebinding),
+  nor have it search by a link in an image.
 - A request only reads: everything but GET and HEAD is refused.
 """
 
@@ -273,7 +273,7 @@ class _Server(http.server.ThreadingHTTPServer):
     allow_reuse_address = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle is no error; anything else is a line."""
+        """A browser that disconnects is not an error; anything else is a line."""
         error = sys.exception()
         if not isinstance(error, ConnectionError):
             log.error(f"error: page: {type(error).__name__}: {error}")

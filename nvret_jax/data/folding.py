@@ -4,8 +4,8 @@ Every source that is not a corpus with judgments goes through `Fold`: pairs, tri
 training rows of other tools. Choices:
 
 - A text without an id has one by its content: the same text has the same id on every machine. White
-  space around a text is no part of it.
-- A judgment that is there again is counted and kept once. One that contradicts an earlier one (two
+  space around a text is not part of it.
+- A judgment that is repeated is counted and kept once. One that contradicts an earlier one (two
   grades, or a positive that is also a negative) is a mistake, with both places.
 - Mistakes are collected as in every reader: the first three are spelled out.
 - A split is named by the source, row by row, or drawn (`splits`).

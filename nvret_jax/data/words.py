@@ -1,13 +1,13 @@
 """The words of a text in any script, for rankers that count words.
 
 - Scripts with spaces: runs of two or more word characters, lower-cased. No stemming. A mark belongs
-  to the character it stands on (vowel signs of Hindi, Bengali or Tamil, points of Hebrew, accents
-  that are written apart), and soft hyphens and joiners separate nothing. A syllable of Korean is a
-  word by itself.
+  to its character (vowel signs of Hindi, Bengali or Tamil, points of Hebrew, accents that are
+  written apart), and soft hyphens and joiners separate nothing. A syllable of Korean is a word by
+  itself.
 - Scripts without spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer and a few others): every two
-  neighbouring characters are a word, and a character that stands alone is one. A dictionary would
-  cut real words, differently in each release; overlapping pairs rank nearly as well, need no data
-  and are the same everywhere. Marks stay with the character they stand on.
+  neighbouring characters are a word, and an isolated character is one. A dictionary would cut real
+  words, differently in each release; overlapping pairs rank nearly as well, need no data and are
+  the same everywhere. Marks stay with the character they stand on.
 - Compatibility forms (half-width kana, full-width letters, ligatures) count as the usual ones.
 
 A text may mix both: 'JAXは速い' has the words jax, は速, 速い.

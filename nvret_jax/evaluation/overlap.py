@@ -5,7 +5,7 @@ memory. Both are counted, and the share is stated with every score of a run. Tex
 their words (letter case, white space and marks aside, see `data.normalize`); near copies share most
 of their word triples (`data.near_copies`), as do texts that are linked by such copies.
 
-Passages that nothing asks for are not counted: a corpus that train and test share is no leak.
+Passages that nothing asks for are not counted: a corpus shared by train and test is not a leak.
 """
 
 from __future__ import annotations

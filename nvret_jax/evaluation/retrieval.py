@@ -136,7 +136,8 @@ def as_run(
     Args:
         query_ids: Q ids, one for each row.
         passage_ids: the corpus' ids, by row number.
-        scores_qk: [Q, k] descending in each row; ids_qk: [Q, k] row numbers, -1 for "no hit".
+        scores_qk: [Q, k] descending in each row;
+        ids_qk: [Q, k] row numbers, -1 for "no hit".
 
     Raises:
         InputError: shapes that do not fit, a NaN, a row not in descending order, a passage twice.
@@ -183,10 +184,10 @@ def metrics(
     """All `MEASURES` of a run, by trec_eval's code.
 
     Args:
-        run: {query id: {passage id: score}} as it is (trec_eval then orders it: score descending,
+        run: {query id: {passage id: score}}, unchanged (trec_eval then orders it: score descending,
             ties by passage id descending), or (query_ids, passage_ids, scores_qk, ids_qk) as
             `as_run` takes them, whose order is kept.
-        qrels: {query id: {passage id: judgment}}. Graded judgments are gains as they are.
+        qrels: {query id: {passage id: judgment}}. Graded judgments are the gains.
         min_relevance: the lowest judgment that counts.
 
     Returns:
@@ -321,7 +322,7 @@ def evaluate(
             if passage not in dataset.corpus.row:
                 raise InputError(
                     f"evaluate: exclude: query {query_id!r} has {options.shown(passage)}, which "
-                    "is no id of a passage"
+                    "is not the id of a passage"
                 )
     if passage_embeddings is None:
         passage_embeddings = encoder.encode(

@@ -126,7 +126,7 @@ def export(
         raise InputError(
             f"export: {folder} is not empty; use another folder, or pass overwrite=True"
         )
-    mesh_lib.barrier(f"export looked at {folder}")
+    mesh_lib.barrier(f"export checked {folder}")
     aside = folder.parent / f"{folder.name}.partial"
     if mesh_lib.is_main():
         if os.path.islink(aside):  # it may belong to others, so nothing is written through it

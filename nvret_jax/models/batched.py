@@ -1,12 +1,12 @@
-"""Texts through one compiled step, in batches of about equal lengths: one loop for all encoders.
+"""Encodes texts with one compiled step, in batches of similar lengths: one loop for all encoders.
 
-Texts are sorted by length in blocks, which grow with the devices. Results come back one step late,
-so that devices never wait for the host. A thread prepares the next block meanwhile: it tokenises
-the texts and plans their batches. Of several processes each tokenises its share, and they exchange
-the tokens in the middle of a block's steps, so that the next block is ready when its turn comes.
+Texts are sorted by length in blocks, whose size grows with the devices. Results are fetched one
+step late, so that devices never wait for the host. Meanwhile, a thread prepares the next block: it
+tokenises the texts and plans their batches. With several processes, each tokenises its share, and
+they exchange the tokens in the middle of a block's steps, so that the next block is ready in time.
 
-What a text is (a query, a passage, a pair of both) and what comes out (a vector, one for each
-token, a score) is the caller's: this module sees tokens go in and arrays come out.
+The caller decides what a text is (a query, a passage, a pair of both) and what the result is (a
+vector, one per token, a score): for this module, tokens are the input and arrays the output.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Batched:
             by platform and `dtype`.
         dtype: of the products.
         few_sizes: of `plan_batches`; more than one block has few sizes anyway.
-        noun: of what comes out, for messages: 'the embedding of text'.
+        noun: of the results, for messages: 'the embedding of text'.
         folder: the model's, likewise.
     """
 
@@ -163,7 +163,7 @@ class Batched:
             bar: (what is done, the unit) of a progress bar on the main process; None: no bar.
 
         Raises:
-            InputError: something of what comes out is not finite (naming the first text).
+            InputError: a result is not finite; names the first such text.
         """
         progress = progress_lib.bar(
             total=len(texts),

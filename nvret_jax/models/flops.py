@@ -2,10 +2,10 @@
 
 They are counted from the model's shapes, by hand: two for each weight of a product and token,
 attention's two products, three times that for training (forward, and two backward: for the input
-and for the weight), twice for weights that are frozen, which have no gradient of their own. Nothing
-is added for what is computed again. It is the numerator of MFU (PaLM, arXiv 2204.02311, App. B).
-Attention is counted whole, as it is computed, also where it is causal or local. Everything that is
-no matrix product is left out.
+and for the weight), twice for weights that are frozen, which have no gradient. Nothing is added for
+what is computed again. It is the numerator of MFU (PaLM, arXiv 2204.02311, App. B). Attention is
+counted whole, as it is computed, also where it is causal or local. Everything except matrix
+products is left out.
 """
 
 from __future__ import annotations

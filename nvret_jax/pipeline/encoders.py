@@ -124,7 +124,7 @@ class Side:
 
     @functools.cached_property
     def _content(self) -> dict[str, Digest]:
-        """Hashes of what lies in the folder, without loading it."""
+        """Hashes of the folder's content, without loading it."""
         spec, folder = self._own
         with weights.Checkpoint(folder):
             pass  # a file cut short shows before anything is made
@@ -196,7 +196,7 @@ class Side:
         if hasattr(self.spec.backbone, "causal"):
             parts["bidirectional"] = not self.spec.backbone.causal
         if self.lora is not None:
-            # Told before anything is made.
+            # Reported before anything is made.
             layers = self.spec.backbone.num_hidden_layers
             lora.matches(self.spec.family.table, self.lora.targets, layers)
             for key in ("rank", "alpha", "dropout", "targets"):

@@ -28,7 +28,7 @@ class Excluder:
         queries, corpus: their texts.
         settings: what is excluded.
         judge: whose verdicts count.
-        texts: which passages have equal texts; None: each id is one of its own.
+        texts: which passages have equal texts; None: every id is a distinct text.
         passages_nd: unit vectors of the corpus, where near copies are excluded by them.
         make_index: a search index over such vectors.
     """

@@ -1,15 +1,16 @@
-"""Longer training: whether a finished training can be gone on from, and with what result.
+"""Longer training: whether a finished training can be continued, and with what result.
 
-More steps or epochs of the last stage, or further stages, go on from where training ended, if the
-result is what training of that length would have made from the start. Two things stand against it:
+More steps or epochs of the last stage, or further stages, continue from where training ended, if
+the result is what training of that length would have made from the start. Two things stand against
+it:
 
 * A learning rate that depends on the length of the stage (schedules 'linear' and 'cosine', and a
   warm-up given as a share): its course would have been another from the first step on. A further
   stage has its own schedule and can always be added.
 * Several data sets in one stage, which are dealt over its whole length.
 
-Where it cannot be gone on from, the training is made again, and the finished one is kept until the
-new one is finished.
+If it cannot be continued, training is repeated, and the finished one is kept until the new one is
+finished.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from nvret_jax.training.options import BEST_KEYS
 
 @dataclasses.dataclass(frozen=True)
 class Longer:
-    """How a finished training is gone on from, or why it is not.
+    """How a finished training is continued, or why it is not.
 
     Attributes:
         grown: the stage that gets longer; '' where only stages are added.
         done: steps of the last stage that was trained.
         stage: its name.
-        obstacle: why training begins again; '' where it goes on.
+        obstacle: why training starts over; '' if it continues.
     """
 
     grown: str
@@ -51,7 +52,7 @@ class Longer:
                 f"training begins again: {self.obstacle}; the finished one, of {self.done} steps, "
                 "is kept until then"
             )
-        return f"going on from step {self.done} of stage '{self.stage}'"
+        return f"continuing from step {self.done} of stage '{self.stage}'"
 
 
 def plan(
@@ -117,15 +118,15 @@ def _obstacle(after: Mapping[str, Any], at: str, done: Finished, needs_best: boo
     if schedule != "constant":
         return (
             f"the learning rate of schedule '{schedule}' depends on the number of steps (schedule "
-            "'constant', or a further stage, goes on)"
+            "'constant', or a further stage, continues)"
         )
     if 0 < warmup < 1:
         return (
             f"a warm-up of {warmup:g} of the steps depends on their number (one in steps, or a "
-            "further stage, goes on)"
+            "further stage, continues)"
         )
     if len(after[f"{at}sets"]) > 1:
-        return "several data sets are dealt over the whole stage (a further stage goes on)"
+        return "several data sets are dealt over the whole stage (a further stage continues)"
     every = after.get(f"{at}eval_every", 0)
     if needs_best and done.best == done.steps and (every and done.steps % every):
         return "its best checkpoint is its last, which longer training would not have scored"
@@ -133,7 +134,7 @@ def _obstacle(after: Mapping[str, Any], at: str, done: Finished, needs_best: boo
 
 
 def copy(folder: epath.Path, target: epath.Path, longer: Longer) -> None:
-    """Puts what is gone on from into the folder of the new training; takes no space.
+    """Puts the checkpoints to continue from into the folder of the new training; takes no space.
 
     Args:
         folder: of the finished training.

@@ -22,7 +22,7 @@ from nvret_jax.models.pretrained.weights import file_sha256
 from nvret_jax.options import parts_of
 from nvret_jax.training.options import BEST_KEYS, LAST, STARTS, Result, Training
 
-# Of the config, what says where and how a run runs and is no reason for anything.
+# Of the config, what says where and how a run runs and is never a reason.
 _WHERE = ("distributed.", "mesh.", "stages")
 
 
@@ -44,7 +44,7 @@ def mining_parts(options: Options, config: ConfigDict) -> dict[str, Any]:
         if value != config.mining[key.removeprefix("mining.")]:
             named[key] = Digest(value, key, ("mining.compat", key))
     if options.window:
-        # As many candidates as sentence-transformers looks at; follows from other values.
+        # As many candidates as sentence-transformers considers; follows from other values.
         named["mining.window"] = Digest(str(options.window), "the window", ("mining.compat",))
     return named | ({"seed": options.seed} if options.draws else {})
 

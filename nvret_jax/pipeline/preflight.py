@@ -35,7 +35,7 @@ from nvret_jax.training.options import Training
 
 MINING = ("embed", "search", "audit", "mine")
 _STEPS = options.takes_of(Training)["steps"]
-SMALL_BATCH = 1024  # a batch of at most so many queries may have more rows than there are queries
+SMALL_BATCH = 1024  # a batch of at most this many queries may have more rows than there are queries
 # What a stage that would be made reads, the nearest first.
 _READS = {
     "search": ("embed",),

@@ -1,8 +1,8 @@
 """Rounds: mine, train, and mine again with what was trained.
 
 Round r > 1 takes the student of round r-1 for its teacher and trains that student further (ANCE's
-idea, Xiong et al. 2021, once a round instead of all the time). Every round but the last lies in a
-folder of its own, `rounds/<r>`, and ends with an export, which is what the next one loads: a model
+idea, Xiong et al. 2021, once per round instead of all the time). Every round but the last is in a
+separate folder, `rounds/<r>`, and ends with an export, which is what the next one loads: a model
 like any other, so a round depends on files alone and resumes like any run.
 """
 
@@ -51,7 +51,7 @@ def run_of(config: ConfigDict, workdir: Workdir, number: int) -> Run | None:
 
 
 def _next(student: ConfigDict, folder: str) -> ConfigDict:
-    """The block of the student that goes on from `folder`."""
+    """The block of the student that continues from `folder`."""
     block = student.copy_and_resolve_references()
     block.model, block.adapter = folder, ""
     for key in _OWN:

@@ -1,9 +1,9 @@
 """The stages in order: which are up to date, which are not and why, and running those.
 
-A stage declares its artefacts (`stage.py`); this file compares their fingerprints with what lies
-in the workdir. A stage that holds is skipped and says so. One that does not is made again, and
-says what changed. A stage that was not asked for but is needed and out of date is an error, never
-quietly made or quietly used.
+A stage declares its artefacts (`stage.py`); this file compares their fingerprints with those in the
+workdir. A stage that is up to date is skipped, which is printed. Otherwise it is rebuilt, with the
+reason. A stage that was not asked for but is needed and out of date is an error, never quietly
+made or quietly used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
 from nvret_jax.processes import stops
 
-_MENDINGS = 10  # of one stage; a disk that damages more than that is no place for a run
+_MENDINGS = 10  # of one stage; a disk that damages more than that is not usable for a run
 
 
 _TAKES = {
@@ -169,7 +169,7 @@ def _artifacts(state: Run, name: str) -> Iterator[tuple[Run, Artifact]]:
 
 
 def _run_mending(state: Run, name: str, asked: Sequence[str]) -> None:
-    """Runs a stage; what turns out to be damaged when it is used is first made again.
+    """Runs a stage; inputs that are found damaged when they are used are first rebuilt.
 
     Raises:
         Damaged: by a stage that was not asked for, or it is damaged again and again.
@@ -190,7 +190,7 @@ def _run_stage(state: Run, name: str) -> None:
     stage = STAGES[name]
     begun = time.perf_counter()
     pending = [(part, item, item.stale()) for part, item in _artifacts(state, name)]
-    mesh_lib.barrier(f"looked at {name}")  # nobody writes before everybody has looked
+    mesh_lib.barrier(f"checked {name}")  # no process writes before all have checked
     if not any(reason for *_, reason in pending):
         say(f"{name:<9} up to date")
         return

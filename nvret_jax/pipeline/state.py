@@ -228,7 +228,7 @@ class Run:
             return ""
         if split not in self.train_data.qrels:
             logging.warning(
-                "data set %s has no split %r: training goes on without dev scores",
+                "data set %s has no split %r: training continues without dev scores",
                 self.train_data.name,
                 split,
             )
@@ -252,7 +252,7 @@ class Run:
 
     @functools.cached_property
     def passage_texts(self) -> SameText | None:
-        """Which training passages have equal texts; None where each id is one of its own."""
+        """Which training passages have equal texts; None if every id is a distinct text."""
         return SameText.of(self.train_data.corpus.texts) if self.exclusions.same_text else None
 
     @once

@@ -72,7 +72,7 @@ class Inputs:
         dev: what guides training; None: nothing does.
         anew: whether the file of metrics is written again from the checkpoints.
         needs_best, needs_last: which checkpoints of the last stage the result is made of.
-        first: puts into a new folder of checkpoints what can be gone on from.
+        first: puts into a new folder of checkpoints those that training continues from.
     """
 
     encoder: Encoder
@@ -172,7 +172,7 @@ def _write(artifact: Artifact, inputs: Inputs, folder: epath.Path) -> None:
 
 
 def _longer(run: Run, artifact: Artifact) -> longer.Longer | None:
-    """How the training that is there is gone on from; None where there is none to be used."""
+    """How existing training is continued; None if there is none to use."""
     old = artifact.made_before()
     if old is None:
         return None
@@ -181,7 +181,7 @@ def _longer(run: Run, artifact: Artifact) -> longer.Longer | None:
 
 
 def _go_on(run: Run, artifact: Artifact, folder: epath.Path) -> None:
-    """Begins a new folder of checkpoints with those that can be gone on from."""
+    """Begins a new folder of checkpoints with those that training can continue from."""
     found = _longer(run, artifact)
     if found is not None and not found.obstacle:
         longer.copy(artifact.path, folder, found)
@@ -200,7 +200,7 @@ def _note(run: Run, artifact: Artifact) -> str:
 def _with_teacher_temperature(inputs: Inputs, block: Training) -> Training:
     """A stage's values with a temperature for the teacher's scores that suits what they are.
 
-    Cosines lie close together: divided by 1, next to nothing tells the best passage from the worst.
+    Cosines lie close together: divided by 1, the best passage hardly differs from the worst.
     """
     loss = block.loss
     if loss.distillation != "kl" or loss.teacher_temperature is not None:

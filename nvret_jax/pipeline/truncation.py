@@ -31,7 +31,7 @@ class Truncation:
         dataset, table: which texts: 'passages' or 'queries-<split>' of a data set.
         length: tokens kept of a text, special tokens included.
         texts: rows of the table.
-        counted, cut: rows looked at, and how many of these are longer than `length`.
+        counted, cut: rows checked, and how many of these are longer than `length`.
     """
 
     encoder: str

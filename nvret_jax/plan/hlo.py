@@ -5,9 +5,9 @@ a `while` multiplies by its trip count, which its backend config states or its c
 with. Three things are added up on the way, for one chip:
 
 - collectives: kind, how often, bytes that have to leave or enter the chip;
-- bytes between chip and memory: what each operation that is no part of a fusion reads and writes.
-  What the program keeps in on-chip memory (layouts with `S(1)`) is left out; of an operand that is
-  only sliced the slice is counted, of an update in place the update;
+- bytes between chip and memory: what each operation outside fusions reads and writes. What the
+  program keeps in on-chip memory (layouts with `S(1)`) is left out; of an operand that is only
+  sliced the slice is counted, of an update in place the update;
 - what sorting takes of the vector unit: a TPU sorts by a bitonic network, whose passes compare
   all elements. On a GPU, where other ways are faster, it is a rough estimate.
 
@@ -167,9 +167,9 @@ class Program:
     def collectives(self, chips: int) -> list[Collective]:
         """What a chip exchanges with others in one run, by kind.
 
-        A TPU's program starts a collective in one fusion, goes on with it in others, even in those
-        of a loop, and ends it in a last one. It appears in all of them, and counts as often as the
-        one that runs least.
+        A TPU's program starts a collective in one fusion, continues it in others, even in those of
+        a loop, and ends it in a last one. It appears in all of them, and counts as often as the one
+        that runs least.
 
         Args:
             chips: all of the program, where a collective names no groups.

@@ -120,7 +120,7 @@ class Peers:
         return self._missing()
 
     def tell(self, status: int, why: str) -> None:
-        """Tells the others that this process ends, and why."""
+        """Informs the others that this process ends, and why."""
         self._ending = True
         self._send(_coded(ends=self.index, status=status, why=why))
 

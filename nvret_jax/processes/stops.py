@@ -83,7 +83,7 @@ def during(stage: str) -> Iterator[None]:
 
 
 class Deferral:
-    """Tells work that has more to save that it should end.
+    """Signals work that has more to save that it should end.
 
     Attributes:
         saved: while this is a line, all work is saved, so that a signal ends the process at once,

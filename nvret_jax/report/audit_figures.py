@@ -1,8 +1,8 @@
 """The audit's chart: what each rule leaves of false negatives, against how hard its negatives are.
 
-One line a rule, through its values in their order; naive mining is a point of its own. The better a
-rule, the further to the lower right its line lies: harder negatives at fewer false ones. The bars
-are 95 % intervals over queries. Each rule has a marker of its own, so that nothing hangs on colour
+One line a rule, through its values in their order; naive mining is a separate point. The better a
+rule, the further its line is to the lower right: harder negatives at fewer false ones. The bars are
+95 % intervals over queries. Each rule has a distinct marker, so that nothing depends on colour
 alone, and values stand beside their points. Drawn in the report's style, see `figures`.
 """
 

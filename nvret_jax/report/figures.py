@@ -299,7 +299,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _shares(values: np.ndarray, bins: np.ndarray) -> np.ndarray:
-    """Percent of `values` in each bin; what lies outside counts in the outermost bins."""
+    """Percent of `values` in each bin; values outside count in the outermost bins."""
     counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
     return 100 * counts / max(len(values), 1)
 

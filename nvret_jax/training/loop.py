@@ -149,7 +149,7 @@ def train(
             last=needs_last if not following else 1,
         )
         done = finished(folder)
-        mesh_lib.barrier(f"looked at stage {stage.name}")
+        mesh_lib.barrier(f"checked stage {stage.name}")
         if done is not None:
             if len(stages) > 1:
                 say(f"train     stage {stage.name!r} is finished ({done.steps} steps)")

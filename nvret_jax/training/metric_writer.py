@@ -37,7 +37,8 @@ class MetricWriter:
             jsonl: the file; replaced.
             tensorboard: the folder of event files; rewritten.
             stage: the stage that writes.
-            before: lines that come first: what the checkpoint that is gone on from covers.
+            before: lines that come first: the metrics up to the checkpoint from which training
+                continues.
             trackers: what the scalars also go to.
         """
         restore(jsonl, tensorboard, before)

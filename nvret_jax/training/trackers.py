@@ -1,9 +1,9 @@
 """Metrics that also go to a tracker of experiments: Weights & Biases, or MLflow.
 
-They are packages of their own (the extras `wandb` and `mlflow`), imported where `track` names them.
-A run that continues goes on in the same run of the tracker, whose id is kept in the workdir. Where
-the trackers are (project, server, key) is as their own environment variables say. One that fails
-while it is used is left out with a warning: training does not depend on it.
+They are separate packages (the extras `wandb` and `mlflow`), imported where `track` names them. A
+continued run uses the same run of the tracker, whose id is kept in the workdir. Where the trackers
+are (project, server, key) is as their own environment variables say. One that fails while it is
+used is left out with a warning: training does not depend on it.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Trackers:
             self._try(name, lambda name=name: self._open(name).log(step, scalars))
 
     def close(self) -> None:
-        """Ends their runs; the next metrics go on in them."""
+        """Ends their runs; the next metrics continue them."""
         for name, opened in self._opened.items():
             self._try(name, opened.close)
         self._opened = {}

@@ -163,7 +163,9 @@ def test_what_cannot_be_is_one_line(encoder, how, words):
 
 def test_excluded_passages_must_be_there(project, encoder):
     data = nv.load_dataset(project / "data")
-    with pytest.raises(nv.InputError, match="exclude: query 'q31' has 'nowhere', which is no id"):
+    with pytest.raises(
+        nv.InputError, match="exclude: query 'q31' has 'nowhere', which is not the id"
+    ):
         nv.evaluate(encoder, data, exclude={"q31": ["nowhere"]})
     with pytest.raises(nv.InputError, match="expected a dict of query id"):
         nv.evaluate(encoder, data, exclude=[["p1"]])

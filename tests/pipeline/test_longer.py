@@ -68,7 +68,7 @@ def dry(config, workdir, capsys):
 def test_more_steps_go_on(pristine, short, used, tmp_path, capsys):
     longer = recipe(pristine, steps=6)
     plan = dry(longer, used, capsys)
-    assert "train.steps 3 → 6; going on from step 3 of stage 'train'" in plan
+    assert "train.steps 3 → 6; continuing from step 3 of stage 'train'" in plan
     pipeline.run(longer, used)
     assert "resumed at step 3 of 6" in capsys.readouterr().out
     assert_same(longer, used, once(longer, short, tmp_path))
@@ -84,7 +84,7 @@ def test_more_epochs_go_on(pristine, tmp_path, capsys):
     longer = recipe(pristine, steps=0, epochs=2.0)
     pipeline.run(longer, workdir)
     out = capsys.readouterr().out
-    assert "(train.epochs 1.0 → 2.0; going on from step 3 of stage 'train')" in out
+    assert "(train.epochs 1.0 → 2.0; continuing from step 3 of stage 'train')" in out
     assert "resumed at step 3 of 6" in out
 
 
@@ -104,7 +104,7 @@ def test_a_further_stage_goes_on_whatever_the_schedule(pristine, tmp_path, capsy
     pipeline.run(second, tmp_path / "w")
     out = capsys.readouterr().out
     assert "train.stages ['train'] → ['train', 'fine']" in out
-    assert "going on from step 3 of stage 'train'" in out
+    assert "continuing from step 3 of stage 'train'" in out
     assert "stage 'train' is finished (3 steps)" in out
     assert_same(second, tmp_path / "w", once(second, before, tmp_path))
 

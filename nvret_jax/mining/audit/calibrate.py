@@ -59,7 +59,7 @@ ENOUGH = 100  # queries: with fewer, zero false negatives would not show a share
 LEAST_FILL = 0.1  # of the negatives wanted, at the value chosen
 _STEPS = 50  # values are hundredths below the positive's score; their largest number
 _PAPER = 5  # steps of the paper's values, percent 0.95 and margin 0.05
-# Candidates looked at: one deeper search instead of a second search for every value.
+# Candidates considered: one deeper search instead of a second search for every value.
 _DEPTH = 1000
 
 # (numbers [R], positives of these queries) -> passages excluded for each of them, int32

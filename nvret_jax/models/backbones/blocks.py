@@ -91,7 +91,7 @@ class Backbone(nnx.Module):
         )(keys_l)
 
     def logical_axes(self) -> dict[tuple[str, str], tuple[str | None, ...]]:
-        """Path of each weight -> logical axis of each of its dimensions, as it lies at rest."""
+        """Path of each weight -> logical axis of each of its dimensions, as stored."""
         return declared_axes(self)
 
     @staticmethod
@@ -156,9 +156,8 @@ def scan_layers(
     remat: str,
     xs: Any = None,
 ) -> jax.Array:
-    """Runs `block(hidden, layer, keys[, x])` over stacked layers; each has dropout keys of its own.
-
-    `xs` holds what else differs from layer to layer, stacked. `remat` is as of `Options`; the layer
+    """Runs `block(hidden, layer, keys[, x])` over stacked layers; each has separate dropout keys.
+    `xs` holds further differences between layers, stacked. `remat` is as of `Options`; the layer
     itself sees to 'attention'.
     """
     count = jax.tree.leaves(layers)[0].shape[0]

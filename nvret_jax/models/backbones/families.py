@@ -1,4 +1,4 @@
-"""Which backbone stands behind a `model_type`, and how its checkpoints are read.
+"""The backbone of each `model_type`, and how its checkpoints are read.
 
 A family is found by the `model_type` of config.json, never by a model's name. Some embedders on
 the hub bring code of their own for what is a known architecture with bidirectional attention

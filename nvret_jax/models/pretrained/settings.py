@@ -154,7 +154,7 @@ def read_settings(folder: epath.Path) -> dict[str, Any]:
 def longest_text(
     folder: epath.Path, settings: Mapping[str, Any], family: Family, shape: Any
 ) -> int:
-    """The longest text, where nobody asks for another limit."""
+    """The default limit on the length of a text."""
     stated = settings.get("max_seq_length")
     if stated is None:
         fields = Fields(read_object(folder, "tokenizer_config.json"))

@@ -86,7 +86,7 @@ class EncoderSpec:
 
     @property
     def family(self) -> Family:
-        """What stands behind the model_type."""
+        """The family of the model_type."""
         return FAMILIES[self.architecture["model_type"]]
 
     @property

@@ -15,7 +15,7 @@ _BUCKET = 16  # the widths of batches are multiples of this
 
 
 def padded_width(tokens: int) -> int:
-    """The width of a batch whose longest text has so many tokens."""
+    """The width of a batch whose longest text has this many tokens."""
     return -(-tokens // _BUCKET) * _BUCKET
 
 

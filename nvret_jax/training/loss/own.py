@@ -56,7 +56,7 @@ class Own:
         """The loss of a global batch, and its metrics; arguments as of `losses.batch_loss`.
 
         Raises:
-            InputError: what the function returns is no scalar (at trace time).
+            InputError: the function does not return a scalar (at trace time).
         """
         rows = len(queries)
         known = {name: batch[name] for name in ("positive_ids", "teacher_scores") if name in batch}
