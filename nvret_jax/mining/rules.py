@@ -108,7 +108,7 @@ CALIBRATED = {name: kind.value for name, kind in KINDS.items() if kind.calibrate
 
 def skips_ranks(name: str) -> bool:
     """Whether one of the rules that a name combines skips ranks."""
-    return any(KINDS[one].skips_ranks for one in name.split("+"))
+    return any(KINDS[one].skips_ranks for one in name.split("+") if one in KINDS)
 
 
 def _reads(value: str) -> Callable[[Rule], bool]:
