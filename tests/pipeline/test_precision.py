@@ -108,7 +108,8 @@ def test_auto_keeps_what_another_machine_made(project, tmp_path, monkeypatch):
     STAGES["embed"].bring(run, passages(run))
     here = made(project, tmp_path, "cpu", monkeypatch)
     assert passages(here).stale() is None
-    assert here.embedding_dtype(passages(here), "teacher") == "bfloat16"
+    inputs, _ = STAGES["embed"].inputs(here, passages(here))
+    assert inputs.encoder.spec.dtype == "bfloat16"
     asked = made(project, tmp_path, "cpu", monkeypatch, embed_dtype="float32")
     assert passages(asked).stale() == "embed.dtype 'bfloat16' → 'float32'"
 
