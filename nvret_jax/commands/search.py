@@ -15,7 +15,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.evaluation import output
 from nvret_jax.files import paths
 from nvret_jax.files.atomic import whole_file
-from nvret_jax.files.streams import dump_line
+from nvret_jax.files.json_lines import dump_line
 from nvret_jax.processes import log
 from nvret_jax.search.rankers import vectors
 from nvret_jax.search.texts import Hit, TextSearch
