@@ -320,14 +320,11 @@ def _block(how: dict[str, Any], loss: Any, student: Any) -> tuple[Training, Own 
             f"train: loss={options.shown(loss)} ({type(loss).__name__}): expected nv.Loss(…), or a "
             "function of queries, passages and batch"
         )
-    wrong = options.mistakes(Training, {**own, "loss": _values(made)}, "train: ")
+    values = {**vars(_DEFAULT), **own, "loss": vars(made)}
+    wrong = options.mistakes(Training, values, "train: ")
     if wrong:
         raise InputError("; ".join(wrong))
     return Training(**own, loss=made, checkpoint_every=0, keep=1), brought
-
-
-def _values(loss: Loss) -> dict[str, Any]:
-    return {field.name: getattr(loss, field.name) for field in dataclasses.fields(loss)}
 
 
 def _is_late(student: Any) -> bool:

@@ -247,6 +247,16 @@ def test_overrides_that_are_listed_are_accepted():
     assert len(listed) == 1
 
 
+def test_the_page_of_python_from_its_first_block_to_its_last(place):
+    namespace = {}
+    for block in blocks("docs/python.md"):
+        perform(block, place, namespace)
+    assert list(namespace["data"].qrels) == ["train", "dev", "test"]
+    assert len(namespace["trained"].history) == 2
+    assert namespace["many"].shape == (40, 32)
+    assert (place / "my-model" / "modules.json").exists()
+
+
 def test_labelled_rows_are_read(tmp_path):
     from nvret_jax.data.load import load_dataset
 
@@ -260,7 +270,7 @@ def test_labelled_rows_are_read(tmp_path):
 def test_the_remaining_pages_have_no_block_that_would_run():
     seen = ["README.md", "docs/architecture.md", "docs/export.md", "docs/interchange.md"]
     seen += ["docs/evaluation.md", "docs/mining.md", "docs/recipes.md", "docs/audit.md"]
-    seen += ["docs/labelled.md", COMMANDS]
+    seen += ["docs/labelled.md", "docs/python.md", COMMANDS]
     for page in doc_blocks.PAGES:
         if page not in seen:
             assert [b.key for b in blocks(page) if kind(b) == "here"] == []

@@ -2,7 +2,9 @@
 
     def hinge(queries_bd, passages_bgd, batch):
         scores_bg = jnp.einsum("bd,bgd->bg", queries_bd, passages_bgd)
-        return jnp.maximum(0.0, 0.2 - scores_bg[:, :1] + scores_bg[:, 1:]).mean()
+        there_bh = batch["passage_ids"][:, 1:] >= 0  # a row may have fewer negatives
+        loss_bh = jnp.maximum(0.0, 0.2 - scores_bg[:, :1] + scores_bg[:, 1:])
+        return jnp.where(there_bh, loss_bh, 0.0).mean()
 
 It is plain JAX on arrays of the whole batch, on any mesh: inside of it the axes of the mesh are
 automatic, and the compiler splits the work.
