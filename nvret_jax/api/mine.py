@@ -18,7 +18,8 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import given as given_lib
-from nvret_jax.mining import miner
+from nvret_jax.mining import miner, risk
+from nvret_jax.mining.audit import risk_fit
 from nvret_jax.mining.audit.calibrate import calibrate, check_enough
 from nvret_jax.mining.exclude import exclusion
 from nvret_jax.mining.negatives import Negatives
@@ -125,6 +126,8 @@ def mine(
         sampling, sample_from, sample_temperature: see `mining.sampling`.
         ensemble: how several teachers make one list; see `mining.ensemble`.
         second_search, short: see `mining.options.Options`.
+        risk, risk_budget: how likely each negative is false, on at least 100 queries; see
+            `mining.risk`.
         split: of a data set, the split whose queries are mined for.
         min_relevance: of a data set, the lowest judgment that makes a passage positive.
         given: what becomes of negatives that come with a data set: 'add' alternates them with
@@ -218,6 +221,18 @@ def mine(
             )
             own = dataclasses.replace(own, **{VALUES[name]: choice.value})
         teachers[number] = dataclasses.replace(one, rule=own)
+    for number, one in enumerate(teachers if asked.risk else ()):
+        model, _ = risk_fit.estimate(
+            one.candidates,
+            asked.risk,
+            max_queries=Calibration.queries,
+            excluded=exclusions,
+            query_ids=query_ids,
+            passage_ids=passage_ids,
+            seed=seed,
+            texts=same,
+        )
+        teachers[number] = dataclasses.replace(one, risk=model)
     excluded = exclusions(numbers, positive_rows)
     negatives, _ = miner.mine(
         teachers,
@@ -227,17 +242,22 @@ def mine(
         passage_ids=passage_ids,
         texts=same,
     )
+    if data is not None:
+        negatives, _ = given_lib.combine(
+            negatives,
+            provided,
+            given,
+            teachers[0],
+            excluded=excluded,
+            most=asked.num_negatives,
+            texts=same,
+        )
+    if asked.risk:
+        models = {one.name: (one.candidates, one.risk) for one in teachers}
+        found = risk.of_negatives(negatives, models, asked.rule)
+        negatives = dataclasses.replace(negatives, negative_risks=found)
     if data is None:
         return negatives
-    negatives, _ = given_lib.combine(
-        negatives,
-        provided,
-        given,
-        teachers[0],
-        excluded=excluded,
-        most=asked.num_negatives,
-        texts=same,
-    )
     return dataclasses.replace(negatives, query_rows=rows_q[negatives.query_rows])
 
 

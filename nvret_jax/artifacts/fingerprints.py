@@ -25,7 +25,7 @@ from typing import Any, Protocol
 FORMATS = {
     "embeddings": 2,
     "candidates": 2,
-    "audit": 3,  # 3: equal texts are one
+    "audit": 4,  # 3: equal texts are one; 4: risks beside it
     "negatives": 3,  # 3: equal texts are one
     "checkpoints": 4,  # 4: the start may be the best
     "baseline": 1,

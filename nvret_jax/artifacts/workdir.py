@@ -238,8 +238,9 @@ class Workdir:
         return self.artifact(f"candidates/{teacher}.parquet", parts, about, kind="candidates")
 
     def audit(self, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
-        """How many false negatives each rule admits."""
-        return self.artifact("audit.csv", parts, about, kind="audit")
+        """How many false negatives each rule admits; the reliability of risks is beside it."""
+        beside = ("audit.risk.csv",)
+        return self.artifact("audit.csv", parts, about, kind="audit", beside=beside)
 
     def negatives(self, split: str, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
         """The negatives that a rule kept, with `<split>.counts.json`."""

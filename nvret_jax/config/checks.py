@@ -227,6 +227,8 @@ def _checks(config: Sound) -> Iterator[Conflicts]:
         yield _used_sets(at, train, config)
         yield _shares(at, train, config)
         yield _mined(at, train, config)
+        yield _weights(at, train, config)
+    yield _doubtful(config)
     yield _starts(config)
     yield _dropout(config)
     yield _result(config)
@@ -412,6 +414,26 @@ def _mined(at: str, train: Sound, config: Sound) -> Conflicts:
     most = max(used, default=most)
     if train.num_negatives > most:
         yield f"{at}.num_negatives", f"mining.num_negatives={most} are mined"
+    elif train.draw.how != "top" and train.num_negatives in (0, most):
+        why = f"mining.num_negatives={most} and {at}.num_negatives={train.num_negatives}"
+        yield f"{at}.draw.how", f"there is nothing to choose: {why}; mine more than a step takes"
+
+
+def _weights(at: str, train: Sound, config: Sound) -> Conflicts:
+    """Weights that are read and not made, or made and not read."""
+    mining = config.mining
+    weighed = mining.positives.max_rank and mining.positives.doubtful == "weigh"
+    if train.loss.weights and not mining.risk and not weighed and "train" in config.stages:
+        why = "mining stores no weights; set mining.risk, or mining.positives.doubtful='weigh'"
+        yield f"{at}.loss.weights", why
+    if weighed and not train.loss.weights:
+        yield "mining.positives.doubtful", f"'weigh' needs {at}.loss.weights=true"
+
+
+def _doubtful(config: Sound) -> Conflicts:
+    bound, depth = config.mining.positives.max_rank, config.search.depth
+    if bound > depth:
+        yield "mining.positives.max_rank", f"search.depth={depth} candidates are stored"
 
 
 def _has_dev(config: Sound) -> bool:

@@ -17,9 +17,10 @@ from nvret_jax.data.hashing import mix, stable_hash
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
-from nvret_jax.mining import ensemble, sampling
+from nvret_jax.mining import ensemble, risk, sampling
 from nvret_jax.mining.negatives import RANDOM, Negatives
 from nvret_jax.mining.options import Options
+from nvret_jax.mining.risk import RiskModel
 from nvret_jax.mining.rules import Rule, anchors
 from nvret_jax.mining.survivors import Pool, Tasks, TeacherCounts, survivors
 from nvret_jax.search.candidates import Candidates
@@ -35,12 +36,14 @@ class Teacher:
         candidates: of Q queries; all teachers have the same queries and positives.
         ranker: for passages beyond the candidates; None: only the candidates are used.
         rule: a rule (with a calibrated value) that replaces the options' for this teacher.
+        risk: how likely its candidates are relevant, where there is a budget for that.
     """
 
     name: str
     candidates: Candidates
     ranker: Ranker | None = None
     rule: Rule | None = None
+    risk: RiskModel | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,18 @@ def mine(
     for number, teacher in enumerate(teachers):
         rule = teacher.rule or options.rule
         ceilings_r = rule.ceilings(anchors(teacher.candidates.positive_scores, rule.anchor))
+        if options.risk_budget and teacher.risk is not None:
+            ceilings_r = risk.ceilings(
+                teacher.risk,
+                teacher.candidates,
+                tasks,
+                ceilings_r,
+                rule,
+                excluded=excluded,
+                budget=options.risk_budget,
+                count=options.num_negatives,
+                window=options.window,
+            )
         pool, counts[teacher.name] = survivors(
             teacher.candidates,
             tasks,

@@ -29,10 +29,18 @@ COLUMNS = (
     "ceiling",
 )
 
+# Columns that are there where mining was asked for them.
+OPTIONAL = ("positive_weights", "negative_risks")
 
 _ALIGNED = {
-    "positive": ("positive_scores",),
-    "negative": ("negative_scores", "negative_ranks", "negative_teachers", "negative_ceilings"),
+    "positive": ("positive_scores", "positive_weights"),
+    "negative": (
+        "negative_scores",
+        "negative_ranks",
+        "negative_teachers",
+        "negative_ceilings",
+        "negative_risks",
+    ),
 }
 
 
@@ -53,6 +61,8 @@ class Negatives:
         teachers: names of the teachers.
         negative_teachers: int32, the teacher of each negative.
         negative_ceilings: float32, the ceiling that each negative is below, on its teacher's scale.
+        positive_weights: float32, how much each positive counts; None: all the same.
+        negative_risks: float32, how likely each is relevant after all; None: not estimated.
         ceilings: float32 [R], the ceiling on the scale of `positive_scores`: the first teacher's,
             or the one drawn for the row.
     """
@@ -68,6 +78,8 @@ class Negatives:
     negative_teachers: Ragged
     negative_ceilings: Ragged
     ceilings: np.ndarray
+    positive_weights: Ragged | None = None
+    negative_risks: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -94,6 +106,7 @@ class Negatives:
 
         passage_ids, query_ids = tables.id_array(corpus.ids), tables.id_array(queries.ids)
         names = pa.array(self.teachers, pa.large_string())
+        optional = {name: getattr(self, name) for name in OPTIONAL}
         tables.write_table(
             path,
             {
@@ -107,6 +120,7 @@ class Negatives:
                 "negative_teachers": tables.ids_column(self.negative_teachers, names),
                 "negative_ceilings": tables.list_column(self.negative_ceilings),
                 "ceiling": pa.array(self.ceilings),
+                **{n: tables.list_column(v) for n, v in optional.items() if v is not None},
             },
         )
 
@@ -141,10 +155,17 @@ class Negatives:
                 negative_teachers=rows("negative_teachers", pa.array(teachers, pa.large_string())),
                 negative_ceilings=tables.ragged_numbers(table["negative_ceilings"], np.float32),
                 ceilings=table["ceiling"].to_numpy().astype(np.float32),
+                **{
+                    name: tables.ragged_numbers(table[name], np.float32)
+                    for name in OPTIONAL
+                    if name in table.column_names
+                },
             )
             for side, names in _ALIGNED.items():
                 counts = getattr(found, f"{side}_rows").counts
                 for name in names:
+                    if getattr(found, name) is None:
+                        continue
                     if not np.array_equal(getattr(found, name).counts, counts):
                         raise InputError(f"{path}: {side}_ids and {name} differ in length")
         except InputError:

@@ -50,6 +50,8 @@ from nvret_jax.options import (
 COMPAT = ("", "paper", "sentence_transformers")
 SAMPLINGS = ("top", "uniform", "softmax", "top1_softmax")
 ENSEMBLES = ("cross", "intra", "intra_dedup", "union", "rrf")
+DOUBTFUL = ("drop", "weigh")
+RISKS = ("", "auto", "labels", "ranks")
 SHORT = ("ragged", "drop", "random")
 OWN_TEXT = ("normalized", "strip", "off")
 GIVEN_MODES = ("add", "only", "ignore")
@@ -105,6 +107,21 @@ class Options:
         choice(*ENSEMBLES),
         "How the negatives of several teachers become one list (paper section 4.2).",
     )
+    risk: str = option(
+        "",
+        choice(*RISKS),
+        "Estimate how likely each negative is false, and store it beside it: labels, from hidden "
+        "positives of queries with several; ranks, from where known positives are found; auto: "
+        "labels where enough queries have several positives; '': do not.",
+        counts=lambda own: bool(own.risk),
+    )
+    risk_budget: float = option(
+        0.0,
+        number(0, 1, "a share, 0 for no budget", below=True),
+        "Per query the hardest negatives whose expected share of false ones stays within this; "
+        "beside the rule, of which 'naive' leaves the choice to the budget. 0: no budget.",
+        counts=lambda own: bool(own.risk_budget),
+    )
     second_search: bool = option(
         True, flag(), "Search below the ceiling for queries that the stored candidates leave short."
     )
@@ -125,6 +142,7 @@ class Options:
     def conflicts(values: Mapping[str, Any]) -> Conflicts:
         """See `options.mistakes`."""
         yield _too_narrow(values)
+        yield _no_risk(values)
 
     @property
     def pool_size(self) -> int:
@@ -148,6 +166,11 @@ def _too_narrow(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "rule.max_rank",
             f"leaves {max(0, room)} ranks after shift={skipped}, fewer than num_negatives={wanted}",
         )
+
+
+def _no_risk(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values["risk_budget"] and not values["risk"]:
+        yield "risk_budget", "needs an estimate of the risk; set risk='auto'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +260,32 @@ class Calibration:
 
 
 @dataclasses.dataclass(frozen=True)
+class Positives:
+    """Which positives are doubtful, and what becomes of them."""
+
+    max_rank: int = option(
+        0,
+        whole(0, MOST_RANKS, "ranks, 0 for off"),
+        "A positive that the first teacher ranks beyond this is doubtful: it is hard or wrong. "
+        "Counted without other positives; at most search.depth. 0: off.",
+        counts=lambda own: own.max_rank > 0,
+    )
+    doubtful: str = option(
+        "drop",
+        choice(*DOUBTFUL),
+        "What becomes of a doubtful pair: drop leaves it out of training; weigh gives its row the "
+        "weight below, where train.loss.weights is on.",
+        counts=lambda own: own.max_rank > 0,
+    )
+    weight: float = option(
+        0.1,
+        number(0, 1, "a weight", above=True),
+        "weigh: how much a row with a doubtful positive counts in the loss.",
+        counts=lambda own: own.max_rank > 0 and own.doubtful == "weigh",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Judge:
     """A judge's verdicts on pairs of query and passage, and their effect; see `verdicts`."""
 
@@ -285,6 +334,7 @@ class Mining:
         counts=False,  # if the data have any
     )
     judge: Judge = block(Judge, flat=True)
+    positives: Positives = block(Positives)
     calibration: Calibration = block(Calibration)
     exclude: Exclude = block(Exclude)
 

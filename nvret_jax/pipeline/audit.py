@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from nvret_jax.artifacts.artifact import Artifact
+from nvret_jax import mesh as mesh_lib
+from nvret_jax.artifacts.artifact import Artifact, write_atomic
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.evaluation.comparison import table_text
 from nvret_jax.mesh import say
-from nvret_jax.mining.audit import audit
+from nvret_jax.mining.audit import audit, risk_fit
+from nvret_jax.mining.audit.risk_fit import Reliability
 from nvret_jax.mining.miner import Teacher
 from nvret_jax.mining.options import Audit, Options
 from nvret_jax.options import blocks
@@ -66,11 +68,20 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Audit]:
     return inputs, blocks.read(Audit, run.config.audit)
 
 
-def make(inputs: Inputs, options: Audit) -> list[audit.Row]:
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """What an audit finds: false negatives by rule, and how true risks are."""
+
+    rows: list[audit.Row]
+    reliability: list[Reliability]
+
+
+def make(inputs: Inputs, options: Audit) -> Audited:
     """How many false negatives each rule lets in, of each teacher."""
     corpus, seed = inputs.data.corpus, inputs.mining.seed
     rules = audit.rules_to_try(inputs.mining, options.tried)
     rows: list[audit.Row] = []
+    reliability: list[Reliability] = []
     excluded: Ragged | None = None
     for teacher in inputs.teachers:
         candidates = teacher.candidates
@@ -96,13 +107,30 @@ def make(inputs: Inputs, options: Audit) -> list[audit.Row]:
             seed=seed,
             texts=inputs.excluder.texts,
         )
-    return rows
+        reliability += risk_fit.cross_checked(
+            candidates,
+            visible=visible,
+            excluded=excluded,
+            query_ids=inputs.query_ids,
+            dataset=inputs.data.name,
+            teacher=teacher.name,
+            max_queries=options.queries,
+            resamples=options.resamples,
+            seed=seed,
+            texts=inputs.excluder.texts,
+        )
+    return Audited(rows, reliability)
 
 
-def _write(artifact: Artifact, inputs: Inputs, rows: list[audit.Row]) -> None:
-    text = audit.csv_text(rows)
+def _write(artifact: Artifact, inputs: Inputs, found: Audited) -> None:
+    if mesh_lib.is_main():
+        beside = artifact.path.parent / "audit.risk.csv"
+        write_atomic(beside, audit.csv_text(found.reliability, Reliability))
+    text = audit.csv_text(found.rows)
     artifact.finish_file(lambda path: path.write_text(text))
-    say(table_text(audit.audit_table(rows)))
+    say(table_text(audit.audit_table(found.rows)))
+    if found.reliability:
+        say(table_text(risk_fit.reliability_table(found.reliability)))
 
 
 STAGE = Stage(_artifacts, _inputs, make, _write)

@@ -15,13 +15,13 @@ from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import say
-from nvret_jax.mining import given
-from nvret_jax.mining.audit import estimate
+from nvret_jax.mining import given, positives, risk
+from nvret_jax.mining.audit import estimate, risk_fit
 from nvret_jax.mining.audit.calibrate import calibrate
 from nvret_jax.mining.exclude import verdicts
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
 from nvret_jax.mining.negatives import Negatives
-from nvret_jax.mining.options import Mining
+from nvret_jax.mining.options import Mining, Positives
 from nvret_jax.mining.rules import VALUES, Rule
 from nvret_jax.options import parts_of
 from nvret_jax.pipeline import exclusions
@@ -69,6 +69,10 @@ class Mined:
 def artifact(run: Run) -> Artifact:
     """What the rule kept."""
     parts, split, mining = mined_from(run), run.config.data.train_split, run.mining
+    parts |= parts_of(mining.positives, "mining.positives.")
+    if run.options.risk:
+        parts["mining.calibration.queries"] = mining.calibration.queries
+        parts["seed"] = run.config.seed
     if run.train_data.given.get(split):
         parts["mining.given"] = mining.given
         if mining.given != "ignore":
@@ -114,7 +118,7 @@ def make(inputs: Inputs, options: Mining) -> Mined:
     Raises:
         InputError: a judge's verdicts leave no query.
     """
-    asked = list(inputs.teachers)
+    asked = [_with_risk(inputs, options, teacher) for teacher in inputs.teachers]
     chosen: list[dict[str, Any]] = []
     for number, teacher in enumerate(asked if inputs.auto else ()):
         rule, records = _calibrated(inputs, options, teacher)
@@ -144,6 +148,13 @@ def make(inputs: Inputs, options: Mining) -> Mined:
         )
         told["given"] = dataclasses.asdict(of_given)
         _say_given(of_given, options.given)
+    if options.options.risk:
+        models = {teacher.name: (teacher.candidates, teacher.risk) for teacher in asked}
+        found = risk.of_negatives(negatives, models, options.options.rule)
+        negatives = dataclasses.replace(negatives, negative_risks=found)
+        expected = float(np.mean(found.values)) if len(found.values) else 0.0
+        told["expected_false"] = expected
+        say(f"mine      {expected:.1%} of the negatives are expected to be false")
     told["false_negatives"] = _false_negatives(inputs, options, asked[0])
     if chosen:
         told["calibration"] = chosen
@@ -152,6 +163,16 @@ def make(inputs: Inputs, options: Mining) -> Mined:
         told["verdicts"] = dataclasses.asdict(effect.counts)
         if not len(negatives):
             raise InputError(f"{options.judge.verdicts}: no query is left after the verdicts")
+    if options.positives.max_rank:
+        ranks = positives.ranks(candidates, excluded.rows)
+        negatives, doubtful = positives.apply(negatives, candidates, ranks, options.positives)
+        told["doubtful_positives"] = _told_doubtful(doubtful, inputs.data)
+        _say_doubtful(doubtful, options.positives)
+        if not len(negatives):
+            raise InputError(
+                f"mining.positives.max_rank={options.positives.max_rank}: no positive ranks as "
+                "high; raise it, or set doubtful='weigh'"
+            )
     told["copies"] = 0 if texts is None else len(texts) - texts.count
     if told["copies"]:
         say(
@@ -168,6 +189,47 @@ def _write(artifact: Artifact, inputs: Inputs, mined: Mined) -> None:
         write_atomic(path, json.dumps(mined.counts, indent=1, allow_nan=False))
     data = inputs.data
     artifact.finish_file(lambda path: mined.negatives.write(path, data.queries, data.corpus))
+
+
+def _with_risk(inputs: Inputs, options: Mining, teacher: Teacher) -> Teacher:
+    """A teacher with the risk of its candidates, where that is asked for."""
+    how = options.options.risk
+    if not how:
+        return teacher
+    candidates = teacher.candidates
+
+    def excluded(numbers: np.ndarray, positive_rows: Ragged) -> Ragged:
+        return inputs.excluder.of(candidates.query_rows[numbers], positive_rows).rows
+
+    model, queries = risk_fit.estimate(
+        candidates,
+        how,
+        max_queries=options.calibration.queries,
+        excluded=excluded,
+        query_ids=inputs.query_ids,
+        passage_ids=inputs.data.corpus.ids,
+        seed=options.options.seed,
+        texts=inputs.excluder.texts,
+    )
+    say(
+        f"mine      {teacher.name}: the risk of negatives is fitted to the {model.method} of "
+        f"{queries:,} queries; it lies between {model.risk[0]:.1%} and {model.risk[-1]:.1%}"
+    )
+    return dataclasses.replace(teacher, risk=model)
+
+
+def _told_doubtful(counts: positives.DoubtfulCounts, data: Dataset) -> dict[str, Any]:
+    listed = [[data.queries.ids[q], data.corpus.ids[p], rank] for q, p, rank in counts.listed]
+    return dataclasses.asdict(counts) | {"listed": listed}
+
+
+def _say_doubtful(counts: positives.DoubtfulCounts, options: Positives) -> None:
+    done = f"weigh {options.weight:g}" if options.doubtful == "weigh" else "are left out"
+    more = f", and {counts.rows_dropped:,} rows with them" if counts.rows_dropped else ""
+    say(
+        f"mine      {counts.doubtful:,} of {counts.pairs:,} positives rank beyond "
+        f"{options.max_rank} and {done}{more}; the counts file lists them"
+    )
 
 
 def _calibrated(

@@ -20,6 +20,7 @@ from nvret_jax.export import model_card
 from nvret_jax.mesh import process_count
 from nvret_jax.mining.audit.audit import Row, read_csv
 from nvret_jax.mining.audit.estimate import Estimate
+from nvret_jax.mining.audit.risk_fit import Reliability
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import (
     audit,
@@ -77,6 +78,7 @@ class Inputs:
         metrics: lines of the training; None where nothing is trained.
         outcome: whether training helped on dev; None where nothing says so.
         audit: rows of the audits, by the title of their set.
+        risks: how true their risks are, likewise.
         cuts: how many texts were cut.
         sizes: of the data sets.
         snippets: code that loads the export, by program.
@@ -95,6 +97,7 @@ class Inputs:
     metrics: Sequence[Mapping[str, Any]] | None = None
     outcome: Outcome | None = None
     audit: Mapping[str, Sequence[Row]] = dataclasses.field(default_factory=dict)
+    risks: Mapping[str, Sequence[Reliability]] = dataclasses.field(default_factory=dict)
     cuts: Sequence[truncation.Truncation] = ()
     sizes: Sequence[content.Size] = ()
     snippets: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -114,11 +117,8 @@ def make(inputs: Inputs, options: Report) -> content.ReportData:
         compared=_compared(inputs, options),
         mined=[mined.mined(one, share) for one, share in zip(inputs.mined, shares, strict=True)],
         training=_training(inputs.metrics, inputs.outcome) if inputs.metrics else None,
-        audit=[
-            dataclasses.replace(row, dataset=title)
-            for title, rows in inputs.audit.items()
-            for row in rows
-        ],
+        audit=_named(inputs.audit),
+        risks=_named(inputs.risks),
         cuts=[_cut(found) for found in inputs.cuts],
         sizes=list(inputs.sizes),
         snippets=dict(inputs.snippets),
@@ -246,6 +246,7 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Report]:
         metrics=metrics,
         outcome=outcome,
         audit={title: read_csv(need(audit.artifact(part)).path) for title, part in audited.items()},
+        risks={title: _risks(part) for title, part in audited.items()},
         cuts=truncation.of_run(run),
         sizes=_sizes(run),
         snippets=_snippets(run) if "export" in stages else {},
@@ -366,6 +367,18 @@ def _size(role: str, name: str, data: Dataset, source: str, splits: Sequence[str
 
 def _snippets(run: Run) -> dict[str, str]:
     return model_card.loading(run.student.spec, str(export_stage.artifact(run).path))
+
+
+def _named(by_title: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """All rows, each with the title of its set."""
+    return [
+        dataclasses.replace(row, dataset=title) for title, rows in by_title.items() for row in rows
+    ]
+
+
+def _risks(part: Run) -> list[Reliability]:
+    (beside,) = audit.artifact(part).beside
+    return read_csv(part.workdir.path / beside, Reliability)
 
 
 def _titled(run: Run) -> dict[str, Run]:

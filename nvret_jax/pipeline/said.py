@@ -9,7 +9,7 @@ from nvret_jax.artifacts import fingerprints
 from nvret_jax.artifacts.fingerprints import Digest, digest
 from nvret_jax.config import sets
 from nvret_jax.pipeline.state import Run
-from nvret_jax.training.options import Training
+from nvret_jax.training.options import Draw, Training
 
 
 def part(run: Run) -> Digest:
@@ -22,9 +22,11 @@ def part(run: Run) -> Digest:
 
 def rule(run: Run) -> str:
     """The rule that mines and its values, for people."""
+    found = run.options.rule.describe()
     if run.calibrated:
-        return f"{run.config.mining.rule}, {' and '.join(run.calibrated)} calibrated"
-    return run.options.rule.describe()
+        found = f"{run.config.mining.rule}, {' and '.join(run.calibrated)} calibrated"
+    budget = run.options.risk_budget
+    return f"{found}, risk budget {budget:g}" if budget else found
 
 
 def recipe(run: Run) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def _of_stage(block: Training, names: Sequence[str], *, several: bool) -> dict[s
         out["Batches"] = block.batches
     out |= {
         "Hard negatives per query": block.num_negatives,
+        **_drawn(block.draw),
         "In-batch negatives": "yes" if block.loss.in_batch else "no",
         "Queries per batch": block.batch_size,
         "Training length": _duration(block),
@@ -88,3 +91,13 @@ def _duration(block: Training) -> str:
     least = f", at least {block.min_steps} steps" if block.min_steps else ""
     most = f", at most {block.max_steps} steps" if block.max_steps else ""
     return f"{block.epochs} epochs{least}{most}"
+
+
+def _drawn(draw: Draw) -> dict[str, Any]:
+    """How a step takes negatives, where it does not take the best."""
+    if draw.how == "top":
+        return {}
+    values = {"softmax": f", temperature {draw.temperature:g}"}
+    values["simans"] = f", a {draw.a:g}, b {draw.b:g}"
+    pool = f" from the {draw.pool} best" if draw.pool else ""
+    return {"Negatives drawn in each step": f"{draw.how}{pool}{values.get(draw.how, '')}"}

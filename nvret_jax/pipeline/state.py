@@ -77,12 +77,14 @@ class Run:
         *,
         whole: Run | None = None,
         started: ConfigDict | None = None,
+        read: dict[str, Dataset] | None = None,
     ):
         """A run.
 
         Args:
             whole: the run of which this is the part that is about one set.
             started: block of the student before the first of several rounds.
+            read: data sets that are in memory; several runs may share it.
         """
         started = config.student if started is None else started
         self.config, self.workdir = config, workdir
@@ -91,7 +93,8 @@ class Run:
         self.stores = Stores()
         self.label = "" if whole is None else f"sets/{workdir.path.name}/"
         self.loading = self._loading() if whole is None else whole.loading
-        self._read: dict[str, Dataset] = {} if whole is None else whole._read
+        read = {} if read is None else read
+        self._read: dict[str, Dataset] = read if whole is None else whole._read
         self.cut_counts: dict[tuple, int] = {} if whole is None else whole.cut_counts
         self.student = self._side("student", config.student)
         # What "before" means. Where nothing is trained, the student is evaluated as configured.

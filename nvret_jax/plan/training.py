@@ -229,6 +229,7 @@ def _batch(
         width,
         positives=max(1, loss.num_positives),
         teacher_scores=loss.needs_teacher_scores,
+        weights=loss.weights,
         guide_width=guide_width if loss.needs_guide else 0,
         skips=model.spec.prompt_in_pooling != "all",
         uncounted=model.spec.late is not None,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nvret_jax.mining.audit.audit import Row
+from nvret_jax.mining.audit.risk_fit import Reliability
 from nvret_jax.mining.rules import NAIVE, RULES
 from nvret_jax.report import figures
 from nvret_jax.report.figures import CEILING, DROPPED, INK, LINE, MUTED, NEGATIVE, POSITIVE, Chart
@@ -113,6 +114,39 @@ def _line(axes, rule: str, rows: Sequence[Row], narrow: bool) -> None:
             color=colour,
             fontsize=10,
         )
+
+
+def reliability(rows: Sequence[Reliability], name: str = "risk") -> Chart:
+    """Predicted against counted risks of one data set and teacher, a line per method.
+
+    Args:
+        rows: of `risk_fit.reliability`; on the diagonal what is predicted is what is counted.
+        name: prefix of the drawing's ids.
+    """
+    lines: dict[str, list[Reliability]] = {}
+    for row in rows:
+        lines.setdefault(row.method, []).append(row)
+
+    def draw(figure):
+        axes = figure.subplots()
+        figures._plain(axes)
+        axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
+        styles = ((POSITIVE, "o"), (NEGATIVE, "v"))
+        for (method, points), (colour, marker) in zip(lines.items(), styles, strict=False):
+            x, y = np.array([(p.predicted, p.counted) for p in points]).T
+            low, high = np.array([(p.counted_low, p.counted_high) for p in points]).T
+            bars = np.stack([np.maximum(y - low, 0), np.maximum(high - y, 0)])
+            axes.errorbar(
+                x, y, yerr=bars, color=colour, marker=marker, lw=1.6, elinewidth=1, label=method
+            )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        axes.set_xlabel("predicted", color=MUTED)
+        axes.set_ylabel("counted", color=MUTED)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK)
+
+    said = [f"{p.method} {p.predicted:.1%} predicted, {p.counted:.1%} counted" for p in rows]
+    return figures._chart(name, draw, 360, "Risks of candidates: " + "; ".join(said) + ".")
 
 
 def _words(rows: Sequence[Row]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.mining.audit.audit import Row
+from nvret_jax.mining.audit.risk_fit import Reliability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +256,7 @@ class ReportData:
         scores: rows of the table, one a data set; the first one is the headline.
         compared: of the test queries.
         audit: rows of the stage audit.
+        risks: rows of its check of risks.
         mined: one entry for each training set.
         training: see its class.
         cuts: how many texts were cut, by encoder and table.
@@ -273,6 +275,7 @@ class ReportData:
     mined: Sequence[Mined] = ()
     training: Training | None = None
     audit: Sequence[Row] = ()
+    risks: Sequence[Reliability] = ()
     cuts: Sequence[Cut] = ()
     sizes: Sequence[Size] = ()
     snippets: Mapping[str, str] = dataclasses.field(default_factory=dict)

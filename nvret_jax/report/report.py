@@ -19,6 +19,7 @@ from etils import epath
 from nvret_jax.artifacts import artifact
 from nvret_jax.evaluation.retrieval import MEASURE_NAMES
 from nvret_jax.mining.audit.audit import Row
+from nvret_jax.mining.audit.risk_fit import Reliability
 from nvret_jax.report import audit_figures, figures
 from nvret_jax.report.content import Compared, Example, Mined, ReportData
 
@@ -71,6 +72,7 @@ def build(data: ReportData) -> str:
         differences=_differences(data.compared),
         audits=_audits(data.audit),
         style=resources.files("nvret_jax.report").joinpath("page/style.css").read_text("utf-8"),
+        risks=_risks(data.risks),
         fold_at=FOLD_AT,
         isfinite=math.isfinite,
     )
@@ -153,6 +155,17 @@ def _audits(rows: Sequence[Row]) -> list[tuple[str, figures.Chart, list[Row]]]:
     return [
         (heading, chart, block)
         for (heading, chart), block in zip(charts, blocks.values(), strict=True)
+    ]
+
+
+def _risks(rows: Sequence[Reliability]) -> list[tuple[str, figures.Chart]]:
+    """Heading and chart of each data set and teacher."""
+    blocks: dict[str, list[Reliability]] = {}
+    for row in rows:
+        blocks.setdefault(f"{row.dataset}, teacher {row.teacher}", []).append(row)
+    return [
+        (heading, audit_figures.reliability(block, f"risk-{number}"))
+        for number, (heading, block) in enumerate(blocks.items())
     ]
 
 

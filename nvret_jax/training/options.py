@@ -25,6 +25,7 @@ from nvret_jax.options import (
 from nvret_jax.search.options import MOST_TOKENS
 from nvret_jax.training.loss.options import Loss
 
+DRAWS = ("top", "uniform", "softmax", "simans")
 SHARE_UNITS = ("epochs", "weight")
 BATCHES = ("homogeneous", "mixed")
 # Words for the start of a stage; anything else is a folder.
@@ -42,6 +43,44 @@ _EVERY = whole(0, what="steps, 0 for only at the end")
 _STEPS = dataclasses.replace(whole(2, 10**9, "steps"), whole=False, integral=True)
 
 Conflicts = Iterator[Iterable[tuple[str, str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Which of the mined negatives a step takes; see `batches/drawing.py`."""
+
+    how: str = option(
+        "top",
+        choice(*DRAWS),
+        "Which mined negatives a step takes: top, the best; or a draw made anew in each step: "
+        "uniform; softmax, by the teacher's scores; simans, those that score about as the "
+        "positive. Mine more than a step takes, such as mining.num_negatives=30.",
+        counts=lambda own: own.how != "top",
+    )
+    pool: int = option(
+        0,
+        whole(0, MOST_NEGATIVES, "negatives, 0 for all that are mined"),
+        "How many of the best a draw chooses from; 0: all that are mined.",
+        counts=lambda own: own.how != "top" and own.pool > 0,
+    )
+    temperature: float = option(
+        0.05,
+        number(1e-6, 1e6),
+        "softmax: divides the teacher's scores; smaller prefers the best.",
+        counts=lambda own: own.how == "softmax",
+    )
+    a: float = option(
+        100.0,
+        number(0, 1e9),
+        "simans: how fast the probability falls with the distance, exp(-a distance²).",
+        counts=lambda own: own.how == "simans",
+    )
+    b: float = option(
+        -0.05,
+        number(-1e6, 1e6),
+        "simans: where it is highest, as the distance from the positive's score.",
+        counts=lambda own: own.how == "simans",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +141,7 @@ class Training:
         whole(0, MOST_NEGATIVES),
         "Hard negatives per query in a batch; rows with fewer are masked.",
     )
+    draw: Draw = block(Draw)
     loss: Loss = block(
         Loss, beside={"in_batch": "in_batch_negatives", "temperature": "temperature"}
     )

@@ -84,6 +84,18 @@ def test_mining():
 
 
 @needs_data
+@pytest.mark.slow
+def test_risks():
+    found = result(
+        "bench_risk.py", f"--data=beir:{DATA}/banking77", "--split=dev", "--model=tiny:bert",
+        "--max_length=16", "--queries=200", "--resamples=20",
+    )  # fmt: skip
+    assert found["queries"] == [100, 100]
+    assert 0 <= found["labels"]["mean_error"] < 0.1
+    assert [row["budget"] for row in found["ranks"]["budgets"]] == [0.02, 0.05, 0.1, 0.2, 0.3]
+
+
+@needs_data
 @pytest.mark.parity
 def test_training():
     """Both sides train on the same batches: the losses of the first steps say so."""

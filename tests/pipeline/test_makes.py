@@ -142,7 +142,9 @@ def test_audit(tiny):
         tiny.excluder,
         Options(),
     )
-    rows = audit.make(inputs, Audit(percents=(0.9,), margins=(), thresholds=(), shifts=()))
+    made = audit.make(inputs, Audit(percents=(0.9,), margins=(), thresholds=(), shifts=()))
+    rows = made.rows
+    assert made.reliability == []  # too few queries to fit and to count
     assert {row.teacher for row in rows} == {"teacher"}
     assert {row.dataset for row in rows} == {tiny.data.name}
     assert len(rows) >= 3  # naive, the one to try, and that of the options

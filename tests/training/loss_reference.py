@@ -50,6 +50,7 @@ def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=Fa
         "passage_ids": ids.reshape(-1).astype(np.int32),
         "positive_ids": judged.astype(np.int32),
         "teacher_scores": np.where(ids < 0, -np.inf, teacher),
+        "passage_weights": np.random.default_rng(seed).uniform(0.05, 1.0, ids.shape),
     }
     if guide:
         batch["query_guide"] = unit(rng.normal(size=(rows, 5)))
@@ -131,13 +132,13 @@ class Reference:
         by_query, by_passage = [], []
         counts = {"negatives": 0, "masked": 0, "above": 0, "best": -np.inf}
 
-        def add(where, value, judged, counted=False):
+        def add(where, value, judged, counted=False, weight=1.0):
             if judged >= ceiling:
                 counts["above"] += counted
                 return
             counts["negatives"] += counted
             counts["best"] = max(counts["best"], value if counted else -np.inf)
-            where.append(value)
+            where.append((value, weight))
 
         for g in range(loss.num_positives, group):
             n = b * group + g
@@ -147,7 +148,8 @@ class Reference:
                 counts["masked"] += 1
                 continue
             judged = self.judge(self.qp(b, n), ("query", b), ("passage", n))
-            add(by_query, self.qp(b, n), judged if loss.mask_hard else -np.inf, True)
+            weight = self.batch["passage_weights"][b, g] if loss.weights else 1.0
+            add(by_query, self.qp(b, n), judged if loss.mask_hard else -np.inf, True, weight)
         if not loss.in_batch:
             return by_query, by_passage, counts
         mine = self.ids_of(b, range(group)) - {-1}
@@ -184,7 +186,8 @@ class Reference:
 
         def share(positives, negatives):
             top = np.exp(np.array(positives) / temperature).sum()
-            return -np.log(top / (top + np.exp(np.array(negatives) / temperature).sum()))
+            below = sum(weight * np.exp(value / temperature) for value, weight in negatives)
+            return -np.log(top / (top + below))
 
         if self.loss.positives == "each":
             rows = zip(positives, found, strict=True)
@@ -208,7 +211,15 @@ class Reference:
             else:
                 sides = [self.row_loss(positives, found, (i,), temperature) for i in (0, 1)]
                 totals.append(np.mean(sides))
-        return np.mean(totals), {name: np.mean(values) for name, values in stats.items()}
+        weights = [self.row_weight(b) for b in self.valid]
+        means = {name: np.average(values, weights=weights) for name, values in stats.items()}
+        return np.average(totals, weights=weights), means
+
+    def row_weight(self, b):
+        """How much a row counts: as its positives do."""
+        if not self.loss.weights:
+            return 1.0
+        return np.mean([self.batch["passage_weights"][b, g] for g in self.slots[b]])
 
     def distillation(self, temperature):
         loss = self.loss

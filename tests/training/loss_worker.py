@@ -35,6 +35,7 @@ LOSSES = {
         {"positives": 2, "guide": True},
     ),
     "maxsim": ({"scores": "maxsim", "temperature": 1.0}, {"tokens": 3}),
+    "weights": ({"weights": True, "num_positives": 2}, {"positives": 2}),
 }
 ROWS = 24  # 3 on each of 8 devices: no tile fits evenly
 

@@ -58,6 +58,17 @@ CASES = {
         {},
         True,
     ),
+    "weights": ({"weights": True}, {}, False),
+    "weights, several positives, both directions": (
+        {"weights": True, "num_positives": 2, "terms": BOTH, "partition": "separate"},
+        {"positives": 2},
+        False,
+    ),
+    "weights of pooled positives, hard negatives alone": (
+        {"weights": True, "num_positives": 2, "positives": "pooled", "in_batch": False},
+        {"positives": 2, "hard": 3},
+        False,
+    ),
     "KL alone": (
         {"distillation": "kl", "contrastive_weight": 0.0, "teacher_temperature": 2.0},
         {},
@@ -138,6 +149,9 @@ def test_the_cases_reach_what_they_are_named_for():
         value, counts = reference(Loss(**options), q, p, batch, normalize=normalize)
         if options.get("score_mask"):
             assert counts["above"] > 0, name
+        if "weights" in options:
+            options = options | {"weights": False}
+            assert reference(Loss(**options), q, p, batch)[0] != value, name
         if "mask_own_duplicates" in options:
             options = options | {"mask_own_duplicates": False}
             assert reference(Loss(**options), q, p, batch)[0] != value, name
@@ -209,6 +223,7 @@ def test_bad_options_are_named(options, message):
         ({"num_positives": 3, "in_batch": False}, "", "no negatives are left"),
         ({"dims": (16, 8)}, "", "the embeddings have 8 dimensions"),
         ({"scores": "maxsim"}, "", "expects 3 axes"),
+        ({"weights": True}, "passage_weights", "the batch has no passage_weights"),
     ],
 )
 def test_a_batch_that_does_not_fit_the_options_is_an_error(mesh, options, drop, message):
@@ -216,6 +231,20 @@ def test_a_batch_that_does_not_fit_the_options_is_an_error(mesh, options, drop, 
     batch.pop(drop, None)
     with pytest.raises(InputError, match=message):
         run(mesh, Loss(**options), q, p, batch)
+
+
+def test_a_negative_without_weight_is_none(mesh):
+    """Weight 0 is as an empty slot, and equal weights of rows are no weights."""
+    q, p, batch = make_batch(2)
+    ids = batch["passage_ids"].reshape(len(q), -1)
+    batch["passage_weights"][:, 0] = 0.3
+    batch["passage_weights"][:, 1] = 0.0
+    batch["passage_weights"][:, 2:] = 1.0
+    weighed = run(mesh, Loss(weights=True, in_batch=False), q, p, batch)[0]
+    without = batch | {"passage_ids": ids.copy()}
+    without["passage_ids"][:, 1] = -1
+    without["passage_ids"] = without["passage_ids"].reshape(-1)
+    assert weighed == pytest.approx(run(mesh, Loss(in_batch=False), q, p, without)[0], rel=1e-6)
 
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(mesh):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -235,22 +236,22 @@ def value_text(rule: Rule) -> str:
     return "+".join(f"{getattr(rule, name):g}" for name in names)
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV; numbers with six digits, empty for nan."""
+def csv_text(rows: Sequence[Any], kind: type = Row) -> str:
+    """Rows of a dataclass as CSV; numbers with six digits, empty for nan."""
     import csv
     import io
 
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow([field.name for field in dataclasses.fields(kind)])
     for row in rows:
         cells = dataclasses.astuple(row)
         writer.writerow([_cell(value) if isinstance(value, float) else value for value in cells])
     return out.getvalue()
 
 
-def read_csv(path: epath.PathLike) -> list[Row]:
-    """The rows that `csv_text` wrote.
+def read_csv(path: epath.PathLike, kind: type = Row) -> list[Any]:
+    """The rows of a dataclass that `csv_text` wrote.
 
     Raises:
         InputError: another file.
@@ -258,14 +259,14 @@ def read_csv(path: epath.PathLike) -> list[Row]:
     import csv
 
     path = epath.Path(path)
-    kinds = [field.type for field in dataclasses.fields(Row)]
+    fields = dataclasses.fields(kind)
     convert = {"str": str, "int": int, "float": lambda cell: float(cell) if cell else math.nan}
     try:
         header, *lines = csv.reader(path.read_text().splitlines())
-        if tuple(header) != COLUMNS:
+        if header != [field.name for field in fields]:
             raise ValueError(f"its columns are {', '.join(header)}")
         return [
-            Row(*(convert[kind](cell) for kind, cell in zip(kinds, line, strict=True)))
+            kind(*(convert[f.type](cell) for f, cell in zip(fields, line, strict=True)))
             for line in lines
         ]
     except (OSError, ValueError) as error:

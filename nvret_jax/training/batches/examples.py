@@ -25,9 +25,11 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import GIVEN, RANDOM, Negatives
+from nvret_jax.training.batches import drawing
 from nvret_jax.training.batches.length_groups import Groups
 from nvret_jax.training.batches.shapes import padded_width
 from nvret_jax.training.batches.text_ids import Names, SetTexts, name_passages
+from nvret_jax.training.options import Draw
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 # Token ids -> how many at the beginning are not pooled, text by text.
@@ -106,11 +108,13 @@ class Picked(NamedTuple):
         numbers: int64 [b], rows of the table of negatives.
         passages: int32 [b, G], corpus rows: positives, then hard negatives; -1: an empty slot.
         scores: float32 [b, G], the teacher's, -inf where there is none; None: not requested.
+        weights: float32 [b, G], how much each counts; None: not requested.
     """
 
     numbers: np.ndarray
     passages: np.ndarray
     scores: np.ndarray | None
+    weights: np.ndarray | None = None
 
     def __getitem__(self, rows: slice | np.ndarray) -> Picked:
         """Some of the rows."""
@@ -127,11 +131,13 @@ class Examples:
         texts: their keys.
         names: ids of passages in batches, and those that are not negatives of each row.
         batch_size: queries per global batch.
-        num_negatives: hard negatives per query; the best mined ones.
+        num_negatives: hard negatives per query and batch.
+        draw: which of the mined ones, step by step.
         pad_id: the tokenizer's padding token.
         seed: of order and choice.
         num_positives: positives per query in a batch; a row with more draws from them.
         teacher_scores: whether batches hold the table's scores, for distillation.
+        weights: whether they hold the table's weights: of positives, and 1 - risk of negatives.
         guide: float32 [Q, Dg] and [N, Dg], a guide model's vectors of the data set's queries and
             passages, row by row, or None.
         uncounted: by side the token ids whose vectors do not count, for multi-vector models.
@@ -150,6 +156,8 @@ class Examples:
     teacher_scores: bool = False
     guide: tuple[np.ndarray, np.ndarray] | None = None
     uncounted: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    draw: Draw = dataclasses.field(default_factory=Draw)
+    weights: bool = False
 
     @classmethod
     def build(
@@ -170,6 +178,8 @@ class Examples:
         unpooled: Mapping[str, Unpooled] | None = None,
         uncounted: Mapping[str, Sequence[int]] | None = None,
         lengthen_query: Lengthen | None = None,
+        draw: Draw | None = None,
+        weights: bool = False,
     ) -> Examples:
         """Tokenises the texts that the table names.
 
@@ -179,19 +189,23 @@ class Examples:
             others: see the attributes.
 
         Raises:
-            InputError: the table is empty; scores are requested but come from several teachers; the
-                guide's vectors belong to another data set.
+            InputError: the table is empty; scores are requested, or drawn by, but come from several
+                teachers; the guide's vectors belong to another data set.
         """
         if not len(negatives):
             raise InputError("training: the table of negatives has no rows")
+        draw = draw or Draw()
         if teacher_scores:
-            _check_scores(negatives)
+            _check_scores(negatives, "distillation")
+        if draw.how not in ("top", "uniform"):
+            _check_scores(negatives, f"draw.how={draw.how!r}")
         if guide is not None:
             _check_guide(guide, len(query_texts), len(passage_texts))
         unpooled = unpooled or {}
         used = [negatives.positive_rows.values]
         if num_negatives:
-            used.append(negatives.negative_rows.padded(-1, num_negatives).ravel())
+            pool = drawing.pool_of(draw, num_negatives, negatives.negative_rows)
+            used.append(negatives.negative_rows.head(pool).values)
         used = np.concatenate(used)
         texts = SetTexts.of(
             query_texts, passage_texts, negatives.query_rows, negatives.judged_rows, used
@@ -221,6 +235,8 @@ class Examples:
             teacher_scores,
             guide,
             uncounted or {},
+            draw,
+            weights,
         )
 
     @property
@@ -239,7 +255,7 @@ class Examples:
             others: ids of passages that other rows bring to a batch, ascending.
         """
         known = self.names.known
-        hard = self.negatives.negative_rows.head(self.num_negatives)
+        hard = self._pool(self.negatives.negative_rows)
         new = ~known.contains(hard.row_of, self.names.of_row[hard.values])
         out = np.bincount(hard.row_of[new], minlength=len(known)) > 0
         seen = np.bincount(known.row_of[np.isin(known.values, others)], minlength=len(known))
@@ -251,12 +267,12 @@ class Examples:
         Returns:
             query numbers int64 [B] (rows of the table of negatives) and passage rows
             int32 [B, num_positives + num_negatives]: positives, drawn again in each step if there
-            are more, then the hard negatives; -1 where the table has fewer.
+            are more, then the hard negatives that `draw` takes; -1 where the table has fewer.
         """
         numbers = self._numbers(step)
         kept = self.negatives.positive_rows.take(numbers)
         positives = self._drawn(step, kept.counts, kept.padded(-1))
-        hard = self.negatives.negative_rows.take(numbers).padded(-1, self.num_negatives)
+        hard = self._taken(step, numbers, self.negatives.negative_rows, -1)
         return numbers, np.concatenate([positives, hard], axis=1).astype(np.int32)
 
     def scores(self, step: int) -> np.ndarray:
@@ -264,9 +280,46 @@ class Examples:
         numbers = self._numbers(step)
         kept = self.negatives.positive_scores.take(numbers)
         positives = self._drawn(step, kept.counts, kept.padded(-np.inf))
-        hard = self.negatives.negative_scores.take(numbers).padded(-np.inf, self.num_negatives)
+        hard = self._taken(step, numbers, self.negatives.negative_scores, -np.inf)
         scores = np.concatenate([positives, hard], axis=1).astype(np.float32)
         return np.where(np.isfinite(scores), scores, np.float32(-np.inf))
+
+    def slot_weights(self, step: int) -> np.ndarray:
+        """How much the passages of `rows` count, float32; 1 where the table does not say."""
+        numbers, table = self._numbers(step), self.negatives
+        positives = np.ones((len(numbers), self.num_positives), np.float32)
+        if table.positive_weights is not None:
+            kept = table.positive_weights.take(numbers)
+            positives = self._drawn(step, kept.counts, kept.padded(-np.inf))
+        risks = np.zeros((len(numbers), self.num_negatives), np.float32)
+        if table.negative_risks is not None:
+            risks = self._taken(step, numbers, table.negative_risks, 0.0)
+        weights = np.concatenate([positives, 1.0 - np.nan_to_num(risks)], axis=1)
+        return np.where(np.isfinite(weights), weights, 1.0).astype(np.float32)
+
+    def _pool(self, ragged: Ragged) -> Ragged:
+        """Of each row what a batch may take."""
+        most = drawing.pool_of(self.draw, self.num_negatives, self.negatives.negative_rows)
+        return ragged.head(most)
+
+    def _taken(self, step: int, numbers: np.ndarray, values: Ragged, nothing: float) -> np.ndarray:
+        """What a step takes of a column of negatives, [B, num_negatives]."""
+        if self.draw.how == "top" or not self.num_negatives:
+            return values.take(numbers).padded(nothing, self.num_negatives)
+        table = self.negatives
+        places = drawing.drawn_places(
+            self.draw,
+            self.num_negatives,
+            seed=self.seed,
+            step=step,
+            query_rows=table.query_rows[numbers],
+            passages=self._pool(table.negative_rows.take(numbers)),
+            scores=self._pool(table.negative_scores.take(numbers)),
+            positives=table.positive_scores.take(numbers).reduce(np.minimum, np.nan),
+        )
+        pool = self._pool(values.take(numbers))
+        wide = pool.padded(nothing, max(1, int(pool.counts.max(initial=0))))
+        return np.where(places >= 0, np.take_along_axis(wide, np.maximum(places, 0), 1), nothing)
 
     def _numbers(self, step: int) -> np.ndarray:
         places = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
@@ -313,8 +366,9 @@ class Examples:
             passage_lengths [b·G], passage_ids [b·G] (equal where texts are, -1: empty slot) and
             positive_ids [b, J] (passages known not to be negatives, padded with -1; see
             text_ids.py); all int32. If requested, also teacher_scores float32 [b, G] (-inf: none),
-            query_guide [b, Dg] and passage_guide [b·G, Dg] float32 (0 in empty slots), query_skip
-            and passage_skip int32, query_real [b, Tq] and passage_real [b·G, Tp] bool.
+            passage_weights float32 [b, G], query_guide [b, Dg] and passage_guide [b·G, Dg] float32
+            (0 in empty slots), query_skip and passage_skip int32, query_real [b, Tq] and
+            passage_real [b·G, Tp] bool.
         """
         picked = self.pick(step)
         return self.fill(picked[start:stop], self.widths(picked), self.max_positives)
@@ -322,7 +376,12 @@ class Examples:
     def pick(self, step: int) -> Picked:
         """The texts of the global batch of a step."""
         numbers, passages = self.rows(step)
-        return Picked(numbers, passages, self.scores(step) if self.teacher_scores else None)
+        return Picked(
+            numbers,
+            passages,
+            self.scores(step) if self.teacher_scores else None,
+            self.slot_weights(step) if self.weights else None,
+        )
 
     def lengths(self, step: int) -> dict[str, np.ndarray]:
         """Tokens of each 'query' [B] and 'passage' [B·G] of the global batch of a step, int32."""
@@ -373,6 +432,8 @@ class Examples:
         }
         if picked.scores is not None:
             batch["teacher_scores"] = picked.scores
+        if picked.weights is not None:
+            batch["passage_weights"] = picked.weights
         if self.guide is not None:
             queries_qd, passages_nd = self.guide
             batch["query_guide"] = queries_qd[query_rows].astype(np.float32)
@@ -390,14 +451,13 @@ class Examples:
         return batch
 
 
-def _check_scores(negatives: Negatives) -> None:
+def _check_scores(negatives: Negatives, what: str) -> None:
     """Scores of several teachers have no common scale, and a row mixes them."""
     names = [name for name in negatives.teachers if name not in (RANDOM, GIVEN)]
     if len(names) > 1:
         raise InputError(
-            f"distillation needs the scores of a single teacher, but the table of negatives has "
-            f"those of {len(names)} ({', '.join(names)}); mine with one, or let one cross-encoder "
-            f"rescore all"
+            f"{what} needs the scores of a single teacher, but the table of negatives has those of "
+            f"{len(names)} ({', '.join(names)}); mine with one, or let one cross-encoder rescore all"
         )
 
 

@@ -240,15 +240,15 @@ class Blend:
         whole = [
             self._pickers[source](int(step))[places[steps == step]] for step in np.unique(steps)
         ]
-        numbers, passages, scores = zip(*whole, strict=True)
+        numbers, *columns = zip(*whole, strict=True)
         more = self.num_negatives - self.sources[source].examples.num_negatives
-        return Picked(
-            np.concatenate(numbers),
-            np.pad(np.concatenate(passages), ((0, 0), (0, more)), constant_values=-1),
+        padded = [
             None
-            if scores[0] is None
-            else np.pad(np.concatenate(scores), ((0, 0), (0, more)), constant_values=-np.inf),
-        )
+            if parts[0] is None
+            else np.pad(np.concatenate(parts), ((0, 0), (0, more)), constant_values=nothing)
+            for parts, nothing in zip(columns, (-1, -np.inf, 1), strict=True)
+        ]
+        return Picked(np.concatenate(numbers), *padded)
 
     @functools.cached_property
     def _pickers(self) -> list:

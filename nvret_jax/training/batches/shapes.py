@@ -26,6 +26,7 @@ def batch_shapes(
     *,
     positives: int = 1,
     teacher_scores: bool = False,
+    weights: bool = False,
     guide_width: int = 0,
     skips: bool = False,
     uncounted: bool = False,
@@ -38,6 +39,7 @@ def batch_shapes(
         widths: tokens of a 'query' and of a 'passage'.
         positives: J, known passages that a row has room for.
         teacher_scores: whether the loss reads a teacher's scores.
+        weights: whether the loss weighs passages.
         guide_width: D of a guide's vectors; 0: there is no guide.
         skips: whether prompts are left out of the pooling.
         uncounted: whether some tokens' vectors do not count, in a late-interaction model.
@@ -58,4 +60,6 @@ def batch_shapes(
             found[f"{side}_real"] = ((count, widths[side]), jnp.bool_)
     if teacher_scores:
         found["teacher_scores"] = ((queries, group), jnp.float32)
+    if weights:
+        found["passage_weights"] = ((queries, group), jnp.float32)
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in found.items()}

@@ -34,7 +34,8 @@ def examples(
         negatives: rows of `queries` and `passages`.
         queries, passages: all texts of the data set.
         block: of the stage.
-        loss: says how many positives a row has, and whether it reads the teacher's scores.
+        loss: says how many positives a row has, and whether it reads the teacher's scores, or
+            weights.
         lengths: tokens kept, by kind of text.
         num_negatives: hard negatives per row.
         seed: of the stage.
@@ -68,4 +69,6 @@ def examples(
         else None,
         uncounted={kind: encoder.uncounted_tokens(kind) for kind in kinds} if late else None,
         lengthen_query=(lambda tokens: encoder.lengthen(tokens, "query")) if late else None,
+        draw=block.draw,
+        weights=loss.weights,
     )

@@ -31,6 +31,7 @@ from nvret_jax.training.loss.maxsim import max_sim_own
 from nvret_jax.training.loss.options import Loss
 from nvret_jax.training.loss.terms import NO_NEGATIVES, Contrast, Side, Term
 
+_LEAST_WEIGHT = 1e-9  # of a negative; its logarithm is finite
 Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 
@@ -56,9 +57,10 @@ def batch_loss(
         passages: float [N, D] or [N, S, D].
         batch: int32 arrays passage_ids [N] (corpus rows; -1: an empty slot) and positive_ids [B, J]
             (all judged positives of each query; -1 past the end). With distillation also
-            teacher_scores, float [B, G], not finite where missing. With a guide query_guide [B, Dg]
-            and passage_guide [N, Dg]. For MaxSim query_real [B, T] and passage_real [N, S], bool,
-            the tokens that count.
+            teacher_scores, float [B, G], not finite where missing. With weights passage_weights,
+            float [B, G], those of positives above 0. With a guide query_guide [B, Dg] and
+            passage_guide [N, Dg]. For MaxSim query_real [B, T] and passage_real [N, S], bool, the
+            tokens that count.
         mesh: its batch axis splits all of them.
         scale: 1 / temperature, if it is not `loss.temperature`.
         normalize: embeddings have unit length, so a Matryoshka prefix is scaled to unit length,
@@ -118,6 +120,7 @@ def _check(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch) ->
         )
     names = ["passage_ids", "positive_ids"]
     names += ["teacher_scores"] * loss.needs_teacher_scores
+    names += ["passage_weights"] * loss.weights
     names += ["query_guide", "passage_guide"] * loss.needs_guide
     names += ["query_real", "passage_real"] * (loss.scores == "maxsim")
     missing = [name for name in names if name not in batch]
@@ -134,7 +137,9 @@ class _Rows:
         known_bg: hard negatives that are judged positive.
         scores_bg: the query's scores for its own passages.
         valid_b: rows with a positive.
-        count: their number over the whole batch, at least 1.
+        weight_b: how much each counts.
+        count: the sum of the weights of the valid ones over the whole batch.
+        weights_bg: of a row's own passages; None: all are 1.
     """
 
     ids_bg: jax.Array
@@ -142,10 +147,12 @@ class _Rows:
     known_bg: jax.Array
     scores_bg: jax.Array
     valid_b: jax.Array
+    weight_b: jax.Array
     count: jax.Array
+    weights_bg: jax.Array | None = None
 
     def mean(self, value_b: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(self.valid_b, value_b, 0.0)) / self.count
+        return jnp.sum(jnp.where(self.valid_b, self.weight_b * value_b, 0.0)) / self.count
 
 
 def _at_full_width(loss, queries, passages, batch, mesh, scale):
@@ -227,8 +234,15 @@ def _own_rows(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch)
         real_bgs = _by_row(batch["passage_real"], shape)
         scores_bg = max_sim_own(queries, own, batch["query_real"], real_bgs)
     valid_b = jnp.any(real_bg[:, : loss.num_positives], axis=1)
-    count = jnp.maximum(jnp.sum(valid_b), 1).astype(scores_bg.dtype)
-    return _Rows(ids_bg, real_bg, known_bg, scores_bg, valid_b, count)
+    weights_bg, weight_b = None, jnp.ones_like(scores_bg[:, 0])
+    if loss.weights:
+        weights_bg = batch["passage_weights"].astype(scores_bg.dtype)
+        is_bp = real_bg[:, : loss.num_positives]
+        sums_b = jnp.sum(jnp.where(is_bp, weights_bg[:, : loss.num_positives], 0.0), axis=1)
+        weight_b = sums_b / jnp.maximum(jnp.sum(is_bp, axis=1), 1)
+    count = jnp.sum(jnp.where(valid_b, weight_b, 0.0))
+    count = jnp.where(count > 0, count, 1.0)
+    return _Rows(ids_bg, real_bg, known_bg, scores_bg, valid_b, weight_b, count, weights_bg)
 
 
 def _ceiling(loss: Loss, judge_bg: jax.Array, rows: _Rows) -> jax.Array:
@@ -345,7 +359,10 @@ def _info_nce(
 
     query_parts = [by_row(name) for name in terms if name.startswith("query")]
     if hard_bh.shape[1]:
-        hard = jnp.where(hard_bh, logits_bg[:, positives:], NO_NEGATIVES)
+        hard = logits_bg[:, positives:]
+        if rows.weights_bg is not None:
+            hard += jnp.log(jnp.maximum(rows.weights_bg[:, positives:], _LEAST_WEIGHT))
+        hard = jnp.where(hard_bh, hard, NO_NEGATIVES)
         query_parts.append(jax.nn.logsumexp(hard, axis=1, keepdims=True))
     passage_parts = [by_row(n) for n in terms if n.startswith("passage")]
 

@@ -44,6 +44,8 @@ class Loss:
         margin, percent: of the score mask; a negative margin admits scores above the anchor.
         mask_by: whose scores: 'student': its own in this step, 'guide': those of stored vectors.
         mask_hard: the score mask also covers the row's own hard negatives.
+        weights: a hard negative counts in the denominator, and a row in the mean, by the weight
+            that the batch has for it.
         method: 'gather' or 'ring'; see ring.py.
         tile_pairs: token pairs in a tile of the ring; 0: chosen for the device.
         scores: 'inner', or 'maxsim' for one vector per token.
@@ -112,6 +114,13 @@ class Loss:
     )
     mask_hard: bool = option(
         False, flag(), "The score mask also covers a row's own hard negatives."
+    )
+    weights: bool = option(
+        False,
+        flag(),
+        "Weigh by what mining stored: a hard negative counts in the denominator by 1 - its risk "
+        "(mining.risk), and a row in the mean by the weight of its positive (mining.positives).",
+        counts=lambda own: own.weights,
     )
     method: str = option(
         "gather",

@@ -1,0 +1,209 @@
+"""What a grid is: axes of named levels, each level some values of the config, and its cells.
+
+A cell is known by what it computes, not by its name: its key is the fingerprint of the evaluation
+that its run would end with, which is known before anything runs. Two cells with the same key are
+one run, and one of another grid counts as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nvret_jax import config as config_lib
+from nvret_jax.artifacts.fingerprints import digest
+from nvret_jax.artifacts.workdir import Workdir
+from nvret_jax.config import checks
+from nvret_jax.errors import InputError
+from nvret_jax.training.options import BEST_KEYS
+
+Values = Mapping[str, Any]  # config key -> value
+Where = Mapping[str, tuple[str, ...]]  # axis -> its levels
+HIDDEN = "{hidden}"  # as a value: the verdicts that name all hidden positives of the data set
+SET, SEED = "set", "seed"  # axes that every grid has
+_ALL = {  # what every cell is, unless its grid says otherwise
+    "name": "lab",
+    "stages": ("embed", "search", "mine", "train", "evaluate"),
+    "train.checkpoint_every": 0,
+    "train.keep": 1,
+    "train.keep_best": False,
+    "train.log_every": 10,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A data set of a grid.
+
+    Attributes:
+        source: as `data.train`, such as beir:DIR.
+        visible: leave one positive of each training query visible and hide the others.
+        values: config values of all its cells.
+    """
+
+    source: str
+    visible: bool = False
+    values: Values = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table of runs. In a source and in any value `$NAME` is read from the environment.
+
+    Attributes:
+        sets: data sets by name.
+        axes: axis -> level -> config values; a level applies over those of earlier axes.
+        values: config values of all cells.
+        teachers: name -> model of teachers beside 'teacher'.
+        seeds: of training and of draws.
+        baseline: (axis, level) that the others are compared with.
+        second: another level of that axis that they are compared with, or ''.
+        without: combinations of levels that are left out.
+    """
+
+    sets: Mapping[str, DataSet]
+    axes: Mapping[str, Mapping[str, Values]]
+    values: Values = dataclasses.field(default_factory=dict)
+    teachers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    seeds: Sequence[int] = (0, 1, 2)
+    baseline: tuple[str, str] = ("rule", "naive")
+    second: str = ""
+    without: Sequence[Mapping[str, str]] = ()
+
+    def labels(self, only: Where | None = None) -> Iterator[dict[str, str]]:
+        """The cells by their levels, seeds outermost: an early look sees every level once.
+
+        Args:
+            only: some axes with the levels wanted of each.
+
+        Raises:
+            InputError: an axis or level that the grid does not have.
+        """
+        axes = {
+            SEED: [str(seed) for seed in self.seeds],
+            SET: list(self.sets),
+            **{name: list(levels) for name, levels in self.axes.items()},
+        }
+        for axis, levels in (only or {}).items():
+            for level in levels:
+                if axis not in axes or level not in axes[axis]:
+                    known = ", ".join(axes.get(axis, axes))
+                    raise InputError(f"the grid has no {axis}={level}; it has {known}")
+            axes[axis] = list(levels)
+        for chosen in itertools.product(*axes.values()):
+            label = dict(zip(axes, chosen, strict=True))
+            if not any(out.items() <= label.items() for out in self.without):
+                yield label
+
+    def config(self, label: Mapping[str, str], places: Values) -> ConfigDict:
+        """The config of a cell.
+
+        Args:
+            label: axis -> level.
+            places: `HIDDEN` and 'source' -> where they are; see `sets.Made`.
+        """
+        config = config_lib.base()
+        for name, model in self.teachers.items():
+            config_lib.add_teacher(config, name, model)
+        values = dict(_ALL) | self.values | self.sets[label[SET]].values
+        values |= {"data.train": places["source"], "data.test": places["source"]}
+        for axis, levels in self.axes.items():
+            values |= levels[label[axis]]
+        values["seed"] = int(label[SEED])
+        for key, value in values.items():
+            if isinstance(value, str):
+                value = expanded(places.get(value, value))
+            put(config, key, value)
+        return config
+
+    def needs_hidden(self, label: Mapping[str, str]) -> bool:
+        """Whether a cell reads the hidden positives, which only some data sets have."""
+        return any(HIDDEN in levels[label[axis]].values() for axis, levels in self.axes.items())
+
+
+def expanded(text: str) -> str:
+    """A text with the environment's variables filled in.
+
+    Raises:
+        InputError: one of them is not set.
+    """
+    found = os.path.expandvars(text)
+    if "$" in found:
+        name = found[found.index("$") + 1 :].split("/")[0]
+        raise InputError(f"{text}: the environment variable {name} is not set; set it")
+    return found
+
+
+def put(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets one value by its dotted key.
+
+    Raises:
+        InputError: the config has no such key.
+    """
+    at = config
+    *blocks, last = key.split(".")
+    for name in blocks:
+        at = at.get(name)
+        if not isinstance(at, ConfigDict):
+            break
+    if not isinstance(at, ConfigDict) or last not in at:
+        raise InputError(f"config key {key!r} is not known{config_lib.near(config, key)}")
+    with at.ignore_type():
+        at[last] = value
+
+
+def keys_of(configs: Sequence[ConfigDict], out: pathlib.Path) -> list[str]:
+    """What each cell computes: the fingerprint of its evaluation, and what its dev scores are of.
+
+    Args:
+        configs: of cells.
+        out: folder of the grid; nothing is written.
+
+    Raises:
+        InputError: a config is wrong, or its data or models cannot be read.
+    """
+    from nvret_jax.pipeline import evaluate
+    from nvret_jax.pipeline.state import Run
+
+    read: dict[str, Any] = {}
+    found = []
+    for config in configs:
+        checks.validate(config)
+        place = Workdir.open(str(out / "work" / "none"), config.to_dict(), write=False)
+        made = evaluate.artifact(Run(config, place, read=read)).fingerprint
+        found.append(digest([made, *(config.train[key] for key in BEST_KEYS)]))
+    return found
+
+
+def group_of(config: ConfigDict) -> tuple[str, ...]:
+    """What cells that share embeddings and candidates have in common."""
+    return tuple(str(config[block][key]) for block, key in (k.split(".") for k in _SHARING))
+
+
+_SHARING = ("data.train", "data.test", "teacher.model", "student.model")
+
+
+def read(path: str) -> Grid:
+    """The grid that a Python file defines as `GRID`; a name is one of `benchmarks/lab/grids`.
+
+    Raises:
+        InputError: there is no such file, or it defines none.
+    """
+    file = pathlib.Path(path)
+    if file.suffix != ".py":
+        file = pathlib.Path(__file__).parent / "grids" / f"{path}.py"
+    if not file.is_file():
+        raise InputError(f"{path}: no such grid; name a Python file, or one in {file.parent}")
+    spec = importlib.util.spec_from_file_location("lab_grid", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "GRID", None), Grid):
+        raise InputError(f"{file}: expected a Grid by the name GRID")
+    return module.GRID

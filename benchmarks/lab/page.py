@@ -1,0 +1,189 @@
+"""What a grid found, as text: tables of differences with intervals, charts, and a page of docs."""
+
+from __future__ import annotations
+
+import io
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.lab import results as results_lib
+from benchmarks.lab.grid import Grid
+from benchmarks.lab.results import Block, Result
+from nvret_jax.errors import InputError
+from nvret_jax.files.atomic import write_atomic
+
+BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
+_ORACLE = "oracle"  # the level that shows what is left to gain, in grids that have it
+_COLOURS = ("#1b6ca8", "#c2571a", "#2f7d32", "#7b4ea3", "#8a6d00", "#a02c50", "#4a5a6a", "#00798c")
+
+
+def write(grid: Grid, cells: Sequence[Any], out: pathlib.Path, docs: pathlib.Path | None) -> None:
+    """Writes results.csv, tables.md and charts into `out`; into docs/lab.md, too, if asked.
+
+    Args:
+        grid: of the cells.
+        cells: of the command; each has a label and a result.
+        out: folder of the results.
+        docs: the folder of lab.md, whose part between the marks is replaced.
+
+    Raises:
+        InputError: lab.md lacks the marks.
+    """
+    found = results_lib.load([(cell.label, cell.result(out)) for cell in cells])
+    write_atomic(out / "results.csv", results_lib.long_csv(found))
+    text = tables(grid, found)
+    print(text)
+    write_atomic(out / "tables.md", text + "\n")
+    folder = out if docs is None else docs / "lab"
+    folder.mkdir(exist_ok=True)
+    names = []
+    for name, svg in charts(grid, found).items():
+        write_atomic(folder / f"{name}.svg", svg)
+        names.append(name)
+    if docs is None:
+        return
+    page = docs / "lab.md"
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{page}: the marks {BEGIN} and {END} are missing")
+    shown = "\n\n".join(f"![{name}](lab/{name}.svg)" for name in names)
+    write_atomic(page, f"{before}{BEGIN}\n\n{text}\n\n{shown}\n\n{END}{after}")
+    write_atomic(folder / "results.csv", results_lib.long_csv(found))
+
+
+def tables(grid: Grid, found: Sequence[Result]) -> str:
+    """A table for each data set and combination of the other axes, then means over data sets."""
+    axis, baseline = grid.baseline
+    parts = list(results_lib.blocks(found, axis))
+    out = []
+    for rest, block in parts:
+        start = next(iter(next(iter(block.values())).values()))["before"]["ndcg_cut_10"]
+        title = ", ".join(rest.values())
+        out.append(f"**{title}** (untrained student {start:.4f})\n\n" + _table(grid, block))
+    levels = [level for level in grid.axes[axis] if level != baseline]
+    rows = []
+    for level in levels:
+        for key, (sets, one) in results_lib.over_sets(parts, baseline, level).items():
+            if sets > 1:
+                where = ", ".join(value for _, value in key)
+                rows.append(f"| {level} | {where} | {sets} | {one.seeds} | {one} |")
+    if rows:
+        head = f"| {axis} | | data sets | seeds | against {baseline} |\n|---|---|---|---|---|"
+        out.append("**Mean over data sets**\n\n" + "\n".join([head, *rows]))
+    return "\n\n".join(out) if out else "No cell has finished."
+
+
+def _table(grid: Grid, block: Block) -> str:
+    axis, baseline = grid.baseline
+    against = [level for level in (baseline, grid.second) if level in block]
+    best = max((v for _, v in results_lib.curve(block.get(baseline, {}))), default=math.nan)
+    head = [axis, "seeds", "nDCG@10", *(f"against {level}" for level in against)]
+    head += ["oracle's gain", "false negatives", "hardness", f"steps to {baseline}'s best"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for level in (name for name in grid.axes[axis] if name in block):
+        cells = block[level]
+        row = [level, str(len(cells)), f"{results_lib.mean_of(cells, 'ndcg_cut_10'):.4f}"]
+        for other in against:
+            one = None if other == level else results_lib.difference(block[other], cells)
+            row.append("" if one is None else str(one))
+        row.append(_share(block, baseline, level))
+        for measure in ("false_negative_share", "hardness"):
+            row.append(_number(results_lib.mean_of(cells, measure), ".3f"))
+        row.append(_number(results_lib.reached(results_lib.curve(cells), best), ".0f"))
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _share(block: Block, baseline: str, level: str) -> str:
+    """Which part of the oracle's gain a level has; '' where the oracle gains nothing."""
+    if level in (baseline, _ORACLE) or baseline not in block or _ORACLE not in block:
+        return ""
+    whole = results_lib.difference(block[baseline], block[_ORACLE])
+    part = results_lib.difference(block[baseline], block[level])
+    if whole is None or part is None or whole.low <= 0:
+        return ""
+    return f"{100 * part.mean / whole.mean:.0f} %"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else ""
+
+
+def charts(grid: Grid, found: Sequence[Result]) -> dict[str, str]:
+    """Name -> SVG: the differences with their intervals, and dev scores by step."""
+    parts = list(results_lib.blocks(found, grid.baseline[0]))
+    if not parts:
+        return {}
+    return {"differences": _differences(grid, parts), "steps": _steps(grid, parts)}
+
+
+def _differences(grid: Grid, parts: Sequence[tuple[dict[str, str], Block]]) -> str:
+    axis, baseline = grid.baseline
+    levels = [level for level in grid.axes[axis] if level != baseline]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+        for one, (rest, block) in zip(axes, parts, strict=True):
+            for at, level in enumerate(levels):
+                if baseline not in block or level not in block:
+                    continue
+                gain = results_lib.difference(block[baseline], block[level])
+                if gain is None:
+                    continue
+                colour = _COLOURS[at % len(_COLOURS)]
+                one.plot([gain.low, gain.high], [at, at], color=colour, lw=2)
+                one.plot(gain.mean, at, "o", color=colour)
+            one.axvline(0, color="#888888", lw=1)
+            one.set_title(", ".join(rest.values()), fontsize=10)
+            one.xaxis.get_major_locator().set_params(nbins=4)
+        axes[0].set_yticks(range(len(levels)), levels)
+        axes[0].invert_yaxis()
+        figure.supxlabel(f"nDCG@10 against {baseline}, 95 % interval", fontsize=10)
+
+    return _svg("differences", draw, 260 * len(parts) + 60, 60 + 32 * len(levels))
+
+
+def _steps(grid: Grid, parts: Sequence[tuple[dict[str, str], Block]]) -> str:
+    levels = list(grid.axes[grid.baseline[0]])
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, len(parts), squeeze=False)[0]
+        for one, (rest, block) in zip(axes, parts, strict=True):
+            for at, level in enumerate(levels):
+                points = results_lib.curve(block[level]) if level in block else []
+                if points:
+                    colour = _COLOURS[at % len(_COLOURS)]
+                    one.plot(*zip(*points, strict=True), color=colour, marker=".", label=level)
+            one.set_title(", ".join(rest.values()), fontsize=10)
+        figure.legend(*_entries(axes), loc="outside lower center", ncols=len(levels), frameon=False)
+        axes[0].set_ylabel("dev nDCG@10")
+        figure.supxlabel("step", fontsize=10)
+
+    return _svg("steps", draw, 280 * len(parts) + 60, 300)
+
+
+def _entries(axes: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    named: dict[str, Any] = {}
+    for one in axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    return list(named.values()), list(named)
+
+
+def _svg(name: str, draw: Any, width: int, height: int) -> str:
+    """A drawing on white; the same data give the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", facecolor="white", metadata=nothing)
+    return out.getvalue()
