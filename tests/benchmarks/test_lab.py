@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -256,3 +258,15 @@ def test_the_step_at_which_a_curve_reaches_a_score():
     assert results.reached(points, 0.4) == pytest.approx(20 + 10 * 2 / 3)
     assert results.reached(points, 0.05) == 0
     assert np.isnan(results.reached(points, 0.6))
+
+
+def test_the_page_shows_commands_that_are_taken():
+    text = (ROOT / "docs" / "lab.md").read_text()
+    lines = re.findall(r"^python -m benchmarks\.lab (.*)$", text, re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        args = lab._arguments(shlex.split(line))
+        grid = grid_lib.read(args.grid)
+        lab._sets(args.set, grid)
+        assert list(grid.labels(lab._only(args.only)))
+    assert all(f"`{name}`" in text for name in ("rules", "beyond"))

@@ -46,6 +46,7 @@ ELSEWHERE = {
     ("docs/benchmarks.md", "python benchmarks/bench_encode.py"): "minutes: flags are checked",
     ("docs/benchmarks.md", "python benchmarks/bench_mine.py"): "minutes: flags are checked",
     ("docs/benchmarks.md", "python benchmarks/bench_train.py"): "minutes: flags are checked",
+    ("docs/lab.md", "export NVRET_DATA"): "needs data: words are parsed, benchmarks/test_lab.py",
     ("README.md", "python -m nvret_jax search runs/mine"): "serves a page: its words are parsed",
     (COMMANDS, "python -m nvret_jax search runs/quickstart"): "likewise",
     (
