@@ -16,7 +16,7 @@ import numpy as np
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Positives
-from nvret_jax.mining.rules import Rule
+from nvret_jax.mining.rules import NAIVE, Rule
 from nvret_jax.mining.survivors import CELLS, judge
 from nvret_jax.search.candidates import Candidates
 
@@ -36,7 +36,7 @@ def ranks(candidates: Candidates, excluded: Ragged) -> Ragged:
     for start in range(0, len(lists), step):
         numbers = np.arange(start, min(start + step, len(lists)))
         no_ceiling = np.full(len(numbers), np.inf, np.float32)
-        _, ranks_rk = judge(candidates, numbers, no_ceiling, Rule("naive"), excluded)
+        _, ranks_rk = judge(candidates, numbers, no_ceiling, Rule(NAIVE), excluded)
         scores_rk = candidates.scores.take(numbers).padded(-np.inf, ranks_rk.shape[1])
         free_rk = np.where(ranks_rk > 0, scores_rk, -np.inf)
         first, last = positives.offsets[start], positives.offsets[numbers[-1] + 1]

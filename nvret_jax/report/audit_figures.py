@@ -129,7 +129,7 @@ def reliability(rows: Sequence[Reliability], name: str = "risk") -> Chart:
 
     def draw(figure):
         axes = figure.subplots()
-        figures._plain(axes)
+        figures.plain_axes(axes)
         axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
         styles = ((POSITIVE, "o"), (NEGATIVE, "v"))
         for (method, points), (colour, marker) in zip(lines.items(), styles, strict=False):
@@ -146,7 +146,7 @@ def reliability(rows: Sequence[Reliability], name: str = "risk") -> Chart:
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK)
 
     said = [f"{p.method} {p.predicted:.1%} predicted, {p.counted:.1%} counted" for p in rows]
-    return figures._chart(name, draw, 360, "Risks of candidates: " + "; ".join(said) + ".")
+    return figures.chart_of(name, draw, 360, "Risks of candidates: " + "; ".join(said) + ".")
 
 
 def _words(rows: Sequence[Row]) -> str:
