@@ -457,7 +457,8 @@ def _check_scores(negatives: Negatives, what: str) -> None:
     if len(names) > 1:
         raise InputError(
             f"{what} needs the scores of a single teacher, but the table of negatives has those of "
-            f"{len(names)} ({', '.join(names)}); mine with one, or let one cross-encoder rescore all"
+            f"{len(names)} ({', '.join(names)}); mine with one, or let one cross-encoder rescore "
+            "all"
         )
 
 
