@@ -69,7 +69,7 @@ LINES = [
     (
         "tevatron",
         [TEVATRON, TEVATRON | {"query": "z"}],
-        ":2: query id '1' came before",
+        ":2: query id '1' had another text before",
     ),
     ("nemo-inline", [{"query": "q", "neg_doc": []}], "'pos_doc' is missing"),
     ("nemo-inline", [{"query": "q", "pos_doc": 3}], "'pos_doc' must be a list"),
