@@ -110,7 +110,7 @@ def train(
         pick: 'last', or 'best' for the weights that were best on dev.
         query_length, passage_length: tokens kept of a text; None: the student's own.
         min_relevance: the lowest judgment that makes a passage positive.
-        epochs, steps, max_steps: how long.
+        epochs, steps, min_steps, max_steps: how long.
         batch_size: queries per step, over all devices.
         num_negatives: hard negatives per query in a batch.
         temperature, in_batch_negatives: of the loss, where none is given.

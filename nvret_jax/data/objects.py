@@ -26,6 +26,7 @@ from nvret_jax.data.roles import OPTIONS as ROLES
 from nvret_jax.data.splits import usual
 from nvret_jax.errors import InputError
 from nvret_jax.files.fields import Json
+from nvret_jax.files.lines import Mistakes
 from nvret_jax.files.records import Records
 from nvret_jax.files.source import Source
 from nvret_jax.options import shown
@@ -88,8 +89,8 @@ def _records(value: Any, what: str) -> Records:
         raise InputError(f"load_dataset: {what}: there are no rows") from None
     names = list(first)
 
-    def read(wanted: Sequence[str]) -> Iterator[tuple[str, Json]]:
-        del wanted
+    def read(_: Sequence[str], mistakes: Mistakes | None) -> Iterator[tuple[str, Json]]:
+        del mistakes  # rows of objects have none of a file's
         for number, row in enumerate(itertools.chain([first], rows), 1):
             for name in row:
                 if name not in names:

@@ -41,7 +41,7 @@ REFUSED = {
     "a flag for a folder": ("--workdir=--stages", "--workdir=--stages: a flag in the place"),
     "export without evaluation": (
         "--stages=embed,search,mine,train,export",
-        "evaluation/data.json is needed but not there yet; run --stages=evaluate first",
+        "evaluation/data.bm25.json is needed but not there yet; run --stages=evaluate first",
     ),
     "evaluate without training": ("--stages=evaluate", "checkpoints is needed but not there yet"),
     "copies without vectors": (

@@ -103,7 +103,7 @@ def read(path: epath.PathLike) -> dict[str, str]:
         names = ("1", "2")
         if records.names != [*names]:
             raise InputError(
-                f"{path}: expected 2 columns (passage id, document id) separated by a tab, got "
+                f"{path}:1: expected 2 columns (passage id, document id) separated by a tab, got "
                 f"{len(records.names)}"
             )
     for number, (place, record) in enumerate(records.read(names, mistakes)):
