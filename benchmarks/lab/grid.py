@@ -31,6 +31,7 @@ SET, SEED = "set", "seed"  # axes that every grid has
 _ALL = {  # what every cell is, unless its grid says otherwise
     "name": "lab",
     "stages": ("embed", "search", "mine", "train", "evaluate"),
+    "evaluation.bm25": "off",
     "train.checkpoint_every": 0,
     "train.keep": 1,
     "train.keep_best": False,
