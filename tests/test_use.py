@@ -281,7 +281,7 @@ def test_search_what_is_typed(place, monkeypatch):
     assert next(typed, None) is None
 
 
-def test_the_workdir_of_a_run_names_its_export(place):
+def test_the_workdir_of_a_run_names_its_export(place, monkeypatch):
     workdir = place / "workdir"
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps({"student": {"model": "other"}}))
@@ -291,6 +291,10 @@ def test_the_workdir_of_a_run_names_its_export(place):
     assert models.named(str(workdir)) == str(workdir / "export")
     assert models.start_of(str(workdir)) == "other"
     assert (models.named("model"), models.start_of("model")) == ("model", "")
+    monkeypatch.setattr("builtins.input", lambda prompt: "")
+    for more, models_read in (((), 2), (("--before=",), 1), (("--before=model",), 2)):
+        result = use("search", str(workdir), "data", *more)
+        assert result.stdout.count("model     Encoder(") == models_read, more
 
 
 # --- mine ---

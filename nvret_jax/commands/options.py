@@ -179,7 +179,8 @@ class SearchTexts:
     before: str = option(
         "",
         path("a folder or a hub id", empty=True),
-        "Another model, such as the one before training, whose results are shown beside.",
+        "Another model, whose results are shown beside; of a run's workdir the one that it "
+        "started from, unless this is ''.",
     )
     queries: str = option(
         "",

@@ -44,7 +44,7 @@ def run(asked: Asked) -> int:
     if given.queries:
         queries = read_texts(given.queries, kind="query")
     before = given.before
-    if not before and not queries:
+    if "before" not in asked.given and queries is None:
         before = models.start_of(word)
     after = _ready(word, table, given, given.vectors)
     earlier = _ready(before, table, given, "") if before else None

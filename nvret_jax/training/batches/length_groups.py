@@ -250,6 +250,10 @@ class Grouped:
         """The same for steps first..steps in order, prepared ahead."""
         return prefetched(lambda step: self.batch(step, start, stop), first, self.steps)
 
+    def lengths(self, step: int) -> dict[str, np.ndarray]:
+        """Tokens of each text of a side, over the whole batch of a step."""
+        return self.batches.lengths(step)
+
     def plan(self, step: int) -> Plan:
         """The groups of each side in one step."""
         lengths = self.batches.lengths(step)
