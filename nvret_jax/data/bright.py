@@ -53,7 +53,7 @@ def read_bright(folder: epath.Path, domain: str) -> tuple[Dataset, dict[str, lis
             excluded[str(row["id"])] = found
 
     def table(name: str, columns: list[str], made: Iterator[tuple[str, dict]]) -> Records:
-        return Records(folder / name, columns, lambda wanted: made)
+        return Records(folder / name, columns, lambda names, mistakes: made)
 
     corpus = (
         (where, {"_id": str(row["id"]), "text": row["content"]}) for where, row in rows("documents")
