@@ -140,7 +140,7 @@ def test_a_trained_workdir_that_lost_something(pristine, used):
 
 def test_training_that_diverges_says_at_which_step(pristine, finished, used, monkeypatch):
     # A rate that the checks of a config would refuse.
-    monkeypatch.setattr(loop, "make_optimizer", lambda config, steps: optax.adam(1e30))
+    monkeypatch.setattr(loop, "make_optimizer", lambda config, steps, rate: optax.adam(1e30))
     # One test, so that the step is compiled once.
     for seen, log, score, save in (
         (r"(loss|grad_norm) is (nan|inf) at step 2", 1, 0, 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -141,9 +142,9 @@ def run(folder: pathlib.Path, workdir: pathlib.Path, *more: str, devices: int = 
 
 
 def page(workdir: pathlib.Path) -> str:
-    """report.html without its last section, which depends on the clock, and without the path."""
-    text = (workdir / "report.html").read_text()
-    return text.split('<section aria-labelledby="setup">')[0].replace(str(workdir), "WORKDIR")
+    """report.html without its last section, which depends on the clock, and without its place."""
+    text = (workdir / "report.html").read_text().split('<section aria-labelledby="setup">')[0]
+    return re.sub(r"&#34;[^&]*/export&#34;", "EXPORT", text)
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
