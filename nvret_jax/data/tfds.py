@@ -37,7 +37,7 @@ from nvret_jax.data.roles import recognise
 from nvret_jax.errors import InputError
 from nvret_jax.files import paths
 from nvret_jax.files.fields import Json
-from nvret_jax.files.lines import stem
+from nvret_jax.files.lines import Mistakes, stem
 from nvret_jax.files.records import Records, find_files, open_records
 from nvret_jax.files.source import Source
 
@@ -147,7 +147,7 @@ def _records(
             except (UnicodeDecodeError, ValueError) as error:
                 raise InputError(f"{where}: cannot be read as text ({error})") from None
 
-    def read(wanted: Sequence[str]) -> Iterator[tuple[str, Json]]:
+    def read(wanted: Sequence[str], _: Mistakes | None) -> Iterator[tuple[str, Json]]:
         keys: list[tuple[str, ...]] = []
         for start in range(0, len(data), _BLOCK):
             for _, record in block(range(start, min(start + _BLOCK, len(data)))):
