@@ -54,7 +54,8 @@ def hold_out(dataset: Dataset, split: str, dev: str, share: float) -> Dataset:
             dataset.name,
         )
     except InputError as error:
-        say(f"data      no dev split is held out: {error}")
+        why = str(error).partition(";")[0]  # what follows is advice on options of a source
+        say(f"data      no dev split is held out: {why}")
         return dataset
     held = {query for query, found in zip(asked, drawn, strict=True) if found == splits.DEV}
     say(

@@ -113,6 +113,8 @@ class Chunks:
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Takes some rows, and yields the chunks that are now complete."""
+        if not len(rows):
+            return
         order = np.argsort(rows, kind="stable")
         rows, vectors = rows[order], vectors[order]
         numbers, begins = np.unique(rows // self._size, return_index=True)

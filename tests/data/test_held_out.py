@@ -50,7 +50,7 @@ def test_too_few_or_inseparable_queries_are_all_trained_on(capsys):
     assert "10% of 40 training queries are fewer than 10" in capsys.readouterr().out
     joined = dataset(shared=True)
     assert held_out.hold_out(joined, "train", "dev", 0.1) is joined
-    assert "no dev split is held out: some: 200 queries are 1 groups" in capsys.readouterr().out
+    assert "no dev split is held out: some: 200 queries form 1 groups" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])

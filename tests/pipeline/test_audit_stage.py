@@ -59,7 +59,7 @@ def test_the_csv_has_the_promised_columns_and_a_row_a_rule(audited):
 
 def test_the_report_shows_it(audited):
     page = (audited[0] / "report.html").read_text()
-    assert 'id="h-audit"' in page
+    assert '<h2 id="audit">' in page
     assert "perc_pos 0.95" in page
     assert page.count("<svg") >= 1
     assert "nan" not in page.split("</style>")[1].lower().replace("nansen", "")

@@ -102,11 +102,7 @@ class Teachers:
 
     model: str
     normalize: bool
-    is_rescored: bool = False
     teacher_names: tuple = ("teacher",)
-
-    def rescored(self, name):
-        return object() if self.is_rescored else None
 
     def block(self, name):
         return ConfigDict({"model": self.model, "normalize": self.normalize})
@@ -122,8 +118,10 @@ class Teachers:
         ("tiny:bert", True, True, False),
     ],
 )
-def test_which_scores_are_cosines(model, normalize, rescored, expected):
-    assert train._gives_cosines(Teachers(model, normalize, rescored)) == expected
+def test_which_scores_are_cosines(monkeypatch, model, normalize, rescored, expected):
+    made = object() if rescored else None
+    monkeypatch.setattr(train.ranked, "rescored", lambda run, name: made)
+    assert train._gives_cosines(Teachers(model, normalize)) == expected
 
 
 @pytest.mark.parametrize(
