@@ -46,6 +46,7 @@ class Own:
 
     learned = False
     scores = "inner"
+    weights = False
 
     @property
     def distillation(self) -> bool:
