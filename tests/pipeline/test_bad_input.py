@@ -40,7 +40,7 @@ MINILM = "--config.teacher.model=sentence-transformers/all-MiniLM-L6-v2"
 
 TABLE = [
     # The command line.
-    flag("no flags", ("--config is missing", "configs/quickstart.py"), bare=True, alone=1),
+    flag("no flags", ("--config is missing", "configs/quickstart.py"), "train", bare=True, alone=1),
     flag("empty config", ("--config is missing",), "--config=", "--workdir={}/w", bare=True),
     flag("overrides only", ("--config is missing",), "--config.seed=1", bare=True),
     flag("no workdir", ("--workdir is missing",), command.CONFIG, bare=True),
@@ -52,10 +52,10 @@ TABLE = [
     flag("unknown stage", ("--stages=dance", "embed, search, mine"), "--stages=dance"),
     flag("unknown stage in config", ("stages=", "'dance'"), "--config.stages=('embed','dance')"),
     flag("stray argument", ("'embed'", "unexpected"), "embed"),
-    flag("unknown flag", ("'workdri'", "workdir"), "--workdri=x"),
+    flag("unknown flag", ("option --workdri; did you mean --workdir?",), "--workdri=x"),
     flag("flag without value", ("seed: no value", "--config.seed=VALUE"), "--config.seed"),
     flag("flag before another", ("seed: no value",), "--config.seed", "--config.name=x"),
-    flag("bad boolean flag", ("dry_run=perhaps: Non-bool",), "--dry_run=perhaps"),
+    flag("bad boolean flag", ("--dry_run='perhaps': expected True or False",), "--dry_run=perhaps"),
     flag(
         "unknown key",
         ("trian.learning_rate: no such key", "did you mean train.learning_rate?"),
