@@ -1,4 +1,4 @@
-"""The Python interface: what `import nvret_jax as nv` offers, but for whole runs.
+"""The Python interface: the content of `import nvret_jax as nv`, except whole runs.
 
 import nvret_jax as nv
 

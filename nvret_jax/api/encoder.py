@@ -1,16 +1,16 @@
-"""`Encoder` as people use it: an encoder that answers to the calls of sentence-transformers.
+"""The public `Encoder`, with the calls of sentence-transformers.
 
     encoder = Encoder.from_pretrained("all-MiniLM-L6-v2")
     encoder.encode_query("who was first on the moon?")          # float32 [384]
     encoder.encode(texts, batch_size=64, show_progress_bar=True, truncate_dim=128)
     encoder.similarity(encoder.encode_query(questions), encoder.encode_document(texts))
 
-What computes is `models.encoder.Encoder`; here names are translated and results shaped. The
-differences to sentence-transformers are deliberate and few:
+`models.encoder.Encoder` does the computation; here names are translated and results shaped. The
+differences from sentence-transformers are deliberate and few:
 
 - Results are numpy arrays, float32. Nothing here is a torch tensor.
-- `encode` embeds passages, with the prompt for passages where the model has one;
-  sentence-transformers uses no prompt by default. `prompt=""` switches it off in both.
+- `encode` embeds passages, with the prompt for passages if the model has one; sentence-transformers
+  uses no prompt by default. `prompt=""` switches it off in both.
 - The mesh decides where it runs, so there is no `device`.
 """
 
@@ -45,8 +45,8 @@ _TAKES = {
     "truncate_dim": options.whole(1, what="components", unset=True),
 }
 _NO_TORCH = "results are numpy arrays; torch.from_numpy(encoder.encode(…)) makes a tensor"
-# Arguments of sentence-transformers that have no place here -> the one value that changes nothing,
-# and what to do instead.
+# Arguments of sentence-transformers that do not apply here -> the value that changes nothing, and
+# what to do instead.
 _ABSENT = {
     "convert_to_tensor": (False, _NO_TORCH),
     "convert_to_numpy": (True, _NO_TORCH),
@@ -94,14 +94,14 @@ class Encoder(encoder_lib.Encoder):
     """A model that turns texts into embeddings, on a mesh; `from_pretrained` reads one.
 
     Attributes:
-        spec: what decides an embedding besides weights and tokenizer.
+        spec: what decides an embedding, apart from weights and tokenizer.
         tokenizer: the model's own.
-        mesh: where the weights lie and the work is done.
-        folder: where the model was read from.
-        name: what it was asked for by: a hub id, or a path as it was given.
+        mesh: of the weights and the computation.
+        folder: that the model was read from.
+        name: as requested: a hub id, or a path as given.
         width: D, the length of an embedding.
-        lora: what adapters the model has; None: none.
-        history: of an encoder that `train` returned, what was measured; else empty.
+        lora: the adapters of the model, or None.
+        history: the measurements of an encoder returned by `train`; else empty.
     """
 
     history: History = History()
@@ -145,23 +145,23 @@ class Encoder(encoder_lib.Encoder):
             texts: one str, or any number in anything that has an order: a list, a generator, an
                 array, a column of a table.
             prompt_name: 'query', 'passage' or 'document': the same as `kind`.
-            prompt: put before each text in the place of the model's own; '' for none.
-            batch_size: texts of full length that a step takes at most, over all devices. By default
-                a step is as large as suits the device. Results do not depend on it.
+            prompt: put before each text instead of the model's own; '' for none.
+            batch_size: largest number of full-length texts per step, over all devices. By default
+                the size of a step suits the device. Results do not depend on it.
             show_progress_bar, progress: show a bar.
             normalize_embeddings: give each vector unit length, after it was truncated.
-            truncate_dim: components that are kept of each vector, the first ones.
-            kind: 'passage' or 'query': whose prompt and length count.
-            max_length: tokens a text is cut to; default: the model's.
-            token_budget: tokens (padding included) of a step per device; another way to say
+            truncate_dim: number of leading components to keep of each vector.
+            kind: 'passage' or 'query', which decides prompt and length.
+            max_length: tokens to which a text is cut; default: the model's.
+            token_budget: tokens (padding included) of a step per device; an alternative to
                 `batch_size`.
             warn: log how many texts were cut, the first time some were.
             output_value, precision, convert_to_numpy, convert_to_tensor, device, pool, chunk_size:
                 known to sentence-transformers, and refused unless they change nothing.
 
         Returns:
-            float32 [D] for one str, else [len(texts), D], row i for text i; D is `truncate_dim`
-            where that is given. On every process the same.
+            float32 [D] for one str, else [len(texts), D], row i for text i; D is `truncate_dim` if
+            that is given. On every process the same.
 
         Raises:
             InputError: invalid arguments, a text that is not a str, an embedding that is not
@@ -197,11 +197,11 @@ class Encoder(encoder_lib.Encoder):
         return emb_nd[0] if single else emb_nd
 
     def encode_query(self, texts: str | Sequence[str], *given: Any, **named: Any) -> np.ndarray:
-        """Embeds queries, with the model's prompt for them; arguments as of `encode`."""
+        """Embeds queries, with the model's prompt for them; arguments as in `encode`."""
         return self.encode(texts, *given, **{"kind": "query", **named})
 
     def encode_document(self, texts: str | Sequence[str], *given: Any, **named: Any) -> np.ndarray:
-        """Embeds passages, with the model's prompt for them; arguments as of `encode`."""
+        """Embeds passages, with the model's prompt for them; arguments as in `encode`."""
         return self.encode(texts, *given, **{"kind": "passage", **named})
 
     encode_query.__signature__ = encode_document.__signature__ = inspect.signature(encode)
@@ -212,14 +212,14 @@ class Encoder(encoder_lib.Encoder):
 
     @calls.checked()
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """How alike vectors are, by the measure of the model's authors.
+        """The similarity of vectors, by the measure of the model's authors.
 
         Args:
-            embeddings1: [N, D], an array or what can be one; or one vector.
+            embeddings1: [N, D], an array or convertible to one; or one vector.
             embeddings2: [M, D], likewise.
 
         Returns:
-            float32 [N, M]: cosines, or inner products where the model is compared by those.
+            float32 [N, M]: cosines, or inner products if the model uses those.
 
         Raises:
             InputError: vectors of different lengths; a late-interaction model.
@@ -229,7 +229,7 @@ class Encoder(encoder_lib.Encoder):
 
     @calls.checked()
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """How alike each vector is to the one in the same place, float32 [N]; see `similarity`."""
+        """The similarity of vectors at the same position, float32 [N]; see `similarity`."""
         a_nd, b_nd = self._compared(embeddings1, embeddings2, "similarity_pairwise")
         if len(a_nd) != len(b_nd):
             raise InputError(f"similarity_pairwise: {len(a_nd)} vectors and {len(b_nd)}")
@@ -267,14 +267,14 @@ class Encoder(encoder_lib.Encoder):
             The folder.
 
         Raises:
-            InputError: as of `export`.
+            InputError: as in `export`.
         """
         return export(self, path, dtype=dtype, overwrite=overwrite)
 
     @calls.checked(
         {
             "token": "set the environment variable HF_TOKEN",
-            "exist_ok": "a repository that is there is written to",
+            "exist_ok": "an existing repository is written to",
             "replace_model_card": "the card is that of export()",
         }
     )
@@ -291,15 +291,15 @@ class Encoder(encoder_lib.Encoder):
         """Uploads the model to the Hugging Face hub, in the layout of `save_pretrained`.
 
         Args:
-            repo_id: 'owner/name'; made if it is not there.
+            repo_id: 'owner/name'; created if it does not exist.
             private: of a new repository; None: the owner's default.
             commit_message: of the commit.
             revision: the branch; None: the main one.
-            create_pr: open a pull request in the place of a commit.
+            create_pr: open a pull request instead of a commit.
             dtype: of the stored weights.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
             InputError: the hub refuses it or cannot be reached; no token; no such name.
@@ -316,7 +316,7 @@ class Encoder(encoder_lib.Encoder):
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens a text is cut to; `max_length` of `from_pretrained` and `encode` change it."""
+        """Tokens to which a text is cut; set by `max_length` of `from_pretrained` and `encode`."""
         return self.spec.max_length
 
     @property
@@ -335,6 +335,6 @@ class Encoder(encoder_lib.Encoder):
 
 
 def _unit(emb_nd: np.ndarray) -> np.ndarray:
-    """Vectors with unit length; zeros stay."""
+    """Vectors scaled to unit length; zeros are unchanged."""
     norms_n = np.linalg.norm(emb_nd, axis=-1, keepdims=True)
     return emb_nd / np.maximum(norms_n, 1e-12)

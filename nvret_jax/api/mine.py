@@ -56,7 +56,7 @@ _MINE = {
 }
 
 
-# Arguments of sentence-transformers' mine_hard_negatives that are called otherwise here.
+# Arguments of sentence-transformers' mine_hard_negatives that have other names here.
 _OTHERS = {
     "relative_margin": "relative_margin=r is percent=1 - r, as in percent=0.95",
     "absolute_margin": "absolute_margin=m is rule='margin_pos', margin=m",
@@ -106,11 +106,11 @@ def mine(
     """Mines hard negatives for queries with known positives.
 
     Args:
-        queries: a data set, whose passages and judgments count then; or Q texts, in anything that
-            has an order: a list, a generator, a column.
+        queries: a data set, with its passages and judgments; or Q texts, in any ordered collection:
+            a list, a generator, a column.
         passages: N texts, likewise.
-        positives: for each query the numbers of its relevant passages, at least one; a number
-            alone is a list of one. Not their ids, nor their texts. Queries with equal texts share
+        positives: for each query the numbers of its relevant passages, at least one; a single
+            number is a list of one. Ids or texts are not accepted. Queries with equal texts share
             theirs, unless `exclude.same_text` is off.
         teacher: an encoder, which embeds both sides, or anything else that ranks (`search.rankers`,
             such as `Bm25Ranker(queries, passages)`); or several, the most accurate first. Not
@@ -122,7 +122,7 @@ def mine(
             `mining.rules.Rule`; the defaults are the paper's best (TopK-PercPos, 95 %). 'auto' for
             percent or margin chooses the value for each teacher, on at least 100 queries; see
             `mining.audit.calibrate`.
-        num_negatives: kept per query; a query the corpus cannot serve gets fewer, see `short`.
+        num_negatives: kept per query; a query with too few passages gets fewer, see `short`.
         sampling, sample_from, sample_temperature: see `mining.sampling`.
         ensemble: how several teachers make one list; see `mining.ensemble`.
         second_search, short: see `mining.options.Options`.
@@ -130,10 +130,10 @@ def mine(
             `mining.risk`.
         split: of a data set, the split whose queries are mined for.
         min_relevance: of a data set, the lowest judgment that makes a passage positive.
-        given: what becomes of negatives that come with a data set: 'add' alternates them with
-            mined ones, 'only' mines none, 'ignore' leaves them out.
-        mining: `nv.Mining(…)`, all of how to mine in one value, in the place of the arguments from
-            `rule` to `short` and of `seed`.
+        given: how to use negatives that come with a data set: 'add' alternates them with mined
+            ones, 'only' mines none, 'ignore' leaves them out.
+        mining: `nv.Mining(…)`, all options of mining in one value, instead of the arguments from
+            `rule` to `short` and `seed`.
         compat: '', 'paper' or 'sentence_transformers'; see `mining.options`.
         exclude: passages that are never negatives; default: the query's own text and texts equal
             to a positive's, and no text twice. See `mining.options.Exclude`.
@@ -144,12 +144,12 @@ def mine(
         progress: show bars.
 
     Returns:
-        Rows of the passages for each query (for each query and positive where `anchor` is 'own'),
-        with teacher scores and ranks. Of a data set, `query_rows` are rows of `dataset.queries`.
+        Rows of the passages for each query (for each query and positive if `anchor` is 'own'), with
+        teacher scores and ranks. For a data set, `query_rows` are rows of `dataset.queries`.
 
     Raises:
-        InputError: lists that do not fit each other, a row that is not a passage, no teacher, or
-            options that cannot be; one line, before anything is computed.
+        InputError: lists that do not match, a row that is not a passage, no teacher, or invalid
+            options; one line, before anything is computed.
     """
     options.check_arguments("mine", {**locals(), **how}, _MINE)
     data, rows_q, provided = None, None, None
@@ -262,7 +262,7 @@ def mine(
 
 
 def _values(mining: Options, how: dict[str, Any]) -> dict[str, Any]:
-    """The keywords that say the same as one value; InputError where they say something else."""
+    """The keywords for one value; InputError if other keywords are given, too."""
     for key, one in blocks.entries(Options):
         if how[key] != one.config_default:
             raise InputError(f"mine: {key} is given, and mining=Mining(…), which has it too")
@@ -294,7 +294,7 @@ def _incomplete(queries: Any, missing: str) -> str:
 
 
 def _check_cosines(teacher: Any, values: dict[str, Any]) -> None:
-    """Raises InputError for values that no cosine reaches, where all scores are cosines."""
+    """Raises InputError for values out of the range of cosines, if all scores are cosines."""
     several = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     if all(one is None or (isinstance(one, Encoder) and one.spec.normalize) for one in several):
         for name, what in beyond_cosines(values):
@@ -302,7 +302,7 @@ def _check_cosines(teacher: Any, values: dict[str, Any]) -> None:
 
 
 def _positive_rows(positives, queries: int, passages: int) -> Ragged:
-    """The given positives, checked; each once, in the order given."""
+    """The given positives, checked, without repetitions, in the given order."""
     rows = arguments.rows(
         positives, queries, passages, "mine: positives", one_each=True, distinct=True
     )
@@ -315,7 +315,7 @@ def _positive_rows(positives, queries: int, passages: int) -> Ragged:
 def _rankers(
     queries, passages, teacher, query_embeddings, passage_embeddings, backend, progress
 ) -> list[Ranker]:
-    """What ranks, for whatever was given as teacher and embeddings."""
+    """The rankers for the given teachers and embeddings."""
     several = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     if not several:
         raise InputError(f"mine: teacher={teacher!r}: expected one or more")
@@ -365,7 +365,7 @@ def _rankers(
 
 
 def _check_teacher(one: Any) -> None:
-    """Raises InputError for what neither embeds nor ranks."""
+    """Raises InputError for objects that neither embed nor rank."""
     if one is None or isinstance(one, Encoder):
         return
     if isinstance(one, str):

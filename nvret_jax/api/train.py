@@ -1,6 +1,6 @@
 """`train`: a student on a data set, with any loss, schedule and optimizer; nothing is kept on disk.
 
-What takes hours belongs into a run, which keeps checkpoints and continues after a stop.
+Training that takes hours belongs in a run, which keeps checkpoints and continues after a stop.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from nvret_jax.training.loss.own import Function, Own
 from nvret_jax.training.metric_writer import read_metrics
 from nvret_jax.training.options import BEST, PICKS, Training
 
-# What only a run has: several sets, stages, and a folder that checkpoints are kept in.
+# Features that only a run has: several sets, stages, and a folder of checkpoints.
 _OF_A_RUN = ("start", "sets", "shares", "share_unit", "batches", "checkpoint_every", "keep")
 _OF_A_RUN += ("keep_best", "profile")
 _OTHERS = {
@@ -97,38 +97,38 @@ def train(
     Args:
         student: where it starts; it is not changed.
         data: a data set, or what `load_dataset` takes; or (queries, passages), two lists of texts
-            that `negatives` has rows of.
-        negatives: as `mine` gives them. None: those that come with the data; a query without any
-            learns from the passages of the other queries of its batch.
+            to which `negatives` refers.
+        negatives: from `mine`. None: those that come with the data; a query without any learns from
+            the passages of the other queries of its batch.
         loss: `nv.Loss(…)`; or a function of queries [B, D], passages [B, G, D] and a dict of the
             batch's ids and teacher scores that returns a scalar, or a scalar and a dict of
             metrics: plain JAX, on any mesh. See `training.loss.own`. None: InfoNCE.
-        optimizer: of optax, in the place of AdamW with its schedule, decay and clipping.
-        split: of the data set, whose queries are trained on.
-        dev: a split whose nDCG@10 is measured every `eval_every` steps; None: none. 'dev' counts
-            only where the data set has it.
-        pick: 'last', or 'best' for the weights that were best on dev.
+        optimizer: of optax, instead of AdamW with its schedule, decay and clipping.
+        split: of the data set, with the training queries.
+        dev: a split whose nDCG@10 is measured every `eval_every` steps; None: none. 'dev' is used
+            only if the data set has it.
+        pick: 'last', or 'best' for the best weights on dev.
         query_length, passage_length: tokens kept of a text; None: the student's own.
         min_relevance: the lowest judgment that makes a passage positive.
         epochs, steps, min_steps, max_steps: how long.
         batch_size: queries per step, over all devices.
         num_negatives: hard negatives per query in a batch.
-        temperature, in_batch_negatives: of the loss, where none is given.
+        temperature, in_batch_negatives: of the loss, if none is given.
         learning_rate, warmup: the highest rate, and the share or number of steps until it.
-        schedule: 'linear', 'cosine' or 'constant'; or a function of the step's number, from 0, that
-            gives its learning rate, as those of optax.
+        schedule: 'linear', 'cosine' or 'constant'; or a function from the step's number, from 0, to
+            its learning rate, as in optax.
         weight_decay, b1, b2, eps, clip_norm: of AdamW.
         dropout: share of activations dropped.
         chunk_tokens, recompute, gather: see docs/training.md; results do not depend on them.
         eval_every, log_every: steps between dev scores, and between lines of the history.
-        dev_passages, dev_queries: of a dev evaluation at most.
+        dev_passages, dev_queries: largest numbers in a dev evaluation.
         seed: of the order of rows, and of dropout.
 
     Returns:
-        The trained encoder; `.history` has what was measured, and `.history.plot()` draws it.
+        The trained encoder; `.history` has the measurements, and `.history.plot()` draws them.
 
     Raises:
-        InputError: arguments that cannot be, a loss that stops being finite; one line.
+        InputError: invalid arguments, a loss that becomes non-finite; one line.
     """
     options.check_arguments("train", {**locals(), **how}, _TAKES)
     student = _student(student)
@@ -187,7 +187,7 @@ def train(
             alone, rows = blend.without_negatives(block.loss.in_batch and block.batch_size > 1)
             if alone == rows:
                 raise InputError(
-                    "train: no passage is a negative to any row, so there is nothing to learn "
+                    "train: no passage is a negative of any row, so there is nothing to learn "
                     "from; give negatives=mine(…), or a larger batch"
                 )
         return blend
@@ -242,7 +242,7 @@ def _check_negatives(negatives: Any, data: Dataset) -> None:
         most = int(np.max(rows, initial=-1))
         if most >= len(table):
             raise InputError(
-                f"train: the table of negatives has {what} row {most:,}, and the data set "
+                f"train: the table of negatives has {what} row {most:,}, but the data set "
                 f"{data.name!r} has {len(table):,} rows of that kind; it was mined for another one"
             )
 
@@ -287,7 +287,7 @@ def _one_teacher(negatives: Negatives) -> bool:
 def _schedule(
     how: dict[str, Any], optimizer: Any
 ) -> tuple[Callable[[int], float] | None, dict[str, Any]]:
-    """A schedule that was given as a function, and the other options."""
+    """A schedule given as a function, and the other options."""
     rate = how["schedule"] if callable(how["schedule"]) else None
     how = how if rate is None else how | {"schedule": _DEFAULT.schedule}
     if optimizer is not None and rate is not None:
@@ -303,7 +303,9 @@ def _block(how: dict[str, Any], loss: Any, student: Any) -> tuple[Training, Own 
         default = {"temperature": _DEFAULT.loss.temperature, "in_batch_negatives": True}
         for name, value in flat.items():
             if value != default[name]:
-                raise InputError(f"train: {name}={value!r}: it is the loss's, and a loss is given")
+                raise InputError(
+                    f"train: {name}={value!r}: it belongs to the loss, and a loss is given"
+                )
     brought = None
     if loss is None:
         made = Loss(temperature=flat["temperature"], in_batch=flat["in_batch_negatives"])

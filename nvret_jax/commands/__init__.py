@@ -1,7 +1,7 @@
 """One file per command, and the table of them.
 
 A new command is a file with a `COMMAND` (see `parser.Command`) and a row in `COMMANDS`. Files are
-imported when their command runs: a mistyped word need not wait for JAX.
+imported when their command runs: a mistyped word does not wait for JAX.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nvret_jax.processes import log
 
 
 class Row(NamedTuple):
-    """A command: its module in this package, and what it does, for the list."""
+    """A command: its module in this package, and a description for the list."""
 
     module: str
     about: str
@@ -33,8 +33,8 @@ COMMANDS = {
     "search": Row("search", "search a corpus: typed, from a file, or on a local page"),
     "mine": Row("mine", "hard negatives for training data, in any tool's format"),
     "convert": Row("convert", "training data and runs between the formats of tools"),
-    "plan": Row("plan", "what a run would take on chips that are not there"),
-    "options": Row("reference", "the options of a config: default, values, what each is for"),
+    "plan": Row("plan", "the cost of a run on chips that are not present"),
+    "options": Row("reference", "the options of a config: default, values, purpose"),
 }
 _USAGE = """\
 usage: python -m nvret_jax COMMAND …       (COMMAND --help has the options of each)
@@ -65,7 +65,7 @@ def run(name: str, argv: Sequence[str]) -> int:
         The exit status.
 
     Raises:
-        InputError: there is no such command, or what it refuses; one line.
+        InputError: no such command, or a mistake in its arguments; one line.
     """
     if name == "help":
         if not argv:
@@ -75,7 +75,9 @@ def run(name: str, argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"unknown command {shown(name)}{hint}; there are {', '.join(COMMANDS)}")
+        raise InputError(
+            f"unknown command {shown(name)}{hint}; expected one of {', '.join(COMMANDS)}"
+        )
     command = load(name)
     if parser.asks_for_help(argv):
         print(parser.usage(name, command))
@@ -91,7 +93,7 @@ def run(name: str, argv: Sequence[str]) -> int:
 
 
 def listing() -> str:
-    """What `python -m nvret_jax help` prints."""
+    """The output of `python -m nvret_jax help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {row.about}" for name, row in COMMANDS.items()]
     return _USAGE + "\n".join(lines) + _MORE

@@ -1,7 +1,7 @@
 """`python -m nvret_jax convert SOURCE TARGET`: training rows and runs between formats.
 
-SOURCE and TARGET are `format:path`. A workdir is a source too: the negatives mined in a run, with
-the texts of the data set its config names. What a target cannot hold is said in a line; the target
+SOURCE and TARGET are `format:path`. A workdir is a source, too: the negatives mined in a run, with
+the texts of the data set in its config. A line reports what a target cannot hold; the target
 appears whole or not at all.
 """
 
@@ -41,18 +41,18 @@ def convert(source: str, target: str, *, say: Callable[[str], None] = print) -> 
     Args:
         source, target: 'format:path'; the formats are `interchange.FORMATS`, and 'workdir' as a
             source.
-        say: gets, in a line each, what was mended, what is lost, and at the end what was written.
+        say: called with lines about repairs, losses, and at the end about what was written.
 
     Raises:
-        InputError: one line; whatever was at the target is still there.
+        InputError: one line; an existing target is unchanged.
     """
     target_format, target_path = _parse(target, "target")
     if target_format == "workdir":
-        raise InputError(f"target {target!r}: a workdir is a source only")
+        raise InputError(f"target {target!r}: a workdir can only be a source")
     source_format, source_path = _parse(source, "source")
     if target_format == "questions":
         if source_format != "workdir":
-            raise InputError(f"source {source!r}: questions are asked about a run's negatives")
+            raise InputError(f"source {source!r}: 'questions' needs a workdir as its source")
         dataset, negatives = read_workdir(source_path)
         count = verdicts.write_questions(target_path, negatives, dataset.queries, dataset.corpus)
         say(f"{target_path}: {count:,} pairs for a judge; fill in 'verdict' and mine with it")
@@ -68,7 +68,7 @@ def convert(source: str, target: str, *, say: Callable[[str], None] = print) -> 
         if kinds[0] != kinds[1]:
             raise InputError(
                 f"source {source_format!r} holds {kinds[0]}, target {target_format!r} {kinds[1]}; "
-                "a run has ids without texts, so neither turns into the other"
+                "a run has ids without texts, so neither converts to the other"
             )
         content = interchange.read(source_format, source_path, say)
     count = interchange.write(content, target_format, target_path, say)
@@ -96,13 +96,13 @@ def _count(number: int, name: str) -> str:
 
 
 def read_workdir(path: epath.PathLike) -> tuple[Dataset, Negatives]:
-    """The negatives mined in a run, and the data set whose rows they name.
+    """The negatives mined in a run, and the data set they refer to.
 
     Args:
         path: the workdir (the training split of its config), or a negatives/<split>.parquet in it.
 
     Raises:
-        InputError: no config.json, no negatives, or ids the data set does not have.
+        InputError: no config.json, no negatives, or ids that are not in the data set.
     """
     path = paths.local(path, "workdir")
     workdir, table = path, None
@@ -132,7 +132,7 @@ def _sets(workdir: epath.Path) -> str:
 
 
 def _data_of(path: epath.Path) -> dict:
-    """The part of a config that says where the texts are."""
+    """The part of a config with the place of the texts."""
     try:
         config = json.loads(path.read_text())
         data = config["data"]
@@ -147,7 +147,7 @@ def _data_of(path: epath.Path) -> dict:
 
 
 def formats() -> str:
-    """A line for each format, and how the command is used."""
+    """A line for each format, and the usage of the command."""
     width = max(map(len, interchange.FORMATS))
     lines = [f"  {name:<{width}}  {form.about}" for name, form in interchange.FORMATS.items()]
     lines.append(f"  {'workdir':<{width}}  {_WORKDIR}")

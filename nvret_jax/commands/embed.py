@@ -32,12 +32,12 @@ def run(asked: Asked) -> int:
     """Embeds the texts and writes the file.
 
     Raises:
-        InputError: whatever is wrong with model, texts, target or options; one line.
+        InputError: mistakes in model, texts, target or options; one line.
     """
     given, (word, source, place) = asked.options, asked.words
     target = vector_file.check_target(paths.local(place, "TARGET"))
     if given.texts and target.suffix != ".parquet":
-        raise InputError(f"--texts: only a parquet file has room for texts, not {place}")
+        raise InputError(f"--texts: only a parquet file can hold texts, not {place}")
     table = _texts(source, given)
     encoder = models.encoder(word, given.model)
     length = given.model.query_length if given.kind == "query" else given.model.passage_length
@@ -61,13 +61,15 @@ def run(asked: Asked) -> int:
 
 
 def _texts(source: str, given: EmbedTexts) -> TextTable:
-    """The texts that a word names."""
+    """The texts that an argument refers to."""
     if given.kind == "query" and models.is_source(source):
         splits = [given.split] if given.split else None
         data = models.dataset(source, given.source, download=given.model.download, splits=splits)
         return data.split_queries(given.split) if given.split else data.queries
     if given.split:
-        raise InputError(f"--split={given.split}: is for the queries of a data set: --kind=query")
+        raise InputError(
+            f"--split={given.split}: only for the queries of a data set, with --kind=query"
+        )
     if models.is_source(source):
         return models.dataset(source, given.source, download=given.model.download).corpus
     return read_texts(

@@ -1,6 +1,6 @@
 """`python -m nvret_jax evaluate MODEL DATA…`: the scores of a model on data sets.
 
-Each model has its own lengths and prompts unless options say otherwise, as "before" has in a run.
+Each model has its own lengths and prompts unless options change them, like "before" in a run.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def run(asked: Asked) -> int:
     """Scores the model, and perhaps another, on each data set.
 
     Raises:
-        InputError: whatever is wrong with model, data or options; one line.
+        InputError: mistakes in model, data or options; one line.
     """
     given, (word, *sources) = asked.options, asked.words
     output = paths.local(given.output, "--output") if given.output else None
     if output is not None and output.exists() and not output.is_dir():
-        raise InputError(f"--output={given.output}: is a file; name a folder")
+        raise InputError(f"--output={given.output}: is a file; expected a folder")
     sets = {source: _read(source, given) for source in sources}
     names = [data.name for data in sets.values()]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -103,8 +103,8 @@ def _write(folder: epath.Path, result: retrieval.Evaluation, said: dict) -> None
 COMMAND = Command(
     "Ranks the whole corpus of each data set for the queries of a split, and scores the ranking.",
     (
-        Word("MODEL", "What is scored: a folder, the workdir of a run, or a hub id."),
-        Word("DATA", "One data set or several.", many=True),
+        Word("MODEL", "The model to score: a folder, the workdir of a run, or a hub id."),
+        Word("DATA", "One or more data sets.", many=True),
     ),
     Evaluate,
     run,

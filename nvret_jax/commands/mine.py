@@ -1,6 +1,6 @@
-"""`python -m nvret_jax mine DATA TARGET`: training data to hard negatives, as text.
+"""`python -m nvret_jax mine DATA TARGET`: mines hard negatives for training data.
 
-It is the stages embed, search and mine of a run in a workdir, and `convert` of what they make.
+It runs the stages embed, search and mine in a workdir, and `convert` on the result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MORE = """\
 TARGET is format:path, in any format that `convert` writes, for example
   python -m nvret_jax mine beir:mine flagembedding:train.jsonl --percent=0.95
   python -m nvret_jax mine pairs:faq.csv st-triplet:train.parquet --teacher=bm25: --rule=naive
-Several teachers, sets with rules of their own and the audit take a config; see
+Several teachers, sets with different rules and the audit need a config; see
 docs/mining.md.
 """
 
@@ -34,7 +34,7 @@ def run(asked: Asked) -> int:
     """Mines, and writes the target.
 
     Raises:
-        InputError: whatever is wrong with data, teacher, target or options; one line.
+        InputError: mistakes in data, teacher, target or options; one line.
     """
     source, target = asked.words
     form, _, path = target.partition(":")
@@ -85,7 +85,7 @@ COMMAND = Command(
     "positives. Options of mining are those of a config (`options mining` lists their values).",
     (
         Word("DATA", "A data set with positives, such as beir:DIR or pairs:FILE."),
-        Word("TARGET", "What is written, format:path."),
+        Word("TARGET", "The output, format:path."),
     ),
     Mine,
     run,

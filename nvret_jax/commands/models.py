@@ -1,4 +1,4 @@
-"""The model and the corpus of a command: what its words name."""
+"""The model and the corpus that a command's arguments refer to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvret_jax.processes import log
 
 
 def named(word: str) -> str:
-    """What a word for a model names: of the workdir of a run its export, else the word.
+    """The model that an argument refers to: the export of a run's workdir, else the argument.
 
     Raises:
         InputError: a workdir without an export.
@@ -34,7 +34,7 @@ def named(word: str) -> str:
 
 
 def start_of(word: str) -> str:
-    """The model that a run started from, where a word names its workdir; else ''."""
+    """The model that a run started from, if the argument is its workdir; else ''."""
     folder = epath.Path(word).expanduser() if "://" not in word else None
     if folder is None or not _is_workdir(folder):
         return ""
@@ -51,11 +51,11 @@ def _is_workdir(folder: epath.Path) -> bool:
 
 
 def encoder(word: str, options: Model) -> Encoder:
-    """The encoder that a word names.
+    """The encoder that an argument refers to.
 
     Args:
         word: a folder, the workdir of a run, the name of a weights package, or a hub id.
-        options: how it is read.
+        options: for reading it.
 
     Raises:
         InputError: as `Encoder.from_pretrained`, or a length that the model does not have.
@@ -86,12 +86,12 @@ def encoder(word: str, options: Model) -> Encoder:
 
 
 def is_source(word: str) -> bool:
-    """Whether a word is a data set, such as 'beir:DIR', and not a file."""
+    """Whether an argument is a data set, such as 'beir:DIR', and not a file."""
     return word.partition(":")[0] in READERS and ":" in word
 
 
 def dataset(word: str, options: Source, *, download: bool, splits=None) -> Dataset:
-    """The data set that a word names; InputError as `load_dataset`."""
+    """The data set that an argument refers to; InputError as `load_dataset`."""
     return load_dataset(
         word if is_source(word) or ":" in word else guessed(word),
         splits=splits,
@@ -110,7 +110,7 @@ def guessed(word: str) -> str:
 
 
 def corpus(word: str, options: Source, *, download: bool, column: str, id_column: str) -> TextTable:
-    """The passages that a word names: of a data set, or of a file of texts.
+    """The passages that an argument refers to: of a data set, or of a file of texts.
 
     Raises:
         InputError: as `load_dataset` and `read_texts`.

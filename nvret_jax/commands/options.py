@@ -24,7 +24,7 @@ def same(cls: type, name: str, **changes: Any) -> Any:
     Args:
         cls: that dataclass.
         name: of its field.
-        **changes: of `option`'s arguments, where this one differs.
+        **changes: changed arguments of `option`.
     """
     one = fields_of(cls)[name]
     given = {"default": one.default, "takes": one.takes, "sentence": one.sentence, **changes}
@@ -33,10 +33,10 @@ def same(cls: type, name: str, **changes: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Common:
-    """What every command takes."""
+    """The options of every command."""
 
     quiet: bool = option(
-        False, flag(), "Print warnings, errors and the answer only: no progress and no bars."
+        False, flag(), "Print only warnings, errors and the result, without progress bars."
     )
     log_file: str = option(
         "", _NEW_FILE, "A file to which every line is appended, too, with its time."
@@ -45,7 +45,7 @@ class Common:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """How the model of a command is read; what is unset is as its folder says."""
+    """Options for reading the model of a command; unset values are those of its folder."""
 
     query_length: int = same(EncoderOptions, "query_length")
     passage_length: int = same(EncoderOptions, "passage_length")
@@ -66,7 +66,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """How the data of a command are read."""
+    """Options for reading the data of a command."""
 
     allow_empty: bool = same(Data, "allow_empty")
     missing: str = same(Data, "missing")
@@ -76,7 +76,7 @@ class Source:
 class Train:
     """A run of a config."""
 
-    workdir: str = option("", path("a folder", empty=True), "Folder for everything the run makes.")
+    workdir: str = option("", path("a folder", empty=True), "Folder for the run's output.")
     stages: tuple[str, ...] = option(
         (), many(text("the name of a stage")), "Only these stages, separated by commas."
     )
@@ -90,34 +90,36 @@ class Train:
         0, whole(0, what="0 for the config's own"), "Passages that --plan assumes."
     )
     plan_data: bool = option(
-        False, flag(), "Plan training at the lengths of the config's texts, too: reads its data."
+        False,
+        flag(),
+        "Also plan training at the lengths of the config's texts, whose data are read.",
     )
     common: Common = block(Common, flat=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A plan of a config, or of a search alone."""
+    """A plan of a config, or only of a search."""
 
     topology: str = option(
         "",
         text("a topology, such as v5e:4x4, v5p:4x4x4 or h100:8"),
-        "Which chips, such as v5e:4x4, v5p:4x4x4 or h100:8.",
+        "The chips, such as v5e:4x4, v5p:4x4x4 or h100:8.",
     )
     passages: int = option(0, whole(0), "Passages of the corpus; 0: the config's.")
-    data: bool = option(False, flag(), "Plan training at the lengths of the config's texts, too.")
+    data: bool = option(False, flag(), "Also plan training at the lengths of the config's texts.")
     width: int = option(
-        0, whole(0, 1 << 20), "Of a search alone, without a config: numbers per vector."
+        0, whole(0, 1 << 20), "Only for a search without a config: numbers per vector."
     )
     dtype: str = option(
-        "bfloat16", choice("float32", "bfloat16"), "Of a search alone: what vectors are."
+        "bfloat16", choice("float32", "bfloat16"), "Only for a search: dtype of the vectors."
     )
-    queries: int = option(4096, whole(1), "Of a search alone: queries at a time.")
-    k: int = option(100, whole(1), "Of a search alone: hits per query.")
+    queries: int = option(4096, whole(1), "Only for a search: queries at a time.")
+    k: int = option(100, whole(1), "Only for a search: hits per query.")
     memory_gib: float = same(
         Search,
         "memory_gib",
-        sentence="Of a search alone: memory it may take of a chip; 0: what is free.",
+        sentence="Only for a search: memory that it may use per chip; 0: the free memory.",
     )
     common: Common = block(Common, flat=True)
 
@@ -126,7 +128,7 @@ class Plan:
 class Evaluate:
     """How a model is scored."""
 
-    split: str = option("test", SPLIT, "The split of each data set that is scored.")
+    split: str = option("test", SPLIT, "The split of each data set to score.")
     before: str = option(
         "",
         path("a folder or a hub id", empty=True),
@@ -146,9 +148,11 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class EmbedTexts:
-    """How texts become a file of vectors."""
+    """Options for embedding texts into a file of vectors."""
 
-    kind: str = option("passage", choice(*KINDS), "Whose prompt and length the texts get.")
+    kind: str = option(
+        "passage", choice(*KINDS), "The kind of texts, which decides prompt and length."
+    )
     column: str = option(
         "",
         text("the name of a column", empty=True),
@@ -157,15 +161,15 @@ class EmbedTexts:
     id_column: str = option(
         "",
         text("the name of a column", empty=True),
-        "The column of their ids; '': id, _id and the like, or else the number of the row.",
+        "The column of their ids; '': id, _id or a similar name, or else the number of the row.",
     )
     split: str = option(
         "",
         text("the name of a split", empty=True, without="/"),
         "Of a data set's queries, only those of this split.",
     )
-    store: str = option("float32", choice(*VECTOR_DTYPES), "What the numbers are stored as.")
-    texts: bool = option(False, flag(), "Put the texts into the file, too (parquet).")
+    store: str = option("float32", choice(*VECTOR_DTYPES), "The stored number type.")
+    texts: bool = option(False, flag(), "Also put the texts into the file (parquet).")
     model: Model = block(Model, flat=True)
     source: Source = block(Source, flat=True)
     common: Common = block(Common, flat=True)
@@ -173,7 +177,7 @@ class EmbedTexts:
 
 @dataclasses.dataclass(frozen=True)
 class SearchTexts:
-    """How a corpus is searched."""
+    """Options for searching a corpus."""
 
     k: int = option(10, whole(1, 1000), "Passages shown per query.")
     before: str = option(
@@ -185,7 +189,7 @@ class SearchTexts:
     queries: str = option(
         "",
         path("a file", empty=True),
-        "A file of queries to answer, one per line or a table; '': they are typed.",
+        "A file of queries, one per line or a table; '': queries are typed.",
     )
     output: str = option(
         "",
@@ -195,10 +199,10 @@ class SearchTexts:
     vectors: str = option(
         "",
         path("a file", empty=True),
-        "The corpus as `embed` wrote it with MODEL; '': it is embedded now.",
+        "Vectors of the corpus, written by `embed` with MODEL; '': it is embedded now.",
     )
     web: bool = option(False, flag(), "Serve a page at 127.0.0.1, for a browser on this machine.")
-    port: int = option(8765, whole(0, 65535, "0 for any that is free"), "The port of the page.")
+    port: int = option(8765, whole(0, 65535, "0 for any free port"), "The port of the page.")
     column: str = same(EmbedTexts, "column")
     id_column: str = same(EmbedTexts, "id_column")
     model: Model = block(Model, flat=True)
@@ -209,14 +213,15 @@ class SearchTexts:
 
 @dataclasses.dataclass(frozen=True)
 class Mine:
-    """How negatives are mined; all of mining is as in a config."""
+    """Options for mining negatives, with all mining options of a config."""
 
     teacher: str = option(
         EncoderOptions.model,
         EncoderOptions.__dataclass_fields__["model"].metadata["option"]["takes"],
-        "What ranks the passages: a folder, a hub id, 'bm25:', 'vectors:DIR' or 'run:FILE'.",
+        "The teacher that ranks passages: a folder, a hub id, 'bm25:', 'vectors:DIR' or "
+        "'run:FILE'.",
     )
-    split: str = option("train", SPLIT, "The split whose queries are mined for.")
+    split: str = option("train", SPLIT, "The split with the queries.")
     depth: int = same(Search, "depth")
     workdir: str = option(
         "",
@@ -232,6 +237,6 @@ class Mine:
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """No options but the common ones."""
+    """Only the common options."""
 
     common: Common = block(Common, flat=True)

@@ -1,6 +1,6 @@
-"""One parser for all commands: words and options, checked by what they take.
+"""One parser for all commands: positional arguments and options, with checks of their values.
 
-A command is a `Command`: the words behind its name, a dataclass of options, and a function. Options
+A command is a `Command`: its positional arguments, a dataclass of options, and a function. Options
 are given as `--depth=50`, `--depth 50`, `--web` or `--noweb`. All mistakes of a command line are
 reported in one line. Arguments that begin with `--config` belong to a config file and are passed on
 unchanged, to the commands that take one.
@@ -25,13 +25,13 @@ _HELP = frozenset(("-h", "-help", "--help", "--helpshort", "--helpfull"))
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word behind a command's name.
+    """A positional argument of a command.
 
     Attributes:
-        name: as the usage has it, such as 'MODEL'.
-        sentence: what it is.
-        many: whether more may follow it; of the last one.
-        optional: whether it may be left out; of the last one.
+        name: in the usage, such as 'MODEL'.
+        sentence: its description.
+        many: whether more may follow; only for the last one.
+        optional: whether it may be left out; only for the last one.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a command line asks for.
+    """The parsed command line.
 
     Attributes:
         words: as given.
         options: an instance of the command's dataclass.
-        given: key -> value, of the options that the command line has.
+        given: key -> value, for options on the command line.
         config: the arguments that belong to a config.
     """
 
@@ -67,11 +67,11 @@ class Command:
     """A command.
 
     Attributes:
-        about: what it does, a sentence or more.
-        words: behind its name.
+        about: a description, a sentence or more.
+        words: its positional arguments.
         options: the dataclass of its options.
-        run: does it and returns the exit status.
-        more: what its help says at the end.
+        run: executes it and returns the exit status.
+        more: the end of its help text.
         config: whether it takes `--config=FILE` and `--config.KEY=VALUE`.
     """
 
@@ -93,11 +93,11 @@ def parse(name: str, command: Command, argv: Sequence[str]) -> Asked:
 
     Args:
         name: of the command.
-        command: it.
+        command: to parse for.
         argv: what follows its name.
 
     Raises:
-        InputError: all that is wrong with them, in one line.
+        InputError: all mistakes in them, in one line.
     """
     known = dict(blocks.entries(command.options))
     words: list[str] = []
@@ -147,7 +147,7 @@ def _value(values: Any, key: str) -> Any:
 def _take(
     argument: str, rest: list[str], known: Mapping[str, Option], given: dict[str, Any]
 ) -> list[str]:
-    """Puts one option among those given; what is wrong with it."""
+    """Adds one option to those given; returns what is wrong with it."""
     key, equals, text = argument.lstrip("-").partition("=")
     key, one = key.replace("-", "_"), None
     if key in known:
@@ -173,7 +173,7 @@ def _take(
 
 
 def _miscounted(expected: Sequence[Word], words: Sequence[str]) -> list[str]:
-    """What is wrong with the number of words."""
+    """What is wrong with the number of positional arguments."""
     least = sum(not word.optional for word in expected)
     most = None if expected and expected[-1].many else len(expected)
     if len(words) < least:
@@ -181,12 +181,12 @@ def _miscounted(expected: Sequence[Word], words: Sequence[str]) -> list[str]:
         return [f"{' and '.join(missing)} missing"]
     if most is not None and len(words) > most:
         takes = " ".join(word.shown for word in expected) or "no words"
-        return [f"unexpected argument {shown(words[most])}; it takes {takes}"]
+        return [f"unexpected argument {shown(words[most])}; expected {takes}"]
     return []
 
 
 def value_of(text: str, takes: Takes) -> Any:
-    """The value that a text gives to an option; the text itself where it gives none."""
+    """The value of an option from text; the text itself if it is not a value."""
     if text == "None" and takes.unset:
         return None
     if isinstance(takes, Flag):
@@ -211,7 +211,7 @@ def value_of(text: str, takes: Takes) -> Any:
 
 
 def usage(name: str, command: Command) -> str:
-    """What `--help` prints."""
+    """The output of `--help`."""
     words = [word.shown for word in command.words]
     if command.config:
         words.append("--config=FILE")
@@ -221,11 +221,11 @@ def usage(name: str, command: Command) -> str:
     for word in command.words:
         lines += _entry(word.name, word.sentence)
     if command.config:
-        lines += _entry("--config=FILE", "The config file; ':smoke' behind it shrinks the run.")
+        lines += _entry("--config=FILE", "The config file; ':smoke' after it shrinks the run.")
         lines += _entry("--config.KEY=VALUE", "Another value for a key; None unsets it.")
     for key, one in blocks.entries(command.options):
         lines += _entry(_form(key, one), one.sentence)
-    lines += _entry("--help", "Print this.")
+    lines += _entry("--help", "Print this help.")
     if command.more:
         lines += ["", command.more.strip("\n")]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""`python -m nvret_jax plan --topology=…`: what a config, or a search alone, takes on chips.
+"""`python -m nvret_jax plan --topology=…`: the cost of a config, or only of a search, on chips.
 
-Status 0 where all of it fits, 3 where it does not.
+Status 0 if everything fits, else 3.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Compiling for TPUs needs libtpu, for GPUs JAX's CUDA plugin, and no chip."""
 
 
 def run(asked: Asked) -> int:
-    """Compiles for the topology and prints what each step takes.
+    """Compiles for the topology and prints the cost of each step.
 
     Raises:
-        InputError: options that do not go together, or what `plan.command` refuses.
+        InputError: conflicting options, or as `plan.command`.
     """
     wrong = [f"--{key}: {what}" for key, what in _wrong(asked)]
     if wrong:
@@ -52,11 +52,11 @@ def run(asked: Asked) -> int:
 def _wrong(asked: Asked) -> Iterator[tuple[str, str]]:
     given: dict[str, Any] = dict(asked.given)
     if not given.get("topology"):
-        yield "topology", "name the chips, as in --topology=v5e:4x4"
+        yield "topology", "give the chips, as in --topology=v5e:4x4"
     if asked.config:
         for key in _OF_A_SEARCH:
             if key in given:
-                yield key, "is for a search alone, without a config"
+                yield key, "is only for a search without a config"
         return
     for key in ("passages", "width"):
         if not given.get(key):
@@ -66,8 +66,8 @@ def _wrong(asked: Asked) -> Iterator[tuple[str, str]]:
 
 
 COMMAND = Command(
-    "Compiles the steps of a run, or a search alone, for chips that are not there, and prints "
-    "memory, operations and what limits each. The exit status is 3 if any step does not fit.",
+    "Compiles the steps of a run, or only of a search, for chips that are not present, and prints "
+    "memory, operations and limits of each. The exit status is 3 if any step does not fit.",
     (),
     Plan,
     run,

@@ -1,4 +1,4 @@
-"""`python -m nvret_jax options [WORD]`: the options of a config, and those that a word is about."""
+"""`python -m nvret_jax options [WORD]`: the options of a config, or those that match a word."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from nvret_jax.config import reference
 
 
 def run(asked: Asked) -> int:
-    """Prints what was asked for.
+    """Prints the requested options.
 
     Raises:
-        InputError: no option has to do with it.
+        InputError: no option matches.
     """
     print(reference.text(*asked.words))
     return 0
 
 
 COMMAND = Command(
-    "Lists the options of a config with default, values and what each is for. WORD is a key, a "
-    "block such as mining, or any word: then the options are listed that have it in their key, "
-    "values or sentence.",
-    (Word("WORD", "What the options are about.", optional=True),),
+    "Lists the options of a config with default, values and purpose. WORD is a key, a "
+    "block such as mining, or any word, which is searched for in keys, values and descriptions.",
+    (Word("WORD", "A key, a block or any word.", optional=True),),
     Plain,
     run,
 )

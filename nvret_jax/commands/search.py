@@ -1,4 +1,4 @@
-"""`python -m nvret_jax search MODEL CORPUS`: queries typed, of a file, or on a page (`web.py`)."""
+"""`python -m nvret_jax search MODEL CORPUS`: queries typed, from a file, or on a page (web.py)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _BLOCK = 256  # queries of a file answered at a time
 _OUTPUTS = (".jsonl", ".trec")
 _MORE = """\
 CORPUS is a data set such as beir:DIR, or a file of texts. If MODEL is the
-workdir of a run, the model that it started from is shown beside its export:
+workdir of a run, the model that it started from is shown next to its export:
   python -m nvret_jax search runs/quickstart pydocs: --web
   python -m nvret_jax search runs/quickstart pydocs: --queries=questions.txt --output=found.jsonl
 """
 
 
 def run(asked: Asked) -> int:
-    """Makes the corpus ready, and answers queries.
+    """Prepares the corpus, and answers queries.
 
     Raises:
-        InputError: whatever is wrong with models, corpus or options; one line.
+        InputError: mistakes in models, corpus or options; one line.
     """
     given, (word, source) = asked.options, asked.words
     _check(given)
@@ -66,13 +66,15 @@ def _check(given: SearchTexts) -> None:
     if given.output and not given.queries:
         raise InputError(f"search: --output={given.output}: needs --queries=FILE")
     if given.output and not given.output.endswith(_OUTPUTS):
-        raise InputError(f"search: --output={given.output}: ends in {' or '.join(_OUTPUTS)}")
+        raise InputError(
+            f"search: --output={given.output}: the name must end in {' or '.join(_OUTPUTS)}"
+        )
     if given.queries and given.before:
         raise InputError("search: --before is for typed queries and --web, not for --queries")
 
 
 def _corpus(source: str, given: SearchTexts) -> tuple[Dataset | None, TextTable]:
-    """The passages, and the data set that they are of, if they are of one."""
+    """The passages, and their data set, if they belong to one."""
     if models.is_source(source):
         data = models.dataset(source, given.source, download=given.model.download)
         return data, data.corpus
@@ -129,7 +131,7 @@ def _answer(search: TextSearch, queries: TextTable, given: SearchTexts) -> None:
 
 
 def _found(search: TextSearch, queries: TextTable, k: int) -> Iterator[tuple[int, list[Hit]]]:
-    """Row of a query and its hits, for all queries of a table."""
+    """The row of a query and its hits, for all queries of a table."""
     for start in range(0, len(queries), _BLOCK):
         scores_qk, rows_qk = search.search(queries.texts[start : start + _BLOCK], k)
         for number, (scores, rows) in enumerate(zip(scores_qk, rows_qk, strict=True), start):
@@ -138,7 +140,7 @@ def _found(search: TextSearch, queries: TextTable, k: int) -> Iterator[tuple[int
 
 
 def _converse(after: TextSearch, before: TextSearch | None, k: int) -> None:
-    """Answers queries as they are typed, until an empty line or the end of the input."""
+    """Answers typed queries, until an empty line or the end of the input."""
     asks = sys.stdin.isatty()
     if asks:
         log.say("Type a query; an empty line ends.")
@@ -173,8 +175,8 @@ def _shown(
 
 
 COMMAND = Command(
-    "Embeds a corpus and answers queries: those that are typed, those of a file, or on a page at "
-    "127.0.0.1 that shows the results of two models side by side.",
+    "Embeds a corpus and answers queries, from the terminal, a file, or a page at 127.0.0.1 that "
+    "shows the results of two models side by side.",
     (
         Word("MODEL", "A folder, the workdir of a run, or a hub id."),
         Word("CORPUS", "A data set, or a file of texts."),

@@ -18,8 +18,8 @@ from nvret_jax.errors import InputError
 from nvret_jax.files import paths
 from nvret_jax.processes import peers, streams
 
-_OWN = ("distributed.process_id", "distributed.coordinator")  # what processes may differ in
-_FILES, _LEAST_FILES = 4096, 64  # that may be open at once
+_OWN = ("distributed.process_id", "distributed.coordinator")  # keys in which processes may differ
+_FILES, _LEAST_FILES = 4096, 64  # files that may be open at once
 _MORE = f"""\
 Stages: {", ".join(STAGES)}.
 `python -m nvret_jax options` lists the keys of a config, `help` all commands:
@@ -33,8 +33,8 @@ def run(asked: Asked) -> int:
         The exit status.
 
     Raises:
-        InputError: anything wrong with what was given; one line.
-        Preempted: the run was asked to end, and has saved.
+        InputError: any mistake in the arguments; one line.
+        Preempted: a signal ended the run, which has saved.
     """
     given = asked.options
     config = overrides.from_arguments(asked.config)
@@ -46,16 +46,16 @@ def run(asked: Asked) -> int:
     if given.plan_data:
         raise InputError("--plan_data: nothing is planned without --plan=TOPOLOGY")
     if not given.workdir:
-        raise InputError("--workdir is missing; name a folder, such as --workdir=runs/quickstart")
+        raise InputError("--workdir is missing; give a folder, such as --workdir=runs/quickstart")
     if given.workdir.startswith("--"):  # of `--workdir=$UNSET--dry_run`
-        raise InputError(f"--workdir={given.workdir}: a flag in the place of a folder; name one")
+        raise InputError(f"--workdir={given.workdir}: a flag instead of a folder; give a folder")
     _allow_files()
     workdir = str(paths.local(given.workdir, "--workdir"))
     wrong = checks.mistakes(config)
-    # Others hear of a mistake that only this process was given once it has joined them.
+    # Once it has joined them, this process reports its mistakes to the others.
     joinable = checks.has_all_keys(config) and not any(w.startswith("distributed.") for w in wrong)
     met = _meet(config) if joinable else None
-    # Seconds of imports, which a mistyped flag need not wait for.
+    # Seconds of imports, after the checks of flags.
     from nvret_jax import pipeline
 
     if joinable:
@@ -67,10 +67,11 @@ def run(asked: Asked) -> int:
 
 
 def _allow_files() -> None:
-    """Takes as many open files as the system allows.
+    """Raises the limit on open files to the system's maximum.
 
     Raises:
-        InputError: too few for the libraries that read and write stores, which then fail anywhere.
+        InputError: too few for the libraries that read and write stores, which would then fail
+            anywhere.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
@@ -79,13 +80,13 @@ def _allow_files() -> None:
         soft = wanted
     if soft != resource.RLIM_INFINITY and soft < _LEAST_FILES:
         raise InputError(
-            f"this process may open {soft} files, and a run needs {_LEAST_FILES} at least; raise "
+            f"this process may open {soft} files, but a run needs at least {_LEAST_FILES}; raise "
             f"the limit, as with ulimit -n {_FILES}"
         )
 
 
 def _meet(config: ConfigDict) -> peers.Peers | None:
-    """Connects the processes of the run where it is known who they are; as early as can be."""
+    """Connects the processes of the run if they are known, as early as possible."""
     distributed = config.distributed
     if distributed.mode == "off" or not distributed.coordinator:
         return None
@@ -137,8 +138,8 @@ def _value(config: ConfigDict, key: str) -> Any:
 
 
 COMMAND = Command(
-    "Mines, trains, evaluates and exports as a config says, in a workdir. What is up to date is "
-    "skipped, and an interrupted run continues.",
+    "Mines, trains, evaluates and exports by a config, in a workdir. Stages that are up to date "
+    "are skipped, and an interrupted run continues.",
     (),
     Train,
     run,

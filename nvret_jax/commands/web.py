@@ -2,10 +2,10 @@
 
 Choices:
 
-- The page is made here, whole, by a template that escapes all it is given; there is no script, and
+- The whole page is rendered here, by a template that escapes all values; there is no script, and
   nothing is loaded from elsewhere. The policy sent with it allows neither.
-- The server listens at 127.0.0.1 alone, and answers requests for that name and for localhost alone:
-  a page elsewhere on the web cannot make a browser read from it under another name (DNS rebinding),
+- The server listens only at 127.0.0.1, and answers only requests for that name and for localhost: a
+  page elsewhere on the web cannot make a browser read from it under another name (DNS rebinding),
   nor have it search by a link in an image.
 - A request only reads: everything but GET and HEAD is refused.
 """
@@ -49,7 +49,7 @@ class Shown:
         rank, score: of this model.
         id: of the passage.
         beginning, rest: its text; the rest is unfolded.
-        move: how the rank differs from the other model's, '' for one model alone.
+        move: how the rank differs from the other model's, '' for a single model.
         kind: of the move: 'up', 'down', 'same', 'new' or ''.
         relevant: whether it is judged relevant to the query.
     """
@@ -69,10 +69,10 @@ class Column:
     """The results of one model.
 
     Attributes:
-        title: what it is.
+        title: of the column.
         model: its name.
         hits: best first.
-        note: on its judged passages, '' where none are known.
+        note: on its judged passages, '' if none are known.
     """
 
     title: str
@@ -82,7 +82,7 @@ class Column:
 
 
 class Page:
-    """What the page shows, for any query."""
+    """The content of the page for any query."""
 
     def __init__(self, searches: Mapping[str, TextSearch], data: Dataset | None, k: int):
         """A page.
@@ -96,7 +96,7 @@ class Page:
         self._searches, self._k = dict(searches), min(k, _MOST_SHOWN)
         self._corpus = next(iter(searches.values())).corpus
         self._name = data.name if data is not None else "a file of texts"
-        self._lock = threading.Lock()  # two searches at a time gain nothing, and may wait forever
+        self._lock = threading.Lock()  # concurrent searches bring no gain, and may deadlock
         self._relevant: dict[str, set[str]] = {}  # text of a query -> ids of relevant passages
         self._suggested: list[str] = []
         if data is not None:
@@ -187,7 +187,7 @@ class Page:
 
     @staticmethod
     def _in_both(columns: Sequence[Column]) -> int | None:
-        """How many passages both models have; None for one model."""
+        """The number of passages that both models have; None for one model."""
         if len(columns) < 2:
             return None
         first, second = ({hit.id for hit in column.hits} for column in columns)
@@ -204,7 +204,7 @@ def _note(shown: Sequence[Shown], relevant: set[str]) -> str:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answers for `page`; see the top of this file for what is refused."""
+    """Answers for `page`; the top of this file describes what is refused."""
 
     server_version, sys_version = "nvret_jax", ""
 
@@ -229,7 +229,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         parts = urllib.parse.urlsplit(self.path)
         if parts.path != "/":
-            self._send(404, "there is one page: /")
+            self._send(404, "the only page is /")
             return
         try:
             asked = urllib.parse.parse_qs(parts.query, errors="replace", max_num_fields=8)
@@ -293,7 +293,7 @@ def make_server(page: Page, port: int = 0) -> http.server.ThreadingHTTPServer:
         return _Server((HOST, port), functools.partial(_Handler, page=page))
     except OSError as error:
         raise InputError(
-            f"--port={port}: cannot listen there ({error.strerror}); name another, or 0 for any"
+            f"--port={port}: cannot listen there ({error.strerror}); choose another, or 0 for any"
         ) from None
 
 

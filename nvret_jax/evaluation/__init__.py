@@ -1,1 +1,1 @@
-"""Scoring a ranking against judgments, and writing both down in formats other tools read."""
+"""Scores rankings by judgments, and writes both in formats that other tools read."""

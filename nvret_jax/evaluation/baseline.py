@@ -1,7 +1,7 @@
-"""BM25 on the queries of an evaluation: what an encoder has to beat to be worth its cost.
+"""BM25 on the queries of an evaluation: the baseline that an encoder has to beat.
 
-It is ranked and scored just as an encoder is: the whole corpus, the same depth, the same passages
-left out, the same order among ties. Its defaults are those of BM25 as a teacher.
+It is ranked and scored like an encoder: the whole corpus, the same depth, the same passages left
+out, the same order among ties. Its defaults are those of BM25 as a teacher.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CHEAP = 200_000
 
 
 def is_wanted(options: EvaluationOptions, passages: int) -> bool:
-    """Whether BM25 is ranked for a corpus of so many passages."""
+    """Whether BM25 is ranked for a corpus of this many passages."""
     return options.bm25 == "on" or (options.bm25 == "auto" and passages <= CHEAP)
 
 
@@ -34,7 +34,7 @@ def evaluate_bm25(
         progress: show a bar.
 
     Raises:
-        InputError: no query has a word of the corpus, or what `evaluate_ranking` raises.
+        InputError: no query shares a word with the corpus, or as `evaluate_ranking`.
     """
     _, texts = scored_queries(dataset, split, options.min_relevance)
     ranker = Bm25Ranker(texts, dataset.corpus.texts)

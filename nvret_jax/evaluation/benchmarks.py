@@ -13,7 +13,8 @@
     MTEB(eng, v2)    its ten retrieval tasks
 
 Tasks, revisions of their data, splits and prompts are those of mteb (`tasks.tsv` says of which
-release). By default texts get the model's own prompts; `instruction` puts the task's own words in.
+release). By default texts get the model's own prompts; `instruction` inserts the task's own
+description.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _BRIGHT = (
     "Biology EarthScience Economics Psychology Robotics Stackoverflow SustainableLiving Pony "
     "Leetcode Aops TheoremQATheorems TheoremQAQuestions"
 )
-# Name -> entries, each a task or a name with the tasks it is the mean of.
+# Name -> entries, each a task, or a name with the tasks to average.
 BENCHMARKS: dict[str, tuple[str | tuple[str, tuple[str, ...]], ...]] = {
     "BEIR-15": (
         *"TRECCOVID NFCorpus NQ HotpotQA FiQA2018 ArguAna Touche2020".split(),
@@ -69,13 +70,13 @@ class Task:
     """A task of a published list.
 
     Attributes:
-        name: as mteb has it.
-        data: of the Hugging Face hub, 'owner/name'.
-        revision: of it.
-        part: of BRIGHT, the domain; '' elsewhere.
-        split: that is evaluated.
+        name: in mteb.
+        data: on the Hugging Face hub, 'owner/name'.
+        revision: of the data.
+        part: the domain, for BRIGHT; '' for others.
+        split: to evaluate.
         own: whether a passage with the query's own id is left out of its ranking.
-        prompt: what mteb says the task is, for queries; '' where it says nothing.
+        prompt: mteb's description of the task, for queries; '' if it has none.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Task:
 
     @property
     def source(self) -> str:
-        """As `load_dataset` takes it; of BRIGHT it is read by `data.bright`."""
+        """The source for `load_dataset`; BRIGHT is read by `data.bright`."""
         return f"hf:{self.data}?revision={self.revision}"
 
 
@@ -114,7 +115,7 @@ def tasks() -> dict[str, Task]:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """What an encoder scored on a list.
+    """The scores of an encoder on a list.
 
     Attributes:
         name: of the list.
@@ -164,21 +165,21 @@ def evaluate(
     """Evaluates an encoder on a list of tasks.
 
     Args:
-        encoder: as of `retrieval.evaluate`.
+        encoder: as in `retrieval.evaluate`.
         benchmark: one of `BENCHMARKS`.
         only: some of its entries, by name; None: all.
-        sources: task -> a data set, or what `load_dataset` takes, in the place of the hub's. Of
-            BRIGHT, a folder in the layout of its repository.
-        prompts: task -> what goes before its queries.
-        instruction: a template such as 'Instruct: {instruction}\\nQuery: ' that is filled with what
-            the task is and goes before queries; '{instruction}' alone for BRIGHT, whose prompts
-            are whole. None: the model's own prompt.
-        download: whether the hub may be asked; else its local cache alone is read.
+        sources: task -> a data set, or what `load_dataset` takes, instead of the hub's. For BRIGHT,
+            a folder in the layout of its repository.
+        prompts: task -> the text put before its queries.
+        instruction: a template such as 'Instruct: {instruction}\\nQuery: ' that is filled with the
+            task's description and put before queries; only '{instruction}' for BRIGHT, whose
+            prompts are complete. None: the model's own prompt.
+        download: whether the hub may be accessed; else only its local cache is read.
         progress: show bars.
         **how: further arguments of `retrieval.evaluate`, such as `backend`.
 
     Raises:
-        InputError: no such list or task, data that are not there.
+        InputError: no such list or task, or missing data.
     """
     options.check_arguments("benchmark", locals(), _TAKES)
     if instruction is not None and "{instruction}" not in instruction:

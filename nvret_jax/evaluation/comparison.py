@@ -2,8 +2,8 @@
 
 The interval is a paired bootstrap over queries (Sakai, SIGIR 2006, section 2): draw as many
 queries as there are, with replacement, take the mean difference, repeat, and report the 2.5th and
-97.5th percentile of the means. It says how far the difference would move with other queries of the
-same kind; it says nothing about another training seed.
+97.5th percentile of the means. It shows how far the difference would move with other queries of the
+same kind; it does not cover the variation between training seeds.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Scores:
     """One row group of the card's table: a dataset's means before and after.
 
     Attributes:
-        dataset: name and split as readers should see it.
+        dataset: name and split for display.
         queries: how many were scored.
         before: {trec name: mean}, or None when the untrained model was not evaluated.
         after: {trec name: mean}.
         interval: 95 % interval of the nDCG@10 difference, or None.
-        measured: what before and after are, a sentence; '' where nothing was trained.
+        measured: a sentence about before and after; '' if nothing was trained.
         bm25: {trec name: mean} of BM25 on the same queries, or None.
     """
 
@@ -110,8 +110,8 @@ def bootstrap_interval(
     Args:
         before, after: {query id: {measure: value}} with the same queries.
         resamples: how many means are drawn.
-        seed: of numpy's default generator; the same inputs and seed give the same interval, in
-            whatever order the queries come.
+        seed: of numpy's default generator; the same inputs and seed give the same interval, in any
+            order of the queries.
     """
     delta_q = np.array([after[q][measure] - before[q][measure] for q in sorted(before)])
     rng = np.random.default_rng(seed)
@@ -192,7 +192,7 @@ def evaluation_table(
 def _beside(
     table, bm25: Sequence[Mapping[str, float] | None]
 ) -> Callable[[int, str], tuple[str, ...]]:
-    """Adds the column of BM25 where there is one; (block, measure) -> its cells."""
+    """Adds the column of BM25 if there is one; (block, measure) -> its cells."""
     if not any(bm25):
         return lambda number, name: ()
     table.add_column("BM25", justify="right", no_wrap=True)

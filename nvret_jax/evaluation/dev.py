@@ -1,4 +1,4 @@
-"""nDCG@10 on dev queries against a corpus small enough to be embedded again and again."""
+"""nDCG@10 on dev queries over a corpus small enough to embed repeatedly."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nvret_jax.models.encoder import Encoder
 
 @dataclasses.dataclass(frozen=True)
 class Dev:
-    """What guides training: dev queries against a small corpus.
+    """A dev evaluation: dev queries over a small corpus.
 
     Attributes:
         data: the queries and the corpus that passages are taken from.
         split: of the dev queries.
         min_relevance: judgments from this grade on count.
-        passages, queries: how many there are at most; 0: all.
+        passages, queries: largest numbers; 0: all.
         lengths: tokens that the student keeps, by kind of text.
         backend: of the search.
         hard: (ids of queries, depth) -> rows of passages that are hard for them, the hardest first.
@@ -36,7 +36,7 @@ class Dev:
     hard: Callable[[Sequence[str], int], Iterable[int]]
 
     def score(self) -> Callable[[Encoder], float]:
-        """nDCG@10 on some dev queries against a corpus small enough to embed again and again."""
+        """nDCG@10 on some dev queries over a corpus small enough to embed repeatedly."""
         qrels = self.data.qrels[self.split]
         ids = list(self.data.positives(self.split, self.min_relevance))[: self.queries or None]
         corpus = self.data.corpus

@@ -5,10 +5,10 @@
 
     results = mteb.evaluate(Model(encoder), mteb.get_tasks(["SciFact", "STS12"]))
 
-Retrieval is searched here: the corpus is embedded once, its vectors are spread over all devices of
-the encoder's mesh, and every query gets its exact best passages (mteb's SearchProtocol). Tasks of
-other kinds ask for embeddings (EncoderProtocol). mteb is imported where it is needed: the extra
-`mteb` installs it, and torch with it.
+Retrieval is searched here: the corpus is embedded once, its vectors are distributed over all
+devices of the encoder's mesh, and every query gets its exact best passages (mteb's SearchProtocol).
+Other tasks request embeddings (EncoderProtocol). mteb is imported where it is needed: the extra
+`mteb` installs it, with torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Model:
     """An encoder for `mteb.evaluate`, of both its protocols: search, and encoding.
 
     Attributes:
-        encoder: what embeds.
+        encoder: that embeds.
         mteb_model_meta: mteb's `ModelMeta` of it.
     """
 
@@ -62,16 +62,16 @@ class Model:
             encoder: of `Encoder.from_pretrained`, or trained.
             name: 'owner/model', under which mteb keeps results; None: that of the encoder.
             revision: likewise; None: a hash of weights, tokenizer and settings.
-            prompts: what goes before texts, by task: 'NQ-query', 'NQ', 'Retrieval-query',
-                'Retrieval', 'query' or 'document', the first that is there. Without any, queries
-                and passages get the encoder's own prompts and texts of other tasks none.
+            prompts: texts put before the texts, by task: 'NQ-query', 'NQ', 'Retrieval-query',
+                'Retrieval', 'query' or 'document', the first that exists. Without any, queries and
+                passages get the encoder's own prompts and texts of other tasks none.
             instruction: a template such as 'Instruct: {instruction}\\nQuery: ', filled with the
                 prompt that mteb gives a task; for queries, and for texts of tasks that have none.
-            training_datasets: mteb's names of what the model was trained on.
+            training_datasets: mteb's names of the training data.
             backend: of the search: 'auto', 'device' or 'faiss'.
 
         Raises:
-            InputError: no encoder, or a late-interaction one; arguments that cannot be.
+            InputError: not an encoder, or a late-interaction one; invalid arguments.
         """
         options.check_arguments("mteb.Model", locals(), _TAKES)
         if not isinstance(encoder, Encoder):
@@ -115,7 +115,7 @@ class Model:
             inputs: batches with 'text'.
             task_metadata: of mteb; its name and type choose the prompt.
             prompt_type: 'query', 'document' or None.
-            hf_split, hf_subset, kwargs: of mteb; `show_progress_bar` is heeded.
+            hf_split, hf_subset, kwargs: of mteb; `show_progress_bar` is used.
 
         Returns:
             float32 [texts, D].
@@ -140,7 +140,7 @@ class Model:
         return emb_nd
 
     def prompt(self, task: Any, side: str | None) -> str:
-        """What goes before a text.
+        """The text put before a text.
 
         Args:
             task: mteb's metadata of a task.
@@ -159,11 +159,11 @@ class Model:
         return "" if side is None else self.encoder.spec.prompt(_KINDS[side])
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Scores [N, M] of vectors that `encode` gave; or [M] of one with many."""
+        """Scores [N, M] of vectors from `encode`; or [M] of one with many."""
         return np.atleast_2d(_array(embeddings1)) @ np.atleast_2d(_array(embeddings2)).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Scores [N] of vectors in the same places."""
+        """Scores [N] of vectors at the same positions."""
         return np.einsum("nd,nd->n", _array(embeddings1), _array(embeddings2))
 
     def index(
@@ -176,7 +176,7 @@ class Model:
         encode_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Embeds a corpus and makes it ready for search.
+        """Embeds a corpus and prepares it for search.
 
         Args:
             corpus: rows with 'id', 'text' and perhaps 'title'.
@@ -204,7 +204,7 @@ class Model:
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> dict[str, dict[str, float]]:
-        """The best passages of each query, of the corpus that was indexed last.
+        """The best passages for each query, from the corpus indexed last.
 
         Args:
             queries: rows with 'id', 'text' and perhaps 'instruction'.
@@ -214,7 +214,7 @@ class Model:
 
         Returns:
             query id -> passage id -> score. Equal scores are lowered by single float32 steps, in
-            the order of the corpus, so that any tool ranks them as they are ranked here.
+            the order of the corpus, so that any tool ranks them in the same order.
 
         Raises:
             InputError: nothing was indexed.
@@ -233,7 +233,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class _Corpus:
-    """What was indexed: passage ids, their vectors, and the index of these."""
+    """An indexed corpus: passage ids, their vectors, and the index."""
 
     ids: list[str]
     vectors_nd: np.ndarray
@@ -242,7 +242,7 @@ class _Corpus:
     def search(
         self, queries_qd: np.ndarray, k: int, allowed: Sequence[Iterable[str]] | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows [Q, k]; of some passages only, where `allowed` names them per query."""
+        """Scores and rows [Q, k]; only of some passages, if `allowed` lists them per query."""
         count = len(self.ids)
         k = min(k, count)
         if allowed is None:
@@ -251,7 +251,8 @@ class _Corpus:
         wanted = [np.array(sorted({row[p] for p in one if p in row}), np.int32) for one in allowed]
         scores_qk = np.full((len(queries_qd), k), -np.inf, np.float32)
         rows_qk = np.full((len(queries_qd), k), -1, np.int32)
-        # Many candidates are the corpus without a few passages; few are scored by themselves.
+        # Many candidates are searched as the corpus without a few passages; few are scored
+        # directly.
         many = [q for q, rows in enumerate(wanted) if 2 * len(rows) > count]
         if many:
             everything = np.arange(count, dtype=np.int32)
@@ -267,7 +268,7 @@ class _Corpus:
 
 
 def _query_texts(queries: Any) -> list[str]:
-    """Queries as mteb words them: an instruction behind the text, a conversation as one text."""
+    """Queries in mteb's form: an instruction after the text, a conversation as one text."""
     texts = [_spoken(text) for text in queries["text"]]
     if "instruction" not in queries.column_names:
         return texts
@@ -286,7 +287,7 @@ def _spoken(text: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Meta:
-    """What a user says of a model for mteb's ModelMeta."""
+    """The user's values for mteb's ModelMeta."""
 
     name: str | None
     revision: str | None

@@ -1,6 +1,6 @@
-"""A whole run: the stages of a config in a workdir, one file each, and what they have in common.
+"""A whole run: the stages of a config in a workdir, one file each, and their shared parts.
 
-`run(config, workdir)` is the whole of it for callers; `runner.py` says what it does.
+`run(config, workdir)` is the entry point; `runner.py` describes it.
 """
 
 from nvret_jax.pipeline.result import Result

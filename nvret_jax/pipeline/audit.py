@@ -25,13 +25,13 @@ from nvret_jax.pipeline.state import Run, once
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What an audit reads.
+    """The inputs of an audit.
 
     Attributes:
         data: the queries and the corpus.
         query_ids: of the queries with a positive.
         teachers: candidates and ranker of each.
-        excluder: what can never be a negative.
+        excluder: of passages that can never be negatives.
         mining: how negatives would be mined; its seed decides which positives are hidden.
     """
 
@@ -88,7 +88,8 @@ def make(inputs: Inputs, options: Audit) -> Audited:
         visible = audit.visible_positives(
             candidates.positive_rows, inputs.query_ids, corpus.ids, seed
         )
-        if excluded is None:  # the same for all teachers: what is visible decides what is a copy
+        # the same for all teachers: copies depend only on the visible positives
+        if excluded is None:
             shown = audit.visible_rows(candidates.positive_rows, visible)
             excluded = inputs.excluder.of(candidates.query_rows, shown).rows
         rows += audit.audit(

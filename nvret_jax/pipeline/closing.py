@@ -1,4 +1,4 @@
-"""What a run says at its end: how long it took, where its results are, and what comes next."""
+"""The closing lines of a run: its duration, the place of its results, and next steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lines(run: Run, plan: Sequence[str], asked: Sequence[str], seconds: float) -
     elif "export" in asked and run.trains:
         data = run.config.data.test or run.config.data.train or "DATA"
         out += [
-            "next      search with it, beside the model it started from:",
+            "next      search with it, next to the model it started from:",
             f"          python -m nvret_jax search {path} {shlex.quote(data)} --web",
             "          score it on other data:",
             f"          python -m nvret_jax evaluate {path} beir:DIR",

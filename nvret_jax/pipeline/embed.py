@@ -27,10 +27,10 @@ from nvret_jax.search.store import EmbeddingStore
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is embedded, and by what.
+    """The texts to embed, and their encoder.
 
     Attributes:
-        encoder: it, in the dtype that it embeds in.
+        encoder: in the dtype in which it embeds.
         table: the texts.
         kind: of the texts, 'query' or 'passage'.
         length: tokens kept of one.
@@ -46,12 +46,12 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """Embeddings that come as they are asked for.
+    """Embeddings computed on demand.
 
     Attributes:
         encoded: see `search.embedding`.
         width: D.
-        chunk_rows: rows per chunk of the store that they belong into.
+        chunk_rows: rows per chunk of their store.
     """
 
     encoded: Encoded
@@ -71,8 +71,8 @@ def artifact_of(
     """Vectors of one table.
 
     Args:
-        role: whose they are; see `Run.side`.
-        more: parts beside those of the encoder's block: what trained it.
+        role: their encoder; see `Run.side`.
+        more: parts in addition to those of the encoder's block, for a trained one.
     """
     kind, _ = run.table(data, table)
     side = run.side(role)
@@ -94,7 +94,7 @@ def artifact_of(
         return run.workdir.embeddings(role, folder, table, parts | by, run.about)
 
     if asked == "auto":
-        # What another machine of the same workdir made stays.
+        # Embeddings made by another machine with the same workdir are kept.
         for other in DTYPES:
             if other != dtype and made_in(other).is_recorded():
                 return made_in(other)
@@ -139,7 +139,7 @@ def inputs_with(
 
 
 def make(inputs: Inputs, options: Embed) -> Vectors:
-    """The embeddings of a table, encoded when they are asked for."""
+    """The embeddings of a table, encoded on demand."""
     encoded = functools.partial(
         _encoded, inputs.encoder, inputs.kind, inputs.length, options.token_budget or None
     )

@@ -1,7 +1,8 @@
 """The models of a run: teachers, student and rescorer, loaded when first used.
 
-A config names them; here is what that name means, and on what their output depends: `parts` come
-from the files alone, so that the state of every stage is known before anything is loaded.
+A config names them; this module resolves the names, and defines on what their output depends:
+`parts` come only from the files, so that the state of every stage is known before anything is
+loaded.
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ from nvret_jax.training.initial import randomised
 
 @dataclasses.dataclass
 class Loading:
-    """What the models of a run are read with, and those that are in memory.
+    """The settings for reading the models of a run, and the models in memory.
 
     Attributes:
-        mesh: gives where the weights lie; called when the first model is loaded.
+        mesh: returns the mesh of the weights; called when the first model is loaded.
         download: whether hub models may be fetched.
         seed: of new weights and adapters.
         dropout: gives the rate of the student's backbone while it trains; one for all stages, as
             it is part of the model.
-        models: the encoders that are loaded, by what they were read with.
-        tokenizers: those that are, by folder.
+        models: the encoders that are loaded, by the settings they were read with.
+        tokenizers: the loaded ones, by folder.
     """
 
     mesh: Callable[[], Mesh]
@@ -111,7 +112,7 @@ class Side:
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
-        """What the encoder is read and exported with: its length is the longer side's."""
+        """The spec for reading and exporting the encoder, with the longer of the two lengths."""
         positions = self._own[0].backbone.max_tokens
         for kind in ("query", "passage"):
             if (length := self.length(kind)) > positions:
@@ -127,7 +128,7 @@ class Side:
         """Hashes of the folder's content, without loading it."""
         spec, folder = self._own
         with weights.Checkpoint(folder):
-            pass  # a file cut short shows before anything is made
+            pass  # a truncated file is detected before anything is made
         files = weights.weight_files(folder)
         for name in spec.dense_folders:
             files += weights.weight_files(self.folder / name)
@@ -147,7 +148,7 @@ class Side:
         return f"teachers.{self.name}." if named else f"{self.name}."
 
     def parts(self, kind: str) -> dict[str, Any]:
-        """What decides this side's embedding of a text of one kind, by key in the config."""
+        """What decides this encoder's embedding of a text of one kind, by config key."""
         return {
             key if key == "seed" else f"{self.key_prefix}{key}": value
             for key, value in self._values(kind).items()
@@ -158,7 +159,7 @@ class Side:
         return self.parts("query") | self.parts("passage")
 
     def tokens_of(self, kind: str) -> tuple[str, str | None]:
-        """What decides the tokens of a text of a kind, before it is cut: tokenizer and prompt."""
+        """What decides the tokens of an uncut text of a kind: tokenizer and prompt."""
         return self._tokenizer.fingerprint, self.spec.prompt(kind)
 
     def same_as(self, other: Side) -> bool:
@@ -183,7 +184,7 @@ class Side:
 
     @functools.cached_property
     def _unusual(self) -> dict[str, Any]:
-        """Parts that most models do not have; absent there, so that what they made stays valid."""
+        """Parts that most models do not have; absent there, so that their artefacts stay valid."""
         parts: dict[str, Any] = {}
         if self.config.param_dtype != "float32":
             parts["param_dtype"] = self.config.param_dtype
@@ -203,7 +204,7 @@ class Side:
                 parts[f"lora_{key}"] = getattr(self.lora, key)
         if self.config.adapter:
             folder = paths.local(self.config.adapter, "adapter")
-            lora.read_config(folder)  # raises InputError where it is no adapter
+            lora.read_config(folder)  # raises InputError if it is not an adapter
             files = [folder / lora.CONFIG_FILE, folder / lora.WEIGHTS_FILE]
             if not files[1].exists():
                 raise InputError(f"{files[1]}: no such file; an adapter is a folder with it")
@@ -216,12 +217,12 @@ class Side:
 
     @property
     def dropout(self) -> float:
-        """Of the backbone while it trains."""
+        """The dropout rate of the backbone in training."""
         return self.loading.dropout() if self.name == "student" else 0.0
 
     @functools.cached_property
     def key(self) -> str:
-        """What the weights in memory are a function of: sides that share it share those."""
+        """What the weights in memory depend on: encoders with the same key share them."""
         read = self._overrides() | {"query_prompt": None, "passage_prompt": None}
         config, seed = self.config, self.loading.seed
         more = [self.lora, config.adapter, config.attention, config.remat, config.init]
@@ -254,7 +255,7 @@ class Side:
         )
 
     def check_kernel(self, asked: str) -> None:
-        """Raises InputError where its attention cannot be computed as configured, on this mesh.
+        """Raises InputError if its attention cannot be computed as configured, on this mesh.
 
         Args:
             asked: `embed.dtype`.
@@ -266,29 +267,29 @@ class Side:
         kernels.check_platform(name, platform)
 
     def check_prompts(self) -> None:
-        """Raises InputError where a prompt leaves no room for the text behind it."""
+        """Raises InputError if a prompt leaves no space for the text after it."""
         for kind in ("query", "passage"):
             prompt, length = self.spec.prompt(kind), self.length(kind)
             texts = TextTokens(self.spec, self._tokenizer, self.folder)
             taken = texts.taken(kind) if prompt else 0
             if taken >= length:
                 raise InputError(
-                    f"{self._label}{self.name}: {kind}_length={length}, and the prompt "
-                    f"{prompt!r} alone takes {taken} tokens; raise the length"
+                    f"{self._label}{self.name}: {kind}_length={length}, but the prompt {prompt!r} "
+                    f"alone takes {taken} tokens; raise the length"
                 )
 
     def release(self) -> None:
-        """Forgets the encoder; it is loaded again if it is asked for."""
+        """Frees the encoder; it is loaded again on demand."""
         self.__dict__.pop("encoder", None)
 
 
 class OwnSide(Side):
-    """The student as its user had it before training: what "before" measures.
+    """The student as published, before training: what "before" measures.
 
-    Lengths are the model's own, whatever it is trained with, and so is all else that its folder
-    states: prompts, pooling, the direction of attention. What the folder leaves open (the prompts
-    of a model that documents them in its README only, the pooling of a bare backbone) is as
-    configured.
+    Lengths are the model's own, whatever it is trained with, and so is everything else that its
+    folder defines: prompts, pooling, the direction of attention. What the folder does not define
+    (the prompts of a model that documents them in its README only, the pooling of a bare backbone)
+    is as configured.
     """
 
     def __init__(self, name: str, config: EncoderOptions, loading: Loading, label: str = ""):
@@ -297,7 +298,7 @@ class OwnSide(Side):
 
     @functools.cached_property
     def _stated(self) -> bool:
-        """Whether the folder says how texts become vectors; a bare backbone does not."""
+        """Whether the folder defines how texts become vectors; a bare backbone does not."""
         return (self.folder / "modules.json").exists()
 
     def _overrides(self) -> dict[str, Any]:
@@ -331,7 +332,7 @@ class ServedSide(Side):
         return super()._values(kind) | {f"{kind}_length": length}
 
     def check_length(self) -> None:
-        """Raises InputError where the model has no positions for as long a text."""
+        """Raises InputError if the model has too few positions for that length."""
         length, positions = self.length("passage"), self._own[0].backbone.max_tokens
         if length > positions:
             raise InputError(
@@ -349,12 +350,12 @@ class Rescorer:
         Args:
             config: its options.
             loading: what it is read with.
-            data: gives what has the queries and passages; called when pairs are scored.
+            data: returns the data set; called when pairs are scored.
         """
         self.config, self._loading, self._data = config, loading, data
 
     def is_needed(self, mining: Options, compat: str) -> bool:
-        """Whether anything reads its scores; in the teacher's order only a bound or a draw.
+        """Whether anything reads its scores; in the teacher's order, only a bound or a draw does.
 
         Args:
             mining: how it is mined, the preset in effect.
@@ -363,7 +364,7 @@ class Rescorer:
         rule = mining.rule
         bounded = rule.has_ceiling or np.isfinite(rule.min_score)
         if compat == "sentence_transformers":
-            return bounded  # which leaves a cross-encoder out where nothing is filtered
+            return bounded  # which skips a cross-encoder if nothing is filtered
         return self.config.order == "rescored" or bounded or "softmax" in mining.sampling
 
     @functools.cached_property
@@ -371,7 +372,7 @@ class Rescorer:
         return resolve(self.config.model, download=self._loading.download)
 
     def parts(self) -> dict[str, Any]:
-        """What decides its scores and how many there are."""
+        """What decides its scores and their number."""
         files = [*weights.weight_files(self._folder), self._folder / "config.json"]
         keys = ("rescorer.model",)
         sums = "".join(weights.file_sha256(file) for file in files)

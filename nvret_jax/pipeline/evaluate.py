@@ -36,7 +36,7 @@ from nvret_jax.search.store import EmbeddingStore
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """What one encoder makes of the test texts.
+    """One encoder's vectors of the test texts.
 
     Attributes:
         passages_nd: of the corpus, or a store of them.
@@ -51,13 +51,13 @@ class Vectors:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is evaluated.
+    """The inputs of an evaluation.
 
     Attributes:
         data: the test data.
-        split: of it.
-        before: by the student as it starts.
-        after: by the trained one; None where nothing is trained.
+        split: of that data.
+        before: by the student before training.
+        after: by the trained one; None if nothing is trained.
         mesh, backend: of the search.
         said: what else is known of the scores, by name.
         bm25: means of BM25 on the same queries; None where there are none.
@@ -148,7 +148,7 @@ def scores_parts(run: Run) -> dict[str, Any]:
 
 @once
 def _vectors_of(run: Run, role: str, table: str) -> Artifact:
-    """Vectors of the test texts, by the student as it starts or as it was trained."""
+    """Vectors of the test texts, by the student before or after training."""
     if role != "student":
         return embed.artifact(run, role, run.test_data, table)
     return embed.artifact_of(run, role, run.test_data, table, trained.parts(run))
@@ -204,7 +204,7 @@ def _overlaps(run: Run) -> list[Overlap]:
 
 
 def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
-    """Embeddings of the test texts, made where they are missing."""
+    """Embeddings of the test texts, made if they are missing."""
     data, split = run.test_data, run.config.data.test_split
     stores = []
     for table in ("passages", f"queries-{split}"):
@@ -328,7 +328,7 @@ def _write_run(path: epath.Path, result: retrieval.Evaluation) -> None:
 
 
 def _measured(run: Run) -> str:
-    """What the scores are scores of: whose lengths and prompts."""
+    """A description of what was scored, with lengths and prompts."""
     if not run.trains:
         return f"{run.untrained.config.model}: {_cut_at(run.untrained)}"
     return (
@@ -345,7 +345,7 @@ def _cut_at(side: Side) -> str:
 
 
 def read_scores(run: Run) -> Scores:
-    """What the stage wrote, for the model card and the report."""
+    """The files of the stage, for the model card and the report."""
     found = json.loads(need(artifact(run)).path.read_text())
     interval = found.get("ndcg_cut_10_difference_interval")
     return Scores(

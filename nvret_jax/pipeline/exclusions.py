@@ -1,4 +1,4 @@
-"""What can never be a negative of the training queries, and what a judge has said of them."""
+"""Passages that can never be negatives of the training queries, and a judge's verdicts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from nvret_jax.search.candidates import Candidates
 
 @dataclasses.dataclass(frozen=True)
 class Excluder:
-    """What can never be a negative of training queries, as configured.
+    """Passages that can never be negatives of training queries, as configured.
 
     Attributes:
         queries, corpus: their texts.
         settings: what is excluded.
         judge: whose verdicts count.
         texts: which passages have equal texts; None: every id is a distinct text.
-        passages_nd: unit vectors of the corpus, where near copies are excluded by them.
+        passages_nd: unit vectors of the corpus, if near copies are excluded.
         make_index: a search index over such vectors.
     """
 
@@ -47,12 +47,12 @@ class Excluder:
         positive_rows: Ragged,
         effect: verdicts.VerdictEffect | None = None,
     ) -> exclusion.Exclusions:
-        """What can never be a negative of some queries.
+        """Passages that can never be negatives of some queries.
 
         Args:
             query_rows: int [S], rows of `queries`.
-            positive_rows: their known positives, which decide what a copy of one is.
-            effect: what a judge has said of these queries.
+            positive_rows: their known positives, whose copies are excluded.
+            effect: of a judge's verdicts on these queries.
         """
         vectors: dict[str, Any] = {}
         if self.passages_nd is not None:
@@ -80,7 +80,7 @@ class Excluder:
         return self.of(candidates.query_rows, candidates.positive_rows, effect)
 
     def effect(self, candidates: Candidates) -> verdicts.VerdictEffect | None:
-        """What a judge's file changes, or None where there is none; equal queries share it."""
+        """The effect of a judge's file, or None if there is none; equal queries share it."""
         if not self.judge.verdicts:
             return None
         read = verdicts.read_verdicts(self.judge.verdicts, self.queries, self.corpus)
@@ -98,7 +98,7 @@ class Excluder:
 
 
 def parts(run: Run) -> dict[str, Any]:
-    """What decides which passages are never negatives."""
+    """The parts that decide which passages are never negatives."""
     found = parts_lib.exclusion_parts(run.mining)
     if run.exclusions.own_text != "off" or run.exclusions.same_text:
         data, split = run.train_data, run.config.data.train_split
@@ -108,7 +108,7 @@ def parts(run: Run) -> dict[str, Any]:
 
 
 def opened(run: Run) -> Excluder:
-    """What decides exclusions of a run's training queries, opened."""
+    """The opened inputs of the exclusions of a run's training queries."""
     data, settings, passages_nd = run.train_data, run.exclusions, None
     if settings.cosine:
         if not run.guide:

@@ -1,4 +1,4 @@
-"""export: the trained student as a folder other tools load."""
+"""export: the trained student as a folder that other tools load."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nvret_jax.pipeline.state import Run
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is exported.
+    """The inputs of an export.
 
     Attributes:
-        encoder: it, with its prompts and the length it is exported with.
-        card: what the model card says.
+        encoder: with the prompts and the length of the export.
+        card: the content of the model card.
         folder: where it is built.
-        dims: the prefixes of an embedding that were trained to be used alone.
+        dims: the trained prefixes of an embedding.
     """
 
     encoder: Encoder
@@ -37,7 +37,7 @@ class Inputs:
 
 
 def artifact(run: Run) -> Artifact:
-    """The folder other tools load."""
+    """The folder that other tools load."""
     parts = {**trained.parts(run), **run.values_of(Export, "export")}
     parts["said"] = said.part(run)
     return run.workdir.export(parts | evaluate.scores_parts(run), run.about)
@@ -87,7 +87,7 @@ def make(inputs: Inputs, options: Export) -> epath.Path:
         change, lost = encoder.merge_rounding(dtype)
         say(
             f"export    the adapters change the weights by {change:.2%}; {dtype} rounds "
-            f"{lost:.2%} of that away, which evaluate, with adapters beside the weights, does not "
+            f"{lost:.2%} of that away, unlike evaluate, which keeps adapters separate "
             "measure"
         )
     return inputs.folder

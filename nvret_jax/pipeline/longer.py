@@ -1,13 +1,12 @@
 """Longer training: whether a finished training can be continued, and with what result.
 
 More steps or epochs of the last stage, or further stages, continue from where training ended, if
-the result is what training of that length would have made from the start. Two things stand against
-it:
+the result is the same as with that length from the start. Two things prevent that:
 
 * A learning rate that depends on the length of the stage (schedules 'linear' and 'cosine', and a
-  warm-up given as a share): its course would have been another from the first step on. A further
-  stage has its own schedule and can always be added.
-* Several data sets in one stage, which are dealt over its whole length.
+  warm-up given as a share): it would have differed from the first step on. A further stage has its
+  own schedule and can always be added.
+* Several data sets in one stage, which are distributed over its whole length.
 
 If it cannot be continued, training is repeated, and the finished one is kept until the new one is
 finished.
@@ -49,8 +48,8 @@ class Longer:
     def __str__(self) -> str:
         if self.obstacle:
             return (
-                f"training begins again: {self.obstacle}; the finished one, of {self.done} steps, "
-                "is kept until then"
+                f"training starts over: {self.obstacle}; the finished one, of {self.done} steps, "
+                f"is kept until then"
             )
         return f"continuing from step {self.done} of stage '{self.stage}'"
 
@@ -58,7 +57,7 @@ class Longer:
 def plan(
     old: Mapping[str, Any], new: Mapping[str, Any], folder: epath.Path, *, needs_best: bool
 ) -> Longer | None:
-    """What becomes of a finished training under new inputs; None: nothing of it can be used.
+    """How a finished training is used with new inputs; None if it cannot be used.
 
     Args:
         old, new: descriptions of the artefact; see `Artifact.described`.
@@ -95,7 +94,7 @@ def plan(
 
 
 def _of_new(key: str, before: Mapping[str, Any], stages: list[str], wanted: list[str]) -> bool:
-    """Whether a part matters to nothing that was trained: of a further stage, or its data alone."""
+    """Whether a part is irrelevant to the finished training: of a further stage, or its data."""
     if any(key.startswith(stage_prefix(name)) for name in wanted[len(stages) :]):
         return True
     if key.startswith("train_stages.") or key == "seed":
@@ -126,7 +125,7 @@ def _obstacle(after: Mapping[str, Any], at: str, done: Finished, needs_best: boo
             "further stage, continues)"
         )
     if len(after[f"{at}sets"]) > 1:
-        return "several data sets are dealt over the whole stage (a further stage continues)"
+        return "several data sets are distributed over the whole stage (a further stage continues)"
     every = after.get(f"{at}eval_every", 0)
     if needs_best and done.best == done.steps and (every and done.steps % every):
         return "its best checkpoint is its last, which longer training would not have scored"

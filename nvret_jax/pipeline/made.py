@@ -1,4 +1,4 @@
-"""What earlier stages made, when a later one needs it: there, of these inputs, and undamaged."""
+"""Artefacts of earlier stages for later ones: present, from the right inputs, and undamaged."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MADE_BY = {
 
 
 def need(artifact: Artifact) -> Artifact:
-    """`artifact`, if it is there and holds.
+    """`artifact`, if it exists and is up to date.
 
     Raises:
-        InputError: it does not; says why. `Damaged` where that is the reason.
+        InputError: it is not; says why. `Damaged` if that is the reason.
     """
     reason = artifact.stale()
     if reason:

@@ -36,15 +36,15 @@ from nvret_jax.search.candidates import Candidates
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What negatives are mined from.
+    """The inputs of mining.
 
     Attributes:
         data: the queries and the corpus.
         query_ids: of the queries mined for.
         teachers: the most accurate first.
-        excluder: what can never be a negative.
+        excluder: of passages that can never be negatives.
         auto: the rules whose value is chosen by calibration.
-        given: for each query the negatives that come with the data; None: none.
+        given: for each query the negatives that come with the data, or None.
         ranks_mean: whether the first teacher's ranks say something, which random ones do not.
     """
 
@@ -59,7 +59,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
-    """Negatives, and what there is to say about how they were found, for JSON."""
+    """Negatives, and facts about how they were found, for JSON."""
 
     negatives: Negatives
     counts: dict[str, Any]
@@ -67,7 +67,7 @@ class Mined:
 
 @once
 def artifact(run: Run) -> Artifact:
-    """What the rule kept."""
+    """The negatives that the rule kept."""
     parts, split, mining = mined_from(run), run.config.data.train_split, run.mining
     parts |= parts_of(mining.positives, "mining.positives.")
     if run.options.risk:
@@ -112,7 +112,7 @@ def make(inputs: Inputs, options: Mining) -> Mined:
     """The negatives that a rule keeps.
 
     Args:
-        inputs: candidates and what ranks beyond them.
+        inputs: candidates, and rankers for passages beyond them.
         options: how to mine.
 
     Raises:
@@ -298,7 +298,7 @@ def _promoted(
     more = effect.promoted.take(numbers)
     changes = {"judged_rows": join_rows(negatives.judged_rows, more)}
     if negatives.positive_rows.counts.sum() == negatives.judged_rows.counts.sum():
-        # Where each positive is its own anchor, a row has that one only.
+        # If each positive is its own anchor, a row has only that one.
         scores = more.like(teacher.ranker.score(numbers, more))
         changes["positive_rows"] = join_rows(negatives.positive_rows, more)
         changes["positive_scores"] = join_rows(negatives.positive_scores, scores)
@@ -312,7 +312,10 @@ def _say_given(counts: given.GivenCounts, mode: str) -> None:
         f"{counts.above:,} at or above the ceiling of the rule"
     )
     if mode == "only" and counts.without:
-        say(f"mine      {counts.without:,} rows have no negative of the data set, and so none")
+        say(
+            f"mine      {counts.without:,} rows have no negative of the data set, and so none at "
+            f"all"
+        )
 
 
 def _say(counts: MiningCounts) -> None:
@@ -322,7 +325,7 @@ def _say(counts: MiningCounts) -> None:
     unit = "queries" if counts.tasks == counts.queries else "pairs of query and positive"
     say(
         f"mine      {filled:,} of {counts.tasks:,} {unit} have all {counts.wanted} negatives; "
-        f"{counts.total('above'):,} candidates lay above the ceiling; a second search below it "
+        f"{counts.total('above'):,} candidates were above the ceiling; a second search below it "
         f"found {found:,} for {again:,} left short"
     )
     if counts.dropped or counts.filled_at_random:

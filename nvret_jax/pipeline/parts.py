@@ -1,6 +1,7 @@
-"""Parts of artefacts that are made of several values: mining's options, exclusions, files.
+"""Parts of artefacts that consist of several values: mining's options, exclusions, files.
 
-Each is named by the config key that decides it. See `state.py` for which artefact has which parts.
+Each is named by the config key that decides it. Each stage's file defines which artefact has which
+parts.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from nvret_jax.models.pretrained.weights import file_sha256
 from nvret_jax.options import parts_of
 from nvret_jax.training.options import BEST_KEYS, LAST, STARTS, Result, Training
 
-# Of the config, what says where and how a run runs and is never a reason.
+# Keys of the config that affect only where and how a run executes: never a reason.
 _WHERE = ("distributed.", "mesh.", "stages")
 
 
 def values_of(config: ConfigDict) -> dict[str, Any]:
-    """What of a config may be a reason, by key."""
+    """The values of a config that may be a reason, by key."""
     values = flatten(config.to_dict())
     return {key: value for key, value in values.items() if not key.startswith(_WHERE)}
 
 
 def mining_parts(options: Options, config: ConfigDict) -> dict[str, Any]:
-    """The options that matter together: a value counts where the rule or the draw reads it.
+    """The options that matter: a value counts if the rule or the draw reads it.
 
     Args:
         options: as they take effect.
@@ -50,7 +51,7 @@ def mining_parts(options: Options, config: ConfigDict) -> dict[str, Any]:
 
 
 def exclusion_parts(mining: Mining) -> dict[str, Any]:
-    """What is never a negative; files by their content, not their path."""
+    """The exclusions; files by their content, not their path."""
     at, exclude, judge = "mining.exclude.", mining.exclusions, mining.judge
     parts = parts_of(exclude, at)
     if exclude.document_map:
@@ -62,12 +63,12 @@ def exclusion_parts(mining: Mining) -> dict[str, Any]:
 
 
 def stage_parts(config: ConfigDict, name: str, stage: Training, following: str) -> dict[str, Any]:
-    """The values of one stage of training that decide what it ends with.
+    """The values of one training stage that decide its result.
 
     Args:
         config: of the run.
         name, stage: of the stage, and its options.
-        following: where the stage after it starts, or ''.
+        following: the start of the next stage, or ''.
     """
     at = stage_prefix(name)
     parts = parts_of(stage, at)
@@ -81,7 +82,7 @@ def stage_parts(config: ConfigDict, name: str, stage: Training, following: str) 
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
-    """What training reads of one set.
+    """The inputs of training from one set.
 
     Attributes:
         negatives: the artefact.
@@ -97,7 +98,7 @@ class Mined:
 def training_parts(
     config: ConfigDict, stages: Mapping[str, Training], mined: Mapping[str, Mined], about: About
 ) -> tuple[dict[str, Any], About]:
-    """What the student is trained by, stage by stage and set by set, and what reasons need.
+    """The parts of the student's training, by stage and set, and what reasons need.
 
     Args:
         config: of the run.
@@ -130,7 +131,7 @@ def training_parts(
 
 
 def stage_prefix(name: str) -> str:
-    """Of the parts of a stage of training, also where the config has one stage without a name."""
+    """The names of a training stage's parts, also if the config has a single unnamed stage."""
     return f"train_stages.{name}."
 
 
@@ -143,7 +144,7 @@ def stage_names(config: ConfigDict, name: str, parts: dict[str, Any]) -> dict[st
 
 
 def result_parts(config: ConfigDict, result: Result, last: Training) -> dict[str, Any]:
-    """What makes the trained student of the checkpoints.
+    """The parts that select the trained student from the checkpoints.
 
     Args:
         config: of the run.
@@ -179,7 +180,7 @@ def given_part(value: Any) -> Digest:
 
 
 def data_keys(*, test: bool) -> tuple[str, ...]:
-    """The keys of the config that decide what is read of a data set."""
+    """The keys of the config that decide what is read from a data set."""
     side = _side(test)
     more = ("max_queries", "max_passages", "allow_empty", "missing")
     keys = (side, f"{side}_split", *(() if test else ("dev_split", "dev_share")), *more)
@@ -194,7 +195,7 @@ def folder_part(key: str, path: str) -> Digest:
     """A folder of weights that the config names: its path and, of a model, its weights' hash."""
     folder = paths.local(path, "folder")
     if not folder.is_dir():
-        raise InputError(f"{path}: no such folder; give a model's or one of checkpoints")
+        raise InputError(f"{path}: no such folder; expected a model or checkpoints")
     files = sorted(folder.glob("*.safetensors"))
     content = digest([str(path), *(file_sha256(file) for file in files)])
     return Digest(content, f"what is in the folder of {key}", (key,))
@@ -209,6 +210,6 @@ def file_part(key: str, path: Any) -> Digest:
 
 
 def folder_name(data: Dataset, other: Dataset | None, *, test: bool) -> str:
-    """Where the vectors of a data set go: by its name, unless another one has the same name."""
+    """The folder of the vectors of a data set: its name, unless another one has the same name."""
     clash = test and other is not None and other is not data and other.name == data.name
     return f"{data.name}.test" if clash else data.name

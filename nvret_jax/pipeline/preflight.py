@@ -1,8 +1,9 @@
-"""What is wrong with a run before anything is made: mesh, models, data, and what is not there yet.
+"""Checks of a run before anything is made: mesh, models, data, and missing artefacts.
 
-`config/checks.py` reads the values of a config alone. Here they meet the devices, the folders of
-the models and the data; a dry run says the same as a run. Nothing is computed, and no weights are
-loaded. What would be refused hours later, in the stage that needs it, is refused here.
+`config/checks.py` checks only the values of a config. Here they are checked against the devices,
+the folders of the models and the data; a dry run reports the same as a run. Nothing is computed,
+and no weights are loaded. What would be refused hours later, in the stage that needs it, is refused
+here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from nvret_jax.training.options import Training
 MINING = ("embed", "search", "audit", "mine")
 _STEPS = options.takes_of(Training)["steps"]
 SMALL_BATCH = 1024  # a batch of at most this many queries may have more rows than there are queries
-# What a stage that would be made reads, the nearest first.
+# The stages whose artefacts a stage reads, the nearest first.
 _READS = {
     "search": ("embed",),
     "audit": ("search", "embed"),
@@ -49,7 +50,7 @@ _READS = {
 
 
 def unfit(state: Run, asked: Sequence[str]) -> list[str]:
-    """What is wrong with mesh, data and models of any stage, each in one line.
+    """Mistakes in mesh, data and models of any stage, one line each.
 
     Args:
         state: the run.
@@ -73,13 +74,13 @@ def unfit(state: Run, asked: Sequence[str]) -> list[str]:
     for name in asked:
         for part in parts(state, name):
             collect(functools.partial(STAGES[name].artifacts, part))
-    if len(wrong) == found:  # what cannot be named cannot be missed
+    if len(wrong) == found:  # an artefact without a name cannot be missing
         collect(lambda: _check_there(state, asked))
     return list(dict.fromkeys(wrong))
 
 
 def parts(state: Run, name: str) -> list[Run]:
-    """The runs that a stage is done for: each set is mined apart, all else is done once."""
+    """The runs that execute a stage: each set is mined separately, all else runs once."""
     return list(state.sets.values()) if name in sets.MINING_STAGES else [state]
 
 
@@ -153,38 +154,36 @@ def _check_loss(state: Run, block: Training, at: str) -> None:
 
 
 def _check_late(state: Run, asked: Sequence[str]) -> None:
-    """Raises InputError where models of one vector per token would have to be searched with."""
+    """Raises InputError if a search would need vectors of a multi-vector model."""
     searched = [name for part in state.sets.values() for name in part.encoders.items()]
     for name, side in dict(searched).items() if {"embed", "search"} & set(asked) else ():
         if side.spec.late is not None:
             raise InputError(
                 f"{name}: {side.config.model} gives one vector per token, which search does not "
-                "take yet; mine with a model that pools"
+                f"support yet; mine with a model that pools"
             )
     if state.student.spec.late is None:
         return
     if "evaluate" in asked:
         raise InputError(
             f"student: {state.config.student.model} gives one vector per token, which evaluation "
-            "does not search with yet; leave 'evaluate' out of stages"
+            f"does not support yet; leave 'evaluate' out of stages"
         )
     if any(b.start == "best" for b in state.stages.values()) or state.config.result.pick == "best":
-        raise InputError(
-            "'best' needs dev scores, and models of one vector per token have none yet"
-        )
+        raise InputError("'best' needs dev scores, and multi-vector models have none yet")
 
 
 # --- the data --------------------------------------------------------------------------------
 
 
 def _rows(part: Run) -> int:
-    """Rows to train on that mining makes of a set, at most."""
+    """The largest number of training rows that mining can make from a set."""
     found = part.positives()
     return sum(map(len, found.values())) if part.options.rule.anchor == "own" else len(found)
 
 
 def _check_length(state: Run, block: Training, at: str) -> None:
-    """Raises InputError for batches that the data cannot fill, and for steps beyond counting."""
+    """Raises InputError for batches that the data cannot fill, and for too many steps."""
     names = sets.sets_of(state.config, block.sets)
     rows = {name: _rows(state.sets[name]) for name in names}
     total = sum(rows.values())
@@ -226,7 +225,7 @@ def _check_dev(state: Run) -> None:
 
 def _check_judgments(state: Run) -> None:
     data, split = state.test_data, state.config.data.test_split
-    data.split_qrels(split)  # what is wrong with the data themselves is not for the key below
+    data.split_qrels(split)  # mistakes in the data themselves do not belong to the key below
     wanted = state.config.evaluation.min_relevance
     try:
         retrieval.scored_queries(data, split, wanted)
@@ -235,7 +234,7 @@ def _check_judgments(state: Run) -> None:
 
 
 def _check_ranking(part: Run, name: str) -> None:
-    """Reads what a teacher's file or folder says of the training queries."""
+    """Reads a teacher's file or folder for the training queries."""
     model = part.block(name).model
     kind = teachers.kind(model)
     if kind is not None and kind.place and ranked.artifact(part, name).stale() is not None:
@@ -280,11 +279,11 @@ def _check_audit(part: Run) -> None:
     check_any(sum(len(passages) > 1 for passages in found), len(found), part.train_data.name)
 
 
-# --- what earlier stages made ----------------------------------------------------------------
+# --- artefacts of earlier stages -------------------------------------------------------------
 
 
 def _check_there(state: Run, asked: Sequence[str]) -> None:
-    """Raises InputError where a stage would read what is not there and is not to be made."""
+    """Raises InputError if a stage would read an artefact that neither exists nor will be made."""
     for name in asked:
         if not any(item.stale() for part in parts(state, name) for item in _made(part, name)):
             continue

@@ -1,7 +1,7 @@
-"""What made a workdir: for each stage that was run its time, command, versions and devices.
+"""The history of a workdir: time, command, versions and devices of each stage that ran.
 
-One line of `history.jsonl` per stage that made something, written when it ends. It is no artefact:
-nothing depends on it, and a report says what it held when the report was made.
+One line of `history.jsonl` per stage that made something, written when it ends. It is not an
+artefact: nothing depends on it, and a report shows its content at the time of the report.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def read(folder: epath.Path) -> list[dict[str, Any]]:
 
 
 def command() -> str:
-    """The command line of this process as it can be typed again; '' where it is no command."""
+    """The command line of this process, to be typed again; '' if it is not a command."""
     program = pathlib.PurePath(sys.argv[0] if sys.argv else "")
     if program.name == "nvret_jax.main" or program.parts[-2:] == ("nvret_jax", "main.py"):
         module = "nvret_jax.main"

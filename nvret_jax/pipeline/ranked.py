@@ -1,4 +1,4 @@
-"""From a teacher to what ranks the corpus: its candidates, and what ranks beyond them."""
+"""From a teacher to its candidates, and to a ranker for passages beyond them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvret_jax.search.rankers.ranker import DenseRanker, ListRanker, Ranker
 
 
 def depth(run: Run) -> int:
-    """Candidates stored per query: as configured, or as many as mining cannot do without."""
+    """Candidates stored per query: as configured, or the number that mining needs."""
     return max(run.config.search.depth, run.options.window)
 
 
@@ -36,7 +36,7 @@ def artifact(run: Run, name: str) -> Artifact:
 
 
 def _ranking_parts(run: Run, name: str) -> dict[str, Any]:
-    """What a teacher's ranking of the training queries is a function of, positives aside."""
+    """What a teacher's ranking of the training queries depends on, apart from positives."""
     data, tables = run.train_data, {"passages": "passages"}
     tables["queries"] = f"queries-{run.config.data.train_split}"
     if name in run.encoders:
@@ -67,7 +67,7 @@ def rescored(run: Run, name: str) -> Artifact | None:
 
 
 def mined_from(run: Run) -> dict[str, Any]:
-    """What a rule is applied to, and how, as parts: candidates, options of mining, exclusions."""
+    """The inputs of a rule as parts: candidates, options of mining, exclusions."""
     found = {
         f"candidates {name}": rescored(run, name) or artifact(run, name)
         for name in run.teacher_names
@@ -83,11 +83,11 @@ def read_candidates(run: Run, name: str) -> Candidates:
 
 
 def task(run: Run, name: str, resume: epath.Path | None = None) -> teachers.Task:
-    """What a teacher ranks: the corpus for the training queries that have a positive.
+    """The task of a teacher: to rank the corpus for the training queries that have a positive.
 
     Args:
         name: of the teacher.
-        resume: where searches that stream the passages keep what a kill must not cost.
+        resume: where streamed searches save their progress.
     """
     data = run.train_data
     return teachers.Task(
@@ -131,8 +131,8 @@ def ranked(run: Run, made: Artifact, name: str) -> tuple[Candidates, Ranker]:
     """Candidates and ranker of one teacher over the training queries, each text once.
 
     Args:
-        made: what is being made; in its unfinished folder, searches that stream keep what a
-            kill must not cost.
+        made: the artefact being made, in whose unfinished folder streamed searches save their
+            progress.
         name: of the teacher.
     """
     scored = rescored(run, name)
@@ -143,7 +143,7 @@ def ranked(run: Run, made: Artifact, name: str) -> tuple[Candidates, Ranker]:
     data = run.train_data
     candidates = Candidates.read(need(scored).path, data.queries, data.corpus)
 
-    def score_pairs(pairs: np.ndarray) -> np.ndarray:  # loads the model only if it is asked
+    def score_pairs(pairs: np.ndarray) -> np.ndarray:  # loads the model only on demand
         return run.rescorer.score_pairs(pairs)
 
     return candidates, ListRanker(candidates.query_rows, len(data.corpus), score_pairs)

@@ -1,4 +1,4 @@
-"""report: what the run did, on one page."""
+"""report: the run on one page."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ _CURVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
-        title, lead: what the run is, and what it was in a sentence.
+        title, lead: the name of the run, and a sentence about it.
         scores: of the evaluation.
         ranked: reads the rankings of the test queries; None where nothing was evaluated.
         sets: number of training sets that were mined.
-        mined: each of them, opened when it is asked for.
-        metrics: lines of the training; None where nothing is trained.
+        mined: each of them, opened on demand.
+        metrics: lines of the training; None if nothing is trained.
         outcome: whether training helped on dev; None where nothing says so.
         audit: rows of the audits, by the title of their set.
         risks: how true their risks are, likewise.
@@ -108,7 +108,7 @@ class Inputs:
 
 
 def make(inputs: Inputs, options: Report) -> content.ReportData:
-    """Everything the page shows."""
+    """The content of the page."""
     shares = _shares(options.examples, inputs.sets) if inputs.sets else []
     return content.ReportData(
         title=inputs.title,
@@ -138,7 +138,7 @@ def _compared(inputs: Inputs, options: Report) -> content.Compared | None:
 
 
 def _shares(examples: int, sets: int) -> list[int]:
-    """How many of the examples are of each set; each gets one if there are any."""
+    """The number of examples from each set; each gets one if there are any."""
     return [max(min(1, examples), (examples + i) // sets) for i in reversed(range(sets))]
 
 
@@ -288,7 +288,7 @@ def _opened(run: Run, name: str, title: str) -> MinedSet:
         part.options,
         said.rule(part),
         part.teacher_models,
-        # They are not where teachers are drawn query by query.
+        # They are not if a teacher is drawn for each query.
         has_one_scale=len(part.teacher_names) == 1 or part.options.ensemble != "cross",
         wanted=wanted,
         used=_used(run, name, wanted) if run.trains else "",
@@ -382,10 +382,10 @@ def _risks(part: Run) -> list[Reliability]:
 
 
 def _titled(run: Run) -> dict[str, Run]:
-    """The run of each training set by a title for people: the set's name and its data's.
+    """The run of each training set by a title: the set's name and its data's.
 
-    One name serves for both where they are the same, or where the set is the main one; no two
-    titles are equal.
+    One name is used for both if they are the same, or if the set is the main one; titles are
+    unique.
     """
     titled: dict[str, Run] = {}
     for name, part in run.sets.items():
@@ -396,14 +396,14 @@ def _titled(run: Run) -> dict[str, Run]:
 
 
 def _lead(run: Run) -> str:
-    """What the run was, in a sentence that holds for all of its sets, stages and rounds."""
+    """A sentence about the run that is true for all of its sets, stages and rounds."""
     parts = _titled(run)
     if "audit" in run.config.stages and not run.trains:
         by = list(dict.fromkeys(part.teacher_models for part in parts.values()))
         return f"{_listed(by)}, audited on {_listed(list(parts))}."
     if not run.trains:
         return f"{run.config.student.model}, evaluated without training."
-    # Sets that were mined alike are named together.
+    # Sets that were mined in the same way are listed together.
     alike: dict[tuple[str, str], list[str]] = {}
     for title, part in parts.items():
         how = (part.teacher_models, part.config.mining.rule)

@@ -1,4 +1,4 @@
-"""What a run has made, for Python callers: read from the workdir when it is asked for."""
+"""The results of a run for Python callers, read from the workdir on demand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvret_jax.evaluation.retrieval import MEASURE_NAMES
 from nvret_jax.report.history import History
 from nvret_jax.training.metric_writer import read_metrics
 
-# Name -> where it is in the workdir.
+# Name -> path below the workdir.
 _PATHS = {
     "export": "export",
     "report": "report.html",
@@ -30,7 +30,7 @@ _BM25 = ".bm25.json"  # how the names of its scores end
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What there is in the workdir of a run.
+    """The results in the workdir of a run.
 
     Attributes:
         workdir: the folder.
@@ -40,13 +40,13 @@ class Result:
 
     @property
     def paths(self) -> dict[str, epath.Path]:
-        """Where what was made is: 'export', 'report', 'metrics', 'negatives', …"""
+        """Paths of the results: 'export', 'report', 'metrics', 'negatives', …"""
         found = {name: self.workdir / place for name, place in _PATHS.items()}
         return {name: path for name, path in found.items() if path.exists()}
 
     @functools.cached_property
     def evaluations(self) -> list[dict[str, Any]]:
-        """Each evaluation as its file has it: dataset, split, measures, counts, per_query, …"""
+        """The content of each evaluation file: dataset, split, measures, counts, per_query, …"""
         folder = self.workdir / "evaluation"
         files = sorted(folder.glob("*.json")) if folder.exists() else []
         own = [path for path in files if not path.name.endswith(_BM25)]

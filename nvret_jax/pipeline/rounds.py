@@ -1,9 +1,9 @@
-"""Rounds: mine, train, and mine again with what was trained.
+"""Rounds: mine, train, and mine again with the trained student.
 
-Round r > 1 takes the student of round r-1 for its teacher and trains that student further (ANCE's
-idea, Xiong et al. 2021, once per round instead of all the time). Every round but the last is in a
-separate folder, `rounds/<r>`, and ends with an export, which is what the next one loads: a model
-like any other, so a round depends on files alone and resumes like any run.
+Round r > 1 uses the student of round r-1 as its teacher and trains it further (ANCE's idea, Xiong
+et al. 2021, once per round instead of all the time). Every round but the last is in a separate
+folder, `rounds/<r>`, and ends with an export, which the next one loads: an ordinary model, so a
+round depends only on files and resumes like any run.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.pipeline.state import Run
 
 _IN_A_ROUND = ("embed", "search", "mine", "train")
-_OWN = ("pooling", "prompt_in_pooling", "bidirectional")  # which an export carries by itself
+_OWN = ("pooling", "prompt_in_pooling", "bidirectional")  # which an export already contains
 
 
 def stages_of_round(stages: Sequence[str]) -> list[str]:
-    """The stages of every round but the last, if these are asked for."""
+    """The stages of every round but the last, if requested."""
     found = [name for name in stages if name in _IN_A_ROUND]
     return [*found, "export"] if "train" in found else found
 
 
 def run_of(config: ConfigDict, workdir: Workdir, number: int) -> Run | None:
-    """Round `number`, from 1, of a run; None while the round before has no student yet."""
+    """Round `number`, from 1, of a run; None while the previous round has no student yet."""
     last = number == config.rounds
     if number == 1 and last:
         return Run(config, workdir)

@@ -1,9 +1,9 @@
-"""The stages in order: which are up to date, which are not and why, and running those.
+"""Runs the stages in order: skips those that are up to date, and says why others are not.
 
 A stage declares its artefacts (`stage.py`); this file compares their fingerprints with those in the
 workdir. A stage that is up to date is skipped, which is printed. Otherwise it is rebuilt, with the
-reason. A stage that was not asked for but is needed and out of date is an error, never quietly
-made or quietly used.
+reason. A stage that was not requested but is needed and out of date is an error, never silently
+made or used.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ def run(
 
     Args:
         config: `config.base()` or what a file in `configs/` returns; or the name of such a file,
-            with ':smoke' or another argument behind it.
+            followed by ':smoke' or another argument.
         workdir: its folder; made if missing, continued if it holds an earlier run of the config.
         stages: only these, or this one; empty: all the config names.
         dry_run: print what would be done and why, and do nothing.
-        closing: print at the end where results are, and what comes next.
+        closing: print at the end where the results are, and next steps.
 
     Returns:
-        What is in the workdir then: scores, history, paths.
+        The results in the workdir: scores, history, paths.
 
     Raises:
-        InputError: anything wrong with what was given; one line.
+        InputError: any mistake in the arguments; one line.
     """
     if isinstance(config, str | os.PathLike):
         config = overrides.read(os.fspath(config))
@@ -96,7 +96,7 @@ def run(
             _run_rounds(config, place, plan, asked, dry_run=True)
             return Result(place.path)
         with place.claimed() as claimed:
-            # Another run may have made something since.
+            # Another run may have made an artefact in the meantime.
             opened = Workdir.open(workdir, config.to_dict())
             opened = dataclasses.replace(opened, claim=claimed.claim)
             state = _run_rounds(config, opened, plan, asked, dry_run=False)
@@ -109,14 +109,17 @@ def run(
 def _run_rounds(
     config: ConfigDict, place: Workdir, plan: Sequence[str], asked: Sequence[str], *, dry_run: bool
 ) -> Run | None:
-    """Returns the last round; None where one is not there yet, as in a dry run."""
+    """Returns the last round; None if one does not exist yet, as in a dry run."""
     if "evaluate" in config.stages and "evaluate" not in plan:
         say("evaluate  skipped: data.test names no data set to evaluate on")
     for number in range(1, config.rounds + 1):
         last = number == config.rounds
         state = rounds.run_of(config, place, number)
         if state is None:
-            say(f"round {number} mines with the student of round {number - 1}, not there yet")
+            say(
+                f"round {number} mines with the student of round {number - 1}, which does not "
+                f"exist yet"
+            )
             return None
         if config.rounds > 1:
             say(f"round     {number} of {config.rounds}")
@@ -142,21 +145,21 @@ def _run_rounds(
 
 
 def mistakes(config: ConfigDict, workdir: str) -> list[str]:
-    """All that is wrong with a config, what only data, mesh and models show included.
+    """All mistakes in a config, including those that only data, mesh and models show.
 
     Writes nothing.
     """
     wrong = checks.mistakes(config)
     if not checks.has_all_keys(config):
         return wrong
-    sound = checks.with_defaults(config)  # what is wrong by itself takes no part in the rest
+    sound = checks.with_defaults(config)  # values that are invalid by themselves are left out below
     if sound is None:
         return wrong
     try:
         asked = stage_names(sound)
         place = Workdir.open(workdir, sound.to_dict(), write=False)
         wrong += preflight.unfit(Run(sound, place), asked)
-    except Exception as error:  # values that do not go together may break anything
+    except Exception as error:  # conflicting values may cause any exception
         if not wrong or isinstance(error, InputError):
             wrong.append(str(error))
     return list(dict.fromkeys(wrong))
@@ -172,7 +175,7 @@ def _run_mending(state: Run, name: str, asked: Sequence[str]) -> None:
     """Runs a stage; inputs that are found damaged when they are used are first rebuilt.
 
     Raises:
-        Damaged: by a stage that was not asked for, or it is damaged again and again.
+        Damaged: in a stage that was not requested, or repeatedly.
     """
     for _ in range(_MENDINGS):
         try:
@@ -227,7 +230,7 @@ def _print_plan(state: Run, plan: Sequence[str], asked: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _files_errors(workdir: str) -> Iterator[None]:
-    """Turns what the file system refuses, in whatever library, into one line."""
+    """Turns errors of the file system, in any library, into one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""What a model card and a report say of a run: its choices, for people."""
+"""The settings of a run that a model card and a report state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvret_jax.training.options import Draw, Training
 
 
 def part(run: Run) -> Digest:
-    """What a card and a report say of the run, as a part of theirs."""
+    """The text about the run in a card and a report, as a part of these artefacts."""
     models = [f"{block}.model" for block in ("teacher", "student")]
     models += [f"teachers.{name}.model" for name in run.config.teachers]
     content = digest([run.config.name, recipe(run)])
@@ -30,7 +30,7 @@ def rule(run: Run) -> str:
 
 
 def recipe(run: Run) -> dict[str, Any]:
-    """The choices a model card and a report state, by name."""
+    """The settings that a model card and a report state, by name."""
     config, stages, student = run.config, run.stages, run.student
     mined = {name: (part.teacher_models, rule(part)) for name, part in run.sets.items()}
     out: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def recipe(run: Run) -> dict[str, Any]:
 
 
 def _of_stage(block: Training, names: Sequence[str], *, several: bool) -> dict[str, Any]:
-    """The choices of one stage of training, which draws from the sets of some names.
+    """The settings of one training stage, which draws from sets with these names.
 
     Args:
         several: whether the run has several sets.
@@ -85,7 +85,7 @@ def _of_stage(block: Training, names: Sequence[str], *, several: bool) -> dict[s
 
 
 def _duration(block: Training) -> str:
-    """How long a stage of training is, for people."""
+    """The length of a training stage, in words."""
     if block.steps:
         return f"{block.steps} steps"
     least = f", at least {block.min_steps} steps" if block.min_steps else ""

@@ -1,4 +1,4 @@
-"""search: what each teacher ranks high for each training query, before any rule."""
+"""search: the passages that each teacher ranks high for each training query, before any rule."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from nvret_jax.search.rankers.ranker import DenseRanker, Ranker
 
 
 class Pieces(Protocol):
-    """Where what is done so far is kept, so that a kill does not cost it."""
+    """Stores finished pieces, so that a kill does not lose them."""
 
     def load(self, number: int) -> Candidates | None: ...
     def save(self, number: int, piece: Candidates) -> None: ...
@@ -44,7 +44,7 @@ class Pieces(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a teacher's candidates are searched in.
+    """The inputs of a teacher's search.
 
     Attributes:
         data: the queries and the corpus.
@@ -52,7 +52,7 @@ class Inputs:
         query_rows: int32 [Q], the queries of the data that have a positive.
         positive_rows: their positives.
         ranker: over these queries.
-        pieces: see `Pieces`; None: nothing is kept.
+        pieces: see `Pieces`; None: nothing is stored.
     """
 
     data: Dataset
@@ -65,15 +65,15 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Rescoring:
-    """What candidates are scored anew with.
+    """The inputs of rescoring.
 
     Attributes:
         data: the queries and the corpus.
         candidates: a teacher's.
         score_pairs: scores of pairs of rows.
-        mining: how negatives will be mined, which says which scores matter.
-        excluder: what can never be a negative; None: it does not matter.
-        pieces: see `rescoring.ChunkStore`; None: nothing is kept.
+        mining: how negatives will be mined, which decides the scores that matter.
+        excluder: of passages that can never be negatives; None if irrelevant.
+        pieces: see `rescoring.ChunkStore`; None: nothing is stored.
     """
 
     data: Dataset
@@ -124,18 +124,19 @@ def _rescoring(run: Run, artifact: Artifact, name: str) -> tuple[Rescoring, Resc
 
 
 def make(inputs: Inputs | Rescoring, options: Search | RescorerOptions) -> Candidates:
-    """What a teacher ranks high for each query; or its candidates with a cross-encoder's scores.
+    """The passages a teacher ranks high for each query; or its candidates with a cross-encoder's
+    scores.
 
     Args:
-        inputs: of which of the two it is.
-        options: of the search, its depth no less than mining needs; or of the cross-encoder.
+        inputs: of a search or of rescoring.
+        options: of the search, with at least the depth that mining needs; or of the cross-encoder.
     """
     if isinstance(inputs, Rescoring):
         return _rescored(inputs, options)
     ranker, count = inputs.ranker, len(inputs.query_rows)
     for remark in getattr(ranker, "remarks", ()):
         say(f"search    {inputs.name}: {remark}")
-    # A search that streams the passages resumes by itself, and wants all queries in one pass.
+    # A streamed search resumes by itself, and needs all queries in one pass.
     streams = isinstance(ranker, DenseRanker) and ranker.streams
     step = count if streams else options.query_block
     parts = []
@@ -200,7 +201,7 @@ def _write(artifact: Artifact, inputs: Inputs | Rescoring, found: Candidates) ->
 
 
 def _is_there(path: epath.Path) -> bool:
-    """Whether the main process sees a piece that an earlier run left, as it was written."""
+    """Whether the main process sees an undamaged piece of an earlier run."""
     found = ""
     if mesh_lib.is_main() and path.exists():
         found = "whole" if is_whole(path) else ""
@@ -231,7 +232,7 @@ class _Blocks:
 
 
 class _Chunks:
-    """Scored pairs in the unfinished folder of an artefact: what a kill must not cost."""
+    """Scored pairs in the unfinished folder of an artefact, which survive a kill."""
 
     def __init__(self, artifact: Artifact):
         self._folder = artifact.partial

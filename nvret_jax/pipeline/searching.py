@@ -1,4 +1,4 @@
-"""How a run searches vectors, as its config says."""
+"""How a run searches vectors, from its config."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Searching:
     """A search for candidates, or of an evaluation.
 
     Attributes:
-        options: of it.
-        mesh: gives the mesh; called when an index is made.
+        options: of the search.
+        mesh: returns the mesh; called when an index is made.
         platform: 'cpu', 'gpu' or 'tpu'.
     """
 
@@ -39,20 +39,20 @@ class Searching:
         )
 
     def passages(self, passages_nd):
-        """Passages as they are multiplied."""
+        """Passages in the dtype of the search."""
         passages_nd = rounded.passages(passages_nd, self.options.dtype)
         precision.say_cost("search", str(passages_nd.dtype), self.platform, "search.dtype")
         return passages_nd
 
     def queries(self, queries_qd: np.ndarray) -> np.ndarray:
-        """Queries, likewise."""
+        """Queries in the dtype of the search."""
         return rounded.queries(queries_qd, self.options.dtype)
 
     def parts(self, stored: str = "float32") -> dict[str, Any]:
-        """How vectors are multiplied, as a part: where it is not as they are stored.
+        """The dtype of the search as a part, if it differs from the stored one.
 
         Args:
-            stored: their dtype; '': it is not known.
+            stored: their dtype; '' if unknown.
         """
         dtype = self.options.dtype
         return {} if dtype in ("auto", stored) else {"search.dtype": dtype}

@@ -1,7 +1,7 @@
-"""What a stage is: what it makes, what it reads, and a function of values that makes it.
+"""The definition of a stage: what it makes and reads, and a function of values that makes it.
 
-`artifacts`, `inputs` and `note` alone know a run. `make` gets values: what the inputs are, opened,
-and the options of the stage; so it can be called without a workdir. The runner puts them together.
+Only `artifacts`, `inputs` and `note` know a run. `make` gets values: the opened inputs and the
+options of the stage; so it can be called without a workdir. The runner puts them together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def begin(artifact: Artifact, inputs: Any) -> None:
 
 
 def begin_nothing(artifact: Artifact, inputs: Any) -> None:
-    """For an artefact that is written at once, or by what opens its folder itself."""
+    """For an artefact that is written at once, or by a function that opens its folder itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Stage:
     """One step of the pipeline.
 
     Attributes:
-        artifacts: names what the stage would make, with the inputs that decide whether an earlier
-            one still holds; computes nothing.
-        inputs: (run, artifact) -> what `make` is called with: the inputs, opened, and the options.
-            Raises InputError where something is missing or out of date.
-        make: (inputs, options) -> what is made, as values.
+        artifacts: names the artefacts of the stage, with the inputs that decide whether existing
+            ones are up to date; computes nothing.
+        inputs: (run, artifact) -> the arguments of `make`: the opened inputs and the options.
+            Raises InputError if something is missing or out of date.
+        make: (inputs, options) -> the result, as values.
         write: (artifact, inputs, values): puts them into the workdir.
         begin: (artifact, inputs): opens the artefact's unfinished folder, before `make`.
-        note: what a user should know beside the reason why one is made; '' for nothing. Asked on
-            the main process.
+        note: what a user should know in addition to the reason; '' for nothing. Called on the main
+            process.
     """
 
     artifacts: Callable[[Run], list[Artifact]]
@@ -51,6 +51,6 @@ class Stage:
         self.bring_from(artifact, *self.inputs(run, artifact))
 
     def bring_from(self, artifact: Artifact, inputs: Any, options: Any) -> None:
-        """Makes an artefact from inputs that are open."""
+        """Makes an artefact from opened inputs."""
         self.begin(artifact, inputs)
         self.write(artifact, inputs, self.make(inputs, options))

@@ -1,7 +1,7 @@
 """The stages, one file each, in the order they run.
 
 Stages know each other only through artefacts. What several of them need (data, encoders, mesh) is
-loaded once, when first used, by `nvret_jax.pipeline.state.Run`.
+loaded once, on first use, by `nvret_jax.pipeline.state.Run`.
 """
 
 from nvret_jax.pipeline import audit, embed, evaluate, export, mine, report, search, train

@@ -1,9 +1,8 @@
-"""One run: its config, workdir, data, encoders and mesh. What its stages share, and nothing of one.
+"""One run: its config, workdir, data, encoders and mesh, which its stages share.
 
-What an artefact is a function of, its parts, is said by the stage that makes it. Parts are the few
-values that decide the content: an embedding knows the prompt of its own side, not of the other;
-mining knows the value of the rule in use, not of the others. So a change makes again what it must,
-and no more.
+The stage that makes an artefact defines its parts. Parts are the few values that decide the
+content: an embedding depends on the prompt of its own kind of text, not of the other; mining on the
+value of the rule in use, not of the others. So a change rebuilds only what it must.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from nvret_jax.training.options import Training
 
 
 def once(describe: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps what a function of a run returns: an artefact's parts do not change while it works.
+    """Caches the result of a function of a run: an artefact's parts do not change during the run.
 
     Args:
         describe: (run, …) -> anything; further arguments are strings, or live as long as the run.
@@ -59,15 +58,15 @@ def once(describe: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Run:
-    """A config at work in a workdir.
+    """A config with its workdir.
 
     Attributes:
-        config, workdir: what was given.
+        config, workdir: as given.
         stores: finished embeddings.
         label: '' or, for one of several training sets, its folder below the whole run's workdir.
-        loading: what models are read with, and those that are in memory.
+        loading: the settings for reading models, and those in memory.
         cut_counts: how many texts of a table a tokenizer cuts; see `truncation`.
-        kept: what functions of this run have found; see `once`.
+        kept: cached results of functions of this run; see `once`.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Run:
         """A run.
 
         Args:
-            whole: the run of which this is the part that is about one set.
+            whole: the whole run, if this is the part for one set.
             started: block of the student before the first of several rounds.
             read: data sets that are in memory; several runs may share it.
         """
@@ -97,7 +96,7 @@ class Run:
         self._read: dict[str, Dataset] = read if whole is None else whole._read
         self.cut_counts: dict[tuple, int] = {} if whole is None else whole.cut_counts
         self.student = self._side("student", config.student)
-        # What "before" means. Where nothing is trained, the student is evaluated as configured.
+        # The meaning of "before". If nothing is trained, the student is evaluated as configured.
         self.untrained = self.student
         if self.trains:
             self.untrained = self._side("student", started, OwnSide)
@@ -122,7 +121,7 @@ class Run:
 
     @functools.cached_property
     def sets(self) -> dict[str, Run]:
-        """For each training set that is used the run that mines it; 'train' is this one."""
+        """The run that mines each used training set; 'train' is this one."""
         made = {}
         for name in sets.used_sets(self.config):
             if name == sets.MAIN_SET:
@@ -139,7 +138,7 @@ class Run:
         return {name: blocks.read(Training, block) for name, block in blocks_of}
 
     def release_teachers(self) -> None:
-        """Lets go of all encoders but the student: nothing after mining needs their weights."""
+        """Frees all encoders but the student: nothing after mining needs their weights."""
         for part in self.sets.values():
             for side in part.encoders.values():
                 side.release()
@@ -148,7 +147,7 @@ class Run:
             del self.loading.models[key]
 
     def release_untrained(self) -> None:
-        """Lets go of the student before training, unless the trained one has its weights."""
+        """Frees the student before training, unless the trained one shares its weights."""
         if self.untrained.key != self.student.key:
             self.untrained.release()
             self.loading.models.pop(self.untrained.key, None)
@@ -165,12 +164,12 @@ class Run:
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """The teachers mined with, the most accurate first."""
+        """The teachers used in mining, the most accurate first."""
         return tuple(self.config.mining.teachers)
 
     @property
     def teacher_models(self) -> str:
-        """The teachers' models, for people."""
+        """The teachers' models, in words."""
         return ", ".join(self.block(name).model for name in self.teacher_names)
 
     def block(self, name: str) -> ConfigDict:
@@ -188,14 +187,14 @@ class Run:
 
     @property
     def guide(self) -> str:
-        """The teacher whose vectors choose the dev corpus, or '' where none is an encoder."""
+        """The teacher whose vectors choose the dev corpus, or '' if none is an encoder."""
         return next(iter(self.encoders), "") if sets.MAIN_SET in self.sets else ""
 
     def side(self, role: str) -> Side:
-        """Whose embeddings a role's are: a teacher's name, 'student' or 'student-start'.
+        """The encoder of a role: a teacher's name, 'student' or 'student-start'.
 
-        The roles of the student are about evaluation: it is 'student-start' as its user had it,
-        and 'student' as its export serves it.
+        The roles of the student are about evaluation: 'student-start' is the published model,
+        'student' the model as its export serves it.
         """
         if role == "student-start":
             return self.untrained
@@ -205,7 +204,7 @@ class Run:
 
     @functools.cached_property
     def _datasets(self) -> dict[str, Dataset]:
-        """By spec, so that training and test data that are the same are read once."""
+        """By spec, so that identical training and test data are read once."""
         stages = set(self.config.stages)
         return read_wanted(
             self.config.data,
@@ -225,7 +224,7 @@ class Run:
 
     @functools.cached_property
     def dev_split(self) -> str:
-        """The split that guides training, or '' where there is none."""
+        """The dev split, or '' if there is none."""
         split = self.config.data.dev_split
         if not (self.trains and split and self.config.data.train):
             return ""
@@ -273,7 +272,7 @@ class Run:
 
     @property
     def platform(self) -> str:
-        """'cpu', 'gpu' or 'tpu': known before the mesh is, which may be one that cannot be."""
+        """'cpu', 'gpu' or 'tpu': known before the mesh, which may be invalid."""
         return platforms.here()
 
     @functools.cached_property
@@ -287,10 +286,10 @@ class Run:
         """A hash of the ids and texts of one table."""
         return content_hash(self.table(data, name)[1], TextTable((), []), {})
 
-    # --- what artefacts are made of ---
+    # --- parts of artefacts ---
 
     def is_test(self, data: Dataset) -> bool:
-        """Whether this is test data, and no training data."""
+        """Whether this is only test data."""
         found = self._datasets
         config = self.config.data
         return data is found.get(config.test) and data is not found.get(config.train)
@@ -303,7 +302,7 @@ class Run:
 
     @functools.cached_property
     def about(self) -> About:
-        """What reasons need to name what changed."""
+        """What reasons need to name a change."""
         names: dict[str, str] = {}
         if self._whole is not None:
             names = sets.key_names(self._whole.config, self.workdir.path.name)
@@ -311,7 +310,7 @@ class Run:
 
     @functools.cached_property
     def start_role(self) -> str:
-        """Whose vectors the untrained student's are: a teacher's, where they are the same."""
+        """The role with the untrained student's vectors: a teacher, if they are the same."""
         for name, side in self.encoders.items() if "embed" in self.config.stages else ():
             if side.same_as(self.untrained):
                 return name
@@ -319,7 +318,7 @@ class Run:
 
     @functools.cached_property
     def rescorer(self) -> Rescorer | None:
-        """What scores candidates anew; None where there is none, or no rule asks for its scores."""
+        """The rescorer; None if there is none, or no rule needs its scores."""
         read = blocks.read(RescorerOptions, self.config.rescorer)
         return Rescorer(read, self.loading, lambda: self.train_data) if read.model else None
 
@@ -330,7 +329,7 @@ class Run:
 
     @functools.cached_property
     def options(self) -> Options:
-        """How to mine, its preset in effect; where a value is 'auto', the paper's is used."""
+        """How to mine, with the preset applied; the paper's value in place of 'auto'."""
         asked = dataclasses.replace(self.mining.options, seed=self.config.seed)
         compat = self.mining.compat
         most = max(map(len, self.positives().values())) if compat else 0
@@ -344,7 +343,7 @@ class Run:
 
     @property
     def exclusions(self) -> Exclude:
-        """Which passages are never negatives."""
+        """The options of exclusions."""
         return self.mining.exclusions
 
     def values_of(self, cls: type, block: str) -> dict[str, Any]:

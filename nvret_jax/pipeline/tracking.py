@@ -1,4 +1,4 @@
-"""The trackers of a run (`track`), and the scores that go to them at its end."""
+"""The trackers of a run (`track`), and the scores sent to them at its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nvret_jax.training.trackers import Trackers
 
 
 def of(run: Run) -> Trackers | None:
-    """Those that its config names, on the process that writes metrics."""
+    """The trackers named in its config, on the process that writes metrics."""
     config = run.config
     if not config.track or not mesh_lib.is_main():
         return None

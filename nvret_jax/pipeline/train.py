@@ -34,18 +34,18 @@ from nvret_jax.training.options import Training
 
 @dataclasses.dataclass(frozen=True)
 class MinedSet:
-    """One training set, mined.
+    """One mined training set.
 
     Attributes:
         data: its queries and corpus.
         digest: of its passages.
         negatives: reads its table of negatives.
-        num_negatives: the most that mining kept of a query.
+        num_negatives: the most that mining kept for a query.
         has_cosines: whether the scores in the table are cosines.
         lengths: tokens that the student keeps, by kind of text.
-        encoder: gives the student, with its prompts for this set.
+        encoder: returns the student, with its prompts for this set.
         cuts: counts the texts that it cuts; lines for the terminal.
-        guide: reads vectors of all queries and passages by a teacher; None where no teacher is an
+        guide: reads vectors of all queries and passages by a teacher; None if no teacher is an
             encoder.
     """
 
@@ -62,16 +62,16 @@ class MinedSet:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is trained, on what, and where it is kept.
+    """The inputs of training: model, data and folders.
 
     Attributes:
-        encoder: the student as training finds it.
-        sets: all training sets by name, those that a stage names none of in this order.
+        encoder: the initial student.
+        sets: all training sets by name, in the order for stages that name none.
         seed: of draws.
         places: where checkpoints and metrics go.
-        dev: what guides training; None: nothing does.
-        anew: whether the file of metrics is written again from the checkpoints.
-        needs_best, needs_last: which checkpoints of the last stage the result is made of.
+        dev: the dev evaluation, or None.
+        anew: whether the file of metrics is rewritten from the checkpoints.
+        needs_best, needs_last: which checkpoints of the last stage the result needs.
         first: puts into a new folder of checkpoints those that training continues from.
     """
 
@@ -117,10 +117,10 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, dict[str, Training]]:
 
 
 def inputs_at(run: Run, places: loop.Places | None = None) -> Inputs:
-    """What a run trains on; what a finished stage does not need is read when it is asked for.
+    """The inputs of a run's training; data that a finished stage does not need are read on demand.
 
     Args:
-        places: where the training is kept; None: there is none.
+        places: the folders of the training, or None.
     """
     result = trained.result(run)
     return Inputs(
@@ -142,14 +142,14 @@ def make(inputs: Inputs, options: Mapping[str, Training]) -> epath.Path:
     """Trains the student, stage by stage.
 
     Args:
-        inputs: its place has checkpoints if an earlier training was stopped.
+        inputs: the folder has checkpoints if an earlier training was stopped.
         options: of each stage, by name, in order.
 
     Returns:
         the folder of the checkpoints.
 
     Raises:
-        InputError: there is nothing to learn from, or what `loop.train` refuses.
+        InputError: no training data, or as `loop.train`.
     """
     stages = [
         loop.Stage(name, block, functools.partial(batches, inputs, options, name), block.start)
@@ -198,9 +198,9 @@ def _note(run: Run, artifact: Artifact) -> str:
 
 
 def _with_teacher_temperature(inputs: Inputs, block: Training) -> Training:
-    """A stage's values with a temperature for the teacher's scores that suits what they are.
+    """A stage's values with a temperature that suits the kind of the teacher's scores.
 
-    Cosines lie close together: divided by 1, the best passage hardly differs from the worst.
+    Cosines are close together: divided by 1, the best passage hardly differs from the worst.
     """
     loss = block.loss
     if loss.distillation != "kl" or loss.teacher_temperature is not None:
@@ -213,7 +213,7 @@ def _with_teacher_temperature(inputs: Inputs, block: Training) -> Training:
 
 
 def _check_negatives(inputs: Inputs, name: str, block: Training) -> None:
-    """Raises InputError where a stage would train on nothing; says how many rows lack negatives."""
+    """Raises InputError if a stage has no negatives at all; prints how many rows lack them."""
     in_batch = block.loss.in_batch and block.batch_size > 1
     rows = without = 0
     for of in inputs.of(block):
@@ -233,12 +233,12 @@ def _check_negatives(inputs: Inputs, name: str, block: Training) -> None:
             "learn from; mine with another rule or teacher, or set train.in_batch_negatives=true"
         )
     if without and block.num_negatives:
-        what = "learn from in-batch negatives alone" if in_batch else "add nothing to the loss"
+        what = "learn only from in-batch negatives" if in_batch else "add nothing to the loss"
         say(f"train     {without:,} of {rows:,} rows have no hard negative and {what}")
 
 
 def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Blend:
-    """What a stage of training draws its batches from; tokenises it.
+    """The source of a training stage's batches, tokenised.
 
     Args:
         inputs: of the training.
@@ -246,7 +246,7 @@ def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Blend:
         name: of the one.
     """
     block = stages[name]
-    # Stages of one run do not repeat each other's draws.
+    # Stages of a run have different draws.
     seed = (inputs.seed + list(stages).index(name)) % SEED.high
     names = inputs.of(block)
     sources = [
@@ -268,8 +268,8 @@ def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Blend:
     alone, rows = blend.without_negatives(block.loss.in_batch and block.batch_size > 1)
     if alone == rows:
         raise InputError(
-            f"training, stage {name}: no passage is a negative to any of the {rows:,} rows, as "
-            "all are positives of the same queries; there is nothing to learn from"
+            f"training, stage {name}: no passage is a negative of any of the {rows:,} rows, "
+            f"because all are positives of the same queries; there is nothing to learn from"
         )
     if len(stages) > 1 or len(sources) > 1:
         counts = ", ".join(f"{of} {count:,}" for of, count in blend.counts().items())
@@ -312,7 +312,7 @@ def _guide(one: MinedSet) -> tuple[np.ndarray, np.ndarray]:
     return one.guide()
 
 
-# --- what is read of a run -----------------------------------------------------------------------
+# --- reading from a run --------------------------------------------------------------------------
 
 
 def _training_set(run: Run) -> MinedSet:
@@ -376,7 +376,7 @@ def _dev(run: Run) -> Dev | None:
 def _hard_first(run: Run, ids: Sequence[str], depth: int) -> list[int]:
     """Passage rows for a dev corpus: what the teacher ranks high for these queries, rank by rank.
 
-    Where no teacher is an encoder: the passages in corpus order.
+    If no teacher is an encoder: the passages in corpus order.
     """
     data, name = run.train_data, run.guide
     if not name:

@@ -1,4 +1,4 @@
-"""The student: the artefact of its training, and what was trained, opened."""
+"""The student: the artefact of its training, and the opened trained model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nvret_jax.training.sums import DamagedCheckpoint
 
 @once
 def artifact(run: Run) -> Artifact:
-    """The student while and after it trains."""
+    """The student during and after training."""
     mined = {
         name: parts_lib.Mined(mine.artifact(part), part.student.all_parts(), part.about)
         for name, part in run.sets.items()
@@ -32,7 +32,7 @@ def artifact(run: Run) -> Artifact:
 
 
 def parts(run: Run) -> dict[str, Any]:
-    """What the student is a function of, trained or not."""
+    """What the student depends on, trained or not."""
     if not run.trains:
         return run.student.all_parts()
     last = list(run.stages.values())[-1]
@@ -61,7 +61,7 @@ def student(run: Run) -> Encoder:
     """The trained student.
 
     Raises:
-        InputError: it is not there, or out of date; `Damaged` where a checkpoint is.
+        InputError: it is missing or out of date; `Damaged` if a checkpoint is damaged.
     """
     made = need(artifact(run))
     try:

@@ -1,9 +1,9 @@
-"""Which share of the texts an encoder cuts, by data set and table.
+"""The share of texts that an encoder cuts, by data set and table.
 
-A text that has more tokens than its encoder keeps loses its end, and nothing else shows it. So a
-run states the share before it embeds or trains, and again in the scores it writes and in its
-report. The count needs the tokenizer alone. Of a large table it is taken on a sample of rows,
-evenly spread, which is exact to about a percent.
+A text with more tokens than its encoder keeps silently loses its end. So a run prints the share
+before it embeds or trains, and records it with its scores and in its report. The count needs only
+the tokenizer. For a large table it uses an evenly distributed sample of rows, which is accurate to
+about a percent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nvret_jax.pipeline.encoders import Side
 from nvret_jax.pipeline.state import Run
 
 SAMPLE = 10_000  # rows counted of a larger table
-# How roles that are no teacher's name are shown to people.
+# The names of roles other than teachers in messages.
 TITLES = {"student-start": "student before training", "student": "student"}
 
 
@@ -27,8 +27,8 @@ class Truncation:
     """How many texts of a table an encoder cuts.
 
     Attributes:
-        encoder: whose, for people: a teacher's name, or one of `TITLES`.
-        dataset, table: which texts: 'passages' or 'queries-<split>' of a data set.
+        encoder: a teacher's name, or one of `TITLES`.
+        dataset, table: of the texts: 'passages' or 'queries-<split>' of a data set.
         length: tokens kept of a text, special tokens included.
         texts: rows of the table.
         counted, cut: rows checked, and how many of these are longer than `length`.
@@ -48,7 +48,7 @@ class Truncation:
 
     @property
     def counts(self) -> str:
-        """For people: '587 of 1,398'."""
+        """In words: '587 of 1,398'."""
         sample = f" sampled from {self.texts:,}" if self.counted < self.texts else ""
         return f"{self.cut:,} of {self.counted:,}{sample}"
 
@@ -65,7 +65,7 @@ class Truncation:
 
 
 def percent(share: float) -> str:
-    """'42 %'; one decimal where a whole number would hide something."""
+    """'42 %'; one decimal if a whole number would be misleading."""
     value = 100 * share
     return f"{value:.0f} %" if value == round(value) or 10 <= value <= 90 else f"{value:.1f} %"
 
@@ -74,9 +74,9 @@ def of_side(run: Run, side: Side, encoder: str, data: Dataset, table: str) -> Tr
     """The count for one table.
 
     Args:
-        run: knows the tables, and keeps counts for encoders that cut alike.
-        side: the encoder; its tokenizer, prompt and length decide.
-        encoder: how it is shown.
+        run: has the tables, and caches counts for encoders with the same cuts.
+        side: the encoder, by its tokenizer, prompt and length.
+        encoder: its name in messages.
     """
     kind, rows = run.table(data, table)
     length = side.length(kind)
@@ -97,7 +97,7 @@ def of_role(run: Run, role: str, data: Dataset, table: str) -> Truncation:
 
 
 def of_test(run: Run) -> dict[str, list[Truncation]]:
-    """The counts behind the scores: 'before' and 'after', or 'after' alone without training."""
+    """The counts behind the scores: 'before' and 'after', or only 'after' without training."""
     data, tables = run.test_data, ("passages", f"queries-{run.config.data.test_split}")
     roles = {"before": "student-start", "after": "student"} if run.trains else {}
     roles = roles or {"after": "student-start"}

@@ -1,1 +1,1 @@
-"""One self-contained page that shows what a run did."""
+"""One self-contained page about a run."""

@@ -1,9 +1,9 @@
-"""The audit's chart: what each rule leaves of false negatives, against how hard its negatives are.
+"""The audit's chart: the share of false negatives of each rule, over the hardness of its negatives.
 
-One line a rule, through its values in their order; naive mining is a separate point. The better a
-rule, the further its line is to the lower right: harder negatives at fewer false ones. The bars are
-95 % intervals over queries. Each rule has a distinct marker, so that nothing depends on colour
-alone, and values stand beside their points. Drawn in the report's style, see `figures`.
+One line per rule, through its values in order; naive mining is a separate point. The better a rule,
+the further its line is to the lower right: harder negatives at fewer false ones. The bars are 95 %
+intervals over queries. Each rule has a distinct marker, so that nothing depends on colour alone,
+and values are next to their points. It is drawn in the report's style, see `figures`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def false_negatives(rows: Sequence[Row], name: str = "audit") -> Chart:
     """The share of false negatives over hardness, for the rows of one data set and teacher.
 
     Args:
-        rows: of `mining.audit.audit`; those that mined nothing are left out.
-        name: prefix of the drawing's ids, its own for each chart of a page.
+        rows: of `mining.audit.audit`; those without negatives are left out.
+        name: prefix of the drawing's ids, unique for each chart of a page.
     """
     rows = [row for row in rows if row.slots and np.isfinite(row.hardness)]
     lines: dict[str, list[Row]] = {}
@@ -91,7 +91,7 @@ def _line(axes, rule: str, rows: Sequence[Row], narrow: bool) -> None:
     axes.errorbar(
         x,
         y,
-        # An interval can lie beside its point where a handful of queries decides.
+        # An interval may not contain its point if only a handful of queries decides.
         yerr=np.stack([np.maximum(y - low, 0), np.maximum(high - y, 0)]),
         color=colour,
         marker=marker,
@@ -150,7 +150,7 @@ def reliability(rows: Sequence[Reliability], name: str = "risk") -> Chart:
 
 
 def _words(rows: Sequence[Row]) -> str:
-    """What the chart shows, for those who do not see it."""
+    """A description of the chart for readers who cannot see it."""
     if not rows:
         return "False negatives by rule: nothing was mined."
     said = [

@@ -1,4 +1,4 @@
-"""What a report shows, as values. `report.build` makes a page of it; nothing here knows a run."""
+"""The content of a report, as values, independent of runs. `report.build` makes a page from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nvret_jax.mining.audit.risk_fit import Reliability
 
 @dataclasses.dataclass(frozen=True)
 class TeacherScores:
-    """What the histogram shows: four groups of scores, any lengths, empty allowed.
+    """The content of the histogram: four groups of scores of any length, possibly empty.
 
     Attributes:
         positive: scores of judged positives.
@@ -36,8 +36,8 @@ class Curve:
     """One value over the steps of training.
 
     Attributes:
-        name: of it, for people.
-        steps, values: as many of both.
+        name: in words.
+        steps, values: of equal length.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Training:
     Attributes:
         loss: one value per logged step.
         dev: nDCG@10 on the dev queries, the model before training at step 0.
-        others: whatever else was logged, but for speed.
-        speed: what depends on the clock and the device: queries per second and the like.
+        others: other logged values, except speed.
+        speed: values that depend on the clock and the device, such as queries per second.
         bounds: last steps of all stages but the last.
-        outcome: whether training helped on dev, a sentence; '' where nothing says so.
+        outcome: whether training helped on dev, a sentence; '' if unknown.
         helped: whether it did.
     """
 
@@ -81,8 +81,8 @@ class Mining:
         negatives: negatives kept in all.
         dropped: {reason: candidates rejected}.
         wanted: negatives asked for per query.
-        used: how many of them training takes per query, in words; '' where nothing is trained.
-        false_negatives: how many may be relevant, a sentence; '' where that is not known.
+        used: how many of them training takes per query, in words; '' if nothing is trained.
+        false_negatives: how many may be relevant, a sentence; '' if unknown.
     """
 
     rule: str
@@ -99,13 +99,13 @@ class Mining:
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A passage beside a query.
+    """A passage of a query.
 
     Attributes:
         id, text: from the corpus.
         score: the teacher's.
-        rank: in the teacher's ranking, from 1; None or 0 where it is not known.
-        teacher: who ranked it; '' when there is one teacher only.
+        rank: in the teacher's ranking, from 1; None or 0 if unknown.
+        teacher: that ranked it; '' if there is only one teacher.
         why: for a candidate that was rejected, the reason in words.
     """
 
@@ -119,7 +119,7 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One query with what mining made of it. `ceiling` is +inf for rules without one.
+    """One query with the results of mining. `ceiling` is +inf for rules without one.
 
     `chosen`: why it is shown.
     """
@@ -135,10 +135,10 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
-    """What mining made of one training set.
+    """The results of mining for one training set.
 
     Attributes:
-        dataset: its name; shown where there are several.
+        dataset: its name; shown if there are several.
         mining, teacher_scores, examples: see their classes.
     """
 
@@ -163,8 +163,8 @@ class RankedQuery:
     """A test query with its first hits.
 
     Attributes:
-        query_id, query: of it.
-        before, after: its nDCG@10; before is None where nothing was trained.
+        query_id, query: id and text.
+        before, after: its nDCG@10; before is None if nothing was trained.
         first: {'before', 'after', 'BM25': rank of the first relevant hit}; None for none.
         hits_before, hits_after: best first; before is empty where nothing was trained.
     """
@@ -184,8 +184,8 @@ class Compared:
 
     Attributes:
         dataset: name and split.
-        better, same, worse: how many queries have a higher nDCG@10 after than before, and so on.
-        differences: after - before, of every query; empty where nothing was trained.
+        better, same, worse: how many queries have a higher, equal or lower nDCG@10 after training.
+        differences: after - before, for every query; empty if nothing was trained.
         groups: {heading: queries}, chosen by interest.
     """
 
@@ -202,7 +202,7 @@ class Cut:
     """Texts of one table that are longer than an encoder keeps, in words.
 
     Attributes:
-        encoder: whose.
+        encoder: its name.
         texts: data set and table.
         length: tokens kept of a text.
         share: '42 %'.
@@ -221,9 +221,9 @@ class Size:
     """A data set in numbers.
 
     Attributes:
-        role: what it is for, such as 'training' or 'test'.
-        name: of it.
-        source: where it is from, as the config says.
+        role: such as 'training' or 'test'.
+        name: of the data set.
+        source: from the config.
         passages: in its corpus.
         queries: {split: judged queries}.
         positives: {split: relevant judgments per query, on average}.
@@ -248,12 +248,12 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class ReportData:
-    """Everything on the page. All but the title may be missing.
+    """The content of the page. Everything except the title may be missing.
 
     Attributes:
         title: heading of the page.
         lead: one or two sentences under it.
-        scores: rows of the table, one a data set; the first one is the headline.
+        scores: rows of the table, one per data set; the first one is the headline.
         compared: of the test queries.
         audit: rows of the stage audit.
         risks: rows of its check of risks.

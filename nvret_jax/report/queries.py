@@ -50,7 +50,7 @@ def compare(ranked: Ranked, shown: int) -> Compared:
 
     Args:
         ranked: before and after.
-        shown: at most so many queries, over all groups.
+        shown: at most this many queries, over all groups.
     """
     ids = list(ranked.after)
     after_q = np.array([ranked.after[query] for query in ids])

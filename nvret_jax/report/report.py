@@ -125,7 +125,7 @@ def _duration(seconds: float) -> str:
 
 
 def _drawn(one: Mined, number: int) -> dict[str, Any]:
-    """One set's part of the page, with its drawings; `number` tells it from the others."""
+    """One set's part of the page, with its drawings; `number` distinguishes it from the others."""
     histogram, groups = None, one.teacher_scores
     if groups is not None and (len(groups.positive) or len(groups.negative)):
         histogram = figures.score_histogram(

@@ -135,7 +135,7 @@ LOOKING = [
     (change("teacher.attention", "splash"), "splash"),
     (
         change("sets.other.query_prompt", "the wing of a body in the flow of a wing of a body in "),
-        "sets/other/student: query_length=16, and the prompt",
+        "sets/other/student: query_length=16, but the prompt",
     ),
     (change("student.model", "/no/student"), "/no/student: no such folder"),
 ]

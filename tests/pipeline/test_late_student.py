@@ -110,9 +110,9 @@ def test_what_search_cannot_do_is_told_before(late, tmp_path):
     config, _ = late
     config = config.copy_and_resolve_references()
     config.stages = ("embed", "search", "mine", "train", "evaluate")
-    with pytest.raises(InputError, match="evaluation does not search with yet"):
+    with pytest.raises(InputError, match="evaluation does not support yet"):
         pipeline.run(config, str(tmp_path / "w"))
     config.stages = ("embed", "search", "mine", "train")
     config.teacher.model = config.student.model
-    with pytest.raises(InputError, match="one vector per token, which search does not take"):
+    with pytest.raises(InputError, match="one vector per token, which search does not support"):
         pipeline.run(config, str(tmp_path / "w2"))

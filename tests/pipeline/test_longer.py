@@ -123,7 +123,7 @@ def test_a_rate_that_depends_on_the_length_begins_again(
     pipeline.run(recipe(pristine, steps=3, **change), workdir)
     longer = recipe(pristine, steps=5, **change)
     plan = dry(longer, workdir, capsys)
-    assert f"train.steps 3 → 5; training begins again: {words}" in plan
+    assert f"train.steps 3 → 5; training starts over: {words}" in plan
     assert "the finished one, of 3 steps, is kept until then" in plan
 
 

@@ -38,7 +38,7 @@ REFUSED = {
         "error: teacher.passage_length=41: the model takes at most 40 tokens",
     ),
     "a folder below a file": ("--workdir=/dev/null/w", "--workdir /dev/null/w cannot be written"),
-    "a flag for a folder": ("--workdir=--stages", "--workdir=--stages: a flag in the place"),
+    "a flag for a folder": ("--workdir=--stages", "--workdir=--stages: a flag instead of"),
     "export without evaluation": (
         "--stages=embed,search,mine,train,export",
         "evaluation/data.bm25.json is needed but not there yet; run --stages=evaluate first",

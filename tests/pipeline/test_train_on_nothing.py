@@ -65,7 +65,7 @@ def test_no_negative_at_all_is_an_error_with_numbers(inputs):
 
 @pytest.mark.parametrize(
     ("in_batch", "what"),
-    [(True, "learn from in-batch negatives alone"), (False, "add nothing to the loss")],
+    [(True, "learn only from in-batch negatives"), (False, "add nothing to the loss")],
 )
 def test_rows_without_a_hard_negative_are_counted(inputs, capsys, in_batch, what):
     block = Training(loss=Loss(in_batch=in_batch))

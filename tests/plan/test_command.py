@@ -94,8 +94,8 @@ def test_a_search_alone_that_does_not_fit_ends_the_same_way(a_chip, capsys, monk
     ("argv", "said"),
     [
         (["--topology=v5e:2x2", "--passages=10", "--width=4", "--k=50"], "k=50"),
-        (["--passages=10"], "--topology: name the chips, as in --topology=v5e:4x4; --width: give"),
-        (["--topology=v5e:2x2", shell.CONFIG, "--width=4"], "--width: is for a search alone"),
+        (["--passages=10"], "--topology: give the chips, as in --topology=v5e:4x4; --width: give"),
+        (["--topology=v5e:2x2", shell.CONFIG, "--width=4"], "--width: is only for a search"),
         (["--topology=v5e:2x2", "--passages=9", "--width=4", "--data"], "--data: needs --config"),
     ],
 )

@@ -2,7 +2,7 @@
 
 The same two ways as calibration has (calibrate.py), for the one rule that is mined with: counted
 where enough queries have several positives, and estimated from the ranks of the known positives
-otherwise. Both look at the stored candidates alone, so nothing is searched again.
+otherwise. Both use only the stored candidates, so there is no further search.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from nvret_jax.mining.audit.holdout import (
 from nvret_jax.mining.options import Options
 from nvret_jax.search.candidates import Candidates
 
-LEAST = 20  # queries; fewer say nothing
-MOST = 2000  # queries looked at
+LEAST = 20  # queries; fewer are meaningless
+MOST = 2000  # queries used
 _RESAMPLES = 1000
 
 
@@ -38,7 +38,7 @@ class Estimate:
         share: of the negatives.
         low, high: its 95 % interval, by a bootstrap over queries.
         method: 'labels' (counted) or 'ranks' (estimated).
-        queries: looked at.
+        queries: used.
     """
 
     share: float

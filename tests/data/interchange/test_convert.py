@@ -76,7 +76,7 @@ def test_the_source_may_be_the_target(tmp_path):
         (["bad:a", "trec:b"], "unknown format 'bad'; known formats: flagembedding"),
         (["trec:a", "bad:b"], "format 'bad' is not known"),
         (["trec:a", "beir:b"], "a run has ids without texts"),
-        (["workdir:a", "workdir:b"], "a workdir is a source only"),
+        (["workdir:a", "workdir:b"], "a workdir can only be a source"),
         (["workdir:/nowhere", "beir:b"], "/nowhere/config.json: no such file"),
         (["trec:a\0", "trec:b"], "a path cannot contain NUL"),
     ],
@@ -147,7 +147,7 @@ def test_the_negatives_of_a_run_become_questions_for_a_judge(workdir, tmp_path):
     assert {line["verdict"] for line in lines} == {""}
     with pytest.raises(InputError, match="may hold answers"):
         convert.convert(f"workdir:{workdir}", f"questions:{tmp_path}/judge.jsonl")
-    with pytest.raises(InputError, match="a run's negatives"):
+    with pytest.raises(InputError, match="needs a workdir as its source"):
         convert.convert(f"trec:{tmp_path}/x.run", f"questions:{tmp_path}/other.jsonl")
 
 
