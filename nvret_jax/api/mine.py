@@ -128,7 +128,7 @@ def mine(
         second_search, short: see `mining.options.Options`.
         risk, risk_budget: how likely each negative is false, on at least 100 queries; see
             `mining.risk`.
-        split: of a data set, the split whose queries are mined for.
+        split: of a data set, the split with the queries.
         min_relevance: of a data set, the lowest judgment that makes a passage positive.
         given: how to use negatives that come with a data set: 'add' alternates them with mined
             ones, 'only' mines none, 'ignore' leaves them out.

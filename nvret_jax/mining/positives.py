@@ -2,8 +2,8 @@
 
 A known positive far down the teacher's ranking is either hard or wrong: a crossed line in a file, a
 passage that answers another question. Its rank is counted among what could be a negative, so other
-positives do not count. What is doubtful stays a known positive of its query: it is no negative to
-it in any batch, and anchors are what they were.
+positives do not count. A doubtful pair's passage stays a known positive of its query: it is never
+its negative in a batch, and anchors do not change.
 """
 
 from __future__ import annotations

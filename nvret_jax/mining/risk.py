@@ -5,7 +5,7 @@ relevant although no label says so. It never falls with the score nor rises with
 
 - `of_negatives`: the risk of each mined negative, stored beside it; a loss may weight by it.
 - `ceilings`: a risk budget. Per task the hardest stretch of candidates whose mean risk is within
-  the budget; what ranks ahead of it lies above the task's ceiling. Where a percent is one number
+  the budget; what ranks ahead of it is above the task's ceiling. Where a percent is one number
   for all queries, this is as strict as each query needs.
 """
 
@@ -118,7 +118,7 @@ def ceilings(
 
 
 def _highest(risk_rk, scores_rk, kept_rk, budget: float, count: int) -> np.ndarray:
-    """For each row the ceiling that its first stretch within the budget lies under."""
+    """For each row the ceiling just above its first stretch within the budget."""
     # Survivors to the front of each row, in their order.
     order = np.argsort(~kept_rk, axis=1, kind="stable")
     risk_rk = np.take_along_axis(np.where(kept_rk, risk_rk, 0.0), order, axis=1)

@@ -77,7 +77,7 @@ class Audited:
 
 
 def make(inputs: Inputs, options: Audit) -> Audited:
-    """How many false negatives each rule lets in, of each teacher."""
+    """How many false negatives each rule admits, for each teacher."""
     corpus, seed = inputs.data.corpus, inputs.mining.seed
     rules = audit.rules_to_try(inputs.mining, options.tried)
     rows: list[audit.Row] = []

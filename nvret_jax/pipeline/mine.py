@@ -213,7 +213,7 @@ def _with_risk(inputs: Inputs, options: Mining, teacher: Teacher) -> Teacher:
     )
     say(
         f"mine      {teacher.name}: the risk of negatives is fitted to the {model.method} of "
-        f"{queries:,} queries; it lies between {model.risk[0]:.1%} and {model.risk[-1]:.1%}"
+        f"{queries:,} queries; it is between {model.risk[0]:.1%} and {model.risk[-1]:.1%}"
     )
     return dataclasses.replace(teacher, risk=model)
 
@@ -314,6 +314,7 @@ def _say_given(counts: given.GivenCounts, mode: str) -> None:
     if mode == "only" and counts.without:
         say(
             f"mine      {counts.without:,} rows have no negative of the data set, and so none at "
+            f"all at "
             f"all"
         )
 

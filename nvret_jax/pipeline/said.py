@@ -21,7 +21,7 @@ def part(run: Run) -> Digest:
 
 
 def rule(run: Run) -> str:
-    """The rule that mines and its values, for people."""
+    """The mining rule and its values, in words."""
     found = run.options.rule.describe()
     if run.calibrated:
         found = f"{run.config.mining.rule}, {' and '.join(run.calibrated)} calibrated"

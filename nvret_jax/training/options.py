@@ -52,7 +52,7 @@ class Draw:
     how: str = option(
         "top",
         choice(*DRAWS),
-        "Which mined negatives a step takes: top, the best; or a draw made anew in each step: "
+        "Which mined negatives a step takes: top, the best; or a new draw in each step: "
         "uniform; softmax, by the teacher's scores; simans, those that score about as the "
         "positive. Mine more than a step takes, such as mining.num_negatives=30.",
         counts=lambda own: own.how != "top",

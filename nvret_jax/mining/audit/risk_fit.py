@@ -64,7 +64,7 @@ def estimate(
     Args:
         candidates: of Q training queries, with all positives.
         how: 'labels', 'ranks' or 'auto', which takes labels where enough queries have several.
-        max_queries: queries looked at; 0: all.
+        max_queries: queries used; 0: all.
         excluded: see `calibrate.calibrate`.
         query_ids, passage_ids: of all queries and passages.
         seed: of the draw of queries and visible positives.

@@ -1,4 +1,4 @@
-"""Which of a row's mined negatives a step trains on: the best, or a draw that is made anew.
+"""Which of a row's mined negatives a step trains on: the best, or a new draw.
 
     top       the n best
     uniform   n of the pool, all equally likely
@@ -21,7 +21,7 @@ from nvret_jax.data.hashing import mix, uniform01
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.training.options import Draw
 
-_LEAST = -1e30  # log of the weight of a negative that nobody scored: it is taken last
+_LEAST = -1e30  # log of the weight of an unscored negative, which is taken last
 
 
 def drawn_places(
