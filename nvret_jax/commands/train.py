@@ -19,7 +19,7 @@ from nvret_jax.files import paths
 from nvret_jax.processes import peers, streams
 
 _OWN = ("distributed.process_id", "distributed.coordinator")  # keys in which processes may differ
-_FILES, _LEAST_FILES = 4096, 64  # files files that may be open at once
+_FILES, _LEAST_FILES = 4096, 64  # files that may be open at once
 _MORE = f"""\
 Stages: {", ".join(STAGES)}.
 `python -m nvret_jax options` lists the keys of a config, `help` all commands:

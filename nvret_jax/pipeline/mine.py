@@ -312,11 +312,7 @@ def _say_given(counts: given.GivenCounts, mode: str) -> None:
         f"{counts.above:,} at or above the ceiling of the rule"
     )
     if mode == "only" and counts.without:
-        say(
-            f"mine      {counts.without:,} rows have no negative of the data set, and so none at "
-            f"all at "
-            f"all"
-        )
+        say(f"mine      {counts.without:,} rows have no negative of the data set, and so none")
 
 
 def _say(counts: MiningCounts) -> None:

@@ -27,7 +27,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 
 PERMUTATIONS = 128
-SURE = 0.999  # probability probability of proposing a pair at the threshold
+SURE = 0.999  # probability of proposing a pair at the threshold
 LOWEST = math.ceil(1000 * (1 - (1 - SURE) ** (1 / PERMUTATIONS))) / 1000  # share to be sure of
 _WIDTH = 3
 _DOUBT = 0.15  # an estimate this far below the threshold is conclusive: more than 4 deviations
