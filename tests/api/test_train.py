@@ -195,6 +195,10 @@ def test_mine_on_a_data_set_is_mine_on_its_lists(data, student, negatives):
     np.testing.assert_array_equal(lists.negative_rows.values, negatives.negative_rows.values)
     rows = [data.queries.row[query] for query in positives]
     assert negatives.query_rows.tolist() == np.array(rows)[lists.query_rows].tolist()
+    # Queries of another split are not the first ones of the table.
+    dev = nv.mine(data, teacher=student, split="dev", rule="naive", progress=False)
+    assert dev.query_rows.tolist() == [data.queries.row[q] for q in data.positives("dev")]
+    assert dev.query_rows[0] > 0
     with pytest.raises(nv.InputError, match="num_negatives is given, and mining=Mining"):
         nv.mine(data, teacher=student, num_negatives=3, mining=nv.Mining())
     with pytest.raises(nv.InputError, match="passages are given, and a data set"):
