@@ -106,7 +106,7 @@ def test_one_large_group_is_trained_on_and_too_few_groups_are_an_error():
     found = draw(queries, passages, shared, Shares(), "x")
     assert set(found[:20]) == {"train"}
     assert found.count("test") == found.count("dev") == 3
-    with pytest.raises(InputError, match=r"x: 30 queries are 1 groups .* leave .* \?test=0"):
+    with pytest.raises(InputError, match=r"x: 30 queries form 1 groups .* leave .* \?test=0"):
         draw(queries, passages, [[0]] * 30, Shares(), "x")
 
 

@@ -175,7 +175,7 @@ def test_too_few_queries_and_rules_without_the_value_are_errors():
     with pytest.raises(InputError, match=r"percent='auto': needs at least 100 .* there are 99"):
         choose(scores_qn, known)
     scores_qn, _, known = world(6)
-    with pytest.raises(InputError, match=r"mining.rule='abs' has no value of 'perc_pos' to"):
+    with pytest.raises(InputError, match=r"'perc_pos' is not calibrated for mining.rule='abs'"):
         choose(scores_qn, known, options=Options(rule=Rule("abs")))
     with pytest.raises(InputError, match="no value of 'abs' to calibrate"):
         choose(scores_qn, known, rule="abs")

@@ -281,7 +281,7 @@ def test_chunks_of_another_run_are_refused():
     candidates, table_qn = make()
     store = Store()
     rescore(candidates, Scorer(table_qn), 9, store=store, chunk_pairs=7)
-    with pytest.raises(InputError, match="chunk 0 on disk holds 7 other pairs"):
+    with pytest.raises(InputError, match="chunk 0 on disk holds 7 pairs that differ"):
         rescore(make(1)[0], Scorer(table_qn), 9, store=store, chunk_pairs=7)
 
 

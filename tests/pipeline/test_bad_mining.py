@@ -110,7 +110,7 @@ TABLE = [
         "exclude.document_separator=#",
         "exclude.document_map=x.tsv",
     ),
-    mining("unknown teacher", ("mining.teachers", "'e5'", "known are teacher"), "teachers=('e5',)"),
+    mining("unknown teacher", ("mining.teachers", "'e5'", "known: teacher"), "teachers=('e5',)"),
     mining(
         "a teacher twice",
         ("mining.teachers", "an item occurs twice"),

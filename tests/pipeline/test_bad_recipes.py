@@ -66,7 +66,7 @@ STATIC = [
         change("train.stages", ("first", "first", "second")),
         "expected a tuple of different items",
     ),
-    (add_unused_stage("third"), "stage 'third' is never run"),
+    (add_unused_stage("third"), "stage 'third' never runs"),
     (change("train.stages", ("second", "first")), f"{SECOND}.start='best': there is no stage bef"),
     (change("data.dev_split", ""), f"{SECOND}.start='best': needs dev scores"),
     (
@@ -76,7 +76,7 @@ STATIC = [
     (change(f"{SECOND}.num_negatives", 5), f"{SECOND}.num_negatives=5: mining.num_negatives=4"),
     (
         both(change(f"{FIRST}.num_negatives", 0), change(f"{FIRST}.in_batch_negatives", False)),
-        f"{FIRST}.in_batch_negatives=False: no negatives are left",
+        f"{FIRST}.in_batch_negatives=False: leaves no negatives",
     ),
     (change(f"{FIRST}.warmup", 9), f"{FIRST}.warmup=9.0: there are 4 steps"),
     (

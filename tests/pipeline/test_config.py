@@ -48,7 +48,7 @@ def test_each_config_file_is_valid_and_carries_its_launch_line(path):
     checks.validate(small)
     assert small.train.steps <= 20
     assert small.name != config.name
-    with pytest.raises(InputError, match="':tiny' is not known"):
+    with pytest.raises(InputError, match="':tiny'; expected ':smoke'"):
         load(path, "tiny")
 
 

@@ -82,7 +82,10 @@ def test_sums_are_float32_and_the_type_stays():
     ("change", "told"),
     [
         (lambda t: t.pop("bias"), "model 1 has no weight bias, which model 0 has"),
-        (lambda t: t.update(extra=np.zeros(2)), "model 1 has a weight extra, which model 0 has"),
+        (
+            lambda t: t.update(extra=np.zeros(2)),
+            "model 1 has a weight extra, which model 0 does not have",
+        ),
         (
             lambda t: t["layers"].update(kernel=np.zeros((2, 4, 5))),
             "model 1: weight layers.kernel has the shape (2, 4, 5), in model 0 it is (3, 4, 5)",

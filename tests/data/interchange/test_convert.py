@@ -74,7 +74,7 @@ def test_the_source_may_be_the_target(tmp_path):
         (["trec:", "trec:b"], "source 'trec:': expected format:path"),
         (["trec:a", "b"], "target 'b': expected format:path"),
         (["bad:a", "trec:b"], "unknown format 'bad'; known formats: flagembedding"),
-        (["trec:a", "bad:b"], "format 'bad' is not known"),
+        (["trec:a", "bad:b"], "unknown format 'bad'"),
         (["trec:a", "beir:b"], "a run has ids without texts"),
         (["workdir:a", "workdir:b"], "a workdir can only be a source"),
         (["workdir:/nowhere", "beir:b"], "/nowhere/config.json: no such file"),

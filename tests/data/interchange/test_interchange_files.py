@@ -101,8 +101,8 @@ def test_flagembedding_is_written_with_titles_in_front_and_says_what_is_lost(tmp
         },
     ]
     assert said == [
-        f"{path}: this format has no place for query ids (2); passage ids (4); titles, now in "
-        "front of their texts (1); passages in no row (1)"
+        f"{path}: this format has no place for query ids (2); passage ids (4); titles, now put "
+        "before their texts (1); passages in no row (1)"
     ]
 
 
