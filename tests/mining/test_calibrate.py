@@ -177,7 +177,7 @@ def test_too_few_queries_and_rules_without_the_value_are_errors():
     scores_qn, _, known = world(6)
     with pytest.raises(InputError, match=r"'perc_pos' is not calibrated for mining.rule='abs'"):
         choose(scores_qn, known, options=Options(rule=Rule("abs")))
-    with pytest.raises(InputError, match="no value of 'abs' to calibrate"):
+    with pytest.raises(InputError, match="'abs' is not calibrated"):
         choose(scores_qn, known, rule="abs")
 
 
