@@ -68,7 +68,7 @@ def test_the_source_may_be_the_target(tmp_path):
     ("argv", "expected"),
     [
         (["flagembedding:a"], "convert: TARGET missing"),
-        (["a:b", "c:d", "e:f"], "unexpected argument 'e:f'; it takes SOURCE TARGET"),
+        (["a:b", "c:d", "e:f"], "unexpected argument 'e:f'; expected SOURCE TARGET"),
         (["--force", "a:b", "c:d"], "unknown option --force"),
         (["nothing", "trec:b"], "source 'nothing': expected format:path"),
         (["trec:", "trec:b"], "source 'trec:': expected format:path"),
