@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
@@ -40,6 +41,8 @@ NO_MATTER = (
     ".recompute",
     ".gather",
     ".loss.tile_pairs",
+    ".profile",
+    "track",
 )
 # A value to change to, by the end of the key, where one more or the opposite will not do.
 OTHER = {
@@ -112,6 +115,10 @@ OTHER = {
     ".schedule": "constant",
     ".warmup": 0.25,
     ".pick": "best",
+    ".risk": "labels",
+    ".doubtful": "drop",
+    ".positives.max_rank": 10,
+    ".draw.how": "uniform",
     ".merge_last": 2,
     ".merge": "slerp",
     ".merge_weights": (0.5, 0.5),
@@ -196,7 +203,41 @@ def calibrated(project):
     return made
 
 
-BASES = (plain, rich, calibrated)
+def drawn(project):
+    """Negatives drawn by the teacher's scores, with their risks; doubtful positives weigh less."""
+    made = plain(project)
+    made.mining.update({"risk": "ranks", "risk_budget": 0.3, "num_negatives": 6})
+    made.mining.positives.update({"max_rank": 20, "doubtful": "weigh"})
+    made.train.draw.update({"how": "softmax", "pool": 5})
+    made.train.loss.weights = True
+    return made
+
+
+def simans(project):
+    """Drawn by the distance from the positive's score."""
+    made = drawn(project)
+    made.train.draw.how = "simans"
+    return made
+
+
+def staged(project, first="softmax", second="simans"):
+    """Each stage draws in another way."""
+    made = drawn(project)
+    for name, how in {"first": first, "second": second}.items():
+        config_lib.add_stage(made, name)
+        made.train_stages[name].draw.how = how
+    return made
+
+
+BASES = (
+    plain,
+    rich,
+    calibrated,
+    drawn,
+    simans,
+    staged,
+    functools.partial(staged, first="simans", second="softmax"),
+)
 
 
 @pytest.fixture(scope="module")
