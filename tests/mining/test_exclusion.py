@@ -383,8 +383,8 @@ def test_documents_are_read_from_any_table_that_names_its_columns(tmp_path, name
     ("content", "message"),
     [
         ("a\tx\nb\n", "documents.tsv:2: expected 2 columns .* got 1"),
-        ("a\tx\tmore\n", "documents.tsv: expected 2 columns .* got 3"),
-        ("a x\n", "documents.tsv: expected 2 columns .* got 1"),
+        ("a\tx\tmore\n", "documents.tsv:1: expected 2 columns .* got 3"),
+        ("a x\n", "documents.tsv:1: expected 2 columns .* got 1"),
         ("a\tx\nb\t \n", "documents.tsv:2: .* got an empty one"),
         (
             "a\tx\nb\ty\na\ty\n",
