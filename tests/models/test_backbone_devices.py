@@ -15,7 +15,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from nvret_jax import mesh as mesh_lib
-from nvret_jax.models import grouped_attention
+from nvret_jax.models.attention import grouped as grouped_attention
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 root, out, names = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
