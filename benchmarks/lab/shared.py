@@ -2,7 +2,7 @@
 
 An artefact is never changed in place: a new one is written aside and takes the name. So a link to
 a file of another workdir is safe and costs nothing. The pipeline itself judges by fingerprint
-whether the artefact is the one that a cell needs; what is not is made again, in the cell's workdir
+whether the artefact is the one that a cell needs; any other is rebuilt, in the cell's workdir
 alone.
 """
 

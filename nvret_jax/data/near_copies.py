@@ -137,7 +137,7 @@ def _hash(word: str) -> int:
 
 
 def _banded(block: Sequence[np.ndarray]) -> np.ndarray:
-    """The bands of each text, uint64 [texts, bands]; 0 where a text has no words."""
+    """The bands of each text, uint64 [texts, bands]; 0 for a text without words."""
     counts = np.array([len(triples) for triples in block], np.int64)
     full = np.flatnonzero(counts)
     found = np.zeros((len(block), _BANDS), np.uint64)

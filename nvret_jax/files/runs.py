@@ -241,7 +241,7 @@ class _Layout:
 
     @classmethod
     def of(cls, where: str, line: str, form: str | None) -> _Layout:
-        """What a first line has; 'tevatron-run' stands for three columns."""
+        """What a first line has; for three columns 'tevatron-run'."""
         by_columns = {len(columns): name for name, columns in FORMS.items()}
         wanted = by_columns if form is None else {len(FORMS[form]): form}
         counts = {"\t": len(line.split("\t")), None: len(line.split())}

@@ -18,7 +18,7 @@ from nvret_jax.models.options import DTYPES
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline import truncation
-from nvret_jax.pipeline.stage import Stage, begin_nothing
+from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run, once
 from nvret_jax.search.embedding import Encoded, embed_texts
 from nvret_jax.search.options import Embed
@@ -170,4 +170,4 @@ def _write(artifact: Artifact, inputs: Inputs, made: Vectors) -> None:
     )
 
 
-STAGE = Stage(_artifacts, _inputs, make, _write, begin=begin_nothing)
+STAGE = Stage(_artifacts, _inputs, make, _write, begin=None)

@@ -28,7 +28,7 @@ from nvret_jax.pipeline import embed, trained, truncation
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.encoders import Side
 from nvret_jax.pipeline.made import need
-from nvret_jax.pipeline.stage import Stage, begin_nothing
+from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run, once
 from nvret_jax.search.rankers import teachers
 from nvret_jax.search.store import EmbeddingStore
@@ -366,4 +366,4 @@ def read_bm25(run: Run) -> dict[str, float] | None:
     return None if found is None else {name: found[name] for name in retrieval.MEASURES}
 
 
-STAGE = Stage(_artifacts, _inputs, make, _write, begin=begin_nothing)
+STAGE = Stage(_artifacts, _inputs, make, _write, begin=None)

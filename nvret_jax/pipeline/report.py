@@ -35,7 +35,7 @@ from nvret_jax.pipeline import (
 )
 from nvret_jax.pipeline import export as export_stage
 from nvret_jax.pipeline.made import need
-from nvret_jax.pipeline.stage import Stage, begin_nothing
+from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.report import content, mined, queries, report
 from nvret_jax.report.mined import MinedSet
@@ -424,4 +424,4 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-STAGE = Stage(_artifacts, _inputs, make, _write, begin=begin_nothing)
+STAGE = Stage(_artifacts, _inputs, make, _write, begin=None)

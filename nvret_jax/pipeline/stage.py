@@ -19,10 +19,6 @@ def begin(artifact: Artifact, inputs: Any) -> None:
     artifact.begin()
 
 
-def begin_nothing(artifact: Artifact, inputs: Any) -> None:
-    """For an artefact that is written at once, or by a function that opens its folder itself."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One step of the pipeline.
@@ -34,7 +30,8 @@ class Stage:
             Raises InputError if something is missing or out of date.
         make: (inputs, options) -> the result, as values.
         write: (artifact, inputs, values): puts them into the workdir.
-        begin: (artifact, inputs): opens the artefact's unfinished folder, before `make`.
+        begin: (artifact, inputs): opens the artefact's unfinished folder, before `make`; None for
+            an artefact that is written at once, or by a function that opens its folder itself.
         note: what a user should know in addition to the reason; '' for nothing. Called on the main
             process.
     """
@@ -43,7 +40,7 @@ class Stage:
     inputs: Callable[[Run, Artifact], tuple[Any, Any]]
     make: Callable[[Any, Any], Any]
     write: Callable[[Artifact, Any, Any], None]
-    begin: Callable[[Artifact, Any], None] = begin
+    begin: Callable[[Artifact, Any], None] | None = begin
     note: Callable[[Run, Artifact], str] = lambda run, artifact: ""
 
     def bring(self, run: Run, artifact: Artifact) -> None:
@@ -52,5 +49,6 @@ class Stage:
 
     def bring_from(self, artifact: Artifact, inputs: Any, options: Any) -> None:
         """Makes an artefact from opened inputs."""
-        self.begin(artifact, inputs)
+        if self.begin is not None:
+            self.begin(artifact, inputs)
         self.write(artifact, inputs, self.make(inputs, options))

@@ -27,7 +27,7 @@ def by_separator(passage_ids: Sequence[str], separator: str) -> np.ndarray:
     """Documents from ids: 'book#12' and 'book#7' are parts of 'book' for the separator '#'.
 
     The last occurrence counts; an id without the separator is itself the document, so 'book' and
-    'book#1' belong together.
+    'book#1' are parts of the same document.
 
     Returns:
         int64 [N], equal numbers for equal documents.

@@ -115,12 +115,7 @@ class Layer(Weights):
             shapes |= {"gate_bias": (wide,), "up_bias": (wide,), "down_bias": (width,)}
         if config.qk_norm:
             shapes |= {"query_norm_scale": (head,), "key_norm_scale": (head,)}
-        for name, shape in shapes.items():
-            if name.endswith("kernel"):
-                value = normal(rngs.params(), shape, param_dtype)
-            else:
-                value = jnp.full(shape, float(name.endswith("scale")), param_dtype)
-            setattr(self, name, nnx.Param(value))
+        self._add(shapes, normal, rngs, param_dtype)
 
     def __call__(
         self,

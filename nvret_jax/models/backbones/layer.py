@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -159,6 +160,17 @@ class Weights(nnx.Module):
 
     AXES: ClassVar[dict[str, tuple[str | None, ...]]] = {}
     whole: tuple[str, ...] = ()
+
+    def _add(
+        self, shapes: Mapping[str, tuple[int, ...]], new: Any, rngs: nnx.Rngs, dtype: Any
+    ) -> None:
+        """Weights by name: kernels as the initializer `new` draws them, scales 1, biases 0."""
+        for name, shape in shapes.items():
+            if name.endswith("kernel"):
+                value = new(rngs.params(), shape, dtype)
+            else:
+                value = jnp.full(shape, float(name.endswith("scale")), dtype)
+            setattr(self, name, nnx.Param(value))
 
     def _use(self, name: str, dtype: Any) -> jax.Array:
         """The weight in the dtype and layout for computation."""

@@ -223,12 +223,7 @@ class Layer(Weights):
             shapes |= {"qkv_bias": (3, *heads), "out_bias": (width,)}
         if config.mlp_bias:
             shapes |= {"up_bias": (2, wide), "down_bias": (width,)}
-        for name, shape in shapes.items():
-            if name.endswith("kernel"):
-                value = normal(rngs.params(), shape, param_dtype)
-            else:
-                value = jnp.full(shape, float(name.endswith("scale")), param_dtype)
-            setattr(self, name, nnx.Param(value))
+        self._add(shapes, normal, rngs, param_dtype)
 
     def __call__(
         self,
