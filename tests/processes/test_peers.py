@@ -56,6 +56,14 @@ def send(process, line):
     process.stdin.flush()
 
 
+def send_last(processes, last, line):
+    """`line` to one process, once the others hang: it may end them as soon as it has read it."""
+    for index, process in enumerate(processes):
+        if index != last:
+            send(process, HANGS)
+    send(processes[last], line)
+
+
 def ends(processes):
     return [(p.communicate(timeout=60)[1], p.returncode) for p in processes]
 
@@ -79,8 +87,7 @@ def test_a_killed_process_ends_the_others(killed):
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_ends_the_others_with_its_words_and_status(failing):
     processes, _ = start(3)
-    for index, process in enumerate(processes):
-        send(process, "peers.ends(2, 'no such data')\n" if index == failing else HANGS)
+    send_last(processes, failing, "peers.ends(2, 'no such data')\n")
     found = ends(processes)
     assert found.pop(failing) == ("", 2)
     assert found == [(f"error: process {failing} of 3: no such data\n", 2)] * 2
@@ -92,8 +99,7 @@ def test_others_that_leave_because_of_an_error_do_not_hide_it(failing):
     processes, _ = start(2)
     slow = "import os; end = os._exit; os._exit = lambda code: (time.sleep(1), end(code))\n"
     slow = slow.replace("\n", "; ") + "peers.ends(2, 'no such data')\n"
-    for index, process in enumerate(processes):
-        send(process, slow if index == failing else HANGS)
+    send_last(processes, failing, slow)
     assert ends(processes)[failing] == ("", 2)
 
 
