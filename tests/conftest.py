@@ -23,7 +23,7 @@ for folder in (".", "models", "pipeline", "search", "plan", "docs", "data"):
     sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 from virtual_devices import QUICK_COMPILE  # noqa: E402
 
-# Tests compile far more than they compute.
+# Tests compile far more than they compute. `XLA_FLAGS= pytest` compiles as users' programs are.
 os.environ.setdefault("XLA_FLAGS", QUICK_COMPILE)
 
 

@@ -1,7 +1,8 @@
 """The history of a workdir: time, command, versions and devices of each stage that ran.
 
-One line of `history.jsonl` per stage that made something, written when it ends. It is not an
-artefact: nothing depends on it, and a report shows its content at the time of the report.
+A stage that makes something adds a line to `history.jsonl` when it begins and another when it ends,
+so a stage that was killed is in it, too. It is not an artefact: nothing depends on it, and a report
+shows its content at the time of the report.
 """
 
 from __future__ import annotations
@@ -28,31 +29,33 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _GIT_SECONDS = 10
 
 
-def note(folder: epath.Path, stage: str, seconds: float) -> None:
-    """Appends a line about a stage that has made something; on the main process.
+def begin(folder: epath.Path, stage: str) -> None:
+    """Appends a line about a stage that is about to make something; on the main process."""
+    _append(
+        folder,
+        {
+            "stage": stage,
+            "begun": _now(),
+            "command": command(),
+            "versions": versions(),
+            "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "processes": mesh_lib.process_count(),
+        },
+    )
 
-    Args:
-        folder: the workdir.
-        stage: its name.
-        seconds: how long it took.
-    """
-    if not mesh_lib.is_main():
-        return
-    line = {
-        "stage": stage,
-        "seconds": round(seconds, 3),
-        "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command(),
-        "versions": versions(),
-        "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "processes": mesh_lib.process_count(),
-    }
-    with (epath.Path(folder) / FILE).open("a") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+def end(folder: epath.Path, stage: str, seconds: float) -> None:
+    """Appends that this stage ended, after `seconds`; on the main process."""
+    _append(folder, {"stage": stage, "ended": _now(), "seconds": round(seconds, 3)})
 
 
 def read(folder: epath.Path) -> list[dict[str, Any]]:
-    """The lines of a workdir, oldest first; those that cannot be read are left out."""
+    """What the stages of a workdir did, oldest first.
+
+    Returns:
+        What `begin` wrote, with `ended` and `seconds` where the stage ended. Lines that cannot be
+        read are left out.
+    """
     path, found = epath.Path(folder) / FILE, []
     try:
         texts = path.read_text().splitlines()
@@ -61,11 +64,27 @@ def read(folder: epath.Path) -> list[dict[str, Any]]:
     for text in texts:
         try:
             line = json.loads(text)
-            line["stage"], float(line["seconds"]), line["ended"], dict(line["versions"])
+            if "begun" in line:
+                line["stage"], dict(line["versions"])
+                found.append(line)
+                continue
+            ended = {"ended": line["ended"], "seconds": float(line["seconds"])}
+            of_stage = [begun for begun in found if begun["stage"] == line["stage"]]
         except (ValueError, KeyError, TypeError):
             continue
-        found.append(line)
+        if of_stage:
+            of_stage[-1].update(ended)
     return found
+
+
+def _append(folder: epath.Path, line: dict[str, Any]) -> None:
+    if mesh_lib.is_main():
+        with (epath.Path(folder) / FILE).open("a") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def command() -> str:

@@ -196,8 +196,8 @@ def _commands(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _timings(lines: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[content.Timing]:
-    """The newest work of each stage, in order."""
-    newest = {line["stage"]: line for line in lines}
+    """The newest work of each stage that ended, in order."""
+    newest = {line["stage"]: line for line in lines if "ended" in line}
     return [
         content.Timing(name, float(newest[name]["seconds"]), _when(newest[name]["ended"]))
         for name in stages

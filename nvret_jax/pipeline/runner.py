@@ -199,13 +199,14 @@ def _run_stage(state: Run, name: str) -> None:
         return
     if name not in MINING_STAGES:
         state.release_teachers()
+    provenance.begin(state.workdir.path, name)
     for part, item, reason in pending:
         if reason:
             say(f"{name:<9} making {part.label}{item.name} ({_noted(stage, part, item, reason)})")
             with stops.during(name):
                 stage.bring(part, item)
     seconds = time.perf_counter() - begun
-    provenance.note(state.workdir.path, name, seconds)
+    provenance.end(state.workdir.path, name, seconds)
     say(f"{name:<9} done in {seconds:.1f} s")
 
 

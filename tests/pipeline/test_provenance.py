@@ -13,8 +13,13 @@ from nvret_jax.pipeline import report as report_stage
 def test_lines_are_appended_and_read(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/nvret_jax/main.py", "--config=a b.py", "--workdir=w"])
     for stage, seconds in ("embed", 1.23456), ("train", 60.0), ("embed", 2.0):
-        provenance.note(tmp_path, stage, seconds)
-    found = provenance.read(tmp_path)
+        provenance.begin(tmp_path, stage)
+        provenance.end(tmp_path, stage, seconds)
+    provenance.begin(tmp_path, "train")  # and is killed
+    *found, killed = provenance.read(tmp_path)
+    assert killed["stage"] == "train"
+    assert killed["command"] == found[0]["command"]
+    assert "ended" not in killed
     assert [(line["stage"], line["seconds"]) for line in found] == [
         ("embed", 1.235),
         ("train", 60.0),
@@ -25,16 +30,18 @@ def test_lines_are_appended_and_read(tmp_path, monkeypatch):
     assert found[0]["versions"]["jax"] == sys.modules["jax"].__version__
     assert found[0]["ended"].endswith("+00:00")
     assert report_stage._commands(found) == [command]
-    timings = report_stage._timings(found, ["embed", "mine", "train"])
+    timings = report_stage._timings([*found, killed], ["embed", "mine", "train"])
     assert [(one.stage, one.seconds) for one in timings] == [("embed", 2.0), ("train", 60.0)]
 
 
 def test_what_cannot_be_read_is_left_out(tmp_path):
     assert provenance.read(tmp_path) == []
-    good = {"stage": "embed", "seconds": 1, "ended": "2026", "versions": {}}
-    bad = ["{", "[]", json.dumps({**good, "seconds": "x"}), json.dumps({"stage": "mine"})]
-    (tmp_path / provenance.FILE).write_text("\n".join([*bad, json.dumps(good)]))
-    assert provenance.read(tmp_path) == [good]
+    good = {"stage": "embed", "begun": "2026", "versions": {}}
+    end = {"stage": "embed", "ended": "2026", "seconds": 1.0}
+    bad = [{**good, "versions": 3}, {**end, "stage": "mine"}, {"stage": "mine"}, []]
+    lines = ["{", *map(json.dumps, [*bad, good, {**end, "seconds": "x"}, end])]
+    (tmp_path / provenance.FILE).write_text("\n".join(lines))
+    assert provenance.read(tmp_path) == [good | {"ended": "2026", "seconds": 1.0}]
     (tmp_path / provenance.FILE).write_bytes(b"\xff\xfe")
     assert provenance.read(tmp_path) == []
 
