@@ -95,7 +95,7 @@ def _write(folder: epath.Path, result: retrieval.Evaluation, said: dict) -> None
         result.query_ids,
         result.passage_ids,
         result.scores_qk,
-        result.ids_qk,
+        result.rows_qk,
     )
     write_evaluation_json(folder / f"{result.dataset}.json", result, said)
 

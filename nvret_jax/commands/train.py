@@ -61,7 +61,7 @@ def run(asked: Asked) -> int:
     if joinable:
         _join(config, met, given)
     if wrong:
-        raise InputError(checks.told(pipeline.mistakes(config, workdir)))
+        raise InputError(checks.as_one_line(pipeline.mistakes(config, workdir)))
     pipeline.run(config, workdir, stages=given.stages, dry_run=given.dry_run)
     return 0
 

@@ -50,10 +50,10 @@ def validate(config: ConfigDict) -> None:
     """
     wrong = mistakes(config)
     if wrong:
-        raise InputError(told(wrong))
+        raise InputError(as_one_line(wrong))
 
 
-def told(wrong: Sequence[str]) -> str:
+def as_one_line(wrong: Sequence[str]) -> str:
     """All mistakes as one line, each once."""
     return "config: " + "; ".join(dict.fromkeys(wrong))
 

@@ -133,8 +133,8 @@ def _of_columns(columns: Mapping[str, Any], what: str) -> Iterator[dict[str, Any
         found[name] = list(column)
     sizes = {name: len(column) for name, column in found.items()}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"'{name}' {size:,}" for name, size in sizes.items())
-        raise InputError(f"load_dataset: {what}: columns of different lengths: {told}")
+        found = ", ".join(f"'{name}' {size:,}" for name, size in sizes.items())
+        raise InputError(f"load_dataset: {what}: columns of different lengths: {found}")
     for values in zip(*found.values(), strict=True):
         yield {name: _plain(one) for name, one in zip(found, values, strict=True)}
 

@@ -87,9 +87,9 @@ def fold_tables(
     tables = list(tables)
     split_of, shares = split_options(source, [split for _, split in tables])
     fold = Fold(source.shown, allow_empty=asked.allow_empty, drop_blank=asked.drop)
-    told: set[str] = set()
+    reported: set[str] = set()
     for (records, _), split in zip(tables, split_of, strict=True):
-        _fold_table(fold, records, source, split, told)
+        _fold_table(fold, records, source, split, reported)
     if "corpus" in source.options:
         _fold_corpus(fold, source)
     return fold.build(name, shares, asked.splits, ())
@@ -125,7 +125,7 @@ def split_options(source: Source, known: Sequence[str | None]) -> tuple[list[str
 
 
 def _fold_table(
-    fold: Fold, records: Records, source: Source, split: str | None, told: set[str]
+    fold: Fold, records: Records, source: Source, split: str | None, reported: set[str]
 ) -> None:
     named = {role: source.options[role] for role in roles_lib.OPTIONS if role in source.options}
     where = str(records.path)
@@ -135,8 +135,8 @@ def _fold_table(
         raise InputError(
             f"{where}: min_score is given, but no column has scores; name one: ?score="
         )
-    if roles.described() not in told:
-        told.add(roles.described())
+    if roles.described() not in reported:
+        reported.add(roles.described())
         logging.info("%s: %s", where, roles.described())
     for place, record in records.read(roles.columns):
         if len(records.names) != known:  # a key that JSON lines have from here on

@@ -25,7 +25,7 @@ def write_trec_run(
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
     scores_qk: np.ndarray,
-    ids_qk: np.ndarray,
+    rows_qk: np.ndarray,
     tag: str = "nvret_jax",
 ) -> None:
     """Writes search results as a TREC run, in their order.
@@ -34,13 +34,13 @@ def write_trec_run(
         path: the file; it is replaced whole.
         query_ids: Q ids.
         passage_ids: the corpus' ids, by row number.
-        scores_qk, ids_qk: [Q, k] as `search` returns them; id -1 writes no line.
+        scores_qk, rows_qk: [Q, k] as `search` returns them; id -1 writes no line.
         tag: the last column, one word.
 
     Raises:
         InputError: an id or the tag is empty or holds white space (the format cannot carry it).
     """
-    run = as_run(query_ids, passage_ids, scores_qk, ids_qk)
+    run = as_run(query_ids, passage_ids, scores_qk, rows_qk)
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     runs.write_run(run, path, "trec", tag=tag)
 

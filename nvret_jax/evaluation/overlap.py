@@ -54,11 +54,11 @@ class Overlap:
 
     def line(self) -> str:
         """For people."""
-        told = []
+        found = []
         for what, count in (("queries", self.queries), ("relevant passages", self.passages)):
             same = f"{count.equal:,} equal and {count.near:,} near"
-            told.append(f"{same} of {count.texts:,} {what}")
-        return f"overlap of {self.test} with {self.train}: {'; '.join(told)}"
+            found.append(f"{same} of {count.texts:,} {what}")
+        return f"overlap of {self.test} with {self.train}: {'; '.join(found)}"
 
     def record(self) -> dict[str, Any]:
         """For JSON, without ids."""

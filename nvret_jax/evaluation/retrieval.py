@@ -78,9 +78,9 @@ class Evaluation:
         metrics: mean of each of `MEASURES` over the scored queries.
         per_query: the same numbers by query id, in the order of `query_ids`.
         query_ids: the scored queries.
-        passage_ids: the ids of the whole corpus; `ids_qk` points into it.
+        passage_ids: the ids of the whole corpus; `rows_qk` points into it.
         scores_qk: float32 [Q, k], descending in each row, -inf where there was no further hit.
-        ids_qk: int32 [Q, k] rows of the corpus, -1 where there was no further hit.
+        rows_qk: int32 [Q, k] rows of the corpus, -1 where there was no further hit.
         counts: queries, unscored_queries, passages, judgments, positives, k, min_relevance.
     """
 
@@ -91,7 +91,7 @@ class Evaluation:
     query_ids: tuple[str, ...]
     passage_ids: Sequence[str]
     scores_qk: np.ndarray
-    ids_qk: np.ndarray
+    rows_qk: np.ndarray
     counts: dict[str, int]
 
     def __repr__(self) -> str:
@@ -103,7 +103,7 @@ class Evaluation:
 
     def run(self) -> dict[str, dict[str, float]]:
         """The ranking as {query id: {passage id: strict score}}."""
-        return as_run(self.query_ids, self.passage_ids, self.scores_qk, self.ids_qk)
+        return as_run(self.query_ids, self.passage_ids, self.scores_qk, self.rows_qk)
 
 
 def strict_scores(scores_qk: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def as_run(
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
     scores_qk: np.ndarray,
-    ids_qk: np.ndarray,
+    rows_qk: np.ndarray,
 ) -> dict[str, dict[str, float]]:
     """Search results as {query id: {passage id: score}}, best first, with strict scores.
 
@@ -137,18 +137,18 @@ def as_run(
         query_ids: Q ids, one for each row.
         passage_ids: the corpus' ids, by row number.
         scores_qk: [Q, k] descending in each row;
-        ids_qk: [Q, k] row numbers, -1 for "no hit".
+        rows_qk: [Q, k] row numbers, -1 for "no hit".
 
     Raises:
         InputError: shapes that do not fit, a NaN, a row not in descending order, a passage twice.
     """
-    scores_qk, ids_qk = np.asarray(scores_qk, np.float32), np.asarray(ids_qk)
-    if scores_qk.ndim != 2 or scores_qk.shape != ids_qk.shape or len(scores_qk) != len(query_ids):
+    scores_qk, rows_qk = np.asarray(scores_qk, np.float32), np.asarray(rows_qk)
+    if scores_qk.ndim != 2 or scores_qk.shape != rows_qk.shape or len(scores_qk) != len(query_ids):
         raise InputError(
-            f"run of {len(query_ids)} queries: scores {scores_qk.shape} and ids {ids_qk.shape} "
+            f"run of {len(query_ids)} queries: scores {scores_qk.shape} and ids {rows_qk.shape} "
             f"must both be [{len(query_ids)}, k]"
         )
-    hit_qk = ids_qk >= 0
+    hit_qk = rows_qk >= 0
     bad = np.isnan(scores_qk) & hit_qk
     if bad.any():
         row, rank = np.argwhere(bad)[0]
@@ -165,7 +165,7 @@ def as_run(
         kept = np.flatnonzero(hit_qk[row])
         hits = {
             passage_ids[i]: s
-            for i, s in zip(ids_qk[row, kept].tolist(), strict_qk[row, kept].tolist(), strict=True)
+            for i, s in zip(rows_qk[row, kept].tolist(), strict_qk[row, kept].tolist(), strict=True)
         }
         if len(hits) != len(kept):
             raise InputError(f"run: query {query_id!r} names a passage more than once")
@@ -185,7 +185,7 @@ def metrics(
 
     Args:
         run: {query id: {passage id: score}}, unchanged (trec_eval then orders it: score descending,
-            ties by passage id descending), or (query_ids, passage_ids, scores_qk, ids_qk) as
+            ties by passage id descending), or (query_ids, passage_ids, scores_qk, rows_qk) as
             `as_run` takes them, whose order is kept.
         qrels: {query id: {passage id: judgment}}. Graded judgments are the gains.
         min_relevance: the lowest judgment that counts.
@@ -448,9 +448,9 @@ def evaluate_ranking(
         if own is not None and qrels[query_id].get(query_id, 0) < min_relevance:
             rows.append(own)
         never.append(np.array(sorted({*rows}), np.int32))
-    scores_qk, ids_qk = rank(min(k, len(corpus)), never if any(map(len, never)) else None)
+    scores_qk, rows_qk = rank(min(k, len(corpus)), never if any(map(len, never)) else None)
     means, per_query = metrics(
-        (query_ids, corpus.ids, scores_qk, ids_qk),
+        (query_ids, corpus.ids, scores_qk, rows_qk),
         {query_id: qrels[query_id] for query_id in query_ids},
         min_relevance=min_relevance,
     )
@@ -463,7 +463,7 @@ def evaluate_ranking(
         query_ids=tuple(query_ids),
         passage_ids=corpus.ids,
         scores_qk=scores_qk,
-        ids_qk=ids_qk,
+        rows_qk=rows_qk,
         counts={
             "queries": len(query_ids),
             "unscored_queries": len(qrels) - len(query_ids),

@@ -31,7 +31,7 @@ class Notes:
         first, count = self._found.get(what, (where, 0))
         self._found[what] = (first, count + 1)
 
-    def tell(self, say: Callable[[str], None]) -> None:
+    def report(self, say: Callable[[str], None]) -> None:
         """Prints all notes, in the order of their first occurrence."""
         for what, (where, count) in self._found.items():
             say(f"{where}: {what}" + (f" (and {count - 1:,} times more)" if count > 1 else ""))

@@ -74,9 +74,9 @@ class MiningCounts:
     filled_at_random: int
     overlap: list[list[float]]
 
-    def total(self, verdict: str) -> int:
-        """Candidates with one verdict, over all teachers."""
-        return sum(counts.verdicts[verdict] for counts in self.teachers.values())
+    def total(self, fate: str) -> int:
+        """Candidates with one fate, over all teachers."""
+        return sum(counts.verdicts[fate] for counts in self.teachers.values())
 
 
 def mine(

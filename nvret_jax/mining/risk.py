@@ -19,7 +19,7 @@ import numpy as np
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.rules import Rule, anchors
-from nvret_jax.mining.survivors import CELLS, Tasks, Verdict, judge
+from nvret_jax.mining.survivors import CELLS, Fate, Tasks, judge
 from nvret_jax.search.candidates import Candidates
 
 LABELS, RANKS = "labels", "ranks"
@@ -107,9 +107,9 @@ def ceilings(
     for start in range(0, len(tasks), step):
         block = slice(start, start + step)
         numbers = tasks.numbers[block]
-        verdicts_rk, ranks_rk = judge(candidates, numbers, lowest[block], rule, excluded, window)
-        scores_rk = candidates.scores.take(numbers).padded(-np.inf, verdicts_rk.shape[1])
-        kept_rk = verdicts_rk == Verdict.SURVIVOR
+        fates_rk, ranks_rk = judge(candidates, numbers, lowest[block], rule, excluded, window)
+        scores_rk = candidates.scores.take(numbers).padded(-np.inf, fates_rk.shape[1])
+        kept_rk = fates_rk == Fate.SURVIVOR
         risk_rk = model(scores_rk, positives_r[block][:, None], ranks_rk)
         lowest[block] = np.minimum(
             lowest[block], _highest(risk_rk, scores_rk, kept_rk, budget, count)

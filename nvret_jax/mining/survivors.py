@@ -24,7 +24,7 @@ from nvret_jax.search.rankers.ranker import Ranker
 CELLS = 1 << 22  # candidates judged at a time
 
 
-class Verdict(enum.IntEnum):
+class Fate(enum.IntEnum):
     """The outcome for one candidate."""
 
     EMPTY = 0  # past the end of the query's list
@@ -110,7 +110,7 @@ class TeacherCounts:
     """What happened to one teacher's candidates.
 
     Attributes:
-        verdicts: candidates by `Verdict` name, lower case; one in the lists of several tasks counts
+        verdicts: candidates by `Fate` name, lower case; one in the lists of several tasks counts
             for each.
         searched_again: tasks that the stored candidates left short.
         found_again: passages that the second search added.
@@ -140,7 +140,7 @@ def judge(
         window: candidates considered of each list, positives included; 0: all.
 
     Returns:
-        verdicts_rk (int8, values of `Verdict`) and ranks_rk (int32, from 1, positives and excluded
+        fates_rk (int8, values of `Fate`) and ranks_rk (int32, from 1, positives and excluded
         passages not counted; 0 for those).
     """
     lists = candidates.passage_rows.take(numbers)
@@ -163,20 +163,20 @@ def judge(
         counts_rk = np.cumsum(counted_rk, axis=1)
     skipped_rk = counted_rk & (counts_rk <= rule.ranks_to_skip)
     beyond_rk = counted_rk & (counts_rk > rule.max_rank) & bool(rule.max_rank)
-    verdicts_rk = np.select(
+    fates_rk = np.select(
         [positive_rk, excluded_rk, skipped_rk, beyond_rk, above_rk, below_rk, free_rk],
         [
-            Verdict.POSITIVE,
-            Verdict.EXCLUDED,
-            Verdict.SKIPPED,
-            Verdict.BEYOND,
-            Verdict.ABOVE,
-            Verdict.BELOW,
-            Verdict.SURVIVOR,
+            Fate.POSITIVE,
+            Fate.EXCLUDED,
+            Fate.SKIPPED,
+            Fate.BEYOND,
+            Fate.ABOVE,
+            Fate.BELOW,
+            Fate.SURVIVOR,
         ],
-        Verdict.EMPTY,
+        Fate.EMPTY,
     ).astype(np.int8)
-    return verdicts_rk, ranks_rk
+    return fates_rk, ranks_rk
 
 
 def survivors(
@@ -219,19 +219,19 @@ def survivors(
     by_survivors = rule.ranks == "survivors"
     need = want + (rule.ranks_to_skip if by_survivors else 0)
     whole = dataclasses.replace(rule, shift=0, max_rank=0) if by_survivors else rule
-    found, totals = [], np.zeros(len(Verdict), np.int64)
+    found, totals = [], np.zeros(len(Fate), np.int64)
     free_r = np.zeros(len(tasks), np.int64)
     width = max(1, int(candidates.passage_rows.counts.max(initial=0)))
     step = max(1, CELLS // width)
     for start in range(0, max(1, len(tasks)), step):
         block = slice(start, start + step)
         numbers = tasks.numbers[block]
-        verdicts, ranks = judge(candidates, numbers, ceilings_r[block], whole, excluded, window)
-        totals += np.bincount(verdicts.ravel(), minlength=len(Verdict))
+        fates, ranks = judge(candidates, numbers, ceilings_r[block], whole, excluded, window)
+        totals += np.bincount(fates.ravel(), minlength=len(Fate))
         free_r[block] = (ranks > 0).sum(axis=1)
-        keep = verdicts == Verdict.SURVIVOR
+        keep = fates == Fate.SURVIVOR
         keep &= np.cumsum(keep, axis=1) <= need
-        shape = verdicts.shape[1]
+        shape = fates.shape[1]
         rows = candidates.passage_rows.take(numbers).padded(-1, shape)
         scores = candidates.scores.take(numbers).padded(-np.inf, shape)
         found.append((keep.sum(axis=1), rows[keep], scores[keep], ranks[keep]))
@@ -256,7 +256,7 @@ def survivors(
         place = rows.position
         inside = (place >= rule.ranks_to_skip) & ((place < rule.max_rank) | (not rule.max_rank))
         pool = pool.mask(inside)
-    names = {verdict.name.lower(): int(totals[verdict]) for verdict in Verdict if verdict}
+    names = {fate.name.lower(): int(totals[fate]) for fate in Fate if fate}
     extra = sum(len(part[0].values) for part in parts[1:])
     return pool.head(want), TeacherCounts(names, again, extra)
 

@@ -60,7 +60,7 @@ class Block:
         start: the first one's row.
         tokens: for each text, those that get a vector.
         seen: for each, how many of them are attended to.
-        skip: int [texts], how many at the beginning are not pooled; None: all are pooled.
+        unpooled: int [texts], how many at the beginning are not pooled; None: all are pooled.
         left: texts without embeddings so far.
         plan: (rows, length) of each batch, from `plan_batches`.
     """
@@ -68,7 +68,7 @@ class Block:
     start: int
     tokens: Tokens
     seen: Sequence[int]
-    skip: np.ndarray | None
+    unpooled: np.ndarray | None
     left: int
     plan: list[tuple[np.ndarray, int]]
 
@@ -81,18 +81,18 @@ def apply(
     state: Any,
     tokens_bt: jax.Array,
     lengths_b: jax.Array,
-    skip_b: jax.Array | None = None,
+    unpooled_b: jax.Array | None = None,
 ) -> jax.Array:
     """What a model makes of one batch, whole on every device; call it under `jax.set_mesh`.
 
     Args:
-        graphdef, state: of a module that is called with the rest, and with `skip` if it is not
+        graphdef, state: of a module that is called with the rest, and with `unpooled` if it is not
             None.
         tokens_bt: int32 [B, T], sharded over "batch".
         lengths_b: int32 [B], real tokens of each.
-        skip_b: int32 [B], tokens at the beginning that are not pooled; None: all are.
+        unpooled_b: int32 [B], tokens at the beginning that are not pooled; None: all are.
     """
-    more = {} if skip_b is None else {"skip": skip_b}
+    more = {} if unpooled_b is None else {"unpooled": unpooled_b}
     out = nnx.merge(graphdef, state)(tokens_bt, lengths_b, **more)
     return jax.reshard(out, P(*(None,) * out.ndim))  # replicated, so that every process can read it
 
@@ -207,7 +207,7 @@ class Batched:
             return self.tokenize(own) if len(own) else []
 
         def prepared(number: int, tokens: Tokens) -> Block:
-            tokens, seen, skip = self.prepare(tokens)
+            tokens, seen, unpooled = self.prepare(tokens)
             plan = plan_batches(
                 [len(ids) for ids in tokens],
                 max_length=self.max_length,
@@ -215,7 +215,7 @@ class Batched:
                 multiple_of=self.shards,
                 few_sizes=few_sizes,
             )
-            return Block(starts[number], tokens, seen, skip, len(tokens), plan)
+            return Block(starts[number], tokens, seen, unpooled, len(tokens), plan)
 
         def fetched() -> tuple[Block, np.ndarray, np.ndarray]:
             block, rows, array = waiting.popleft()
@@ -253,10 +253,12 @@ class Batched:
         batch = pad_batch(block.tokens, rows, length, self.pad_id)
         lengths_b = [max(1, block.seen[row]) if row >= 0 else 1 for row in rows.tolist()]
         batch = dataclasses.replace(batch, lengths_b=np.asarray(lengths_b, np.int32))
-        skip_b = None if block.skip is None else np.where(rows >= 0, block.skip[rows], 0)
-        return self._applied(batch, skip_b)
+        unpooled_b = (
+            None if block.unpooled is None else np.where(rows >= 0, block.unpooled[rows], 0)
+        )
+        return self._applied(batch, unpooled_b)
 
-    def _applied(self, batch: Batch, skip_b: np.ndarray | None) -> jax.Array:
+    def _applied(self, batch: Batch, unpooled_b: np.ndarray | None) -> jax.Array:
         """Dispatches one batch; returns at once, with an array that is still being computed."""
 
         def put(x: np.ndarray, *axes: str | None) -> jax.Array:
@@ -269,7 +271,7 @@ class Batched:
                 *self.model,
                 put(batch.tokens_bt, "batch", None),
                 put(batch.lengths_b, "batch"),
-                None if skip_b is None else put(skip_b.astype(np.int32), "batch"),
+                None if unpooled_b is None else put(unpooled_b.astype(np.int32), "batch"),
             )
 
 

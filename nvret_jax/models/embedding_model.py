@@ -27,7 +27,7 @@ from nvret_jax.models.attention.kernels import check_platform
 from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.latent import LatentAttention, LatentConfig
 from nvret_jax.models.lora import LoraConfig
-from nvret_jax.models.pooling import DENSE_TABLE, Dense, Skip, check_pooling, l2_normalize, pool
+from nvret_jax.models.pooling import DENSE_TABLE, Dense, Unpooled, check_pooling, l2_normalize, pool
 from nvret_jax.models.pretrained import weights
 from nvret_jax.models.pretrained.spec import EncoderSpec
 
@@ -77,7 +77,7 @@ class EmbeddingModel(nnx.Module):
         lengths_b: jax.Array,
         dropout_keys_b: jax.Array | None = None,
         *,
-        skip: Skip = None,
+        unpooled: Unpooled = None,
     ) -> jax.Array:
         """Embeds right-padded sequences; call it under `jax.set_mesh`.
 
@@ -85,8 +85,8 @@ class EmbeddingModel(nnx.Module):
             tokens_bt: int32 [B, T], sharded over "batch".
             lengths_b: int32 [B], real tokens of each, at least 1.
             dropout_keys_b: typed PRNG keys [B], one per example; None: no dropout.
-            skip: number of tokens at the beginning that are not pooled, an int or int32 scalar or
-                [B]; other tokens still attend to them. None: all are pooled.
+            unpooled: number of tokens at the beginning that are not pooled, an int, or int32 scalar
+                or [B]; other tokens still attend to them. None: all are pooled.
 
         Returns:
             float32 [B, D], sharded over "batch". With 'tokens' [B, T, D], also at positions past
@@ -99,7 +99,7 @@ class EmbeddingModel(nnx.Module):
             if self.pooling == "tokens":
                 emb = hidden_btd.astype(jnp.float32)
             else:
-                emb = pool(hidden_btd, lengths_b, self.pooling, skip=skip)
+                emb = pool(hidden_btd, lengths_b, self.pooling, unpooled=unpooled)
             for dense in getattr(self, "dense", ()):
                 emb = dense(emb)
             if self.truncate is not None and self.truncate.last:

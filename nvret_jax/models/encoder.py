@@ -72,7 +72,7 @@ class Encoder(LoadedModel):
 
         Returns:
             int32 [len(tokens)], less than the tokens of each: at least one is pooled. None where
-            prompts are pooled, too. See `skip` of `EmbeddingModel`.
+            prompts are pooled, too. See `unpooled` of `EmbeddingModel`.
         """
         return self._texts.unpooled(tokens, kind)
 
@@ -84,17 +84,17 @@ class Encoder(LoadedModel):
         """
         return self._texts.joined_prompt(kind)
 
-    def uncounted_tokens(self, kind: str) -> list[int]:
+    def skiplist(self, kind: str) -> list[int]:
         """Ids of the tokens whose vectors do not count; none where tokens are pooled."""
-        return [] if self.spec.late is None else self._texts.skipped(kind)
+        return [] if self.spec.late is None else self._texts.skiplist(kind)
 
-    def lengthen(self, tokens: list[np.ndarray], kind: str) -> tuple[list[np.ndarray], list[int]]:
+    def expand(self, tokens: list[np.ndarray], kind: str) -> tuple[list[np.ndarray], list[int]]:
         """(tokens that get a vector, how many of them others see), text by text.
 
         They differ if a late-interaction model expands queries with mask tokens that attend to the
         query but are not attended to.
         """
-        return self._texts.expanded(tokens, kind)
+        return self._texts.expand(tokens, kind)
 
     def tokenize(
         self, texts: Sequence[str], *, kind: str = "passage", max_length: int | None = None
@@ -240,7 +240,7 @@ class Encoder(LoadedModel):
                 "pooling='tokens'"
             )
         out: list[np.ndarray] = [np.empty((0, self.width), np.float32)] * len(texts)
-        skipped = self._texts.skipped(kind)
+        skipped = self._texts.skiplist(kind)
 
         for block, rows, emb_btd in self._encode(texts, kind, max_length, token_budget, progress):
             for row, emb_td in zip(rows.tolist(), emb_btd, strict=True):
@@ -269,8 +269,8 @@ class Encoder(LoadedModel):
         max_length = self._texts.limit(kind, max_length)
 
         def prepare(tokens: list[np.ndarray]) -> tuple[list[np.ndarray], list[int], Any]:
-            skip = self._texts.unpooled(tokens, kind)
-            return *self._texts.expanded(tokens, kind), skip
+            unpooled = self._texts.unpooled(tokens, kind)
+            return *self._texts.expand(tokens, kind), unpooled
 
         batched = Batched(
             self.mesh,

@@ -26,7 +26,7 @@ from nvret_jax.models.backbones.layer import ACTIVATIONS, SIZES, Options, Weight
 from nvret_jax.models.pretrained.folder import Fields, shown
 from nvret_jax.models.pretrained.weights import COPY, LINEAR, Table
 
-Skip = int | jax.Array | None
+Unpooled = int | jax.Array | None
 
 
 def _at(tokens: int) -> jax.Array:
@@ -39,8 +39,10 @@ def _picked(hidden_btd: jax.Array, index_b: jax.Array) -> jax.Array:
     return jnp.where(chosen_bt[:, :, None], hidden_btd.astype(jnp.float32), 0.0).sum(axis=1)
 
 
-def _mean(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
-    first_b = jnp.zeros_like(lengths_b) if skip is None else jnp.zeros_like(lengths_b) + skip
+def _mean(hidden_btd: jax.Array, lengths_b: jax.Array, unpooled: Unpooled) -> jax.Array:
+    first_b = (
+        jnp.zeros_like(lengths_b) if unpooled is None else jnp.zeros_like(lengths_b) + unpooled
+    )
     at = _at(hidden_btd.shape[1])
     real_bt = (at >= first_b[:, None]) & (at < lengths_b[:, None])
     # where, not a product with the mask: 0 × inf would turn a padded position into NaN.
@@ -49,14 +51,14 @@ def _mean(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
     return kept_btd.sum(axis=1) / count_b[:, None].astype(jnp.float32)
 
 
-def _cls(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
-    if skip is None:  # the first token is always real
+def _cls(hidden_btd: jax.Array, lengths_b: jax.Array, unpooled: Unpooled) -> jax.Array:
+    if unpooled is None:  # the first token is always real
         return hidden_btd[:, 0].astype(jnp.float32)
-    return _picked(hidden_btd, jnp.where(skip < lengths_b, skip, 0))
+    return _picked(hidden_btd, jnp.where(unpooled < lengths_b, unpooled, 0))
 
 
-def _last(hidden_btd: jax.Array, lengths_b: jax.Array, skip: Skip) -> jax.Array:
-    del skip  # a text that is only an instruction keeps its last token, too
+def _last(hidden_btd: jax.Array, lengths_b: jax.Array, unpooled: Unpooled) -> jax.Array:
+    del unpooled  # a text that is only an instruction keeps its last token, too
     return _picked(hidden_btd, lengths_b - 1)
 
 
@@ -72,7 +74,9 @@ def check_pooling(mode: str, where: str = "pooling", known: tuple[str, ...] = MO
     return mode
 
 
-def pool(hidden_btd: jax.Array, lengths_b: jax.Array, mode: str, *, skip: Skip = None) -> jax.Array:
+def pool(
+    hidden_btd: jax.Array, lengths_b: jax.Array, mode: str, *, unpooled: Unpooled = None
+) -> jax.Array:
     """One vector per sequence.
 
     Args:
@@ -80,8 +84,8 @@ def pool(hidden_btd: jax.Array, lengths_b: jax.Array, mode: str, *, skip: Skip =
         lengths_b: int32 [B], real tokens per sequence; the rest is padding on the right.
         mode: 'mean' over the real tokens ('latent' likewise), 'cls': the first token, 'lasttoken':
             the last real one.
-        skip: number of tokens at the beginning that are left out, for all sequences or int32 [B];
-            an empty mean is 0.
+        unpooled: number of tokens at the beginning that are left out, for all sequences or int32
+            [B]; an empty mean is 0.
 
     Returns:
         float32 [B, D], not normalised.
@@ -91,7 +95,7 @@ def pool(hidden_btd: jax.Array, lengths_b: jax.Array, mode: str, *, skip: Skip =
     """
     if check_pooling(mode) not in POOLINGS:
         raise InputError(f"pooling: mode {mode!r} gives no single vector")
-    return POOLINGS[mode](hidden_btd, lengths_b, skip)
+    return POOLINGS[mode](hidden_btd, lengths_b, unpooled)
 
 
 def l2_normalize(emb_bd: jax.Array) -> jax.Array:

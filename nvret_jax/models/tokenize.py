@@ -157,7 +157,7 @@ class TextTokens:
         texts = [prompt + text for text in texts]
         return [text.lower() for text in texts] if self._spec.lowercase else texts
 
-    def expanded(self, tokens: list[np.ndarray], kind: str) -> tuple[list[np.ndarray], list[int]]:
+    def expand(self, tokens: list[np.ndarray], kind: str) -> tuple[list[np.ndarray], list[int]]:
         """(tokens that get a vector, how many of them are attended to), text by text.
 
         They differ if a late-interaction model expands queries with mask tokens that attend to the
@@ -168,7 +168,7 @@ class TextTokens:
             tokens = self._lengthened(tokens)
         return tokens, seen
 
-    def skipped(self, kind: str) -> list[int]:
+    def skiplist(self, kind: str) -> list[int]:
         """Ids of tokens whose vectors do not count in a late-interaction model."""
         late = self._spec.late
         if late is None or kind not in late.skip_kinds:

@@ -71,18 +71,18 @@ def artifact_of(
     """Vectors of one table.
 
     Args:
-        role: their encoder; see `Run.side`.
+        role: their encoder; see `Run.encoder`.
         more: parts in addition to those of the encoder's block, for a trained one.
     """
     kind, _ = run.table(data, table)
-    side = run.side(role)
+    configured = run.encoder(role)
     parts = {
-        **side.parts(kind),
+        **configured.parts(kind),
         "texts": run.texts(data, table),
         **run.values_of(Embed, "embed"),
         **more,
     }
-    own, asked = side.config.dtype, run.config.embed.dtype
+    own, asked = configured.config.dtype, run.config.embed.dtype
     dtype = precision.embedding_dtype(asked, own, run.platform)
     # Training and test data of one name keep their vectors apart.
     test = run.is_test(data)
@@ -130,11 +130,11 @@ def inputs_with(
     table_name = artifact.name.rsplit("/", 1)[1]
     kind, table = run.table(data, table_name)
     say(truncation.of_role(run, role, data, table_name).line())
-    dtype = artifact.parts.get("embed.dtype", run.side(role).config.dtype)
+    dtype = artifact.parts.get("embed.dtype", run.encoder(role).config.dtype)
     precision.say_cost("embed", dtype, run.platform, "embed.dtype")
-    precision.say_rounded(run.config.embed.dtype, run.side(role).config.dtype, dtype)
+    precision.say_rounded(run.config.embed.dtype, run.encoder(role).config.dtype, dtype)
     label = f"{truncation.TITLES.get(role, role)}, {table_name}"
-    inputs = Inputs(encoder.with_dtype(dtype), table, kind, run.side(role).length(kind), label)
+    inputs = Inputs(encoder.with_dtype(dtype), table, kind, run.encoder(role).length(kind), label)
     return inputs, blocks.read(Embed, run.config.embed)
 
 

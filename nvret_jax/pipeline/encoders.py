@@ -62,7 +62,7 @@ class Loading:
     tokenizers: dict[str, ModelTokenizer] = dataclasses.field(default_factory=dict)
 
 
-class Side:
+class ConfiguredEncoder:
     """An encoder, a teacher or the student, as configured; loaded when first used."""
 
     def __init__(self, name: str, config: EncoderOptions, loading: Loading, label: str = ""):
@@ -90,7 +90,7 @@ class Side:
 
     @functools.cached_property
     def _tokenizer(self) -> ModelTokenizer:
-        """The model's own; read once for all sides and sets."""
+        """The model's own; read once for all encoders and sets."""
         folder, read = self._own[1], self.loading.tokenizers
         if str(folder) not in read:
             read[str(folder)] = ModelTokenizer.from_folder(folder)
@@ -162,11 +162,11 @@ class Side:
         """What decides the tokens of an uncut text of a kind: tokenizer and prompt."""
         return self._tokenizer.fingerprint, self.spec.prompt(kind)
 
-    def same_as(self, other: Side) -> bool:
+    def same_as(self, other: ConfiguredEncoder) -> bool:
         """Whether both give the same vectors, of queries and of passages."""
 
-        def hashed(side: Side) -> list[dict[str, Any]]:
-            return [fingerprints.hashed(side._values(kind)) for kind in ("query", "passage")]
+        def hashed(encoder: ConfiguredEncoder) -> list[dict[str, Any]]:
+            return [fingerprints.hashed(encoder._values(kind)) for kind in ("query", "passage")]
 
         return hashed(self) == hashed(other)
 
@@ -283,7 +283,7 @@ class Side:
         self.__dict__.pop("encoder", None)
 
 
-class OwnSide(Side):
+class PublishedStudent(ConfiguredEncoder):
     """The student as published, before training: what "before" measures.
 
     Lengths are the model's own, whatever it is trained with, and so is everything else that its
@@ -312,14 +312,14 @@ class OwnSide(Side):
         return own
 
 
-class ServedSide(Side):
+class ServedStudent(ConfiguredEncoder):
     """The trained student as its export serves it: what "after" measures.
 
     An export has one length, and its readers cut both kinds of texts there: `export.max_length`,
     or the longer one of the student's. It shares the weights of the student.
     """
 
-    def __init__(self, student: Side, max_length: int):
+    def __init__(self, student: ConfiguredEncoder, max_length: int):
         super().__init__(student.name, student.config, student.loading, student._label)
         self._student, self._max_length = student, max_length
 

@@ -26,8 +26,8 @@ from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import embed, trained, truncation
 from nvret_jax.pipeline import parts as parts_lib
-from nvret_jax.pipeline.encoders import Side
-from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.encoders import ConfiguredEncoder
+from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run, once
 from nvret_jax.search.rankers import teachers
@@ -323,7 +323,7 @@ def _write_baseline(artifact: Artifact, scored: Scored | None) -> None:
 
 def _write_run(path: epath.Path, result: retrieval.Evaluation) -> None:
     output.write_trec_run(
-        path, result.query_ids, result.passage_ids, result.scores_qk, result.ids_qk
+        path, result.query_ids, result.passage_ids, result.scores_qk, result.rows_qk
     )
 
 
@@ -337,8 +337,8 @@ def _measured(run: Run) -> str:
     )
 
 
-def _cut_at(side: Side) -> str:
-    query, passage = side.length("query"), side.length("passage")
+def _cut_at(encoder: ConfiguredEncoder) -> str:
+    query, passage = encoder.length("query"), encoder.length("passage")
     if query == passage:
         return f"texts cut at {query} tokens"
     return f"queries cut at {query} tokens and passages at {passage}"

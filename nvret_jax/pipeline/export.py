@@ -14,7 +14,7 @@ from nvret_jax.export.sentence_transformers import export
 from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
-from nvret_jax.pipeline import evaluate, said, trained
+from nvret_jax.pipeline import evaluate, recipe, trained
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 
@@ -39,7 +39,7 @@ class Inputs:
 def artifact(run: Run) -> Artifact:
     """The folder that other tools load."""
     parts = {**trained.parts(run), **run.values_of(Export, "export")}
-    parts["said"] = said.part(run)
+    parts["said"] = recipe.part(run)
     return run.workdir.export(parts | evaluate.scores_parts(run), run.about)
 
 
@@ -57,16 +57,16 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Export]:
     )
     scores = [evaluate.read_scores(run)] if run.evaluates else []
     sets = run.sets.values() if run.trains else ()
-    trained_on = {part.config.data.train: part.train_data.name for part in sets}
+    trained_on = {set_run.config.data.train: set_run.train_data.name for set_run in sets}
     card = ModelCard(
         name=f"{run.config.name} retriever",
         base_model=run.untrained.config.model,
         **declared(run.untrained.folder),
         data=[f"{name} ({source})" for source, name in trained_on.items()],
-        recipe=said.recipe(run) if run.trains else {},
+        recipe=recipe.of(run) if run.trains else {},
         scores=scores,
     )
-    last = list(run.stages.values())[-1]
+    last = list(run.training_stages.values())[-1]
     dims = last.loss.dims if run.trains else ()
     inputs = Inputs(encoder, card, artifact.partial / "model", dims)
     return inputs, blocks.read(Export, run.config.export)

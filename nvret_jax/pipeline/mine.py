@@ -27,7 +27,7 @@ from nvret_jax.options import parts_of
 from nvret_jax.pipeline import exclusions
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.exclusions import Excluder
-from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.ranked import mined_from, ranked
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run, once
@@ -135,7 +135,7 @@ def make(inputs: Inputs, options: Mining) -> Mined:
         passage_ids=inputs.data.corpus.ids,
         texts=texts,
     )
-    told: dict[str, Any] = dataclasses.asdict(counts) | {"excluded": excluded.counts()}
+    report: dict[str, Any] = dataclasses.asdict(counts) | {"excluded": excluded.counts()}
     if inputs.given is not None and len(inputs.given.values):
         negatives, of_given = given.combine(
             negatives,
@@ -146,41 +146,41 @@ def make(inputs: Inputs, options: Mining) -> Mined:
             most=options.options.num_negatives,
             texts=texts,
         )
-        told["given"] = dataclasses.asdict(of_given)
+        report["given"] = dataclasses.asdict(of_given)
         _say_given(of_given, options.given)
     if options.options.risk:
         models = {teacher.name: (teacher.candidates, teacher.risk) for teacher in asked}
         found = risk.of_negatives(negatives, models, options.options.rule)
         negatives = dataclasses.replace(negatives, negative_risks=found)
         expected = float(np.mean(found.values)) if len(found.values) else 0.0
-        told["expected_false"] = expected
+        report["expected_false"] = expected
         say(f"mine      {expected:.1%} of the negatives are expected to be false")
-    told["false_negatives"] = _false_negatives(inputs, options, asked[0])
+    report["false_negatives"] = _false_negatives(inputs, options, asked[0])
     if chosen:
-        told["calibration"] = chosen
+        report["calibration"] = chosen
     if effect is not None:
         negatives = _promoted(negatives, effect, asked[0], candidates)
-        told["verdicts"] = dataclasses.asdict(effect.counts)
+        report["verdicts"] = dataclasses.asdict(effect.counts)
         if not len(negatives):
             raise InputError(f"{options.judge.verdicts}: no query is left after the verdicts")
     if options.positives.max_rank:
         ranks = positives.ranks(candidates, excluded.rows)
         negatives, doubtful = positives.apply(negatives, candidates, ranks, options.positives)
-        told["doubtful_positives"] = _told_doubtful(doubtful, inputs.data)
+        report["doubtful_positives"] = _described_doubtful(doubtful, inputs.data)
         _say_doubtful(doubtful, options.positives)
         if not len(negatives):
             raise InputError(
                 f"mining.positives.max_rank={options.positives.max_rank}: no positive ranks as "
                 "high; raise it, or set doubtful='weigh'"
             )
-    told["copies"] = 0 if texts is None else len(texts) - texts.count
-    if told["copies"]:
+    copies = report["copies"] = 0 if texts is None else len(texts) - texts.count
+    if copies:
         say(
-            f"mine      {told['copies']:,} of {len(texts):,} passages repeat the text of another; "
+            f"mine      {copies:,} of {len(texts):,} passages repeat the text of another; "
             "a text counts once, whatever its ids"
         )
     _say(counts)
-    return Mined(negatives, told)
+    return Mined(negatives, report)
 
 
 def _write(artifact: Artifact, inputs: Inputs, mined: Mined) -> None:
@@ -218,7 +218,7 @@ def _with_risk(inputs: Inputs, options: Mining, teacher: Teacher) -> Teacher:
     return dataclasses.replace(teacher, risk=model)
 
 
-def _told_doubtful(counts: positives.DoubtfulCounts, data: Dataset) -> dict[str, Any]:
+def _described_doubtful(counts: positives.DoubtfulCounts, data: Dataset) -> dict[str, Any]:
     listed = [[data.queries.ids[q], data.corpus.ids[p], rank] for q, p, rank in counts.listed]
     return dataclasses.asdict(counts) | {"listed": listed}
 

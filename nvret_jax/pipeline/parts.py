@@ -165,13 +165,13 @@ def result_parts(config: ConfigDict, result: Result, last: Training) -> dict[str
 def texts_part(hash_: str, *, test: bool, table: str) -> Digest:
     """The texts of a table of the training or the test data."""
     what = "passages" if table == "passages" else "queries"
-    return Digest(hash_, f"the texts of the {what} of data.{_side(test)}", data_keys(test=test))
+    return Digest(hash_, f"the texts of the {what} of data.{_role(test)}", data_keys(test=test))
 
 
 def judgments_part(value: Any, *, test: bool) -> Digest:
     """Judgments, or the positives among them."""
     keys = data_keys(test=test) + (() if test else ("data.min_relevance",))
-    return Digest(digest(value), f"the judgments of data.{_side(test)}", keys)
+    return Digest(digest(value), f"the judgments of data.{_role(test)}", keys)
 
 
 def given_part(value: Any) -> Digest:
@@ -181,13 +181,13 @@ def given_part(value: Any) -> Digest:
 
 def data_keys(*, test: bool) -> tuple[str, ...]:
     """The keys of the config that decide what is read from a data set."""
-    side = _side(test)
+    role = _role(test)
     more = ("max_queries", "max_passages", "allow_empty", "missing")
-    keys = (side, f"{side}_split", *(() if test else ("dev_split", "dev_share")), *more)
+    keys = (role, f"{role}_split", *(() if test else ("dev_split", "dev_share")), *more)
     return tuple(f"data.{key}" for key in keys)
 
 
-def _side(test: bool) -> str:
+def _role(test: bool) -> str:
     return "test" if test else "train"
 
 

@@ -25,8 +25,8 @@ from nvret_jax.mining.audit.calibrate import check_enough
 from nvret_jax.mining.exclude import documents, verdicts
 from nvret_jax.models import embedding_model
 from nvret_jax.pipeline import ranked
-from nvret_jax.pipeline.encoders import Side
-from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.encoders import ConfiguredEncoder
+from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.stages import STAGES
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.rankers import teachers
@@ -72,14 +72,14 @@ def unfit(state: Run, asked: Sequence[str]) -> list[str]:
             collect(check)
     found = len(wrong)
     for name in asked:
-        for part in parts(state, name):
-            collect(functools.partial(STAGES[name].artifacts, part))
+        for set_run in set_runs(state, name):
+            collect(functools.partial(STAGES[name].artifacts, set_run))
     if len(wrong) == found:  # an artefact without a name cannot be missing
         collect(lambda: _check_there(state, asked))
     return list(dict.fromkeys(wrong))
 
 
-def parts(state: Run, name: str) -> list[Run]:
+def set_runs(state: Run, name: str) -> list[Run]:
     """The runs that execute a stage: each set is mined separately, all else runs once."""
     return list(state.sets.values()) if name in sets.MINING_STAGES else [state]
 
@@ -88,7 +88,7 @@ def _checks(state: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
     do = functools.partial
     if "train" in asked:
         yield do(trackers.check, state.config.track)
-        for name, block in state.stages.items():
+        for name, block in state.training_stages.items():
             at = f"train_stages.{name}" if state.config.train.stages else "train"
             yield do(check_batch, block, mesh_lib.shards(state.mesh, "batch"), at)
             yield do(_check_loss, state, block, at)
@@ -96,47 +96,51 @@ def _checks(state: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
         yield do(_check_dev, state)
     yield do(_check_late, state, asked)
     yield state.served.check_length
-    every = {name: side for part in state.sets.values() for name, side in part.encoders.items()}
-    for side in (state.student, *every.values()):
-        yield do(_check_side, side, state)
-    for part in state.sets.values():
-        for side in (part.student, *part.encoders.values()):
-            yield side.check_prompts
+    every = {
+        name: encoder
+        for set_run in state.sets.values()
+        for name, encoder in set_run.encoders.items()
+    }
+    for encoder in (state.student, *every.values()):
+        yield do(_check_encoder, encoder, state)
+    for set_run in state.sets.values():
+        for encoder in (set_run.student, *set_run.encoders.values()):
+            yield encoder.check_prompts
         if set(asked) & set(MINING):
-            yield from _mining_checks(part, asked)
+            yield from _mining_checks(set_run, asked)
     if "evaluate" in asked:
         yield do(_check_judgments, state)
 
 
-def _mining_checks(part: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
+def _mining_checks(set_run: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
     do = functools.partial
     if "search" in asked:
-        for name in part.teacher_names:
-            yield do(_check_ranking, part, name)
+        for name in set_run.teacher_names:
+            yield do(_check_ranking, set_run, name)
     if {"audit", "mine"} & set(asked):
-        yield do(_check_exclusions, part)
+        yield do(_check_exclusions, set_run)
     if "mine" in asked:
-        yield do(_check_calibration, part)
-        yield do(_check_verdicts, part)
-        yield do(_check_given, part)
+        yield do(_check_calibration, set_run)
+        yield do(_check_verdicts, set_run)
+        yield do(_check_given, set_run)
     if "audit" in asked:
-        yield do(_check_audit, part)
+        yield do(_check_audit, set_run)
 
 
 # --- the mesh and the models -----------------------------------------------------------------
 
 
-def _check_side(side: Side, state: Run) -> None:
-    at = side.name if side.name in ("teacher", "student") else f"teachers.{side.name}"
+def _check_encoder(encoder: ConfiguredEncoder, state: Run) -> None:
+    at = encoder.name if encoder.name in ("teacher", "student") else f"teachers.{encoder.name}"
     try:
-        side.check_kernel(state.config.embed.dtype)
+        encoder.check_kernel(state.config.embed.dtype)
     except InputError as error:  # begins with the key inside the block
         raise InputError(f"{at}.{error}") from None
-    embedding_model.check_mesh(side.spec, state.mesh)
-    width = side.spec.backbone.hidden_size
-    if side.lora is not None and side.lora.rank > width:
+    embedding_model.check_mesh(encoder.spec, state.mesh)
+    width = encoder.spec.backbone.hidden_size
+    if encoder.lora is not None and encoder.lora.rank > width:
         raise InputError(
-            f"{at}.lora_rank={side.lora.rank}: the model is {width} wide, and adapters of "
+            f"{at}.lora_rank={encoder.lora.rank}: the model is {width} wide, and adapters of "
             "a higher rank are no smaller than its weights"
         )
 
@@ -146,8 +150,8 @@ def _check_loss(state: Run, block: Training, at: str) -> None:
     loss = block.loss_for(spec.width, tokens=spec.late is not None, at=at)
     if not loss.needs_guide:
         return
-    for part in state.sets.values():
-        if not part.guide:
+    for set_run in state.sets.values():
+        if not set_run.guide:
             raise InputError(
                 f"{at}.loss.mask_by='guide': needs a teacher that is an encoder; use 'student'"
             )
@@ -155,11 +159,11 @@ def _check_loss(state: Run, block: Training, at: str) -> None:
 
 def _check_late(state: Run, asked: Sequence[str]) -> None:
     """Raises InputError if a search would need vectors of a multi-vector model."""
-    searched = [name for part in state.sets.values() for name in part.encoders.items()]
-    for name, side in dict(searched).items() if {"embed", "search"} & set(asked) else ():
-        if side.spec.late is not None:
+    searched = [name for set_run in state.sets.values() for name in set_run.encoders.items()]
+    for name, encoder in dict(searched).items() if {"embed", "search"} & set(asked) else ():
+        if encoder.spec.late is not None:
             raise InputError(
-                f"{name}: {side.config.model} gives one vector per token, which search does not "
+                f"{name}: {encoder.config.model} gives one vector per token, which search does not "
                 f"support yet; mine with a model that pools"
             )
     if state.student.spec.late is None:
@@ -169,17 +173,20 @@ def _check_late(state: Run, asked: Sequence[str]) -> None:
             f"student: {state.config.student.model} gives one vector per token, which evaluation "
             f"does not support yet; leave 'evaluate' out of stages"
         )
-    if any(b.start == "best" for b in state.stages.values()) or state.config.result.pick == "best":
+    if (
+        any(b.start == "best" for b in state.training_stages.values())
+        or state.config.result.pick == "best"
+    ):
         raise InputError("'best' needs dev scores, and multi-vector models have none yet")
 
 
 # --- the data --------------------------------------------------------------------------------
 
 
-def _rows(part: Run) -> int:
+def _rows(set_run: Run) -> int:
     """The largest number of training rows that mining can make from a set."""
-    found = part.positives()
-    return sum(map(len, found.values())) if part.options.rule.anchor == "own" else len(found)
+    found = set_run.positives()
+    return sum(map(len, found.values())) if set_run.options.rule.anchor == "own" else len(found)
 
 
 def _check_length(state: Run, block: Training, at: str) -> None:
@@ -213,7 +220,7 @@ def _check_dev(state: Run) -> None:
     named = state.config.train.stages
     asked = {
         f"train_stages.{n}.start" if named else "train.start": b.start
-        for n, b in state.stages.items()
+        for n, b in state.training_stages.items()
     }
     for key, value in (asked | {"result.pick": state.config.result.pick}).items():
         if value == "best" and state.student.spec.late is None:
@@ -233,18 +240,18 @@ def _check_judgments(state: Run) -> None:
         raise InputError(f"evaluation.min_relevance={wanted}: {error}") from None
 
 
-def _check_ranking(part: Run, name: str) -> None:
+def _check_ranking(set_run: Run, name: str) -> None:
     """Reads a teacher's file or folder for the training queries."""
-    model = part.block(name).model
+    model = set_run.block(name).model
     kind = teachers.kind(model)
-    if kind is not None and kind.place and ranked.artifact(part, name).stale() is not None:
-        read_only = dataclasses.replace(ranked.task(part, name), dense=lambda *vectors: None)
+    if kind is not None and kind.place and ranked.artifact(set_run, name).stale() is not None:
+        read_only = dataclasses.replace(ranked.task(set_run, name), dense=lambda *vectors: None)
         teachers.open_ranker(model, read_only)
 
 
-def _check_exclusions(part: Run) -> None:
-    exclude, corpus = part.exclusions, part.train_data.corpus
-    if exclude.cosine and not part.guide:
+def _check_exclusions(set_run: Run) -> None:
+    exclude, corpus = set_run.exclusions, set_run.train_data.corpus
+    if exclude.cosine and not set_run.guide:
         raise InputError(
             f"mining.exclude.near_copy={exclude.cosine} needs a teacher that is an encoder; use "
             "mining.exclude.minhash"
@@ -256,27 +263,27 @@ def _check_exclusions(part: Run) -> None:
         documents.by_map(corpus.ids, documents.read(path), str(path))
 
 
-def _check_calibration(part: Run) -> None:
-    count, limit = len(part.positives()), part.config.mining.calibration.queries
+def _check_calibration(set_run: Run) -> None:
+    count, limit = len(set_run.positives()), set_run.config.mining.calibration.queries
     used = min(count, limit or count)
     bound = "mining.calibration.queries" if used < count else ""
-    for rule in part.calibrated:
+    for rule in set_run.calibrated:
         check_enough(rule, used, bound=bound)
 
 
-def _check_given(part: Run) -> None:
-    given.check(part.mining.given, part.given_rows(), part.train_data.name)
+def _check_given(set_run: Run) -> None:
+    given.check(set_run.mining.given, set_run.given_rows(), set_run.train_data.name)
 
 
-def _check_verdicts(part: Run) -> None:
-    mining, data = part.config.mining, part.train_data
+def _check_verdicts(set_run: Run) -> None:
+    mining, data = set_run.config.mining, set_run.train_data
     if mining.verdicts:
         verdicts.read_verdicts(mining.verdicts, data.queries, data.corpus)
 
 
-def _check_audit(part: Run) -> None:
-    found = part.positives().values()
-    check_any(sum(len(passages) > 1 for passages in found), len(found), part.train_data.name)
+def _check_audit(set_run: Run) -> None:
+    found = set_run.positives().values()
+    check_any(sum(len(passages) > 1 for passages in found), len(found), set_run.train_data.name)
 
 
 # --- artefacts of earlier stages -------------------------------------------------------------
@@ -285,18 +292,20 @@ def _check_audit(part: Run) -> None:
 def _check_there(state: Run, asked: Sequence[str]) -> None:
     """Raises InputError if a stage would read an artefact that neither exists nor will be made."""
     for name in asked:
-        if not any(item.stale() for part in parts(state, name) for item in _made(part, name)):
+        if not any(
+            item.stale() for set_run in set_runs(state, name) for item in _made(set_run, name)
+        ):
             continue
         for needed in _READS.get(name, ()):
             if needed in asked or not _reads(state, name, needed):
                 continue
-            for part in parts(state, needed):
-                for item in _made(part, needed):
+            for set_run in set_runs(state, needed):
+                for item in _made(set_run, needed):
                     need(item)
 
 
-def _made(part: Run, stage: str) -> list[Any]:
-    return STAGES[stage].artifacts(part)
+def _made(set_run: Run, stage: str) -> list[Any]:
+    return STAGES[stage].artifacts(set_run)
 
 
 def _reads(state: Run, name: str, needed: str) -> bool:

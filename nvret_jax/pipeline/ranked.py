@@ -11,7 +11,7 @@ from etils import epath
 from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.pipeline import embed, exclusions
 from nvret_jax.pipeline import parts as parts_lib
-from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.state import Run, once
 from nvret_jax.search.candidates import Candidates
 from nvret_jax.search.rankers import teachers

@@ -29,12 +29,12 @@ from nvret_jax.pipeline import (
     mine,
     provenance,
     ranked,
-    said,
+    recipe,
     trained,
     truncation,
 )
 from nvret_jax.pipeline import export as export_stage
-from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.report import content, mined, queries, report
@@ -215,11 +215,11 @@ def _when(ended: str) -> str:
 def artifact(run: Run) -> Artifact:
     """report.html."""
     parts = {**trained.parts(run), **run.values_of(Report, "report")}
-    parts["said"] = said.part(run)
+    parts["said"] = recipe.part(run)
     for stage, made in (("audit", audit.artifact), ("mine", mine.artifact)):
-        for name, part in run.sets.items() if stage in run.config.stages else ():
+        for name, set_run in run.sets.items() if stage in run.config.stages else ():
             of = "" if name == MAIN_SET else f"{name}:"
-            parts[f"{of}{'negatives' if stage == 'mine' else stage}"] = made(part)
+            parts[f"{of}{'negatives' if stage == 'mine' else stage}"] = made(set_run)
     return run.workdir.report(parts | evaluate.scores_parts(run), run.about)
 
 
@@ -245,12 +245,15 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Report]:
         mined=(_opened(run, name, title) for title, name in _names(run, of_mining)),
         metrics=metrics,
         outcome=outcome,
-        audit={title: read_csv(need(audit.artifact(part)).path) for title, part in audited.items()},
-        risks={title: _risks(part) for title, part in audited.items()},
+        audit={
+            title: read_csv(need(audit.artifact(set_run)).path)
+            for title, set_run in audited.items()
+        },
+        risks={title: _risks(set_run) for title, set_run in audited.items()},
         cuts=truncation.of_run(run),
         sizes=_sizes(run),
         snippets=_snippets(run) if "export" in stages else {},
-        recipe=said.recipe(run),
+        recipe=recipe.of(run),
         environment={
             **provenance.versions(),
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
@@ -269,27 +272,27 @@ def _names(run: Run, titled: Mapping[str, Run]) -> list[tuple[str, str]]:
 
 def _opened(run: Run, name: str, title: str) -> MinedSet:
     """What mining read and made of one set of a run."""
-    part = run.sets[name]
-    data = part.train_data
+    set_run = run.sets[name]
+    data = set_run.train_data
     # The first teacher's candidates are shown.
     candidates, _ = distinct(
-        ranked.read_candidates(part, part.teacher_names[0]), None, part.passage_texts
+        ranked.read_candidates(set_run, set_run.teacher_names[0]), None, set_run.passage_texts
     )
-    made = need(mine.artifact(part))
+    made = need(mine.artifact(set_run))
     counts = json.loads(made.path.with_suffix(".counts.json").read_text())
     found = counts.get("false_negatives")
-    wanted = part.config.mining.num_negatives
+    wanted = set_run.config.mining.num_negatives
     return MinedSet(
         title,
         data,
         candidates,
-        mine.read(part),
-        exclusions.opened(part).of_candidates(candidates),
-        part.options,
-        said.rule(part),
-        part.teacher_models,
+        mine.read(set_run),
+        exclusions.opened(set_run).of_candidates(candidates),
+        set_run.options,
+        recipe.rule(set_run),
+        set_run.teacher_models,
         # They are not if a teacher is drawn for each query.
-        has_one_scale=len(part.teacher_names) == 1 or part.options.ensemble != "cross",
+        has_one_scale=len(set_run.teacher_names) == 1 or set_run.options.ensemble != "cross",
         wanted=wanted,
         used=_used(run, name, wanted) if run.trains else "",
         false_negatives="" if not found else str(Estimate(**found)),
@@ -300,7 +303,7 @@ def _used(run: Run, name: str, wanted: int) -> str:
     """How many of the negatives of a set training takes, in words."""
     of_stages = [
         min(stage.num_negatives, wanted)
-        for stage in run.stages.values()
+        for stage in run.training_stages.values()
         if name in sets.sets_of(run.config, stage.sets)
     ]
     least, most = min(of_stages), max(of_stages)
@@ -345,10 +348,10 @@ def _sizes(run: Run) -> list[content.Size]:
     """All data sets of the run in numbers."""
     out = []
     uses_training = run.trains or {"mine", "audit", "search", "embed"} & set(run.config.stages)
-    for title, part in _titled(run).items() if uses_training else ():
-        data = part.config.data
-        splits = [data.train_split, *([run.dev_split] if part is run and run.dev_split else [])]
-        out.append(_size("training", title, part.train_data, data.train, splits))
+    for title, set_run in _titled(run).items() if uses_training else ():
+        data = set_run.config.data
+        splits = [data.train_split, *([run.dev_split] if set_run is run and run.dev_split else [])]
+        out.append(_size("training", title, set_run.train_data, data.train, splits))
     if run.evaluates:
         data = run.config.data
         out.append(_size("test", run.test_data.name, run.test_data, data.test, [data.test_split]))
@@ -376,9 +379,9 @@ def _named(by_title: Mapping[str, Sequence[Any]]) -> list[Any]:
     ]
 
 
-def _risks(part: Run) -> list[Reliability]:
-    (beside,) = audit.artifact(part).beside
-    return read_csv(part.workdir.path / beside, Reliability)
+def _risks(set_run: Run) -> list[Reliability]:
+    (beside,) = audit.artifact(set_run).beside
+    return read_csv(set_run.workdir.path / beside, Reliability)
 
 
 def _titled(run: Run) -> dict[str, Run]:
@@ -388,31 +391,31 @@ def _titled(run: Run) -> dict[str, Run]:
     unique.
     """
     titled: dict[str, Run] = {}
-    for name, part in run.sets.items():
-        data = part.train_data.name
+    for name, set_run in run.sets.items():
+        data = set_run.train_data.name
         title = data if name in (MAIN_SET, data) and data not in titled else f"{name} ({data})"
-        titled[title] = part
+        titled[title] = set_run
     return titled
 
 
 def _lead(run: Run) -> str:
     """A sentence about the run that is true for all of its sets, stages and rounds."""
-    parts = _titled(run)
+    set_runs = _titled(run)
     if "audit" in run.config.stages and not run.trains:
-        by = list(dict.fromkeys(part.teacher_models for part in parts.values()))
-        return f"{_listed(by)}, audited on {_listed(list(parts))}."
+        by = list(dict.fromkeys(set_run.teacher_models for set_run in set_runs.values()))
+        return f"{_listed(by)}, audited on {_listed(list(set_runs))}."
     if not run.trains:
         return f"{run.config.student.model}, evaluated without training."
     # Sets that were mined in the same way are listed together.
     alike: dict[tuple[str, str], list[str]] = {}
-    for title, part in parts.items():
-        how = (part.teacher_models, part.config.mining.rule)
+    for title, set_run in set_runs.items():
+        how = (set_run.teacher_models, set_run.config.mining.rule)
         alike.setdefault(how, []).append(title)
     of_mining = [
         f"on {_listed(titles)} with hard negatives that {teacher} ranked and the rule {rule} kept"
         for (teacher, rule), titles in alike.items()
     ]
-    stages = f" in {len(run.stages)} stages" if len(run.stages) > 1 else ""
+    stages = f" in {len(run.training_stages)} stages" if len(run.training_stages) > 1 else ""
     rounds = ""
     if run.config.rounds > 1:
         rounds = f" This page shows the last of {run.config.rounds} rounds of mining and training."

@@ -30,7 +30,7 @@ from nvret_jax.mesh import say
 from nvret_jax.options import calls
 from nvret_jax.pipeline import closing as closing_lib
 from nvret_jax.pipeline import preflight, provenance, rounds, tracking, truncation
-from nvret_jax.pipeline.made import MADE_BY
+from nvret_jax.pipeline.inputs import MADE_BY
 from nvret_jax.pipeline.result import Result
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.stages import STAGES
@@ -166,9 +166,9 @@ def mistakes(config: ConfigDict, workdir: str) -> list[str]:
 
 
 def _artifacts(state: Run, name: str) -> Iterator[tuple[Run, Artifact]]:
-    for part in preflight.parts(state, name):
-        for item in STAGES[name].artifacts(part):
-            yield part, item
+    for set_run in preflight.set_runs(state, name):
+        for item in STAGES[name].artifacts(set_run):
+            yield set_run, item
 
 
 def _run_mending(state: Run, name: str, asked: Sequence[str]) -> None:
@@ -192,7 +192,7 @@ def _run_mending(state: Run, name: str, asked: Sequence[str]) -> None:
 def _run_stage(state: Run, name: str) -> None:
     stage = STAGES[name]
     begun = time.perf_counter()
-    pending = [(part, item, item.stale()) for part, item in _artifacts(state, name)]
+    pending = [(set_run, item, item.stale()) for set_run, item in _artifacts(state, name)]
     mesh_lib.barrier(f"checked {name}")  # no process writes before all have checked
     if not any(reason for *_, reason in pending):
         say(f"{name:<9} up to date")
@@ -200,11 +200,12 @@ def _run_stage(state: Run, name: str) -> None:
     if name not in MINING_STAGES:
         state.release_teachers()
     provenance.begin(state.workdir.path, name)
-    for part, item, reason in pending:
+    for set_run, item, reason in pending:
         if reason:
-            say(f"{name:<9} making {part.label}{item.name} ({_noted(stage, part, item, reason)})")
+            why = _noted(stage, set_run, item, reason)
+            say(f"{name:<9} making {set_run.label}{item.name} ({why})")
             with stops.during(name):
-                stage.bring(part, item)
+                stage.bring(set_run, item)
     seconds = time.perf_counter() - begun
     provenance.end(state.workdir.path, name, seconds)
     say(f"{name:<9} done in {seconds:.1f} s")
@@ -218,15 +219,15 @@ def _noted(stage: Stage, run: Run, artifact: Artifact, reason: str) -> str:
 
 def _print_plan(state: Run, plan: Sequence[str], asked: Sequence[str]) -> None:
     for name in plan:
-        for part, item in _artifacts(state, name):
+        for set_run, item in _artifacts(state, name):
             reason = item.stale()
             if reason is None:
-                verdict = "up to date"
+                state_of = "up to date"
             elif name in asked:
-                verdict = f"would be made: {_noted(STAGES[name], part, item, reason)}"
+                state_of = f"would be made: {_noted(STAGES[name], set_run, item, reason)}"
             else:
-                verdict = f"out of date, not asked for: {reason}"
-            say(f"{name:<9} {part.label + item.name:<44} {verdict}")
+                state_of = f"out of date, not asked for: {reason}"
+            say(f"{name:<9} {set_run.label + item.name:<44} {state_of}")
 
 
 @contextlib.contextmanager

@@ -32,8 +32,14 @@ from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.models.options import EncoderOptions
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import parts as parts_lib
-from nvret_jax.pipeline.encoders import Loading, OwnSide, Rescorer, ServedSide, Side
-from nvret_jax.pipeline.made import Stores
+from nvret_jax.pipeline.encoders import (
+    ConfiguredEncoder,
+    Loading,
+    PublishedStudent,
+    Rescorer,
+    ServedStudent,
+)
+from nvret_jax.pipeline.inputs import Stores
 from nvret_jax.pipeline.searching import Searching
 from nvret_jax.search.options import Search
 from nvret_jax.search.rankers import teachers
@@ -95,22 +101,24 @@ class Run:
         read = {} if read is None else read
         self._read: dict[str, Dataset] = read if whole is None else whole._read
         self.cut_counts: dict[tuple, int] = {} if whole is None else whole.cut_counts
-        self.student = self._side("student", config.student)
+        self.student = self._encoder("student", config.student)
         # The meaning of "before". If nothing is trained, the student is evaluated as configured.
         self.untrained = self.student
         if self.trains:
-            self.untrained = self._side("student", started, OwnSide)
-        self.served = ServedSide(self.student, config.export.max_length)
+            self.untrained = self._encoder("student", started, PublishedStudent)
+        self.served = ServedStudent(self.student, config.export.max_length)
 
     def _loading(self) -> Loading:
         return Loading(
             mesh=lambda: self.mesh,
             download=self.config.download,
             seed=self.config.seed,
-            dropout=lambda: max(stage.dropout for stage in self.stages.values()),
+            dropout=lambda: max(stage.dropout for stage in self.training_stages.values()),
         )
 
-    def _side(self, name: str, block: ConfigDict, cls: type[Side] = Side) -> Side:
+    def _encoder(
+        self, name: str, block: ConfigDict, cls: type[ConfiguredEncoder] = ConfiguredEncoder
+    ) -> ConfiguredEncoder:
         return cls(name, blocks.read(EncoderOptions, block), self.loading, self.label)
 
     @functools.cached_property
@@ -132,16 +140,16 @@ class Run:
         return made
 
     @functools.cached_property
-    def stages(self) -> dict[str, Training]:
+    def training_stages(self) -> dict[str, Training]:
         """Name -> options of each stage of training."""
         blocks_of = stages_of(self.config).items()
         return {name: blocks.read(Training, block) for name, block in blocks_of}
 
     def release_teachers(self) -> None:
         """Frees all encoders but the student: nothing after mining needs their weights."""
-        for part in self.sets.values():
-            for side in part.encoders.values():
-                side.release()
+        for set_run in self.sets.values():
+            for encoder in set_run.encoders.values():
+                encoder.release()
         kept = self.student.key
         for key in [key for key in self.loading.models if key != kept]:
             del self.loading.models[key]
@@ -177,10 +185,10 @@ class Run:
         return self.config.teacher if name == "teacher" else self.config.teachers[name]
 
     @functools.cached_property
-    def encoders(self) -> dict[str, Side]:
+    def encoders(self) -> dict[str, ConfiguredEncoder]:
         """The teachers that are encoders."""
         return {
-            name: self._side(name, self.block(name))
+            name: self._encoder(name, self.block(name))
             for name in self.teacher_names
             if teachers.is_encoder(self.block(name).model)
         }
@@ -190,7 +198,7 @@ class Run:
         """The teacher whose vectors choose the dev corpus, or '' if none is an encoder."""
         return next(iter(self.encoders), "") if sets.MAIN_SET in self.sets else ""
 
-    def side(self, role: str) -> Side:
+    def encoder(self, role: str) -> ConfiguredEncoder:
         """The encoder of a role: a teacher's name, 'student' or 'student-start'.
 
         The roles of the student are about evaluation: 'student-start' is the published model,
@@ -311,8 +319,8 @@ class Run:
     @functools.cached_property
     def start_role(self) -> str:
         """The role with the untrained student's vectors: a teacher, if they are the same."""
-        for name, side in self.encoders.items() if "embed" in self.config.stages else ():
-            if side.same_as(self.untrained):
+        for name, encoder in self.encoders.items() if "embed" in self.config.stages else ():
+            if encoder.same_as(self.untrained):
                 return name
         return "student-start"
 

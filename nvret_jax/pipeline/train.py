@@ -21,7 +21,7 @@ from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import SEED
 from nvret_jax.pipeline import embed, longer, mine, ranked, tracking, trained, truncation
-from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.rankers import teachers
@@ -95,8 +95,8 @@ def _artifacts(run: Run) -> list[Artifact]:
 
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, dict[str, Training]]:
-    for part in run.sets.values():
-        need(mine.artifact(part))
+    for set_run in run.sets.values():
+        need(mine.artifact(set_run))
     inputs = inputs_at(
         run,
         loop.Places(
@@ -107,7 +107,9 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, dict[str, Training]]:
             tracking.of(run),
         ),
     )
-    stages = {name: _with_teacher_temperature(inputs, one) for name, one in run.stages.items()}
+    stages = {
+        name: _with_teacher_temperature(inputs, one) for name, one in run.training_stages.items()
+    }
     for name, block in stages.items():
         _check_negatives(inputs, name, block)
     precision.say_cost("train", run.student.config.dtype, run.platform, "student.dtype")
@@ -125,7 +127,7 @@ def inputs_at(run: Run, places: loop.Places | None = None) -> Inputs:
     result = trained.result(run)
     return Inputs(
         run.student.encoder,
-        {name: _training_set(part) for name, part in run.sets.items()},
+        {name: _training_set(set_run) for name, set_run in run.sets.items()},
         run.config.seed,
         places,
         _dev(run),
@@ -321,7 +323,7 @@ def _training_set(run: Run) -> MinedSet:
 
     def cuts() -> list[str]:
         tables = ("passages", f"queries-{run.config.data.train_split}")
-        found = [truncation.of_side(run, run.student, "student", data, t) for t in tables]
+        found = [truncation.of_encoder(run, run.student, "student", data, t) for t in tables]
         return [one.line() for one in found]
 
     return MinedSet(

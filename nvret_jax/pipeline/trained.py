@@ -10,7 +10,7 @@ from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import mine
 from nvret_jax.pipeline import parts as parts_lib
-from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.state import Run, once
 from nvret_jax.training.checkpoint import finished
 from nvret_jax.training.initial import load_trained
@@ -24,10 +24,10 @@ from nvret_jax.training.sums import DamagedCheckpoint
 def artifact(run: Run) -> Artifact:
     """The student during and after training."""
     mined = {
-        name: parts_lib.Mined(mine.artifact(part), part.student.all_parts(), part.about)
-        for name, part in run.sets.items()
+        name: parts_lib.Mined(mine.artifact(set_run), set_run.student.all_parts(), set_run.about)
+        for name, set_run in run.sets.items()
     }
-    found = parts_lib.training_parts(run.config, run.stages, mined, run.about)
+    found = parts_lib.training_parts(run.config, run.training_stages, mined, run.about)
     return run.workdir.checkpoints(*found)
 
 
@@ -35,7 +35,7 @@ def parts(run: Run) -> dict[str, Any]:
     """What the student depends on, trained or not."""
     if not run.trains:
         return run.student.all_parts()
-    last = list(run.stages.values())[-1]
+    last = list(run.training_stages.values())[-1]
     made = parts_lib.result_parts(run.config, result(run), last)
     return {"checkpoints": artifact(run), **made}
 
@@ -44,7 +44,7 @@ def parts(run: Run) -> dict[str, Any]:
 def result(run: Run) -> Result:
     """Which weights are the trained student, as it takes effect."""
     is_scored = bool(run.dev_split) and run.student.spec.late is None
-    last = list(run.stages.values())[-1]
+    last = list(run.training_stages.values())[-1]
     return blocks.read(Result, run.config.result).settled(is_scored and last.keep_best)
 
 
@@ -52,7 +52,7 @@ def dev_outcome(run: Run) -> Outcome | None:
     """Whether the finished training helped on dev; None where nothing says so."""
     if result(run).merges:  # what is made of several checkpoints has no score
         return None
-    done = finished(artifact(run).path / list(run.stages)[-1])
+    done = finished(artifact(run).path / list(run.training_stages)[-1])
     return outcome(read_metrics(run.workdir.metrics), done, result(run).pick)
 
 

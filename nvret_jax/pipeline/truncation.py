@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nvret_jax.data.dataset import Dataset
-from nvret_jax.pipeline.encoders import Side
+from nvret_jax.pipeline.encoders import ConfiguredEncoder
 from nvret_jax.pipeline.state import Run
 
 SAMPLE = 10_000  # rows counted of a larger table
@@ -70,30 +70,32 @@ def percent(share: float) -> str:
     return f"{value:.0f} %" if value == round(value) or 10 <= value <= 90 else f"{value:.1f} %"
 
 
-def of_side(run: Run, side: Side, encoder: str, data: Dataset, table: str) -> Truncation:
+def of_encoder(
+    run: Run, configured: ConfiguredEncoder, encoder: str, data: Dataset, table: str
+) -> Truncation:
     """The count for one table.
 
     Args:
         run: has the tables, and caches counts for encoders with the same cuts.
-        side: the encoder, by its tokenizer, prompt and length.
+        configured: the encoder, by its tokenizer, prompt and length.
         encoder: its name in messages.
     """
     kind, rows = run.table(data, table)
-    length = side.length(kind)
+    length = configured.length(kind)
     texts = rows.texts
     if len(texts) > SAMPLE:
         texts = [texts[i] for i in np.linspace(0, len(texts) - 1, SAMPLE).astype(int)]
-    key = (*side.tokens_of(kind), length, run.text_digest(data, table))
+    key = (*configured.tokens_of(kind), length, run.text_digest(data, table))
     if key not in run.cut_counts:
-        run.cut_counts[key] = side.count_cut(texts, kind)
+        run.cut_counts[key] = configured.count_cut(texts, kind)
     cut = run.cut_counts[key]
     return Truncation(encoder, data.name, table, length, len(rows), len(texts), cut)
 
 
 def of_role(run: Run, role: str, data: Dataset, table: str) -> Truncation:
-    """The count for the encoder of a role, as `Run.side` knows it."""
+    """The count for the encoder of a role, as `Run.encoder` knows it."""
     title = TITLES.get(role, role) if run.trains else role.removesuffix("-start")
-    return of_side(run, run.side(role), title, data, table)
+    return of_encoder(run, run.encoder(role), title, data, table)
 
 
 def of_test(run: Run) -> dict[str, list[Truncation]]:
@@ -114,15 +116,15 @@ def of_run(run: Run) -> list[Truncation]:
     """
     found: list[Truncation] = []
     mines = {"embed", "search", "mine", "audit"} & set(run.config.stages)
-    for part in run.sets.values() if mines or run.trains else ():
-        data = part.train_data
-        for table in ("passages", f"queries-{part.config.data.train_split}"):
-            found += [of_role(part, name, data, table) for name in part.encoders]
+    for set_run in run.sets.values() if mines or run.trains else ():
+        data = set_run.train_data
+        for table in ("passages", f"queries-{set_run.config.data.train_split}"):
+            found += [of_role(set_run, name, data, table) for name in set_run.encoders]
             if run.trains:
-                found.append(of_side(part, part.student, "student", data, table))
+                found.append(of_encoder(set_run, set_run.student, "student", data, table))
     if run.dev_split:
         queries = f"queries-{run.dev_split}"
-        found.append(of_side(run, run.student, "student", run.train_data, queries))
+        found.append(of_encoder(run, run.student, "student", run.train_data, queries))
     if run.evaluates:
         found += [one for counts in of_test(run).values() for one in counts]
     return list(dict.fromkeys(found))

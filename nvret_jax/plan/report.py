@@ -31,7 +31,7 @@ def report(step: Step, chip: Chip) -> str:
     lines = [step.name, *step.notes, *_memory(step)]
     if step.compiled is not None:
         lines += _work(step, chip)
-    return "\n".join([*lines, verdict(step, chip)])
+    return "\n".join([*lines, conclusion(step, chip)])
 
 
 def _memory(step: Step) -> list[str]:
@@ -100,7 +100,7 @@ def _work(step: Step, chip: Chip) -> list[str]:
     return lines
 
 
-def verdict(step: Step, chip: Chip) -> str:
+def conclusion(step: Step, chip: Chip) -> str:
     """Whether a step fits, in one line; the line of one that does not says what to change."""
     share = step.peak / chip.hbm
     if fits(step, chip):

@@ -255,16 +255,16 @@ def embed_step(
     sizes = _step_rows(block, tokens, budget * shards, shards, few) * (passages // block)
     sizes += _step_rows(passages % block, tokens, budget * shards, shards, few)
     rows = max(sizes)
-    skip = None
+    unpooled = None
     if model.spec.prompt_in_pooling != "all":
-        skip = jax.ShapeDtypeStruct((), jnp.int32)
+        unpooled = jax.ShapeDtypeStruct((), jnp.int32)
     whole = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
     arguments = (
         model.graphdef,
         model.state,
         placed(whole, mesh, "batch", None),
         placed(jax.ShapeDtypeStruct((rows,), jnp.int32), mesh, "batch"),
-        skip,
+        unpooled,
     )
     return compile_step(
         batched.apply,

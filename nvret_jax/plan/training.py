@@ -231,8 +231,8 @@ def _batch(
         teacher_scores=loss.needs_teacher_scores,
         weights=loss.weights,
         guide_width=guide_width if loss.needs_guide else 0,
-        skips=model.spec.prompt_in_pooling != "all",
-        uncounted=model.spec.late is not None,
+        unpooled=model.spec.prompt_in_pooling != "all",
+        skiplist=model.spec.late is not None,
     )
     batch = {
         name: placed(shape, mesh, "batch", *(None,) * (len(shape.shape) - 1))

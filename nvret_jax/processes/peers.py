@@ -119,7 +119,7 @@ class Peers:
         self._complete.wait(_CONNECT)
         return self._missing()
 
-    def tell(self, status: int, why: str) -> None:
+    def announce(self, status: int, why: str) -> None:
         """Informs the others that this process ends, and why."""
         self._ending = True
         self._send(_coded(ends=self.index, status=status, why=why))
@@ -285,7 +285,7 @@ def missed(which: list[int], count: int) -> None:
     who = f"process {', '.join(map(str, which[:5]))}{', …' if len(which) > 5 else ''} of {count}"
     line = f"{_joining}: {who} did not join; start all of them, or raise distributed.join_seconds"
     if _peers is not None:
-        _peers.tell(_LOST, line)
+        _peers.announce(_LOST, line)
     stops.end(_LOST, f"error: {line}")
 
 
@@ -306,7 +306,7 @@ def start(peers: Peers) -> None:
     """Makes the functions below use these peers."""
     global _peers, _several
     _peers, _several = peers, True
-    stops.announce = peers.tell
+    stops.announce = peers.announce
 
 
 def ends(status: int, why: str) -> None:
@@ -316,7 +316,7 @@ def ends(status: int, why: str) -> None:
     process.
     """
     if _peers is not None:
-        _peers.tell(status, why)
+        _peers.announce(status, why)
     if _several:
         with contextlib.suppress(Exception):
             sys.stdout.flush()

@@ -17,15 +17,15 @@ from nvret_jax.data.dataset import Dataset
 from nvret_jax.mining.exclude.exclusion import Exclusions, Reason
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.options import Options
-from nvret_jax.mining.survivors import Verdict, judge
+from nvret_jax.mining.survivors import Fate, judge
 from nvret_jax.report.content import Example, Mined, Mining, Passage, TeacherScores
 from nvret_jax.search.candidates import Candidates
 
 _WHY = {
-    Verdict.ABOVE: "at or above the ceiling",
-    Verdict.SKIPPED: "among the ranks skipped",
-    Verdict.BEYOND: "behind the last rank allowed",
-    Verdict.BELOW: "below the least score",
+    Fate.ABOVE: "at or above the ceiling",
+    Fate.SKIPPED: "among the ranks skipped",
+    Fate.BEYOND: "behind the last rank allowed",
+    Fate.BELOW: "below the least score",
 }
 _WHY_EXCLUDED = {
     Reason.OWN_TEXT: "the query's own text",
@@ -79,27 +79,27 @@ def mined(of: MinedSet, shown: int) -> Mined:
     place = {int(row): number for number, row in enumerate(candidates.query_rows)}
     numbers_r = np.array([place[int(row)] for row in negatives.query_rows], np.int64)
     ceilings_q = negatives.ceilings
-    verdicts_qk, ranks_qk = judge(
+    fates_qk, ranks_qk = judge(
         candidates, numbers_r, ceilings_q, options.rule, excluded.rows, options.window
     )
     scores_qk = candidates.scores.take(numbers_r).padded(-np.inf)
     rows_qk = candidates.passage_rows.take(numbers_r).padded(-1)
     reasons_qk = excluded.take(numbers_r).reason_of(rows_qk)
     if not of.has_one_scale:
-        verdicts_qk[:] = Verdict.EMPTY
-    thrown_qk = np.isin(verdicts_qk, [*_WHY, Verdict.EXCLUDED])
+        fates_qk[:] = Fate.EMPTY
+    rejected_qk = np.isin(fates_qk, [*_WHY, Fate.EXCLUDED])
 
     def why(q: int, k: int) -> str:
-        verdict = Verdict(int(verdicts_qk[q, k]))
-        if verdict == Verdict.EXCLUDED:
+        fate = Fate(int(fates_qk[q, k]))
+        if fate == Fate.EXCLUDED:
             return _WHY_EXCLUDED[Reason(int(reasons_qk[q, k]))]
-        return _WHY[verdict]
+        return _WHY[fate]
 
     def passage(row: int, score: float, **more: Any) -> Passage:
         return Passage(data.corpus.ids[row], data.corpus.texts[row], float(score), **more)
 
     def example(q: int, chosen: str) -> Example:
-        thrown = np.flatnonzero(thrown_qk[q])[:_DROPPED_SHOWN]
+        rejected = np.flatnonzero(rejected_qk[q])[:_DROPPED_SHOWN]
         ranks = negatives.negative_ranks[q].tolist()
         return Example(
             query_id=data.queries.ids[negatives.query_rows[q]],
@@ -123,14 +123,14 @@ def mined(of: MinedSet, shown: int) -> Mined:
                     rank=int(ranks_qk[q, k]) or None,
                     why=why(q, int(k)),
                 )
-                for k in thrown
+                for k in rejected
             ],
             ceiling=float(ceilings_q[q]) if np.isfinite(ceilings_q[q]) else math.inf,
             chosen=chosen,
         )
 
     kept = negatives.negative_rows.counts
-    chosen = _chosen(negatives, thrown_qk.sum(axis=1), shown)
+    chosen = _chosen(negatives, rejected_qk.sum(axis=1), shown)
     return Mined(
         dataset=of.title,
         mining=Mining(
@@ -143,9 +143,9 @@ def mined(of: MinedSet, shown: int) -> Mined:
             dropped={
                 words: int(count)
                 for words, count in (
-                    *((_WHY[v], (verdicts_qk == v).sum()) for v in _WHY),
+                    *((_WHY[v], (fates_qk == v).sum()) for v in _WHY),
                     *(
-                        (_WHY_EXCLUDED[r], ((reasons_qk == r) & thrown_qk).sum())
+                        (_WHY_EXCLUDED[r], ((reasons_qk == r) & rejected_qk).sum())
                         for r in _WHY_EXCLUDED
                     ),
                 )
@@ -158,7 +158,7 @@ def mined(of: MinedSet, shown: int) -> Mined:
         teacher_scores=TeacherScores(
             positive=negatives.positive_scores.values,
             negative=negatives.negative_scores.values,
-            dropped=scores_qk[thrown_qk],
+            dropped=scores_qk[rejected_qk],
             ceiling=ceilings_q,
         ),
         examples=[example(q, reason) for q, reason in chosen.items()],

@@ -49,7 +49,7 @@ class Texts(NamedTuple):
     tokens: jax.Array
     lengths: jax.Array
     keys: jax.Array | None = None
-    skip: jax.Array | None = None
+    unpooled: jax.Array | None = None
 
 
 # When weights that are trained and cut along fsdp are gathered, and their gradients reduced.

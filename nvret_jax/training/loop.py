@@ -32,7 +32,7 @@ from nvret_jax import platforms
 from nvret_jax.errors import InputError, Preempted, stopped
 from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.processes import progress
+from nvret_jax.processes.progress import bar
 from nvret_jax.training import sums
 from nvret_jax.training.batches.examples import local_rows, to_devices
 from nvret_jax.training.batches.length_groups import Grouped, within
@@ -43,7 +43,7 @@ from nvret_jax.training.loss.losses import Loss
 from nvret_jax.training.metric_writer import MetricWriter, NoWriter, read_metrics, restore
 from nvret_jax.training.optimizer import Own, Schedule, make_optimizer, schedule
 from nvret_jax.training.options import BEST, LAST, STUDENT, Training
-from nvret_jax.training.preemption import FLAGS, Preemption, mains
+from nvret_jax.training.preemption import FLAGS, Preemption, broadcast_from_main
 from nvret_jax.training.profile import Profile
 from nvret_jax.training.rates import Rates
 from nvret_jax.training.stage import Batches, Places, Stage
@@ -231,10 +231,10 @@ class _StageRun:
                 say(f"train     {self.label}resumed at step {done} of {steps}")
 
             def score(at: int) -> float:
-                told.flush()
+                progress.flush()
                 check_weights(trainable, self.first + at)
                 value = dev_score(encoder.replace(nnx.merge_state(trainable, frozen)))
-                told.score(at, value)
+                progress.score(at, value)
                 return value
 
             traced = Profile(config.profile, self.places.profile, self.stage.name)
@@ -245,9 +245,9 @@ class _StageRun:
                 config.batch_size,
                 getattr(self.batches, "lengths", None),
             )
-            with self._told(done, rates) as told, Preemption(mesh) as preemption, traced:
+            with self._progress(done, rates) as progress, Preemption(mesh) as preemption, traced:
                 if done and done < steps:
-                    self._settle(checkpoints, done, trainable, optimizer_state, told)
+                    self._settle(checkpoints, done, trainable, optimizer_state, progress)
                 if dev_score is not None and not done and not self._is_start_scored:
                     score(0)
                 batches = iter(self.batches.dataset(done, start, stop))
@@ -263,23 +263,23 @@ class _StageRun:
                     number = np.uint32(self.first + at)
                     traced.before(at)
                     with jax.profiler.StepTraceAnnotation("train", step_num=self.first + at):
-                        with told.compiling(batch):
+                        with progress.compiling(batch):
                             trainable, optimizer_state, metrics = step_fn(
                                 trainable, optimizer_state, frozen, batch, number
                             )
                     traced.after(at, metrics)
                     preemption.saved(None)
-                    told.flush()
-                    stopping = preemption.reached(told.flags)
-                    told.pending = (at, metrics)
+                    progress.flush()
+                    stopping = preemption.reached(progress.flags)
+                    progress.pending = (at, metrics)
                     value = None
                     if dev_score is not None and is_time(at, config.eval_every, steps):
                         value = score(at)
-                    better = value is not None and mains(value > best)
+                    better = value is not None and broadcast_from_main(value > best)
                     best = value if better else best
                     due = is_time(at, config.checkpoint_every, steps)
                     if due or stopping or (better and keep_best):
-                        told.flush()  # the metrics file holds every step a checkpoint covers
+                        progress.flush()  # the metrics file holds every step a checkpoint covers
                         check_weights(trainable, self.first + at)
                         checkpoints.save(
                             at,
@@ -287,12 +287,12 @@ class _StageRun:
                             optimizer_state,
                             scheduled=due,
                             score=value,
-                            log=told.log(),
+                            log=progress.log(),
                         )
-                        told.restart_clock()
+                        progress.restart_clock()
                         preemption.saved(self._stopped(at))
-                told.flush()
-                told.compiled()
+                progress.flush()
+                progress.compiled()
                 if at == steps:
                     due = [i for i in range(1, steps + 1) if is_time(i, every, steps)]
                     checkpoints.finish(self._finished(checkpoints, due[-config.keep :]))
@@ -344,7 +344,12 @@ class _StageRun:
         return stopped(self.stage.name, at, self.steps)
 
     def _settle(
-        self, checkpoints: Checkpoints, done: int, trainable: Any, optimizer: Any, told: _Told
+        self,
+        checkpoints: Checkpoints,
+        done: int,
+        trainable: Any,
+        optimizer: Any,
+        progress: _Progress,
     ) -> None:
         """Turns the last checkpoint into what it would be in the middle of the stage."""
         config, steps = self.config, self.steps
@@ -354,7 +359,9 @@ class _StageRun:
             best = checkpoints.best
             score = best[1] if scored and best is not None and best[0] == done else None
             checkpoints.delete(done)
-            checkpoints.save(done, trainable, optimizer, scheduled=due, score=score, log=told.log())
+            checkpoints.save(
+                done, trainable, optimizer, scheduled=due, score=score, log=progress.log()
+            )
 
     def _grouped(self, batches: Batches) -> Batches:
         """The batches in few shapes, with short and long texts separated if there are chunks."""
@@ -381,7 +388,7 @@ class _StageRun:
             seed=self.batches.seed,
         )
 
-    def _told(self, done: int, rates: Rates) -> _Told:
+    def _progress(self, done: int, rates: Rates) -> _Progress:
         writer = NoWriter()
         if mesh_lib.is_main():
             writer = MetricWriter(
@@ -391,7 +398,7 @@ class _StageRun:
                 before=self._lines_before(done),
                 trackers=self.places.trackers,
             )
-        return _Told(writer, self, done, rates)
+        return _Progress(writer, self, done, rates)
 
     def _on_schedule(self, text: str, done: int) -> str:
         """Metrics without the lines that exist because a shorter stage ended there."""
@@ -414,10 +421,10 @@ class _StageRun:
         return sums.metrics(self._before, steps[-1]) if steps else ""
 
 
-class _Told:
+class _Progress:
     """The progress output of a stage. Use as a context manager.
 
-    Metrics are fetched one step late, so that so that the device never waits for the host.
+    Metrics are fetched one step late, so that the device never waits for the host.
     """
 
     def __init__(self, writer: MetricWriter | NoWriter, run: _StageRun, done: int, rates: Rates):
@@ -430,12 +437,12 @@ class _Told:
         self._shapes: dict[tuple, float] = {}
         self._label, self._batches = run.label, run.batches
         self._main, self._path = mesh_lib.is_main(), epath.Path(run.places.metrics)
-        self._bar = progress.bar(
+        self._bar = bar(
             total=run.steps, initial=done, unit="step", desc=run.stage.name, show=self._main
         )
         self.restart_clock()
 
-    def __enter__(self) -> _Told:
+    def __enter__(self) -> _Progress:
         self._writer.__enter__()
         return self
 

@@ -28,7 +28,7 @@ FLAGS = "preempted"  # its name in a batch and among the metrics of a step
 _largest = jax.jit(jnp.max)
 
 
-def mains(flag: bool) -> bool:
+def broadcast_from_main(flag: bool) -> bool:
     """The main process's flag, on every process; waits for it."""
     if mesh_lib.process_count() == 1:
         return flag

@@ -115,7 +115,7 @@ def make_step(
 
         def encode(weights, frozen, texts: Texts) -> jax.Array:
             keys = None if texts.keys is None else jax.random.wrap_key_data(texts.keys)
-            more = {} if texts.skip is None else {"skip": texts.skip}
+            more = {} if texts.unpooled is None else {"unpooled": texts.unpooled}
             model = _merged(graph, weights, frozen, whole)
             return model(texts.tokens, texts.lengths, dropout_keys_b=keys, **more)
 
@@ -124,7 +124,7 @@ def make_step(
                 batch[f"{side}_tokens"],
                 batch[f"{side}_lengths"],
                 keys.get(side),
-                batch.get(f"{side}_skip"),
+                batch.get(f"{side}_unpooled"),
             )
             for side in SIDES
         ]

@@ -16,8 +16,8 @@ def tied():
     """Two queries with ties, which trec_eval on its own would order backwards by id."""
     passage_ids = ["a", "b", "c", "d"]
     scores_qk = np.array([[0.5, 0.5, 0.5, 0.1], [0.3, 0.3, -np.inf, -np.inf]], np.float32)
-    ids_qk = np.array([[0, 1, 2, 3], [1, 2, -1, -1]], np.int32)
-    return ["q0", "q1"], passage_ids, scores_qk, ids_qk
+    rows_qk = np.array([[0, 1, 2, 3], [1, 2, -1, -1]], np.int32)
+    return ["q0", "q1"], passage_ids, scores_qk, rows_qk
 
 
 def test_run_file_has_six_columns_and_our_order(tied, tmp_path):

@@ -46,7 +46,7 @@ def ranking():
     order_qn = np.argsort(rng.random((60, 150)), axis=1)
     scores_qk = -np.sort(-rng.integers(-20, 20, (60, 120)).astype(np.float32) / 8, axis=1)
     # (score descending, row ascending), as search orders ties
-    ids_qk = np.stack(
+    rows_qk = np.stack(
         [
             rows[np.lexsort((rows, -scores))]
             for rows, scores in zip(order_qn[:, :120], scores_qk, strict=True)
@@ -58,14 +58,14 @@ def ranking():
     }
     for judged in qrels.values():
         judged[passage_ids[int(rng.integers(150))]] = 3
-    return query_ids, passage_ids, scores_qk, ids_qk, qrels
+    return query_ids, passage_ids, scores_qk, rows_qk, qrels
 
 
 def test_metrics_equal_brute_force_in_our_tie_order(ranking):
-    query_ids, passage_ids, scores_qk, ids_qk, qrels = ranking
-    means, per_query = retrieval.metrics((query_ids, passage_ids, scores_qk, ids_qk), qrels)
+    query_ids, passage_ids, scores_qk, rows_qk, qrels = ranking
+    means, per_query = retrieval.metrics((query_ids, passage_ids, scores_qk, rows_qk), qrels)
     wanted = {
-        q: brute_force([passage_ids[j] for j in ids_qk[i]], qrels[q])
+        q: brute_force([passage_ids[j] for j in rows_qk[i]], qrels[q])
         for i, q in enumerate(query_ids)
     }
     assert len(set(scores_qk[0].tolist())) < 120  # the data has ties, or this proves little
@@ -170,17 +170,17 @@ def test_a_passage_judged_relevant_stays_whatever_its_id():
     data = tiny_dataset()
     data.qrels["test"]["p3"] = {"p3": 1}
     found = retrieval.evaluate(FakeEncoder(), data, "test")
-    assert found.ids_qk[0, 0] == 3
+    assert found.rows_qk[0, 0] == 3
     assert found.per_query["p3"]["ndcg_cut_10"] == 1.0
 
 
 def test_evaluate_ranks_scores_and_leaves_the_query_itself_out():
     kept = retrieval.evaluate(FakeEncoder(), tiny_dataset(), "test", exclude_self=False)
     found = retrieval.evaluate(FakeEncoder(), tiny_dataset(), "test")
-    assert kept.ids_qk[0, 0] == 3
-    assert 3 not in found.ids_qk[0]
-    assert set(found.ids_qk[0, :2]) == {2, 4}
-    assert found.ids_qk[1, 0] == 7
+    assert kept.rows_qk[0, 0] == 3
+    assert 3 not in found.rows_qk[0]
+    assert set(found.rows_qk[0, :2]) == {2, 4}
+    assert found.rows_qk[1, 0] == 7
     assert found.per_query["q1"]["ndcg_cut_10"] == pytest.approx(1.0)
     assert kept.per_query["p3"]["recip_rank_10"] == 0.5
     assert found.per_query["p3"]["recip_rank_10"] == 1.0

@@ -7,7 +7,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.rescoring import rescore, rescore_lazily, text_scorer
 from nvret_jax.mining.rules import Rule, anchors
-from nvret_jax.mining.survivors import Verdict, judge
+from nvret_jax.mining.survivors import Fate, judge
 from nvret_jax.search.candidates import Candidates
 
 N = 30
@@ -140,10 +140,10 @@ def negatives(candidates, rule, wanted, excluded):
     """What mining takes: the first survivors of each list, with scores and ranks."""
     ceilings = rule.ceilings(anchors(candidates.positive_scores, rule.anchor))
     numbers = np.arange(len(candidates))
-    verdicts, ranks = judge(candidates, numbers, ceilings, rule, excluded)
+    fates, ranks = judge(candidates, numbers, ceilings, rule, excluded)
     found = []
     for number in numbers:
-        at = np.flatnonzero(verdicts[number] == Verdict.SURVIVOR)[:wanted]
+        at = np.flatnonzero(fates[number] == Fate.SURVIVOR)[:wanted]
         rows, scores = candidates.passage_rows[number], candidates.scores[number]
         found.append([(rows[i], scores[i], ranks[number, i]) for i in at])
     return found

@@ -52,7 +52,7 @@ for name in names:
         keys_b = put(jax.random.split(jax.random.key(0), 8), "batch")
 
         def loss(trainable):
-            emb = nnx.merge(graph, trainable, frozen)(ids_bt, lengths_b, keys_b, skip=1)
+            emb = nnx.merge(graph, trainable, frozen)(ids_bt, lengths_b, keys_b, unpooled=1)
             emb = emb if emb.ndim == 2 else emb[:, 0]
             return jnp.sin(3 * emb).mean()
 

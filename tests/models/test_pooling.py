@@ -26,7 +26,7 @@ def test_only_real_tokens_behind_the_instruction_are_pooled(mode, skip):
     lengths = [6, 3, 1]
     for row, length in enumerate(lengths):
         hidden[row, length:] = np.inf  # what padding holds is of no consequence
-    got = pool(jnp.asarray(hidden), jnp.asarray(lengths), mode, skip=skip)
+    got = pool(jnp.asarray(hidden), jnp.asarray(lengths), mode, unpooled=skip)
     for row, length in enumerate(lengths):
         first = skip or 0
         kept = hidden[row, first:length]
@@ -41,7 +41,7 @@ def test_only_real_tokens_behind_the_instruction_are_pooled(mode, skip):
 
 def test_an_instruction_may_differ_from_text_to_text():
     hidden = jnp.asarray(RNG.standard_normal((2, 4, 3)), jnp.float32)
-    got = pool(hidden, jnp.asarray([4, 4]), "mean", skip=jnp.asarray([1, 3]))
+    got = pool(hidden, jnp.asarray([4, 4]), "mean", unpooled=jnp.asarray([1, 3]))
     np.testing.assert_allclose(got[0], hidden[0, 1:].mean(0), atol=1e-6)
     np.testing.assert_allclose(got[1], hidden[1, 3], atol=1e-6)
 

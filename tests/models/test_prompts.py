@@ -142,7 +142,7 @@ def test_serving_and_training_leave_out_the_same_tokens(folder):
     numbers = examples.rows(0)[0]
     with jax.set_mesh(encoder.mesh):
         trained = encoder.model(
-            batch["query_tokens"], batch["query_lengths"], skip=batch["query_skip"]
+            batch["query_tokens"], batch["query_lengths"], unpooled=batch["query_unpooled"]
         )
     served = encoder.encode([texts[i] for i in numbers], kind="query")
     np.testing.assert_allclose(np.asarray(trained), served, atol=1e-6)

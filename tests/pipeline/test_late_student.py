@@ -49,7 +49,7 @@ def test_the_first_loss_is_that_of_max_sim_over_the_tokens_that_count(late):
     config.train.loss.dims = ()
     run = Run(config, Workdir.open(str(workdir), config.to_dict(), write=False))
     data = load_dataset(config.data.train)
-    batch = train_stage.batches(train_stage.inputs_at(run), run.stages, "train").batch(0)
+    batch = train_stage.batches(train_stage.inputs_at(run), run.training_stages, "train").batch(0)
     encoder = run.student.encoder
     group = len(batch["passage_ids"]) // len(batch["query_lengths"])
     shown = {

@@ -37,7 +37,7 @@ def run_of(config, workdir):
 
 def batches_of(config, workdir, name):
     run = run_of(config, workdir)
-    return train_stage.batches(train_stage.inputs_at(run), run.stages, name)
+    return train_stage.batches(train_stage.inputs_at(run), run.training_stages, name)
 
 
 @pytest.mark.slow

@@ -182,6 +182,6 @@ def test_empty_slots_and_texts_that_are_all_prompt_keep_a_token(folder):
     encoder = Encoder.from_pretrained(str(folder), passage_prompt=tiny_backbones.QUERY)
     batch = examples(encoder).batch(0)
     assert (batch["passage_ids"] == -1).any()
-    assert (batch["passage_skip"] < batch["passage_lengths"]).all()
+    assert (batch["passage_unpooled"] < batch["passage_lengths"]).all()
     real = batch["passage_lengths"] > 5
-    assert set(batch["passage_skip"][real].tolist()) == {5}
+    assert set(batch["passage_unpooled"][real].tolist()) == {5}

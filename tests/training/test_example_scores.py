@@ -99,13 +99,13 @@ def test_guide_vectors_belong_to_the_rows_and_empty_slots_have_none():
     assert batch["passage_guide"][:, 0].tolist() == (batch["passage_ids"] + 1).tolist()
 
 
-def test_skipped_and_uncounted_tokens():
+def test_unpooled_tokens_and_the_skiplist():
     unpooled = {"query": lambda tokens: np.arange(len(tokens)) % 3}
-    examples = build(unpooled=unpooled, uncounted={"passage": [8]})
+    examples = build(unpooled=unpooled, skiplist={"passage": [8]})
     batch = examples.batch(0)
     rows = examples.negatives.query_rows[examples.rows(0)[0]]
-    assert batch["query_skip"].tolist() == (examples.queries.place[rows] % 3).tolist()
-    assert "passage_skip" not in batch
+    assert batch["query_unpooled"].tolist() == (examples.queries.place[rows] % 3).tolist()
+    assert "passage_unpooled" not in batch
     for real in batch["passage_real"]:  # an empty slot's one token is padding
         assert real[:2].tolist() == [True, False]
         assert not real[2:].any()

@@ -90,7 +90,7 @@ GUIDE = (np.zeros((QUERIES, 6), np.float32), np.zeros((PASSAGES, 6), np.float32)
             {"unpooled": {side: lambda ids: np.ones(len(ids), np.int32) for side in SIDES}},
             {"skips": True},
         ),
-        ({"uncounted": {side: [101] for side in SIDES}}, {"uncounted": True}),
+        ({"skiplist": {side: [101] for side in SIDES}}, {"skiplist": True}),
     ],
 )
 def test_a_plan_has_the_arrays_of_a_batch(more, planned):

@@ -116,7 +116,7 @@ def test_one_source_comes_as_examples_alone_give_it(batches, positives):
         teacher_scores=True,
         guide=guide,
         unpooled={"query": first(1)},
-        uncounted={"passage": [3]},
+        skiplist={"passage": [3]},
     )
     made = blend([Source("a", alone, 1.0)], batches=batches, steps=2100)
     for step in [*range(9), 255, 256, 300, 1023, 1024, 2099]:
@@ -349,7 +349,7 @@ def test_processes_build_parts_of_the_same_batch(batches):
     sources = three(teacher_scores=True)
     unpooled = {"query": first(2), "passage": first(1)}
     far = examples(3, 9, 4, 1, seed=8, teacher_scores=True, unpooled=unpooled)
-    far = dataclasses.replace(far, uncounted={"query": [4]})
+    far = dataclasses.replace(far, skiplist={"query": [4]})
     made = blend([*sources, Source("far", far, 2)], batches=batches)
     for step in range(0, made.steps, 3):
         whole = made.batch(step)
@@ -434,12 +434,12 @@ def test_a_prompt_is_skipped_only_where_there_is_one(batches):
     made = blend([Source("plain", plain, 1), Source("prompted", prompted, 1)], batches=batches)
     for step in range(made.steps):
         batch = made.batch(step)
-        per_row = len(batch["passage_skip"]) // 4
+        per_row = len(batch["passage_unpooled"]) // 4
         for b, (number, query) in enumerate(owners(batch)):
-            assert batch["query_skip"][b] == min(number, length(number, query) - 1)
+            assert batch["query_unpooled"][b] == min(number, length(number, query) - 1)
             mine = slice(b * per_row, (b + 1) * per_row)
             expected = np.minimum(27 * number, batch["passage_lengths"][mine] - 1)
-            assert batch["passage_skip"][mine].tolist() == expected.tolist()
+            assert batch["passage_unpooled"][mine].tolist() == expected.tolist()
 
 
 def test_a_guide_of_another_width_is_for_homogeneous_batches():

@@ -153,7 +153,7 @@ def read(name: str, path: epath.PathLike, say: Say = print) -> Rows | Run:
     """
     notes = Notes()
     found = find(name).read(paths.local(path, "source"), notes)
-    notes.tell(say)
+    notes.report(say)
     return found
 
 
@@ -179,5 +179,5 @@ def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print
         raise InputError(f"format {name!r} holds {have[form.kind]}; the source is {have[kind]}")
     notes = Notes()
     count = form.write(content, paths.local(path, "target"), notes)
-    notes.tell(say)
+    notes.report(say)
     return count

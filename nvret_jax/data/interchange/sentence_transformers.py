@@ -305,11 +305,11 @@ class _Writing:
         # rows with at least this many
         enough = len(counts) - np.searchsorted(np.sort(counts), widths)
         best = int(np.argmax(widths * enough))
-        told = f"n-tuple of {best} negatives"
+        what = f"n-tuple of {best} negatives"
         if short := int((counts < best).sum()):
-            self._left_out(f"{told}: rows with fewer are left out ({short:,})")
+            self._left_out(f"{what}: rows with fewer are left out ({short:,})")
         if over := int(np.maximum(counts - best, 0).sum()):
-            self._left_out(f"{told}: negatives beyond are left out ({over:,})")
+            self._left_out(f"{what}: negatives beyond are left out ({over:,})")
         return best
 
     def records(self, form: str) -> Iterator[Json]:

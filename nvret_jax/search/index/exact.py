@@ -141,7 +141,7 @@ class ExactIndex:
         ceiling_q = checks.check_ceiling(ceiling_q, count)
         pairs = checks.check_exclude(exclude, count, self.shape[0])
         scores_qk = np.empty((count, k), np.float32)
-        ids_qk = np.empty((count, k), np.int32)
+        rows_qk = np.empty((count, k), np.int32)
         dtype = steps.query_dtype(self._dtype, self._platform, queries_qd)
         self.plan = self._plan(count, k, dtype, self.tile)
         block = self.plan.query_block
@@ -160,11 +160,11 @@ class ExactIndex:
             # Fetched one block late: the devices work while the host copies, and at most two blocks
             # are in flight.
             if pending is not None:
-                _fetch(*pending, scores_qk, ids_qk)
+                _fetch(*pending, scores_qk, rows_qk)
             pending = (start, stop, answer)
         if pending is not None:
-            _fetch(*pending, scores_qk, ids_qk)
-        return scores_qk, ids_qk
+            _fetch(*pending, scores_qk, rows_qk)
+        return scores_qk, rows_qk
 
     def search_on_device(self, queries_qd: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         """One block of queries, without checks or copies: what benchmarks compare with a matmul.
@@ -243,7 +243,7 @@ def pairs_of(pairs_2m: np.ndarray, start: int, stop: int) -> np.ndarray | None:
     return padded
 
 
-def _fetch(start: int, stop: int, answer, scores_qk: np.ndarray, ids_qk: np.ndarray) -> None:
+def _fetch(start: int, stop: int, answer, scores_qk: np.ndarray, rows_qk: np.ndarray) -> None:
     """Copies one block's results to the host, without the padding queries."""
     scores_qk[start:stop] = np.asarray(answer[0])[: stop - start]
-    ids_qk[start:stop] = np.asarray(answer[1])[: stop - start]
+    rows_qk[start:stop] = np.asarray(answer[1])[: stop - start]

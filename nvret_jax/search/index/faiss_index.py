@@ -105,7 +105,7 @@ class FaissIndex:
         # A bound on the float32 error of a sum of `width` products, including its rounding.
         blur_q = (width + 2) * 2.0**-24 * self._longest * np.linalg.norm(queries_qd, axis=1)
         scores_qk = np.full((count, k), -np.inf, np.float32)
-        ids_qk = np.full((count, k), -1, np.int32)
+        rows_qk = np.full((count, k), -1, np.int32)
         # Queries that need the same depth are searched together.
         depth_q = np.minimum(n, _power_of_two(k + SPARE + excluded, at_least=k + SPARE))
         left = np.arange(count)
@@ -132,7 +132,7 @@ class FaissIndex:
                         banned,
                     )
                     scores_qk[rows_q[done]] = values[done]
-                    ids_qk[rows_q[done]] = ids[done]
+                    rows_qk[rows_q[done]] = ids[done]
                     unfinished.append(rows_q[~done])
                     if bar is not None:
                         bar.update(int(done.sum()))
@@ -140,7 +140,7 @@ class FaissIndex:
             depth_q[left] = np.minimum(n, 2 * depth_q[left])
         if bar is not None:
             bar.close()
-        return scores_qk, ids_qk
+        return scores_qk, rows_qk
 
     def _decide(self, queries_qd, found_qc, rows_qc, k, ceiling_q, blur_q, first_key_q, banned):
         """The k best survivors among the candidates [Q, C] of FAISS, and which queries are done."""

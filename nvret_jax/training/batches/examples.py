@@ -35,7 +35,7 @@ Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 # Token ids -> how many at the beginning are not pooled, text by text.
 Unpooled = Callable[[list[np.ndarray]], np.ndarray]
 # Token ids -> those that get a vector, and how many of them are attended to, text by text.
-Lengthen = Callable[[list[np.ndarray]], tuple[list[np.ndarray], list[int]]]
+Expand = Callable[[list[np.ndarray]], tuple[list[np.ndarray], list[int]]]
 _ORDER = 1  # a word that separates the seed of the order of rows
 _NOTHING = {"i": -1, "f": -np.inf}  # a missing passage, a missing score
 
@@ -64,7 +64,7 @@ class Tokens:
         texts: Sequence[str],
         rows: np.ndarray,
         tokenize: Tokenize,
-        lengthen: Lengthen | None = None,
+        expand: Expand | None = None,
         unpooled: Unpooled | None = None,
     ) -> Tokens:
         """Tokenises `texts[r]` for the distinct given rows."""
@@ -73,19 +73,19 @@ class Tokens:
         place = np.full(len(texts), -1, np.int32)
         place[rows] = np.arange(len(rows), dtype=np.int32)
         tokens = tokenize([texts[r] for r in rows])
-        skipped = None if unpooled is None else np.asarray(unpooled(tokens), np.int32)
+        counts = None if unpooled is None else np.asarray(unpooled(tokens), np.int32)
         seen = None
-        if lengthen is not None:
-            tokens, seen = lengthen(tokens)
+        if expand is not None:
+            tokens, seen = expand(tokens)
         ids = Ragged.from_rows(tokens, np.int32)
         seen = ids.counts if seen is None else np.asarray(seen, np.int32)
-        return cls(place, ids, seen, skipped)
+        return cls(place, ids, seen, counts)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Tokens attended to; 1 where the row is -1 (an empty slot still has a first token)."""
         return np.where(rows >= 0, self.seen[self.place[rows]], 1).astype(np.int32)
 
-    def skips(self, rows: np.ndarray) -> np.ndarray:
+    def unpooled_counts(self, rows: np.ndarray) -> np.ndarray:
         """Tokens at the beginning that are not pooled; 0 where the row is -1."""
         return np.where(rows >= 0, self.unpooled[self.place[rows]], 0).astype(np.int32)
 
@@ -140,7 +140,7 @@ class Examples:
         weights: whether they hold the table's weights: of positives, and 1 - risk of negatives.
         guide: float32 [Q, Dg] and [N, Dg], a guide model's vectors of the data set's queries and
             passages, row by row, or None.
-        uncounted: by side the token ids whose vectors do not count, for multi-vector models.
+        skiplist: by side the token ids whose vectors do not count, for multi-vector models.
     """
 
     negatives: Negatives
@@ -155,7 +155,7 @@ class Examples:
     num_positives: int = 1
     teacher_scores: bool = False
     guide: tuple[np.ndarray, np.ndarray] | None = None
-    uncounted: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    skiplist: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     draw: Draw = dataclasses.field(default_factory=Draw)
     weights: bool = False
 
@@ -176,8 +176,8 @@ class Examples:
         teacher_scores: bool = False,
         guide: tuple[np.ndarray, np.ndarray] | None = None,
         unpooled: Mapping[str, Unpooled] | None = None,
-        uncounted: Mapping[str, Sequence[int]] | None = None,
-        lengthen_query: Lengthen | None = None,
+        skiplist: Mapping[str, Sequence[int]] | None = None,
+        expand_query: Expand | None = None,
         draw: Draw | None = None,
         weights: bool = False,
     ) -> Examples:
@@ -216,7 +216,7 @@ class Examples:
                 query_texts,
                 negatives.query_rows,
                 tokenize_query,
-                lengthen_query,
+                expand_query,
                 unpooled.get("query"),
             ),
             Tokens.of(
@@ -234,7 +234,7 @@ class Examples:
             num_positives,
             teacher_scores,
             guide,
-            uncounted or {},
+            skiplist or {},
             draw,
             weights,
         )
@@ -367,7 +367,7 @@ class Examples:
             positive_ids [b, J] (passages known not to be negatives, padded with -1; see
             text_ids.py); all int32. If requested, also teacher_scores float32 [b, G] (-inf: none),
             passage_weights float32 [b, G], query_guide [b, Dg] and passage_guide [b·G, Dg] float32
-            (0 in empty slots), query_skip and passage_skip int32, query_real [b, Tq] and
+            (0 in empty slots), query_unpooled and passage_unpooled int32, query_real [b, Tq] and
             passage_real [b·G, Tp] bool.
         """
         picked = self.pick(step)
@@ -442,9 +442,9 @@ class Examples:
         sides = {"query": (self.queries, query_rows), "passage": (self.passages, passages)}
         for side, (texts, rows) in sides.items():
             if texts.unpooled is not None:
-                batch[f"{side}_skip"] = texts.skips(rows)
+                batch[f"{side}_unpooled"] = texts.unpooled_counts(rows)
         spans = {"query": self.queries.spans(query_rows), "passage": self.passages.spans(passages)}
-        for side, ids in self.uncounted.items():
+        for side, ids in self.skiplist.items():
             tokens = batch[f"{side}_tokens"]
             real = np.arange(tokens.shape[1])[None, :] < spans[side][:, None]
             batch[f"{side}_real"] = real & ~np.isin(tokens, list(ids))

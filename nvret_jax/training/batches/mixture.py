@@ -303,20 +303,20 @@ def _with_same_keys(sources: tuple[Source, ...], offsets: tuple[int, ...]) -> tu
     """Sources whose batches have the same entries, and equal ids for equal texts."""
     names = name_passages([source.examples.texts for source in sources], offsets)
     tables = ("queries", "passages")
-    skip = [
+    unpooled = [
         table
         for table in tables
         if any(getattr(source.examples, table).unpooled is not None for source in sources)
     ]
-    uncounted = sorted({side for source in sources for side in source.examples.uncounted})
+    skiplist = sorted({side for source in sources for side in source.examples.skiplist})
     out = []
     for source, named in zip(sources, names, strict=True):
         old = source.examples
         examples = dataclasses.replace(
             old,
             names=named,
-            **{table: _pooled_whole(getattr(old, table)) for table in skip},
-            uncounted={side: old.uncounted.get(side, ()) for side in uncounted},
+            **{table: _pooled_whole(getattr(old, table)) for table in unpooled},
+            skiplist={side: old.skiplist.get(side, ()) for side in skiplist},
         )
         out.append(dataclasses.replace(source, examples=examples))
     return tuple(out)

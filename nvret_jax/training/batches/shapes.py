@@ -28,8 +28,8 @@ def batch_shapes(
     teacher_scores: bool = False,
     weights: bool = False,
     guide_width: int = 0,
-    skips: bool = False,
-    uncounted: bool = False,
+    unpooled: bool = False,
+    skiplist: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch, as `Examples.batch` describes them.
 
@@ -41,8 +41,8 @@ def batch_shapes(
         teacher_scores: whether the loss reads a teacher's scores.
         weights: whether the loss weighs passages.
         guide_width: D of a guide's vectors; 0: there is no guide.
-        skips: whether prompts are left out of the pooling.
-        uncounted: whether some tokens' vectors do not count, in a late-interaction model.
+        unpooled: whether prompts are left out of the pooling.
+        skiplist: whether some tokens' vectors do not count, in a late-interaction model.
     """
     rows = {"query": queries, "passage": queries * group}
     found = {
@@ -54,9 +54,9 @@ def batch_shapes(
         found[f"{side}_lengths"] = ((count,), jnp.int32)
         if guide_width:
             found[f"{side}_guide"] = ((count, guide_width), jnp.float32)
-        if skips:
-            found[f"{side}_skip"] = ((count,), jnp.int32)
-        if uncounted:
+        if unpooled:
+            found[f"{side}_unpooled"] = ((count,), jnp.int32)
+        if skiplist:
             found[f"{side}_real"] = ((count, widths[side]), jnp.bool_)
     if teacher_scores:
         found["teacher_scores"] = ((queries, group), jnp.float32)

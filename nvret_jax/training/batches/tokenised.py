@@ -50,7 +50,6 @@ def examples(
 
     kinds = ("query", "passage")
     late = encoder.spec.late is not None
-    skips = encoder.spec.prompt_in_pooling != "all"
     return Examples.build(
         negatives,
         queries,
@@ -65,10 +64,10 @@ def examples(
         teacher_scores=bool(loss.distillation),
         guide=guide,
         unpooled={kind: functools.partial(encoder.unpooled, kind=kind) for kind in kinds}
-        if skips
+        if encoder.spec.prompt_in_pooling != "all"
         else None,
-        uncounted={kind: encoder.uncounted_tokens(kind) for kind in kinds} if late else None,
-        lengthen_query=(lambda tokens: encoder.lengthen(tokens, "query")) if late else None,
+        skiplist={kind: encoder.skiplist(kind) for kind in kinds} if late else None,
+        expand_query=(lambda tokens: encoder.expand(tokens, "query")) if late else None,
         draw=block.draw,
         weights=loss.weights,
     )

@@ -29,7 +29,7 @@ from nvret_jax.models.pooling import l2_normalize
 from nvret_jax.training.loss import ring as ring_lib
 from nvret_jax.training.loss.maxsim import max_sim_own
 from nvret_jax.training.loss.options import Loss
-from nvret_jax.training.loss.terms import NO_NEGATIVES, Contrast, Side, Term
+from nvret_jax.training.loss.terms import NO_NEGATIVES, Contrast, Features, Term
 
 _LEAST_WEIGHT = 1e-9  # of a negative; its logarithm is finite
 Metrics = dict[str, jax.Array]
@@ -262,7 +262,7 @@ def _sides(
     rows: _Rows,
     ceiling_b: jax.Array | None,
     guide: tuple[jax.Array, jax.Array] | None,
-) -> dict[str, tuple[Side, Any]]:
+) -> dict[str, tuple[Features, Any]]:
     """What the masks need of queries, passages and positive passages; see terms.py."""
     size, group = rows.ids_bg.shape
     positives = slice(0, loss.num_positives)

@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec as P
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import platforms
-from nvret_jax.training.loss.terms import NO_NEGATIVES, Contrast, Side, Term
+from nvret_jax.training.loss.terms import NO_NEGATIVES, Contrast, Features, Term
 
 
 def tile_side(pairs: int, anchors: jax.Array, columns: jax.Array, platform: str) -> int:
@@ -53,8 +53,8 @@ def gathered(
     term: Term,
     anchors: jax.Array,
     columns: jax.Array,
-    left: Side,
-    right: Side,
+    left: Features,
+    right: Features,
     scale: jax.Array,
     *,
     tile: int,
@@ -99,8 +99,8 @@ def ring(
     term: Term,
     anchors: jax.Array,
     columns: jax.Array,
-    left: Side,
-    right: Side,
+    left: Features,
+    right: Features,
     scale: jax.Array,
     *,
     mesh: Mesh,
@@ -157,7 +157,7 @@ class _Ring:
         )
         scale = self._vary(scale)
 
-        def look(i, j, block, sums):
+        def fold(i, j, block, sums):
             columns, right = self._at(block, j, cols)
             mine, theirs = self._at((anchors, left), i, rows)
             scores_ac = self.term.score(mine, columns, theirs, right).astype(wide)
@@ -174,7 +174,7 @@ class _Ring:
         def step(_, carry):
             block, sums = carry
             onward = self._rotate(block)  # in transit while this block is processed
-            sums = self._tiles(rows, cols, lambda i, j, sums: look(i, j, block, sums), sums)
+            sums = self._tiles(rows, cols, lambda i, j, sums: fold(i, j, block, sums), sums)
             return onward, sums
 
         _, (top, total, *statistics) = jax.lax.fori_loop(0, self.parts, step, (block, start))
@@ -196,7 +196,7 @@ class _Ring:
         block_gradient = self._vary(jnp.zeros(block[0].shape, wide))
         scale = self._vary(scale)
 
-        def look(i, j, block, gradients):
+        def fold(i, j, block, gradients):
             columns, right = self._at(block, j, cols)
             mine, theirs, top_a, weight_a = self._at((anchors, left, top, weight), i, rows)
             scores_ac, pull = jax.vjp(
@@ -221,7 +221,7 @@ class _Ring:
             to_anchors, to_columns, to_scale = self._tiles(
                 rows,
                 cols,
-                lambda i, j, gradients: look(i, j, block, gradients),
+                lambda i, j, gradients: fold(i, j, block, gradients),
                 (to_anchors, to_columns, to_scale),
             )
             return onward, self._rotate(to_columns), to_anchors, to_scale
@@ -246,10 +246,10 @@ class _Ring:
             tree = jax.tree.map(lambda x: jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)), tree)
         return tree, tiles
 
-    def _tiles(self, rows: int, cols: int, look: Any, state: Any) -> Any:
-        """`look` at every tile of a block in turn."""
+    def _tiles(self, rows: int, cols: int, fold: Any, state: Any) -> Any:
+        """`fold` at every tile of a block in turn."""
         return jax.lax.fori_loop(
-            0, rows * cols, lambda n, state: look(n // cols, n % cols, state), state
+            0, rows * cols, lambda n, state: fold(n // cols, n % cols, state), state
         )
 
     def _at(self, tree: Any, i: jax.Array, tiles: int) -> Any:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from nvret_jax.training.loss.maxsim import max_sim
 
-Side = dict[str, jax.Array]
+Features = dict[str, jax.Array]
 
 # Represents log 0. Finite, so that a query without negatives has a loss and a gradient of zero;
 # minus infinity would give inf - inf.
@@ -70,7 +70,9 @@ class Term:
     name: str
     scores: str = "inner"
 
-    def score(self, anchors: jax.Array, columns: jax.Array, left: Side, right: Side) -> jax.Array:
+    def score(
+        self, anchors: jax.Array, columns: jax.Array, left: Features, right: Features
+    ) -> jax.Array:
         """Scores [A, C] of [A, (T,) D] with [C, (S,) D], in at least float32."""
         if self.scores == "inner":
             return jnp.einsum("ad,cd->ac", anchors, columns, precision=jax.lax.Precision.HIGHEST)
@@ -79,7 +81,7 @@ class Term:
             return max_sim(columns, anchors, right["tokens"], left["tokens"]).T
         return max_sim(anchors, columns, left["tokens"], right["tokens"])
 
-    def masks(self, scores_ac: jax.Array, left: Side, right: Side) -> Masks:
+    def masks(self, scores_ac: jax.Array, left: Features, right: Features) -> Masks:
         """Which pairs are negatives."""
         others_ac = right["real"][None, :] & (left["row"][:, None] != right["row"][None, :])
         known_ac = others_ac & self._known(left, right, others_ac & False)
@@ -100,7 +102,7 @@ class Term:
             allowed_ac &= ~above_ac
         return Masks(allowed_ac, known_ac, above_ac)
 
-    def _known(self, left: Side, right: Side, none_ac: jax.Array) -> jax.Array:
+    def _known(self, left: Features, right: Features, none_ac: jax.Array) -> jax.Array:
         """Pairs that are judged relevant, or that are the same passage."""
         if self.name == "query_to_passage":
             return _listed(right["id"], left["judged"], none_ac)
@@ -120,8 +122,8 @@ class Term:
 def _listed(ids_c: jax.Array, lists_aj: jax.Array, none_ac: jax.Array) -> jax.Array:
     """Whether each id is in each list, bool [A, C]; padding (-1) never is."""
 
-    def look(found_ac, wanted_a):
+    def collect(found_ac, wanted_a):
         return found_ac | (ids_c[None, :] == wanted_a[:, None]), None
 
-    found_ac, _ = jax.lax.scan(look, none_ac, jnp.swapaxes(lists_aj, 0, 1))
+    found_ac, _ = jax.lax.scan(collect, none_ac, jnp.swapaxes(lists_aj, 0, 1))
     return found_ac & (ids_c >= 0)[None, :]

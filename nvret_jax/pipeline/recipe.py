@@ -16,7 +16,7 @@ def part(run: Run) -> Digest:
     """The text about the run in a card and a report, as a part of these artefacts."""
     models = [f"{block}.model" for block in ("teacher", "student")]
     models += [f"teachers.{name}.model" for name in run.config.teachers]
-    content = digest([run.config.name, recipe(run)])
+    content = digest([run.config.name, of(run)])
     return Digest(content, fingerprints.SAID, ("name", "rounds", *models))
 
 
@@ -29,10 +29,10 @@ def rule(run: Run) -> str:
     return f"{found}, risk budget {budget:g}" if budget else found
 
 
-def recipe(run: Run) -> dict[str, Any]:
+def of(run: Run) -> dict[str, Any]:
     """The settings that a model card and a report state, by name."""
-    config, stages, student = run.config, run.stages, run.student
-    mined = {name: (part.teacher_models, rule(part)) for name, part in run.sets.items()}
+    config, stages, student = run.config, run.training_stages, run.student
+    mined = {name: (set_run.teacher_models, rule(set_run)) for name, set_run in run.sets.items()}
     out: dict[str, Any] = {}
     if config.rounds > 1:
         out["Rounds of mining and training"] = config.rounds
