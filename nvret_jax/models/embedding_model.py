@@ -278,7 +278,7 @@ def to_hf(model: EmbeddingModel, spec: EncoderSpec) -> dict[str, np.ndarray]:
 
     Kernels with merged adapters are float32, all other weights keep their stored dtype.
 
-    NV-Embed's latent attention is included; both parts have the names of its own code. All
+    With NV-Embed's latent attention, both parts have the names that NV-Embed's code uses. All
     processes must call it, under `jax.set_mesh`.
     """
     tensors = weights.to_hf(model.backbone, table=spec.family.table, value=lora.merged)

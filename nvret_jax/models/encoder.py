@@ -227,7 +227,7 @@ class Encoder(LoadedModel):
 
         Returns:
             for text i, float32 [tokens that count, D]: those of its tokens that are not skipped,
-            mask tokens of a lengthened query included.
+            mask tokens of an expanded query included.
 
         Raises:
             InputError: as `encode`; or the model pools.

@@ -141,7 +141,7 @@ class TextTokens:
                 f"{vocabulary} (config.json: vocab_size); they do not match"
             )
         if self._expands(kind) and self._spec.late.expand_attend:
-            return self._lengthened(tokens)
+            return self._expanded(tokens)
         return tokens
 
     def longer(self, texts: Sequence[str], kind: str, max_length: int | None = None) -> int:
@@ -165,7 +165,7 @@ class TextTokens:
         """
         seen = [len(ids) for ids in tokens]
         if self._expands(kind) and not self._spec.late.expand_attend:
-            tokens = self._lengthened(tokens)
+            tokens = self._expanded(tokens)
         return tokens, seen
 
     def skiplist(self, kind: str) -> list[int]:
@@ -217,7 +217,7 @@ class TextTokens:
             )
         return {"marker": marker, "end": end}
 
-    def _lengthened(self, tokens: list[np.ndarray]) -> list[np.ndarray]:
+    def _expanded(self, tokens: list[np.ndarray]) -> list[np.ndarray]:
         late = self._spec.late
         if late.expansion_token is None:
             mask = self._tokenizer.special("mask_token", "eos_token")

@@ -76,7 +76,7 @@ def test_a_step_too_large_says_by_how_much_and_why():
     )
     assert "lower train.chunk_tokens (a chip encodes 8,192 tokens at once; try 4,096)" in last
     assert "student.remat='full'" in last
-    assert "remat" not in report.verdict(dataclasses.replace(step, chosen={"remat"}), V5P)
+    assert "remat" not in report.conclusion(dataclasses.replace(step, chosen={"remat"}), V5P)
 
 
 @pytest.mark.parametrize(
