@@ -88,7 +88,7 @@ GUIDE = (np.zeros((QUERIES, 6), np.float32), np.zeros((PASSAGES, 6), np.float32)
         ({"guide": GUIDE}, {"guide_width": 6}),
         (
             {"unpooled": {side: lambda ids: np.ones(len(ids), np.int32) for side in SIDES}},
-            {"skips": True},
+            {"unpooled": True},
         ),
         ({"skiplist": {side: [101] for side in SIDES}}, {"skiplist": True}),
     ],
