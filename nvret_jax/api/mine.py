@@ -17,8 +17,8 @@ from nvret_jax.data.options import GRADE, SPLIT
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
+from nvret_jax.mining import distilled, miner, risk
 from nvret_jax.mining import given as given_lib
-from nvret_jax.mining import miner, risk
 from nvret_jax.mining.audit import risk_fit
 from nvret_jax.mining.audit.calibrate import calibrate, check_enough
 from nvret_jax.mining.exclude import exclusion
@@ -126,6 +126,8 @@ def mine(
         sampling, sample_from, sample_temperature: see `mining.sampling`.
         ensemble: how several teachers make one list; see `mining.ensemble`.
         second_search, short: see `mining.options.Options`.
+        num_distilled: candidates per query that are stored for distillation alone; see
+            `mining.distilled`.
         risk, risk_budget: how likely each negative is false, on at least 100 queries; see
             `mining.risk`.
         split: of a data set, the split with the queries.
@@ -256,6 +258,8 @@ def mine(
         models = {one.name: (one.candidates, one.risk) for one in teachers}
         found = risk.of_negatives(negatives, models, asked.rule)
         negatives = dataclasses.replace(negatives, negative_risks=found)
+    if asked.num_distilled:
+        negatives = distilled.add(negatives, teachers[0].candidates, excluded, asked.num_distilled)
     if data is None:
         return negatives
     return dataclasses.replace(negatives, query_rows=rows_q[negatives.query_rows])

@@ -113,6 +113,7 @@ def train(
         epochs, steps, min_steps, max_steps: how long.
         batch_size: queries per step, over all devices.
         num_negatives: hard negatives per query in a batch.
+        num_distilled: candidates per query in a batch that only distillation reads.
         temperature, in_batch_negatives: of the loss, if none is given.
         learning_rate, warmup: the highest rate, and the share or number of steps until it.
         schedule: 'linear', 'cosine' or 'constant'; or a function from the step's number, from 0, to

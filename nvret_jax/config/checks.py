@@ -417,6 +417,9 @@ def _mined(at: str, train: Sound, config: Sound) -> Conflicts:
     elif train.draw.how != "top" and train.num_negatives in (0, most):
         why = f"mining.num_negatives={most} and {at}.num_negatives={train.num_negatives}"
         yield f"{at}.draw.how", f"there is nothing to choose: {why}; mine more than a step takes"
+    if train.num_distilled > config.mining.num_distilled:
+        why = f"mining.num_distilled={config.mining.num_distilled} are stored"
+        yield f"{at}.num_distilled", why
 
 
 def _weights(at: str, train: Sound, config: Sound) -> Conflicts:

@@ -30,7 +30,7 @@ COLUMNS = (
 )
 
 # Columns that are there where mining was asked for them.
-OPTIONAL = ("positive_weights", "negative_risks")
+OPTIONAL = ("positive_weights", "negative_risks", "distilled_scores")
 
 _ALIGNED = {
     "positive": ("positive_scores", "positive_weights"),
@@ -41,6 +41,7 @@ _ALIGNED = {
         "negative_ceilings",
         "negative_risks",
     ),
+    "distilled": ("distilled_scores",),
 }
 
 
@@ -63,6 +64,8 @@ class Negatives:
         negative_ceilings: float32, the ceiling that each negative is below, on its teacher's scale.
         positive_weights: float32, how much each positive counts; None: all the same.
         negative_risks: float32, how likely each is relevant after all; None: not estimated.
+        distilled_rows, distilled_scores: int32 and float32, further candidates of the first
+            teacher, not negatives; see `distilled.add`. None: not stored.
         ceilings: float32 [R], the ceiling on the scale of `positive_scores`: the first teacher's,
             or the one drawn for the row.
     """
@@ -80,6 +83,8 @@ class Negatives:
     ceilings: np.ndarray
     positive_weights: Ragged | None = None
     negative_risks: Ragged | None = None
+    distilled_rows: Ragged | None = None
+    distilled_scores: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -107,6 +112,9 @@ class Negatives:
         passage_ids, query_ids = tables.id_array(corpus.ids), tables.id_array(queries.ids)
         names = pa.array(self.teachers, pa.large_string())
         optional = {name: getattr(self, name) for name in OPTIONAL}
+        optional = {n: tables.list_column(v) for n, v in optional.items() if v is not None}
+        if self.distilled_rows is not None:
+            optional["distilled_ids"] = tables.ids_column(self.distilled_rows, passage_ids)
         tables.write_table(
             path,
             {
@@ -120,7 +128,7 @@ class Negatives:
                 "negative_teachers": tables.ids_column(self.negative_teachers, names),
                 "negative_ceilings": tables.list_column(self.negative_ceilings),
                 "ceiling": pa.array(self.ceilings),
-                **{n: tables.list_column(v) for n, v in optional.items() if v is not None},
+                **optional,
             },
         )
 
@@ -155,6 +163,9 @@ class Negatives:
                 negative_teachers=rows("negative_teachers", pa.array(teachers, pa.large_string())),
                 negative_ceilings=tables.ragged_numbers(table["negative_ceilings"], np.float32),
                 ceilings=table["ceiling"].to_numpy().astype(np.float32),
+                distilled_rows=rows("distilled_ids", passage_ids)
+                if "distilled_ids" in table.column_names
+                else None,
                 **{
                     name: tables.ragged_numbers(table[name], np.float32)
                     for name in OPTIONAL
@@ -162,10 +173,10 @@ class Negatives:
                 },
             )
             for side, names in _ALIGNED.items():
-                counts = getattr(found, f"{side}_rows").counts
                 for name in names:
                     if getattr(found, name) is None:
                         continue
+                    counts = getattr(found, f"{side}_rows").counts
                     if not np.array_equal(getattr(found, name).counts, counts):
                         raise InputError(f"{path}: {side}_ids and {name} differ in length")
         except InputError:

@@ -122,6 +122,13 @@ class Options:
         "beside the rule, of which 'naive' leaves the choice to the budget. 0: no budget.",
         counts=lambda own: bool(own.risk_budget),
     )
+    num_distilled: int = option(
+        0,
+        whole(0, MOST_NEGATIVES),
+        "Candidates per query that are stored beside the negatives for distillation alone "
+        "(train.num_distilled); they may score above the ceiling.",
+        counts=lambda own: own.num_distilled > 0,
+    )
     second_search: bool = option(
         True, flag(), "Search below the ceiling for queries that the stored candidates leave short."
     )

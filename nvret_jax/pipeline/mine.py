@@ -15,7 +15,7 @@ from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import say
-from nvret_jax.mining import given, positives, risk
+from nvret_jax.mining import distilled, given, positives, risk
 from nvret_jax.mining.audit import estimate, risk_fit
 from nvret_jax.mining.audit.calibrate import calibrate
 from nvret_jax.mining.exclude import verdicts
@@ -173,6 +173,10 @@ def make(inputs: Inputs, options: Mining) -> Mined:
                 f"mining.positives.max_rank={options.positives.max_rank}: no positive ranks as "
                 "high; raise it, or set doubtful='weigh'"
             )
+    if options.options.num_distilled:
+        negatives = distilled.add(
+            negatives, candidates, excluded.rows, options.options.num_distilled
+        )
     copies = report["copies"] = 0 if texts is None else len(texts) - texts.count
     if copies:
         say(

@@ -60,7 +60,7 @@ def train_step(
     loss = config.loss_for(model.spec.width)
     tokens = chunk_budget(config.chunk_tokens, platforms.of(mesh))
     shards = mesh_lib.shards(mesh, "batch")
-    passages = loss.num_positives + config.num_negatives
+    passages = loss.num_positives + config.num_negatives + config.num_distilled
     local = {"query": config.batch_size // shards}
     local["passage"] = passages * local["query"]
     useful = None
@@ -71,7 +71,7 @@ def train_step(
             lengths,
             config.batch_size,
             loss.num_positives,
-            config.num_negatives,
+            config.num_negatives + config.num_distilled,
             0,
             _steps(config, lengths),
         )
@@ -225,11 +225,12 @@ def _batch(
     width |= {side: plan.widths[-1] for side, plan in groups.items()}
     shapes = batch_shapes(
         config.batch_size,
-        loss.num_positives + config.num_negatives,
+        loss.num_positives + config.num_negatives + config.num_distilled,
         width,
         positives=max(1, loss.num_positives),
         teacher_scores=loss.needs_teacher_scores,
         weights=loss.weights,
+        distilled=config.num_distilled > 0,
         guide_width=guide_width if loss.needs_guide else 0,
         unpooled=model.spec.prompt_in_pooling != "all",
         skiplist=model.spec.late is not None,

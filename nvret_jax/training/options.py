@@ -141,6 +141,13 @@ class Training:
         whole(0, MOST_NEGATIVES),
         "Hard negatives per query in a batch; rows with fewer are masked.",
     )
+    num_distilled: int = option(
+        0,
+        whole(0, MOST_NEGATIVES),
+        "Candidates per query in a batch, of mining.num_distilled, that the distillation compares "
+        "with the row's other passages; they are never negatives.",
+        counts=lambda own: own.num_distilled > 0,
+    )
     draw: Draw = block(Draw)
     loss: Loss = block(
         Loss, beside={"in_batch": "in_batch_negatives", "temperature": "temperature"}
@@ -256,7 +263,10 @@ def _no_negatives(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _nothing_to_fit(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     loss = values["loss"]
-    if values["num_negatives"] == 0 and loss["distillation"] and loss["num_positives"] == 1:
+    if values["num_distilled"] and not loss["distillation"]:
+        yield "num_distilled", "is read by distillation alone; set loss.distillation"
+    others = values["num_negatives"] or values["num_distilled"]
+    if not others and loss["distillation"] and loss["num_positives"] == 1:
         what = "compares the passages of a row, but num_negatives=0 leaves only one"
         yield "loss.distillation", what
 

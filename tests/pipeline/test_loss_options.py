@@ -4,6 +4,8 @@ import command
 import pytest
 import tiny_project
 
+DISTILLED = "--config.mining.num_distilled=3"
+
 
 @pytest.fixture(scope="module")
 def project(compiled, tmp_path_factory):
@@ -14,6 +16,7 @@ def project(compiled, tmp_path_factory):
         f"--workdir={folder / 'w'}",
         *command.flags_of(folder),
         "--stages=embed,search,mine",
+        DISTILLED,
     )
     assert done.status == 0, done.stderr[-2000:]
     return folder
@@ -26,8 +29,9 @@ def trained(project, *options):
         f"--workdir={project / 'w'}",
         *command.flags_of(project),
         "--stages=train",
+        DISTILLED,
         "--config.data.dev_split=",
-        *(f"--config.train.loss.{option}" for option in options),
+        *(f"--config.train.{option}" for option in options),
     )
     assert result.status == 0, result.stderr[-2000:]
     return tiny_project.metrics(project / "w"), result
@@ -36,17 +40,24 @@ def trained(project, *options):
 @pytest.mark.parametrize(
     ("options", "keys"),
     [
-        (("method=ring", "terms=('query_to_passage','passage_to_query')"), {"loss"}),
+        (("loss.method=ring", "loss.terms=('query_to_passage','passage_to_query')"), {"loss"}),
         (
-            ("distillation=kl", "teacher_temperature=0.05", "dims=(32,16)"),
+            (
+                "loss.distillation=kl",
+                "loss.teacher_temperature=0.05",
+                "loss.dims=(32,16)",
+                "num_distilled=3",
+            ),
             {"contrastive", "distillation", "loss_16"},
         ),
         pytest.param(
-            ("score_mask=percent", "mask_by=guide", "num_positives=2"),
+            ("loss.score_mask=percent", "loss.mask_by=guide", "loss.num_positives=2"),
             {"masked_by_score"},
             marks=pytest.mark.slow,
         ),
-        pytest.param(("temperature_learning_rate=0.01",), {"temperature"}, marks=pytest.mark.slow),
+        pytest.param(
+            ("loss.temperature_learning_rate=0.01",), {"temperature"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_options_reach_the_step(options, keys, project):

@@ -196,6 +196,7 @@ def calibrated(project):
     made.mining.percent = "auto"
     made.mining.ensemble = "cross"
     made.train.loss.distillation = "kl"
+    made.mining.num_distilled, made.train.num_distilled = 5, 3
     made.train.loss.dims = (16,)
     made.result.pick = "best"
     made.result.merge_last = 2

@@ -112,6 +112,14 @@ def test_the_planned_step_is_the_one_that_trains(small, monkeypatch):
     assert made[0]["loss"].temperature == 0.02
 
 
+def test_candidates_for_distillation_alone_are_encoded_like_negatives(small):
+    kl = {"loss": {"distillation": "kl"}, "chunk_tokens": -1}
+    more, sketch = planned(small, num_distilled=3, **kl)
+    plain, _ = planned(small, **kl)
+    forward = sketch.shape.forward
+    assert more.needed - plain.needed == 3 * (forward(4 * 5, 16) - forward(4 * 2, 16))
+
+
 def test_embedding_a_corpus_counts_its_batches(small):
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     sketch = models.read(small.student, mesh, key="student")

@@ -13,8 +13,10 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=False):
+def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=False, distilled=0):
     """Few ids, so that passages come again; empty slots; a row with no positive at all.
+
+    The last `distilled` of the hard negatives are for distillation alone.
 
     Returns:
         queries, passages (float64) and a dictionary of the arrays that `batch_loss` takes.
@@ -52,6 +54,12 @@ def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=Fa
         "teacher_scores": np.where(ids < 0, -np.inf, teacher),
         "passage_weights": np.random.default_rng(seed).uniform(0.05, 1.0, ids.shape),
     }
+    if distilled:
+        flags = np.arange(group) >= group - distilled
+        batch["passage_distilled"] = np.tile(flags, rows)
+        ids[2, -1] = ids[5, positives]  # which is another row's negative
+        batch["passage_ids"] = ids.reshape(-1).astype(np.int32)
+        batch["teacher_scores"] = np.where(ids < 0, -np.inf, teacher)
     if guide:
         batch["query_guide"] = unit(rng.normal(size=(rows, 5)))
         batch["passage_guide"] = unit(rng.normal(size=(rows * group, 5)))
@@ -82,6 +90,8 @@ class Reference:
         self.slots = [
             [g for g in range(loss.num_positives) if self.ids[b, g] >= 0] for b in range(self.rows)
         ]
+        alone = self.batch.get("passage_distilled", np.zeros(self.ids.size, bool))
+        self.alone = np.asarray(alone).reshape(self.rows, self.group)
         self.valid = [b for b in range(self.rows) if self.slots[b]]
 
     def real(self, side, i):
@@ -142,7 +152,7 @@ class Reference:
 
         for g in range(loss.num_positives, group):
             n = b * group + g
-            if self.ids[b, g] < 0:
+            if self.ids[b, g] < 0 or self.alone[b, g]:
                 continue
             if self.ids[b, g] in self.judged[b]:
                 counts["masked"] += 1
@@ -153,16 +163,17 @@ class Reference:
         if not loss.in_batch:
             return by_query, by_passage, counts
         mine = self.ids_of(b, range(group)) - {-1}
+        fitted = self.ids_of(b, np.flatnonzero(self.alone[b])) - {-1}
         for c in range(self.rows):
             if c == b:
                 continue
             for g in range(group):
                 n, i = c * group + g, int(self.ids[c, g])
-                if i < 0:
+                if i < 0 or self.alone[c, g]:
                     continue
                 if i in self.judged[b]:
                     counts["masked"] += 1
-                elif not (loss.mask_own_duplicates and i in mine):
+                elif i not in fitted and not (loss.mask_own_duplicates and i in mine):
                     judged = self.judge(self.qp(b, n), ("query", b), ("passage", n))
                     add(by_query, self.qp(b, n), judged, True)
                 same = i == self.ids[b, slot] or i in self.judged[b]

@@ -42,6 +42,18 @@ def table():
     )
 
 
+def with_distilled():
+    """`table`, whose query q has q % 5 candidates for distillation alone."""
+    made = table()
+    rows = [[20 + i for i in range(q % 5)] for q in made.query_rows]
+    scores = [[score(q, p) for p in row] for q, row in zip(made.query_rows, rows, strict=True)]
+    return dataclasses.replace(
+        made,
+        distilled_rows=Ragged.from_rows(rows, np.int32),
+        distilled_scores=Ragged.from_rows(scores, np.float32),
+    )
+
+
 def build(negatives=None, **options):
     defaults = {"batch_size": 4, "num_negatives": 2, "pad_id": 0, "seed": 1}
     return Examples.build(
@@ -65,6 +77,27 @@ def test_every_slot_has_the_score_of_its_passage(positives):
         expected = np.where(ids >= 0, score(queries[:, None], ids), -np.inf)
         np.testing.assert_array_equal(batch["teacher_scores"], expected)
         assert batch["teacher_scores"].dtype == np.float32
+
+
+def test_candidates_for_distillation_alone_come_last_and_are_marked():
+    examples = build(
+        with_distilled(), num_positives=2, teacher_scores=True, weights=True, num_distilled=3
+    )
+    plain = build(num_positives=2, teacher_scores=True)
+    for step in range(6):
+        batch, (numbers, _) = examples.batch(step), examples.rows(step)
+        ids = batch["passage_ids"].reshape(4, 7)
+        np.testing.assert_array_equal(ids[:, :4].ravel(), plain.batch(step)["passage_ids"])
+        queries = examples.negatives.query_rows[numbers]
+        for q, row in zip(queries, ids[:, 4:].tolist(), strict=True):
+            assert row == ([20 + i for i in range(q % 5)] + [-1] * 3)[:3]
+        expected = np.where(ids >= 0, score(queries[:, None], ids), -np.inf)
+        np.testing.assert_array_equal(batch["teacher_scores"], expected)
+        assert batch["passage_distilled"].reshape(4, 7).tolist() == [[False] * 4 + [True] * 3] * 4
+        assert (batch["passage_weights"] == 1).all()
+    assert "passage_distilled" not in plain.batch(0)
+    with pytest.raises(InputError, match="mine with num_distilled"):
+        build(num_distilled=3)
 
 
 def test_several_positives_are_drawn_without_repetition():

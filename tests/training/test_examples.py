@@ -34,6 +34,8 @@ def build(seed=0, batch_size=4, num_negatives=2, **more):
         negative_teachers=None,
         negative_ceilings=None,
         ceilings=None,
+        distilled_rows=Ragged.from_rows(hard, np.int32),
+        distilled_scores=Ragged.from_rows([[0.5] * len(row) for row in hard], np.float32),
     )
     return Examples.build(
         negatives,
@@ -86,6 +88,7 @@ GUIDE = (np.zeros((QUERIES, 6), np.float32), np.zeros((PASSAGES, 6), np.float32)
         ({}, {}),
         ({"num_positives": 2, "teacher_scores": True}, {"teacher_scores": True}),
         ({"guide": GUIDE}, {"guide_width": 6}),
+        ({"num_distilled": 2}, {"distilled": True}),
         (
             {"unpooled": {side: lambda ids: np.ones(len(ids), np.int32) for side in SIDES}},
             {"unpooled": True},
@@ -97,7 +100,7 @@ def test_a_plan_has_the_arrays_of_a_batch(more, planned):
     examples = build(**more)
     batch = examples.batch(1)
     picked = examples.pick(1)
-    group = examples.num_positives + 2
+    group = examples.num_positives + 2 + examples.num_distilled
     widths = dict(zip(SIDES, examples.widths(picked), strict=True))
     assert set(widths.values()) == {16} == {padded_width(6)}
     shapes = batch_shapes(4, group, widths, positives=examples.max_positives, **planned)

@@ -79,6 +79,27 @@ CASES = {
         {"positives": 2},
         False,
     ),
+    "KL over more than is contrasted": (
+        {"distillation": "kl", "teacher_temperature": 2.0, "terms": ALL},
+        {"hard": 4, "distilled": 2},
+        False,
+    ),
+    "KL over more than is contrasted, masked and weighted": (
+        {
+            "distillation": "kl",
+            "score_mask": "percent",
+            "mask_hard": True,
+            "mask_own_duplicates": True,
+            "weights": True,
+        },
+        {"hard": 5, "distilled": 3},
+        False,
+    ),
+    "MarginMSE to more than is contrasted": (
+        {"distillation": "margin_mse", "in_batch": False},
+        {"hard": 3, "distilled": 2},
+        False,
+    ),
     "KL mixed in, a temperature of its own": (
         {"distillation": "kl", "student_temperature": 0.5, "in_batch": False, "dims": (8, 3)},
         {},
@@ -149,6 +170,9 @@ def test_the_cases_reach_what_they_are_named_for():
         value, counts = reference(Loss(**options), q, p, batch, normalize=normalize)
         if options.get("score_mask"):
             assert counts["above"] > 0, name
+        if kind.get("distilled"):
+            every = batch | {"passage_distilled": np.zeros(len(p), bool)}
+            assert reference(Loss(**options), q, p, every)[0] != value, name
         if "weights" in options:
             options = options | {"weights": False}
             assert reference(Loss(**options), q, p, batch)[0] != value, name

@@ -106,15 +106,18 @@ class Picked(NamedTuple):
 
     Attributes:
         numbers: int64 [b], rows of the table of negatives.
-        passages: int32 [b, G], corpus rows: positives, then hard negatives; -1: an empty slot.
+        passages: int32 [b, G], corpus rows: positives, hard negatives, and what is for distillation
+            alone; -1: an empty slot.
         scores: float32 [b, G], the teacher's, -inf where there is none; None: not requested.
         weights: float32 [b, G], how much each counts; None: not requested.
+        distilled: bool [b, G], which are for distillation alone; None: none.
     """
 
     numbers: np.ndarray
     passages: np.ndarray
     scores: np.ndarray | None
     weights: np.ndarray | None = None
+    distilled: np.ndarray | None = None
 
     def __getitem__(self, rows: slice | np.ndarray) -> Picked:
         """Some of the rows."""
@@ -138,6 +141,7 @@ class Examples:
         num_positives: positives per query in a batch; a row with more draws from them.
         teacher_scores: whether batches hold the table's scores, for distillation.
         weights: whether they hold the table's weights: of positives, and 1 - risk of negatives.
+        num_distilled: candidates per query and batch that are for distillation alone.
         guide: float32 [Q, Dg] and [N, Dg], a guide model's vectors of the data set's queries and
             passages, row by row, or None.
         skiplist: by side the token ids whose vectors do not count, for multi-vector models.
@@ -158,6 +162,7 @@ class Examples:
     skiplist: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     draw: Draw = dataclasses.field(default_factory=Draw)
     weights: bool = False
+    num_distilled: int = 0
 
     @classmethod
     def build(
@@ -180,6 +185,7 @@ class Examples:
         expand_query: Expand | None = None,
         draw: Draw | None = None,
         weights: bool = False,
+        num_distilled: int = 0,
     ) -> Examples:
         """Tokenises the texts that the table names.
 
@@ -190,7 +196,8 @@ class Examples:
 
         Raises:
             InputError: the table is empty; scores are requested, or drawn by, but come from several
-                teachers; the guide's vectors belong to another data set.
+                teachers; it has no candidates for distillation alone; the guide's vectors belong to
+                another data set.
         """
         if not len(negatives):
             raise InputError("training: the table of negatives has no rows")
@@ -206,6 +213,13 @@ class Examples:
         if num_negatives:
             pool = drawing.pool_of(draw, num_negatives, negatives.negative_rows)
             used.append(negatives.negative_rows.head(pool).values)
+        if num_distilled:
+            if negatives.distilled_rows is None:
+                raise InputError(
+                    "training: the table of negatives has no candidates for distillation alone; "
+                    "mine with num_distilled"
+                )
+            used.append(negatives.distilled_rows.head(num_distilled).values)
         used = np.concatenate(used)
         texts = SetTexts.of(
             query_texts, passage_texts, negatives.query_rows, negatives.judged_rows, used
@@ -237,6 +251,7 @@ class Examples:
             skiplist or {},
             draw,
             weights,
+            num_distilled,
         )
 
     @property
@@ -266,14 +281,16 @@ class Examples:
 
         Returns:
             query numbers int64 [B] (rows of the table of negatives) and passage rows
-            int32 [B, num_positives + num_negatives]: positives, drawn again in each step if there
-            are more, then the hard negatives that `draw` takes; -1 where the table has fewer.
+            int32 [B, G]: num_positives positives, drawn again in each step if there are more; the
+            num_negatives hard negatives that `draw` takes; the best num_distilled candidates for
+            distillation alone; -1 where the table has fewer.
         """
         numbers = self._numbers(step)
         kept = self.negatives.positive_rows.take(numbers)
         positives = self._drawn(step, kept.counts, kept.padded(-1))
         hard = self._taken(step, numbers, self.negatives.negative_rows, -1)
-        return numbers, np.concatenate([positives, hard], axis=1).astype(np.int32)
+        more = self._distilled(numbers, self.negatives.distilled_rows, -1)
+        return numbers, np.concatenate([positives, hard, *more], axis=1).astype(np.int32)
 
     def scores(self, step: int) -> np.ndarray:
         """The teacher's scores of `rows`, float32; -inf where there is no passage or no score."""
@@ -281,7 +298,8 @@ class Examples:
         kept = self.negatives.positive_scores.take(numbers)
         positives = self._drawn(step, kept.counts, kept.padded(-np.inf))
         hard = self._taken(step, numbers, self.negatives.negative_scores, -np.inf)
-        scores = np.concatenate([positives, hard], axis=1).astype(np.float32)
+        more = self._distilled(numbers, self.negatives.distilled_scores, -np.inf)
+        scores = np.concatenate([positives, hard, *more], axis=1).astype(np.float32)
         return np.where(np.isfinite(scores), scores, np.float32(-np.inf))
 
     def slot_weights(self, step: int) -> np.ndarray:
@@ -294,7 +312,8 @@ class Examples:
         risks = np.zeros((len(numbers), self.num_negatives), np.float32)
         if table.negative_risks is not None:
             risks = self._taken(step, numbers, table.negative_risks, 0.0)
-        weights = np.concatenate([positives, 1.0 - np.nan_to_num(risks)], axis=1)
+        more = np.ones((len(numbers), self.num_distilled), np.float32)
+        weights = np.concatenate([positives, 1.0 - np.nan_to_num(risks), more], axis=1)
         return np.where(np.isfinite(weights), weights, 1.0).astype(np.float32)
 
     def _pool(self, ragged: Ragged) -> Ragged:
@@ -320,6 +339,14 @@ class Examples:
         pool = self._pool(values.take(numbers))
         wide = pool.padded(nothing, max(1, int(pool.counts.max(initial=0))))
         return np.where(places >= 0, np.take_along_axis(wide, np.maximum(places, 0), 1), nothing)
+
+    def _distilled(
+        self, numbers: np.ndarray, values: Ragged | None, nothing: float
+    ) -> list[np.ndarray]:
+        """A column of what is for distillation alone, [B, num_distilled], in a list; else []."""
+        if not self.num_distilled:
+            return []
+        return [values.take(numbers).padded(nothing, self.num_distilled)]
 
     def _numbers(self, step: int) -> np.ndarray:
         places = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
@@ -366,9 +393,9 @@ class Examples:
             passage_lengths [b·G], passage_ids [b·G] (equal where texts are, -1: empty slot) and
             positive_ids [b, J] (passages known not to be negatives, padded with -1; see
             text_ids.py); all int32. If requested, also teacher_scores float32 [b, G] (-inf: none),
-            passage_weights float32 [b, G], query_guide [b, Dg] and passage_guide [b·G, Dg] float32
-            (0 in empty slots), query_unpooled and passage_unpooled int32, query_real [b, Tq] and
-            passage_real [b·G, Tp] bool.
+            passage_weights float32 [b, G], passage_distilled bool [b·G], query_guide [b, Dg] and
+            passage_guide [b·G, Dg] float32 (0 in empty slots), query_unpooled and passage_unpooled
+            int32, query_real [b, Tq] and passage_real [b·G, Tp] bool.
         """
         picked = self.pick(step)
         return self.fill(picked[start:stop], self.widths(picked), self.max_positives)
@@ -381,7 +408,12 @@ class Examples:
             passages,
             self.scores(step) if self.teacher_scores else None,
             self.slot_weights(step) if self.weights else None,
+            self._is_distilled(passages.shape) if self.num_distilled else None,
         )
+
+    def _is_distilled(self, shape: tuple[int, int]) -> np.ndarray:
+        first = self.num_positives + self.num_negatives
+        return np.broadcast_to(np.arange(shape[1]) >= first, shape)
 
     def lengths(self, step: int) -> dict[str, np.ndarray]:
         """Tokens of each 'query' [B] and 'passage' [B·G] of the global batch of a step, int32."""
@@ -434,6 +466,8 @@ class Examples:
             batch["teacher_scores"] = picked.scores
         if picked.weights is not None:
             batch["passage_weights"] = picked.weights
+        if picked.distilled is not None:
+            batch["passage_distilled"] = picked.distilled.ravel()
         if self.guide is not None:
             queries_qd, passages_nd = self.guide
             batch["query_guide"] = queries_qd[query_rows].astype(np.float32)

@@ -246,7 +246,7 @@ class Blend:
             None
             if parts[0] is None
             else np.pad(np.concatenate(parts), ((0, 0), (0, more)), constant_values=nothing)
-            for parts, nothing in zip(columns, (-1, -np.inf, 1), strict=True)
+            for parts, nothing in zip(columns, (-1, -np.inf, 1, False), strict=True)
         ]
         return Picked(np.concatenate(numbers), *padded)
 

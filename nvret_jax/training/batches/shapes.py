@@ -27,6 +27,7 @@ def batch_shapes(
     positives: int = 1,
     teacher_scores: bool = False,
     weights: bool = False,
+    distilled: bool = False,
     guide_width: int = 0,
     unpooled: bool = False,
     skiplist: bool = False,
@@ -40,6 +41,7 @@ def batch_shapes(
         positives: J, known passages that a row has room for.
         teacher_scores: whether the loss reads a teacher's scores.
         weights: whether the loss weighs passages.
+        distilled: whether some passages are for distillation alone.
         guide_width: D of a guide's vectors; 0: there is no guide.
         unpooled: whether prompts are left out of the pooling.
         skiplist: whether some tokens' vectors do not count, in a late-interaction model.
@@ -60,6 +62,8 @@ def batch_shapes(
             found[f"{side}_real"] = ((count, widths[side]), jnp.bool_)
     if teacher_scores:
         found["teacher_scores"] = ((queries, group), jnp.float32)
+    if distilled:
+        found["passage_distilled"] = ((rows["passage"],), jnp.bool_)
     if weights:
         found["passage_weights"] = ((queries, group), jnp.float32)
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in found.items()}

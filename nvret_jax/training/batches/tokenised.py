@@ -70,4 +70,5 @@ def examples(
         expand_query=(lambda tokens: encoder.expand(tokens, "query")) if late else None,
         draw=block.draw,
         weights=loss.weights,
+        num_distilled=block.num_distilled if loss.distillation else 0,
     )

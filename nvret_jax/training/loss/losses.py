@@ -58,7 +58,8 @@ def batch_loss(
         batch: int32 arrays passage_ids [N] (corpus rows; -1: an empty slot) and positive_ids [B, J]
             (all judged positives of each query; -1 past the end). With distillation also
             teacher_scores, float [B, G], not finite where missing. With weights passage_weights,
-            float [B, G], those of positives above 0. With a guide query_guide [B, Dg] and
+            float [B, G], those of positives above 0. passage_distilled, bool [N]: those that
+            only distillation reads; missing: none. With a guide query_guide [B, Dg] and
             passage_guide [N, Dg]. For MaxSim query_real [B, T] and passage_real [N, S], bool, the
             tokens that count.
         mesh: its batch axis splits all of them.
@@ -134,6 +135,7 @@ class _Rows:
 
     Attributes:
         ids_bg, real_bg: passage ids; which slots are filled.
+        contrasted_bg: which of these are not for distillation alone.
         known_bg: hard negatives that are judged positive.
         scores_bg: the query's scores for its own passages.
         valid_b: rows with a positive.
@@ -144,6 +146,7 @@ class _Rows:
 
     ids_bg: jax.Array
     real_bg: jax.Array
+    contrasted_bg: jax.Array
     known_bg: jax.Array
     scores_bg: jax.Array
     valid_b: jax.Array
@@ -159,7 +162,7 @@ def _at_full_width(loss, queries, passages, batch, mesh, scale):
     rows = _own_rows(loss, queries, passages, batch)
     positives = loss.num_positives
     hard = slice(positives, None)
-    above_bh = rows.real_bg[:, hard] & False
+    above_bh = rows.contrasted_bg[:, hard] & False
     ceiling_b, guide = None, None
     if loss.score_mask:
         judge_bg = jax.lax.stop_gradient(rows.scores_bg)
@@ -174,8 +177,8 @@ def _at_full_width(loss, queries, passages, batch, mesh, scale):
         ceiling_b = _ceiling(loss, judge_bg, rows)
         if loss.mask_hard:
             above_bh = judge_bg[:, hard] >= ceiling_b[:, None]
-            above_bh &= rows.real_bg[:, hard] & ~rows.known_bg[:, hard]
-    hard_bh = rows.real_bg[:, hard] & ~rows.known_bg[:, hard] & ~above_bh
+            above_bh &= rows.contrasted_bg[:, hard] & ~rows.known_bg[:, hard]
+    hard_bh = rows.contrasted_bg[:, hard] & ~rows.known_bg[:, hard] & ~above_bh
 
     parts, metrics = [], {}
     if loss.contrasts:
@@ -226,7 +229,10 @@ def _own_rows(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch)
 
     known_bg, _ = jax.lax.scan(judged, real_bg & False, jnp.swapaxes(batch["positive_ids"], 0, 1))
     is_positive_g = jnp.arange(shape[1]) < loss.num_positives
-    known_bg &= real_bg & ~is_positive_g[None, :]
+    contrasted_bg = real_bg
+    if "passage_distilled" in batch:
+        contrasted_bg &= ~_by_row(batch["passage_distilled"], shape)
+    known_bg &= contrasted_bg & ~is_positive_g[None, :]
     own = _by_row(passages, shape)
     if loss.scores == "inner":
         scores_bg = jnp.einsum("bd,bgd->bg", queries, own, precision=jax.lax.Precision.HIGHEST)
@@ -242,7 +248,17 @@ def _own_rows(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch)
         weight_b = sums_b / jnp.maximum(jnp.sum(is_bp, axis=1), 1)
     count = jnp.sum(jnp.where(valid_b, weight_b, 0.0))
     count = jnp.where(count > 0, count, 1.0)
-    return _Rows(ids_bg, real_bg, known_bg, scores_bg, valid_b, weight_b, count, weights_bg)
+    return _Rows(
+        ids_bg,
+        real_bg,
+        contrasted_bg,
+        known_bg,
+        scores_bg,
+        valid_b,
+        weight_b,
+        count,
+        weights_bg,
+    )
 
 
 def _ceiling(loss: Loss, judge_bg: jax.Array, rows: _Rows) -> jax.Array:
@@ -282,7 +298,7 @@ def _sides(
     passages = {
         "row": for_each(row_b, group),
         "id": batch["passage_ids"],
-        "real": batch["passage_ids"] >= 0,
+        "real": _flat(rows.contrasted_bg),
     }
     targets = {
         "row": for_each(row_b, loss.num_positives),
@@ -291,6 +307,8 @@ def _sides(
     }
     if loss.mask_own_duplicates:
         queries["own"] = rows.ids_bg
+    elif "passage_distilled" in batch:  # another row may have it as its negative
+        queries["own"] = jnp.where(rows.contrasted_bg, -1, rows.ids_bg)
     if ceiling_b is not None:
         queries["ceiling"] = ceiling_b
         targets["ceiling"] = for_each(ceiling_b, loss.num_positives)

@@ -34,7 +34,9 @@ class Own:
         function: gets queries, float [B, D]; passages, float [B, G, D], of each row its positives
             and then its hard negatives; and a dict of the batch's other arrays: `passage_ids`
             int32 [B, G] (-1: an empty slot), `positive_ids` int32 [B, J] (what is known to be no
-            negative of the row; -1 behind the end), `teacher_scores` float32 [B, G] (-inf: none).
+            negative of the row; -1 behind the end), `teacher_scores` float32 [B, G] (-inf: none),
+            `passage_distilled` bool [B, G] (no negatives: only to be fitted to the teacher's
+            scores).
             It returns a scalar, or a scalar and a dict of scalars.
         num_positives: positives of a row in a batch.
         scored: whether batches have the teacher's scores.
@@ -62,17 +64,20 @@ class Own:
             InputError: the function does not return a scalar (at trace time).
         """
         rows = len(queries)
-        known = {name: batch[name] for name in ("positive_ids", "teacher_scores") if name in batch}
+        names = ("passage_ids", "positive_ids", "teacher_scores", "passage_distilled")
+        known = {name: batch[name] for name in names if name in batch}
 
-        def call(queries, passages, ids, known):
+        def call(queries, passages, known):
             shaped = passages.reshape(rows, -1, passages.shape[-1])
-            found = self.function(queries, shaped, {"passage_ids": ids.reshape(rows, -1), **known})
+            found = self.function(
+                queries, shaped, {name: one.reshape(rows, -1) for name, one in known.items()}
+            )
             value, metrics = found if isinstance(found, tuple) else (found, {})
             _check(value, metrics)
             return jnp.float32(value), {name: jnp.float32(one) for name, one in metrics.items()}
 
         automatic = jax.sharding.auto_axes(call, out_sharding=P())
-        return automatic(queries, passages, batch["passage_ids"], known)
+        return automatic(queries, passages, known)
 
 
 def _check(value: Any, metrics: Any) -> None:
