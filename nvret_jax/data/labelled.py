@@ -103,9 +103,14 @@ def read_labels(
             'label_text' (or, without it, 'label'); 'split' is optional.
         splits: those whose judgments to keep; None: all. Corpus and queries do not depend on it.
         allow_empty: keep blank texts.
-        layout: of a text file, where its bytes do not show it. Returns: The dataset, in the order
-            of the file. Raises: InputError: the file cannot be read, a value is missing or of the
-            wrong kind, all labels are numbers, or there is no such split.
+        layout: of a text file, where its bytes do not show it.
+
+    Returns:
+        The dataset, in the order of the file.
+
+    Raises:
+        InputError: the file cannot be read, a value is missing or of the wrong kind, all labels are
+            numbers, or there is no such split.
     """
     path = epath.Path(path)
     found = _read_labelled(path, allow_empty, layout)

@@ -104,6 +104,13 @@ def test_docstrings_comments_and_messages_are_plain_english(package):
     assert wrong == []
 
 
+def test_a_section_of_a_docstring_begins_a_line():
+    section = re.compile(r"\S +(?:Args|Attributes|Returns|Yields|Raises):(?:\s|$)", re.MULTILINE)
+    assert section.search("    path: a file. Returns: its rows")
+    for file in sorted((ROOT / "nvret_jax").rglob("*.py")):
+        assert section.search(file.read_text()) is None, file
+
+
 PLANTED = (
     "4 negatives a query, one vector a token",
     "as nobody says",
