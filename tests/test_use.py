@@ -92,7 +92,10 @@ def test_lengths_reach_the_encoder(place):
     ("argv", "said"),
     [
         (("evaluate", "none", "data"), "none"),
-        (("evaluate", "model", "nowhere"), "dataset 'nowhere': no scheme"),
+        (
+            ("evaluate", "model", "nowhere"),
+            "nowhere: no such file or folder; a data set is a path, or a scheme",
+        ),
         (("evaluate", "model", "data", "--split=none"), "none.tsv: no such file; splits"),
         (("evaluate", "model", "data", "--depth=5"), "--depth=5: expected a whole number from 100"),
         (("evaluate", "model", "data", "--query_length=41"), "--query_length=41: model takes at m"),

@@ -120,7 +120,13 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Args:
         old, new: the results of `Artifact.described`, with `inputs`: {fingerprint: description}.
     """
-    found = list(dict.fromkeys(_changes(old, new, old["inputs"], new["inputs"], "")))
+    # What several inputs have in common, such as the data, is one change.
+    of: dict[str, set[str]] = {}
+    for at, text in _changes(old, new, old["inputs"], new["inputs"], ""):
+        of.setdefault(text, set()).add(at)
+    found = [
+        f"{at}: {text}" if len(ats) == 1 and (at := min(ats)) else text for text, ats in of.items()
+    ]
     # The text of a card or report follows from other values; it is a reason only if no other
     # changed.
     own = [text for text in found if text not in _SAID] or found
@@ -138,9 +144,10 @@ def _changes(
     old_inputs: Mapping[str, Any],
     new_inputs: Mapping[str, Any],
     at: str,
-) -> Iterator[str]:
+) -> Iterator[tuple[str, str]]:
+    """(of which input, what changed) of each change."""
     if old.get("format") != new["format"]:
-        yield f"{at}made by {_version(old.get('format'), new['format'])}"
+        yield at, f"made by {_version(old.get('format'), new['format'])}"
         return
     before, after = old["parts"], new["parts"]
     for key in sorted(set(before) | set(after)):
@@ -151,22 +158,22 @@ def _changes(
             one, other = old_inputs.get(a["fingerprint"]), new_inputs.get(b["fingerprint"])
             inner = _label(b["artifact"])
             if one is None or other is None:
-                yield f"{inner} changed"
+                yield "", f"{inner} changed"
             else:
-                yield from _changes(one, other, old_inputs, new_inputs, f"{inner}: ")
+                yield from _changes(one, other, old_inputs, new_inputs, inner)
         elif _is(a, "artifact") or _is(b, "artifact"):
             there = a if _is(a, "artifact") else b
             fate = "is no longer used" if b is None else "is new"
-            yield f"{at}{_label(there['artifact'])} {fate}"
+            yield at, f"{_label(there['artifact'])} {fate}"
         elif _is(a, "hash") or _is(b, "hash"):
-            yield from (f"{at}{text}" for text in _of_digest(a, b, old, new))
+            yield from ((at, text) for text in _of_digest(a, b, old, new))
         else:
             a = _value(before, key, old)
             b = _value(after, key, new)
             if a != b:
-                yield f"{at}{_name(key, old, new)} {shown_change(a, b)}"
+                yield at, f"{_name(key, old, new)} {shown_change(a, b)}"
             else:  # used only now, or no longer
-                yield f"{at}{_name(key, old, new)} counts {'no longer' if key in before else 'now'}"
+                yield at, f"{_name(key, old, new)} counts {'no longer' if key in before else 'now'}"
 
 
 def _of_digest(a: Any, b: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -85,6 +85,9 @@ def encoder(word: str, options: Model) -> Encoder:
     return made
 
 
+_FORMS = "a scheme and its place, such as beir:DIR, pairs:FILE or hf:OWNER/NAME"
+
+
 def is_source(word: str) -> bool:
     """Whether an argument is a data set, such as 'beir:DIR', and not a file."""
     return word.partition(":")[0] in READERS and ":" in word
@@ -105,7 +108,7 @@ def guessed(word: str) -> str:
     """A path as a data set: BEIR's layout for a folder, a table of pairs for a file."""
     path = paths.local(word, "data")
     if not path.exists():
-        return word  # whose error lists the schemes
+        raise InputError(f"{path}: no such file or folder; a data set is a path, or {_FORMS}")
     return f"{'beir' if path.is_dir() else 'pairs'}:{path}"
 
 

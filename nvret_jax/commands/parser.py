@@ -224,7 +224,9 @@ def usage(name: str, command: Command) -> str:
         lines += _entry("--config=FILE", "The config file; ':smoke' after it shrinks the run.")
         lines += _entry("--config.KEY=VALUE", "Another value for a key; None unsets it.")
     for key, one in blocks.entries(command.options):
-        lines += _entry(_form(key, one), one.sentence)
+        form = _form(key, one)
+        off = isinstance(one.config_takes, Flag) and form != f"--{key}"
+        lines += _entry(form, f"Turns this off: {one.sentence}" if off else one.sentence)
     lines += _entry("--help", "Print this help.")
     if command.more:
         lines += ["", command.more.strip("\n")]

@@ -127,7 +127,8 @@ def _answer(search: TextSearch, queries: TextTable, given: SearchTexts) -> None:
                     for hit in hits
                 ]
                 file.write(dump_line(said))
-    log.say(f"output    {target}: the best {given.k} for each of {len(queries):,} queries")
+    most = min(given.k, len(search.corpus))
+    log.say(f"output    {target}: {most:,} passages for each query; queries: {len(queries):,}")
 
 
 def _found(search: TextSearch, queries: TextTable, k: int) -> Iterator[tuple[int, list[Hit]]]:

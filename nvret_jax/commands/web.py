@@ -227,7 +227,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             self._send(403, f"open http://{HOST}:{port}/ in the browser itself")
             return
-        parts = urllib.parse.urlsplit(self.path)
+        try:
+            parts = urllib.parse.urlsplit(self.path)
+        except ValueError:
+            self._send(400, "the address is not valid")
+            return
         if parts.path != "/":
             self._send(404, "the only page is /")
             return

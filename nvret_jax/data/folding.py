@@ -193,6 +193,8 @@ class Fold:
         if shares is None or not drawn:
             return [splits_lib.TRAIN] * len(queries)
         asked = [query for query, rows in enumerate(open_rows) if rows]
+        if not asked:
+            raise InputError(f"{self._where}: no query has a positive")
         texts = [queries.texts[query] for query in asked]
         rows = [open_rows[query] for query in asked]
         of_asked = splits_lib.draw(texts, passages.texts, rows, shares, self._where)

@@ -199,7 +199,9 @@ def _texts(record: Json, name: str, *, blank: bool = False) -> list[str]:
 
 
 def _split(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"column '{name}' is empty; it must name a split in every row")
+    if not isinstance(value, str):
         raise ValueError(f"column '{name}' must name a split, got {kind(value)}")
     try:
         return splits_lib.usual(split_name(value.strip()))

@@ -13,7 +13,10 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
+from etils import epath
+
 from nvret_jax.errors import InputError
+from nvret_jax.files.lines import stem
 
 OPTIONS = ("query", "passage", "title", "negatives", "score", "split_column")
 
@@ -40,6 +43,8 @@ _NEGATIVE = re.compile(
     r"(?:hard_?)?neg(?:ative)?s?(?:_(?:text|doc|document|passage)s?)?_?(\d{0,6})"
 )
 _BY_PLACE = re.compile(r"\d+")
+_TEXT_FILES = (".csv", ".tsv", ".txt")
+_LONGEST, _MOST = 40, 20  # characters and columns in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,11 @@ def recognise(names: Sequence[str], where: str, named: Mapping[str, str]) -> Rol
         for name in value.split(",") if role == "negatives" and value else [value]:
             if name not in names and value:
                 raise InputError(f"{where}: no column '{name}' ({role}=); {_there(names)}")
+    if named.get("query") and named.get("query") == named.get("passage"):
+        raise InputError(
+            f"{where}: column '{named['query']}' is named as query= and as passage=; name another "
+            "for one of them"
+        )
     if names and all(_BY_PLACE.fullmatch(name) for name in names):
         return _by_place(names, where, named)
     taken = {name for value in named.values() for name in value.split(",")}
@@ -184,14 +194,25 @@ def _find(
             raise InputError(
                 f"{where}: {could} could each be the {role}; choose one, as in {option}{found[0]}"
             )
+    if not free:
+        raise InputError(f"{where}: no column is left for the {role}; {_there(names)}")
+    headless = ""
+    if option.startswith("?") and stem(epath.Path(where))[1] in _TEXT_FILES:
+        headless = "; if the first line is data, add ?header=no"
     raise InputError(
         f"{where}: no column has a usual name of a {role}; {_there(names)}; name one, as in "
-        f"{option}{names[0] if names else 'COLUMN'}"
+        f"{option}{_cut(free[0])}{headless}"
     )
 
 
+def _cut(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
+
+
 def _there(names: Sequence[str]) -> str:
-    return f"columns: {', '.join(map(str, names)) or 'none'}"
+    found = [_cut(str(name)) for name in names[:_MOST]]
+    more = f" and {len(names) - _MOST:,} more" if len(names) > _MOST else ""
+    return f"columns: {', '.join(found) or 'none'}{more}"
 
 
 def _negatives(names: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ Choices:
 - CSV is RFC 4180's: fields in double quotes may hold commas, line ends and doubled quotes. The
   delimiter (comma, semicolon, tab or bar) is the one that gives the first lines equal widths, so
   Excel's files are read in every locale, and so is its line `sep=;`. Spreadsheets leave rows of
-  only delimiters and empty columns without a name around a table: they are skipped.
+  only delimiters and empty columns without a name around a table: they are skipped, and so is a
+  first column without a name, which pandas writes for its index.
 - TSV has no quoting, so a quote in a sentence is an ordinary character and cannot swallow lines.
 - Text is UTF-8, or UTF-16 with a byte order mark. Any other encoding has to be named, because it
   cannot be detected from the bytes.
@@ -39,6 +40,7 @@ from nvret_jax.files.source import Source
 BATCH = 8192  # rows of a column-wise file turned into Python at a time
 _DELIMITERS = ",;\t|"
 _HEAD = 1 << 16  # characters in which the delimiter is detected
+_ZIP = b"PK\x03\x04"
 _SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _NOT_DATA = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
 
@@ -192,7 +194,8 @@ def open_records(
         raise InputError(f"{path}: is a workbook; save the sheet as 'CSV UTF-8' and use that file")
     if suffix not in READERS:
         known = ", ".join(READERS)
-        raise InputError(f"{path}: expected a file with {what}, named {known}; got '{suffix}'")
+        there = f"got '{suffix}'" if suffix else "this name has no suffix"
+        raise InputError(f"{path}: expected a file with {what}, named {known}; {there}")
     return READERS[suffix](path, what, layout)
 
 
@@ -310,6 +313,12 @@ def _open_table(
         rows = itertools.chain([(where, names)], rows)
         names = [str(number) for number in range(1, len(names) + 1)]
     names = [name.strip().strip("\ufeff") for name in names]
+    if any("\0" in name for name in names):
+        raise InputError(
+            f"{where}: a column name has NUL characters; UTF-16 without a byte order mark has to "
+            "be named, as in ?encoding=utf-16-le"
+        )
+    has_index = len(names) > 1 and not names[0] and all(names[1:])
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{where}: the column name '{twice}' occurs twice")
@@ -324,7 +333,7 @@ def _open_table(
                 _refuse(f"{place}: {wrong}", mistakes)
                 continue
             record = dict(zip(names, cells, strict=True))
-            if record.pop("", "").strip():
+            if record.pop("", "").strip() and not has_index:
                 wrong = f"{place}: has a value in a column without a name; name the column"
                 _refuse(wrong, mistakes)
                 continue
@@ -376,7 +385,12 @@ def _text(path: epath.Path, what: str, layout: Layout) -> Iterator[io.TextIOWrap
 
 def _encoding(path: epath.Path, what: str) -> str:
     with bytes_of(path, what) as file:
-        mark = file.read(2)
+        mark = file.read(4)
+    if mark == _ZIP:
+        raise InputError(
+            f"{path}: is a workbook or another zip archive, not text; save the sheet as 'CSV UTF-8'"
+        )
+    mark = mark[:2]
     return "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 

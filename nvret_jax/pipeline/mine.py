@@ -312,8 +312,8 @@ def _promoted(
 def _say_given(counts: given.GivenCounts, mode: str) -> None:
     say(
         f"mine      {counts.queries:,} queries come with {counts.given:,} negatives "
-        f"(mining.given='{mode}'): {counts.used:,} in the table, {counts.ruled_out:,} ruled out, "
-        f"{counts.above:,} at or above the ceiling of the rule"
+        f"(mining.given='{mode}'): {counts.used:,} in the table, {counts.ruled_out:,} ruled out; "
+        f"{counts.above:,} of those not ruled out are at or above the ceiling of the rule"
     )
     if mode == "only" and counts.without:
         say(f"mine      {counts.without:,} rows have no negative of the data set, and so none")
@@ -326,8 +326,8 @@ def _say(counts: MiningCounts) -> None:
     unit = "queries" if counts.tasks == counts.queries else "pairs of query and positive"
     say(
         f"mine      {filled:,} of {counts.tasks:,} {unit} have all {counts.wanted} negatives; "
-        f"{counts.total('above'):,} candidates were above the ceiling; a second search below it "
-        f"found {found:,} for {again:,} left short"
+        f"{counts.total('above'):,} candidates were above the ceiling"
+        + (f"; a second search below it found {found:,} for {again:,} left short" if again else "")
     )
     if counts.dropped or counts.filled_at_random:
         say(

@@ -17,6 +17,7 @@ from nvret_jax.errors import InputError
 
 _logger = logging.getLogger("nvret_jax")
 _logger.propagate = False  # `say` prints; a root logger would print the line again
+_REMEMBERED = 10_000  # warnings
 _quiet = False
 _file: logging.Handler | None = None
 
@@ -44,6 +45,9 @@ def configure(*, quiet: bool = False, file: os.PathLike | str = "") -> None:
     handler.setFormatter(_Line())
     # Orbax logs the trace of what it is about to raise; what is raised is reported in one line.
     handler.addFilter(_is_no_trace)
+    for one in [one for one in handler.filters if isinstance(one, _Once)]:
+        handler.removeFilter(one)
+    handler.addFilter(_Once())
     if not file:
         return
     try:
@@ -52,6 +56,7 @@ def configure(*, quiet: bool = False, file: os.PathLike | str = "") -> None:
         raise InputError(f"--log_file={file}: cannot be written ({error.strerror})") from None
     _file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _file.addFilter(_is_no_trace)
+    _file.addFilter(_Once())
     for logger in (_logger, logging.getLogger("absl")):
         logger.addHandler(_file)
     _logger.setLevel(logging.INFO)
@@ -98,6 +103,23 @@ class _Line(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return f"{record.levelname.lower()}: {record.getMessage()}"
+
+
+class _Once(logging.Filter):
+    """Lets a warning pass once: a file that several stages read has the same ones each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        text = record.getMessage()
+        new = text not in self._seen
+        if len(self._seen) < _REMEMBERED:
+            self._seen.add(text)
+        return new
 
 
 def _is_no_trace(record: logging.LogRecord) -> bool:

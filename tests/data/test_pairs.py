@@ -234,7 +234,19 @@ def test_blank_texts_are_refused_or_left_out(tmp_path, caplog):
         ("a.csv", "question,answer\n", r"has column names and no rows"),
         ("a.csv", "question,answer\na,b,c\n", r"a.csv:2: expected 2 columns .*, got 3"),
         ("a.csv", "question,answer,\na,b,c\n", r"a.csv:2: has a value in a column without a name"),
+        (
+            "a.csv",
+            "question,,answer\na,b,c\n",
+            r"a.csv:2: has a value in a column without a name",
+        ),
         ("a.csv", "question;question\na;b\n", r"column name 'question' occurs twice"),
+        ("a.csv", "question\na\n", r"no column is left for the passage; columns: question$"),
+        ("a.csv", "what is it,it is\na,b\n", r"\?query=what is it; if the first .*\?header=no$"),
+        ("a.csv", "q\0u\0,a\0\n\0a\0,\0b\0\n", r"a.csv:1: .*\?encoding=utf-16-le"),
+        ("a.csv", "PK\x03\x04rest", r"a.csv: is a workbook or another zip archive"),
+        ("a.csv", "query,passage,split\na,b,train\nc,d,\n", r":3: column 'split' is empty"),
+        ("a.csv", "query,passage,label\na,b,0\nc,d,0\n", r"a.csv: no query has a positive"),
+        ("a", "", r"this name has no suffix"),
         (
             "a.jsonl",
             '{"query": "a", "passage": 7}\n',
@@ -267,6 +279,7 @@ def test_what_cannot_be_meant_is_one_line(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ("query=question&passage=question", r"column 'question' is named as query= and as"),
         ("querry=a", r"no option 'querry'; options: query, passage"),
         ("query=b", r"a.csv: no column 'b' \(query=\); columns: question, answer"),
         ("test=1", r"option test='1': expected a share"),
@@ -285,6 +298,12 @@ def test_options_that_cannot_be(tmp_path, option, message):
     (tmp_path / "a.csv").write_bytes(FILES["plain.csv"])
     with pytest.raises(InputError, match=message):
         load_dataset(f"pairs:{tmp_path}/a.csv?{option}")
+
+
+def test_the_index_that_pandas_writes_is_ignored(tmp_path):
+    (tmp_path / "a.csv").write_text(",question,answer\n0,a,b\n1,c,d\n")
+    data = load_dataset(f"pairs:{tmp_path}/a.csv?split=train")
+    assert pairs_of(data) == {("train", "a", "b", 1), ("train", "c", "d", 1)}
 
 
 def test_no_file(tmp_path):
