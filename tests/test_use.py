@@ -94,7 +94,7 @@ def test_lengths_reach_the_encoder(place):
         (("evaluate", "none", "data"), "none"),
         (
             ("evaluate", "model", "nowhere"),
-            "nowhere: no such file or folder; a data set is a path, or a scheme",
+            "nowhere: no such file or folder; a data set is a path",
         ),
         (("evaluate", "model", "data", "--split=none"), "none.tsv: no such file; splits"),
         (("evaluate", "model", "data", "--depth=5"), "--depth=5: expected a whole number from 100"),

@@ -89,8 +89,8 @@ class Fold:
                 self.counts.blank += 1
                 return None
             self.mistakes.add(
-                f"{where}: the {table.what} is blank; remove the row, or leave such rows out with "
-                "data.missing='drop'"
+                f"{where}: the {table.what} is missing or blank; remove the row, or leave such "
+                "rows out with missing='drop' (in a config data.missing)"
             )
             return None
         if half := half_pair(text):

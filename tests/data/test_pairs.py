@@ -208,7 +208,9 @@ def test_further_passages_and_titles(tmp_path):
 def test_blank_texts_are_refused_or_left_out(tmp_path, caplog):
     path = tmp_path / "a.csv"
     path.write_text("question,answer\na,b\nc,\n ,d\n")
-    with pytest.raises(InputError, match=r"a.csv:3: the passage is blank; .*; .*:4: the query is"):
+    with pytest.raises(
+        InputError, match=r"a.csv:3: the passage is missing or blank; .*:4: the query is"
+    ):
         load_dataset(f"pairs:{path}?split=train")
     with caplog.at_level("WARNING", logger=logging.get_absl_logger().name):
         data = load_dataset(f"pairs:{path}?split=train", missing="drop")
