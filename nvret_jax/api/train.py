@@ -31,7 +31,7 @@ from nvret_jax.options import blocks
 from nvret_jax.report.history import History
 from nvret_jax.training import loop
 from nvret_jax.training.batches import tokenised
-from nvret_jax.training.batches.mixture import Blend, Source
+from nvret_jax.training.batches.mixture import Mixture, Source
 from nvret_jax.training.initial import started
 from nvret_jax.training.loss.options import Loss
 from nvret_jax.training.loss.own import Function, Own
@@ -163,7 +163,7 @@ def train(
         ).score()
     made = own if own is not None else block.loss_for(student.width, tokens=_is_late(student))
 
-    def batches() -> Blend:
+    def batches() -> Mixture:
         examples = tokenised.examples(
             student,
             negatives,
@@ -175,7 +175,7 @@ def train(
             num_negatives=block.num_negatives,
             seed=how["seed"],
         )
-        blend = Blend.build(
+        mixture = Mixture.build(
             [Source("train", examples, 1.0)],
             batch_size=block.batch_size,
             num_negatives=block.num_negatives,
@@ -185,13 +185,13 @@ def train(
             max_steps=block.max_steps,
         )
         if own is None:
-            alone, rows = blend.without_negatives(block.loss.in_batch and block.batch_size > 1)
+            alone, rows = mixture.without_negatives(block.loss.in_batch and block.batch_size > 1)
             if alone == rows:
                 raise InputError(
                     "train: no passage is a negative of any row, so there is nothing to learn "
                     "from; give negatives=mine(…), or a larger batch"
                 )
-        return blend
+        return mixture
 
     stage = loop.Stage("train", block, batches, loss=own, rate=rate, optimizer=optimizer)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -82,7 +82,7 @@ def _parse(spec: str, what: str) -> tuple[str, str]:
     return name, path
 
 
-def _size(content: interchange.Rows | interchange.Run) -> str:
+def _size(content: interchange.Rows | interchange.TrecRun) -> str:
     if isinstance(content, interchange.Rows):
         positives = _count(len(content.positives.values), "positive")
         negatives = _count(len(content.negatives.values), "negative")

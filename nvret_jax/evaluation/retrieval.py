@@ -46,7 +46,7 @@ from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.options import calls
 from nvret_jax.search.options import Search
 
-Run = Mapping[str, Mapping[str, float]]
+TrecRun = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
 
 MEASURES = ("ndcg_cut_10", "ndcg_cut_100", "recip_rank_10", "map", "recall_10", "recall_100")
@@ -176,7 +176,7 @@ def as_run(
 
 
 def metrics(
-    run: Run | tuple[Sequence[str], Sequence[str], np.ndarray, np.ndarray],
+    run: TrecRun | tuple[Sequence[str], Sequence[str], np.ndarray, np.ndarray],
     qrels: Qrels,
     *,
     min_relevance: int = 1,

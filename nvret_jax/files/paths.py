@@ -40,7 +40,7 @@ def local(path: os.PathLike | str, key: str) -> epath.Path:
     shown = shown.encode("utf-8", "backslashreplace").decode()
     if match := _SCHEME.match(text):
         raise InputError(
-            f"{key}: {shown}: expected a path on this machine, got a {match[1]} URL; copy the "
+            f"{key}: {shown}: expected a path on this machine, got a URL ({match[1]}); copy the "
             f"files here, or mount the store, and give that path"
         )
     try:

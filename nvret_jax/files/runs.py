@@ -36,7 +36,7 @@ from nvret_jax.files.atomic import whole_file
 from nvret_jax.files.lines import is_plain, lines
 from nvret_jax.files.numbers import decimal, whole_number
 
-Run = dict[str, dict[str, float]]  # query id -> {passage id: score}, best first
+TrecRun = dict[str, dict[str, float]]  # query id -> {passage id: score}, best first
 
 # The columns of each form. Of two with as many columns, the last one is taken for the first line.
 FORMS: dict[str, tuple[str, ...]] = {
@@ -151,7 +151,7 @@ def read(
     return Listed(named, query_m, passage_m, scores, queries.ids, passages.ids, frozenset(unknown))
 
 
-def read_run(path: epath.PathLike, form: str | None = "trec") -> Run:
+def read_run(path: epath.PathLike, form: str | None = "trec") -> TrecRun:
     """Reads a run whole.
 
     Args:
@@ -165,7 +165,7 @@ def read_run(path: epath.PathLike, form: str | None = "trec") -> Run:
         InputError: as `read`.
     """
     found = read(path, form)
-    run: Run = {query: {} for query in found.query_ids}
+    run: TrecRun = {query: {} for query in found.query_ids}
     order = np.lexsort((-found.scores, found.query))
     columns = (found.query[order], found.passage[order], found.scores[order])
     for query, passage, score in zip(*(column.tolist() for column in columns), strict=True):

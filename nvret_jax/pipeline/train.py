@@ -28,7 +28,7 @@ from nvret_jax.search.rankers import teachers
 from nvret_jax.training import loop
 from nvret_jax.training.batches import tokenised
 from nvret_jax.training.batches.examples import Examples
-from nvret_jax.training.batches.mixture import Blend, Source
+from nvret_jax.training.batches.mixture import Mixture, Source
 from nvret_jax.training.options import Training
 
 
@@ -239,7 +239,7 @@ def _check_negatives(inputs: Inputs, name: str, block: Training) -> None:
         say(f"train     {without:,} of {rows:,} rows have no hard negative and {what}")
 
 
-def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Blend:
+def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Mixture:
     """The source of a training stage's batches, tokenised.
 
     Args:
@@ -255,7 +255,7 @@ def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Blend:
         Source(of, _examples(inputs.sets[of], block, seed), share, inputs.sets[of].digest)
         for of, share in zip(names, sets.shares_of(block, names), strict=True)
     ]
-    blend = Blend.build(
+    mixture = Mixture.build(
         sources,
         batch_size=block.batch_size,
         num_negatives=block.num_negatives,
@@ -267,16 +267,16 @@ def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Blend:
         min_steps=block.min_steps,
         max_steps=block.max_steps,
     )
-    alone, rows = blend.without_negatives(block.loss.in_batch and block.batch_size > 1)
+    alone, rows = mixture.without_negatives(block.loss.in_batch and block.batch_size > 1)
     if alone == rows:
         raise InputError(
             f"training, stage {name}: no passage is a negative of any of the {rows:,} rows, "
             f"because all are positives of the same queries; there is nothing to learn from"
         )
     if len(stages) > 1 or len(sources) > 1:
-        counts = ", ".join(f"{of} {count:,}" for of, count in blend.counts().items())
-        say(f"train     stage {name}: {blend.steps:,} steps; queries: {counts}")
-    return blend
+        counts = ", ".join(f"{of} {count:,}" for of, count in mixture.counts().items())
+        say(f"train     stage {name}: {mixture.steps:,} steps; queries: {counts}")
+    return mixture
 
 
 def _examples(one: MinedSet, block: Training, seed: int) -> Examples:

@@ -83,15 +83,15 @@ def test_sets_that_share_a_name_with_data_are_told_apart(pristine, tmp_path):
 
 def test_a_sets_prompt_stands_before_its_queries_alone(staged):
     config, workdir = staged
-    blend = batches_of(config, workdir, "second")
+    mixture = batches_of(config, workdir, "second")
     prompt = run_of(config, workdir).student.encoder.tokenize(["the wing"])[0][1:-1].tolist()
     starts = {True: 0, False: 0}
     data = load_dataset(config.data.train)
     judged = set(data.positives("dev", 1))
     ids = np.array(data.corpus.ids)
     of_dev = {p for q in judged for p in data.positives("dev", 1)[q]}
-    for step in range(blend.steps):
-        batch = blend.batch(step)
+    for step in range(mixture.steps):
+        batch = mixture.batch(step)
         group = len(batch["passage_ids"]) // len(batch["query_lengths"])
         for tokens, positive in zip(
             batch["query_tokens"], batch["passage_ids"][::group], strict=True

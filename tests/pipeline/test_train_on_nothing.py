@@ -11,7 +11,7 @@ from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.pipeline import train
 from nvret_jax.training.batches.examples import Examples
-from nvret_jax.training.batches.mixture import Blend, Source
+from nvret_jax.training.batches.mixture import Mixture, Source
 from nvret_jax.training.loss.options import Loss
 from nvret_jax.training.options import Training
 
@@ -75,7 +75,7 @@ def test_rows_without_a_hard_negative_are_counted(inputs, capsys, in_batch, what
     assert capsys.readouterr().out == ""
 
 
-def blend(positives, hard, batches="homogeneous", texts=("a", "b", "A!")):
+def mixture(positives, hard, batches="homogeneous", texts=("a", "b", "A!")):
     examples = Examples.build(
         table(hard, positives),
         [f"q{i}" for i in range(len(hard))],
@@ -86,14 +86,14 @@ def blend(positives, hard, batches="homogeneous", texts=("a", "b", "A!")):
         pad_id=0,
         seed=0,
     )
-    return Blend.build([Source("s", examples, 1.0)], batch_size=2, seed=0, batches=batches)
+    return Mixture.build([Source("s", examples, 1.0)], batch_size=2, seed=0, batches=batches)
 
 
 def test_a_corpus_of_one_text_has_no_negatives():
-    assert blend([[0], [2]], [[2], [0]]).without_negatives(in_batch=True) == (2, 2)
-    assert blend([[0], [2]], [[1], [0]]).without_negatives(in_batch=True) == (1, 2)
-    assert blend([[0], [1]], [[2], [0]]).without_negatives(in_batch=True) == (0, 2)
-    assert blend([[0], [1]], [[2], [0]]).without_negatives(in_batch=False) == (1, 2)
+    assert mixture([[0], [2]], [[2], [0]]).without_negatives(in_batch=True) == (2, 2)
+    assert mixture([[0], [2]], [[1], [0]]).without_negatives(in_batch=True) == (1, 2)
+    assert mixture([[0], [1]], [[2], [0]]).without_negatives(in_batch=True) == (0, 2)
+    assert mixture([[0], [1]], [[2], [0]]).without_negatives(in_batch=False) == (1, 2)
 
 
 @dataclasses.dataclass

@@ -19,7 +19,7 @@ from nvret_jax.data.normalize import normalize
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.training.batches.examples import Examples
-from nvret_jax.training.batches.mixture import Blend, Source
+from nvret_jax.training.batches.mixture import Mixture, Source
 from nvret_jax.training.loss.losses import Loss, batch_loss
 
 BATCH, HARD = 8, 2
@@ -80,11 +80,11 @@ def reference(texts, known, q, p, temperature):
 def check(seed, meshes):
     data = [corpus(2 * seed), corpus(2 * seed + 1)]
     sources = [source(f"set{i}", one, seed + i) for i, one in enumerate(data)]
-    blend = Blend.build(
+    mixture = Mixture.build(
         sources, batch_size=BATCH, num_negatives=HARD, seed=seed, batches="mixed", steps=2
     )
-    batch = blend.batch(0)
-    here, picked = blend._shared(0)
+    batch = mixture.batch(0)
+    here, picked = mixture._shared(0)
     # Equal queries of the two sets know one another's positives.
     everything = [
         data[0][0] + data[1][0],

@@ -14,7 +14,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.training.batches.examples import Examples
-from nvret_jax.training.batches.mixture import Blend, Source
+from nvret_jax.training.batches.mixture import Mixture, Source
 
 few = settings(max_examples=12, deadline=None)
 
@@ -78,8 +78,8 @@ def first(count):
     return lambda tokens: np.asarray([min(count, len(ids) - 1) for ids in tokens], np.int32)
 
 
-def blend(sources, batch_size=4, seed=0, **options):
-    return Blend.build(sources, batch_size=batch_size, num_negatives=0, seed=seed, **options)
+def mixture(sources, batch_size=4, seed=0, **options):
+    return Mixture.build(sources, batch_size=batch_size, num_negatives=0, seed=seed, **options)
 
 
 def three(batch_size=4, **options):
@@ -118,7 +118,7 @@ def test_one_source_comes_as_examples_alone_give_it(batches, positives):
         unpooled={"query": first(1)},
         skiplist={"passage": [3]},
     )
-    made = blend([Source("a", alone, 1.0)], batches=batches, steps=2100)
+    made = mixture([Source("a", alone, 1.0)], batches=batches, steps=2100)
     for step in [*range(9), 255, 256, 300, 1023, 1024, 2099]:
         same(made.batch(step), alone.batch(step))
         same(made.batch(step, 1, 3), alone.batch(step, 1, 3))
@@ -140,7 +140,7 @@ def test_every_row_comes_as_often_as_its_share_says(data, size, epochs, seed, ba
     sources = [
         Source(f"set{i}", examples(i, rows, size), share) for i, (rows, share) in enumerate(data)
     ]
-    made = blend(sources, size, seed, batches=batches, epochs=epochs)
+    made = mixture(sources, size, seed, batches=batches, epochs=epochs)
     seen = collections.Counter()
     for step in range(made.steps):
         of_batch = owners(made.batch(step))
@@ -170,7 +170,7 @@ def test_every_row_comes_as_often_as_its_share_says(data, size, epochs, seed, ba
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
 def test_a_source_ends_one_epoch_before_it_begins_the_next(batches):
     sources = [Source("a", examples(0, 8), 3), Source("b", examples(1, 12), 2)]
-    made = blend(sources, batches=batches)
+    made = mixture(sources, batches=batches)
     order = {0: [], 1: []}
     for step in range(made.steps):
         for number, query in owners(made.batch(step)):
@@ -200,7 +200,7 @@ def test_weights_are_exact_parts_of_all_examples(eighths, steps, batches):
     eighths[-1] += 64 - sum(eighths)
     shares = [eighth / 64 for eighth in eighths]
     sources = [Source(f"set{i}", examples(i, 3 + i, 4), share) for i, share in enumerate(shares)]
-    made = blend(sources, unit="weight", batches=batches, steps=steps)
+    made = mixture(sources, unit="weight", batches=batches, steps=steps)
     size = 4 if batches == "homogeneous" else 1
     expected = [size * count for count in largest_remainder(steps * 4 // size, shares)]
     assert list(made.counts().values()) == expected
@@ -229,7 +229,7 @@ def test_the_length_of_a_stage(unit, batches, epochs, steps, expected):
         weights = (0.5, 0.3, 0.2)
         pairs = zip(sources, weights, strict=True)
         sources = [dataclasses.replace(source, share=weight) for source, weight in pairs]
-    made = blend(sources, unit=unit, batches=batches, epochs=epochs, steps=steps)
+    made = mixture(sources, unit=unit, batches=batches, epochs=epochs, steps=steps)
     assert made.steps == expected
     assert sum(made.counts().values()) == 4 * expected
 
@@ -240,14 +240,14 @@ def test_a_stage_by_epochs_has_an_upper_bound(unit, batches):
     shares = (0.75, 0.25) if unit == "weight" else (1.0, 1.0)
     sources = [Source("a", examples(0, 36), shares[0]), Source("b", examples(1, 12), shares[1])]
     options = {"unit": unit, "batches": batches, "epochs": 2.0}
-    whole = blend(sources, **options)
+    whole = mixture(sources, **options)
     assert whole.steps == 24
-    bounded = blend(sources, **options, max_steps=8)
+    bounded = mixture(sources, **options, max_steps=8)
     assert bounded.steps == 8
     assert bounded.counts() == {"a": 24, "b": 8}  # the proportions stay
     for bound in (0, 24, 99):
-        assert blend(sources, **options, max_steps=bound).counts() == whole.counts()
-    assert blend(sources, **options, steps=30, max_steps=8).steps == 30
+        assert mixture(sources, **options, max_steps=bound).counts() == whole.counts()
+    assert mixture(sources, **options, steps=30, max_steps=8).steps == 30
 
 
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
@@ -256,23 +256,23 @@ def test_a_stage_by_epochs_has_a_lower_bound(unit, batches):
     shares = (0.75, 0.25) if unit == "weight" else (1.0, 1.0)
     sources = [Source("a", examples(0, 36), shares[0]), Source("b", examples(1, 12), shares[1])]
     options = {"unit": unit, "batches": batches, "epochs": 2.0}
-    raised = blend(sources, **options, min_steps=48, max_steps=48)
+    raised = mixture(sources, **options, min_steps=48, max_steps=48)
     assert raised.steps == 48
     assert raised.counts() == {"a": 144, "b": 48}  # the proportions stay
     for bound in (0, 8, 24):
-        assert blend(sources, **options, min_steps=bound).steps == 24
-    assert blend(sources, **options, steps=8, min_steps=30).steps == 8
+        assert mixture(sources, **options, min_steps=bound).steps == 24
+    assert mixture(sources, **options, steps=8, min_steps=30).steps == 8
 
 
 def test_a_share_is_the_number_as_written():
     # 1.1 · 10 is 11.000000000000002 in floats, which would be rounded up to a second batch.
-    made = blend([Source("a", examples(0, 10, 11), 1.1)], 11)
+    made = mixture([Source("a", examples(0, 10, 11), 1.1)], 11)
     assert made.steps == 1
 
 
 def test_the_mix_is_even_over_a_long_stage():
     sources = [Source("a", examples(0, 300), 20), Source("b", examples(1, 300), 5)]
-    made = blend(sources, batches="mixed")
+    made = mixture(sources, batches="mixed")
     half = collections.Counter()
     for step in range(made.steps // 2):
         half.update(number for number, _ in owners(made.batch(step)))
@@ -291,7 +291,7 @@ def by_hand(source, rows):
 @given(seed=st.integers(0, 1000), positives=st.sampled_from([1, 2]))
 def test_mixed_rows_keep_what_belongs_together(seed, positives):
     sources = three(positives=positives, teacher_scores=True)
-    made = blend(sources, seed=seed, batches="mixed")
+    made = mixture(sources, seed=seed, batches="mixed")
     slots, done = positives + 3, [0, 0, 0]
     alone = [by_hand(source, made.counts()[source.name]) for source in made.sources]
     for step in range(made.steps):
@@ -350,7 +350,7 @@ def test_processes_build_parts_of_the_same_batch(batches):
     unpooled = {"query": first(2), "passage": first(1)}
     far = examples(3, 9, 4, 1, seed=8, teacher_scores=True, unpooled=unpooled)
     far = dataclasses.replace(far, skiplist={"query": [4]})
-    made = blend([*sources, Source("far", far, 2)], batches=batches)
+    made = mixture([*sources, Source("far", far, 2)], batches=batches)
     for step in range(0, made.steps, 3):
         whole = made.batch(step)
         for cuts in ((0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)):
@@ -361,7 +361,7 @@ def test_processes_build_parts_of_the_same_batch(batches):
 
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
 def test_lengths_are_known_without_the_batch(batches):
-    made = blend(three(), batches=batches)
+    made = mixture(three(), batches=batches)
     for step in range(made.steps):
         batch, lengths = made.batch(step), made.lengths(step)
         for side in ("query", "passage"):
@@ -370,12 +370,12 @@ def test_lengths_are_known_without_the_batch(batches):
 
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
 def test_a_batch_depends_on_seed_and_step_alone(batches):
-    first = blend(three(), batches=batches)
+    first = mixture(three(), batches=batches)
     in_order = [first.batch(step) for step in range(first.steps)]
-    second = blend(three(), batches=batches)
+    second = mixture(three(), batches=batches)
     for step in np.random.default_rng(0).permutation(first.steps).tolist():
         same(second.batch(step), in_order[step])
-    other = blend(three(), seed=1, batches=batches)
+    other = mixture(three(), seed=1, batches=batches)
     turns = [
         [n for step in range(b.steps) for n, _ in owners(b.batch(step))] for b in (first, other)
     ]
@@ -385,7 +385,7 @@ def test_a_batch_depends_on_seed_and_step_alone(batches):
 
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
 def test_the_iterator_begins_anywhere_and_resumes_where_it_was(batches):
-    made = blend(three(), batches=batches)
+    made = mixture(three(), batches=batches)
     found = list(made.dataset(5, 1, 3))
     assert len(found) == made.steps - 5
     for step, batch in enumerate(found, 5):
@@ -410,7 +410,7 @@ def test_ids_are_apart_across_corpora_and_one_within(batches):
         Source(name, examples(i, 12, passages=sizes[name]), 1, shared[name])
         for i, name in enumerate(sizes)
     ]
-    made = blend(sources, batches=batches)
+    made = mixture(sources, batches=batches)
     begins = {0: 0, 1: 40, 2: 0, 3: 90}
     seen = set()
     for step in range(made.steps):
@@ -431,7 +431,7 @@ def test_ids_are_apart_across_corpora_and_one_within(batches):
 def test_a_prompt_is_skipped_only_where_there_is_one(batches):
     unpooled = {"query": first(1), "passage": first(27)}
     plain, prompted = examples(0, 8), examples(1, 8, unpooled=unpooled)
-    made = blend([Source("plain", plain, 1), Source("prompted", prompted, 1)], batches=batches)
+    made = mixture([Source("plain", plain, 1), Source("prompted", prompted, 1)], batches=batches)
     for step in range(made.steps):
         batch = made.batch(step)
         per_row = len(batch["passage_unpooled"]) // 4
@@ -447,7 +447,7 @@ def test_a_guide_of_another_width_is_for_homogeneous_batches():
         guide = (np.full((8, width), number + 1.0), np.full((40, width), -1.0 - number))
         return Source(f"set{number}", examples(number, 8, guide=guide), 1)
 
-    made = blend([guided(0, 3), guided(1, 3)], batches="mixed")
+    made = mixture([guided(0, 3), guided(1, 3)], batches="mixed")
     for step in range(made.steps):
         batch = made.batch(step)
         for b, (number, _) in enumerate(owners(batch)):
@@ -458,17 +458,17 @@ def test_a_guide_of_another_width_is_for_homogeneous_batches():
                 strict=True,
             ):
                 assert vector.tolist() == [-1.0 - number if passage >= 0 else 0.0] * 3
-    apart = blend([guided(0, 3), guided(1, 5)])
+    apart = mixture([guided(0, 3), guided(1, 5)])
     widths = {apart.batch(step)["query_guide"].shape[1] for step in range(apart.steps)}
     assert widths == {3, 5}
     with pytest.raises(InputError, match=r"'set0' is 3 wide and that of 'set1' 5.*'homogeneous'"):
-        blend([guided(0, 3), guided(1, 5)], batches="mixed")
+        mixture([guided(0, 3), guided(1, 5)], batches="mixed")
     with pytest.raises(InputError, match="'bare' has none"):
-        blend([guided(0, 3), Source("bare", examples(2), 1)])
+        mixture([guided(0, 3), Source("bare", examples(2), 1)])
 
 
 def test_homogeneous_batches_have_the_shapes_of_their_set():
-    made = blend(three())
+    made = mixture(three())
     slots = {0: 3, 1: 1, 2: 4}
     for step in range(made.steps):
         batch = made.batch(step)
@@ -481,7 +481,7 @@ def test_what_cannot_be_blended_is_refused_by_name():
 
     def refused(sources, match, **options):
         with pytest.raises(InputError, match=match) as error:
-            blend(sources, **options)
+            mixture(sources, **options)
         assert "\n" not in str(error.value)
 
     refused([], "no sources")
@@ -514,6 +514,6 @@ def test_more_passages_than_ids_are_refused():
         passages = dataclasses.replace(made.passages, place=Many())
         return Source(name, dataclasses.replace(made, passages=passages), 1)
 
-    assert blend([large("a")]).offsets == (0,)
+    assert mixture([large("a")]).offsets == (0,)
     with pytest.raises(InputError, match=r"with 'b' the corpora have 2,147,483,650 passages"):
-        blend([large("a"), large("b")])
+        mixture([large("a"), large("b")])

@@ -10,15 +10,15 @@ losses; `python -m nvret_jax convert --help` the names.
 
 from nvret_jax.data.interchange.formats import FORMATS, Format, find, read, write
 from nvret_jax.data.interchange.rows import Builder, Rows, Texts, content_id, from_negatives
-from nvret_jax.files.runs import Run, read_run, write_run
+from nvret_jax.files.runs import TrecRun, read_run, write_run
 
 __all__ = [
     "FORMATS",
     "Builder",
     "Format",
     "Rows",
-    "Run",
     "Texts",
+    "TrecRun",
     "content_id",
     "find",
     "from_negatives",

@@ -21,7 +21,7 @@ from nvret_jax.data.interchange.rows import Rows
 from nvret_jax.errors import InputError
 from nvret_jax.files import paths, runs
 from nvret_jax.files.fields import Notes
-from nvret_jax.files.runs import Run
+from nvret_jax.files.runs import TrecRun
 
 Say = Callable[[str], None]
 
@@ -32,14 +32,14 @@ class Format(NamedTuple):
     Attributes:
         about: a line for the help.
         kind: 'rows' or 'run'; one does not convert to the other.
-        read: (path, notes) -> Rows or Run.
-        write: (Rows or Run, path, notes) -> records written: lines, or rows of the main table.
+        read: (path, notes) -> Rows or TrecRun.
+        write: (Rows or TrecRun, path, notes) -> records written: lines, or rows of the main table.
     """
 
     about: str
     kind: str
-    read: Callable[[epath.Path, Notes], Rows | Run]
-    write: Callable[[Rows | Run, epath.Path, Notes], int]
+    read: Callable[[epath.Path, Notes], Rows | TrecRun]
+    write: Callable[[Rows | TrecRun, epath.Path, Notes], int]
 
 
 _ST = {
@@ -140,7 +140,7 @@ def find(name: str) -> Format:
     return FORMATS[name]
 
 
-def read(name: str, path: epath.PathLike, say: Say = print) -> Rows | Run:
+def read(name: str, path: epath.PathLike, say: Say = print) -> Rows | TrecRun:
     """Reads a file or folder.
 
     Args:
@@ -157,7 +157,7 @@ def read(name: str, path: epath.PathLike, say: Say = print) -> Rows | Run:
     return found
 
 
-def write(content: Rows | Run, name: str, path: epath.PathLike, say: Say = print) -> int:
+def write(content: Rows | TrecRun, name: str, path: epath.PathLike, say: Say = print) -> int:
     """Writes a file or a new folder, whole or not at all.
 
     Args:

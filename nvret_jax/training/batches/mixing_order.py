@@ -36,7 +36,7 @@ def largest_remainder(total: int, parts: Sequence[Fraction]) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Deal:
+class MixingOrder:
     """The order of a stage's units: position i -> (source, number of its unit).
 
     Attributes:

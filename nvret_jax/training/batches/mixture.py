@@ -29,7 +29,7 @@ import numpy as np
 
 from nvret_jax.errors import InputError
 from nvret_jax.training.batches.examples import Examples, Picked, Tokens
-from nvret_jax.training.batches.mixing_order import Deal, largest_remainder
+from nvret_jax.training.batches.mixing_order import MixingOrder, largest_remainder
 from nvret_jax.training.batches.text_ids import name_passages
 from nvret_jax.training.stage import prefetched
 
@@ -64,7 +64,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Blend:
+class Mixture:
     """The batches of one stage. See `build`.
 
     Attributes:
@@ -76,7 +76,7 @@ class Blend:
         seed: of the order of units.
         steps: of the stage.
         batches: 'homogeneous' or 'mixed'.
-        deal: the order of units.
+        order: the order of units.
     """
 
     sources: tuple[Source, ...]
@@ -86,7 +86,7 @@ class Blend:
     seed: int
     steps: int
     batches: Batches
-    deal: Deal
+    order: MixingOrder
 
     @classmethod
     def build(
@@ -102,7 +102,7 @@ class Blend:
         steps: int = 0,
         min_steps: int = 0,
         max_steps: int = 0,
-    ) -> Blend:
+    ) -> Mixture:
         """Plans a stage.
 
         Args:
@@ -130,7 +130,7 @@ class Blend:
         _check_extras(sources, batches)
         if not steps > 0 and not 0 < epochs < math.inf:
             raise InputError(
-                f"blend: epochs={epochs} without steps; set epochs or steps to a positive number"
+                f"mixture: epochs={epochs} without steps; set epochs or steps to a positive number"
             )
         size = 1 if batches == "homogeneous" else batch_size
         counts = _counts(sources, unit, batch_size // size, size, epochs, steps)
@@ -147,13 +147,13 @@ class Blend:
             seed,
             sum(counts) // size,
             batches,
-            Deal(tuple(counts), seed),
+            MixingOrder(tuple(counts), seed),
         )
 
     def counts(self) -> dict[str, int]:
         """Examples (queries) of each source over the whole stage."""
         size = self.batch_size if self.batches == "homogeneous" else 1
-        named = zip(self.sources, self.deal.counts, strict=True)
+        named = zip(self.sources, self.order.counts, strict=True)
         return {source.name: count * size for source, count in named}
 
     def without_negatives(self, in_batch: bool) -> tuple[int, int]:
@@ -176,7 +176,7 @@ class Blend:
 
         Returns:
             As `Examples.batch`, in the global batch's shapes. Passage ids are those of all corpora
-            of the blend.
+            of the mixture.
 
         Raises:
             IndexError: the stage has no such step.
@@ -186,13 +186,13 @@ class Blend:
         stop = self.batch_size if stop is None else stop
         if self.batches == "mixed":
             return self._mixed(step, start, stop)
-        (source,), (unit,) = self.deal.stretch(step, step + 1)
+        (source,), (unit,) = self.order.stretch(step, step + 1)
         return self.sources[source].examples.batch(int(unit), start, stop)
 
     def lengths(self, step: int) -> dict[str, np.ndarray]:
         """Tokens of each 'query' and 'passage' of the global batch of one step."""
         if self.batches == "homogeneous":
-            (source,), (unit,) = self.deal.stretch(step, step + 1)
+            (source,), (unit,) = self.order.stretch(step, step + 1)
             return self.sources[source].examples.lengths(int(unit))
         here, picked = self._shared(step)
         out: Batch = {}
@@ -214,7 +214,7 @@ class Blend:
     def _shared(self, step: int) -> tuple[dict[int, np.ndarray], dict[int, Picked]]:
         """For each source in a mixed batch: its rows of the batch, and their content."""
         first = step * self.batch_size
-        of_row, units = self.deal.stretch(first, first + self.batch_size)
+        of_row, units = self.order.stretch(first, first + self.batch_size)
         here = {int(source): np.flatnonzero(of_row == source) for source in np.unique(of_row)}
         return here, {source: self._pick(source, units[rows]) for source, rows in here.items()}
 
@@ -275,7 +275,7 @@ def _counts(
     """Units of each source.
 
     Args:
-        sources, unit, epochs, steps: as in `Blend.build`.
+        sources, unit, epochs, steps: as in `Mixture.build`.
         rows: rows of a unit.
         size: units of a batch.
     """
@@ -340,7 +340,7 @@ def _offsets(sources: Sequence[Source]) -> tuple[int, ...]:
             sizes = len(other.examples.passages.place), size
             if sizes[0] != sizes[1]:
                 raise InputError(
-                    f"blend: '{other.name}' and '{source.name}' are declared to have the same "
+                    f"mixture: '{other.name}' and '{source.name}' are declared to have the same "
                     f"corpus, '{source.corpus}', but have {sizes[0]:,} and {sizes[1]:,} passages"
                 )
             offsets.append(offset)
@@ -350,7 +350,7 @@ def _offsets(sources: Sequence[Source]) -> tuple[int, ...]:
         total += size
         if total > _MAX_IDS:
             raise InputError(
-                f"blend: with '{source.name}' the corpora have {total:,} passages, more than the "
+                f"mixture: with '{source.name}' the corpora have {total:,} passages, more than the "
                 f"{_MAX_IDS:,} ids of int32; leave a set out or take fewer passages"
             )
     return tuple(offsets)
@@ -358,11 +358,11 @@ def _offsets(sources: Sequence[Source]) -> tuple[int, ...]:
 
 def _check_names(sources: Sequence[Source]) -> None:
     if not sources:
-        raise InputError("blend: no sources; name at least one data set to train on")
+        raise InputError("mixture: no sources; name at least one data set to train on")
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"blend: two sources are named '{twice}'; rename one")
+        raise InputError(f"mixture: two sources are named '{twice}'; rename one")
 
 
 def _check_shares(sources: Sequence[Source], unit: Unit) -> None:
@@ -370,14 +370,14 @@ def _check_shares(sources: Sequence[Source], unit: Unit) -> None:
     for source in sources:
         if not 0 < source.share < math.inf:
             raise InputError(
-                f"blend: '{source.name}' has share {source.share}; expected a {what} above 0, or "
+                f"mixture: '{source.name}' has share {source.share}; expected a {what} above 0, or "
                 "leave the set out"
             )
     total = math.fsum(source.share for source in sources)
     if unit == "weight" and abs(total - 1) > _TOLERANCE:
         shown = " + ".join(f"{source.share:g} ({source.name})" for source in sources)
         raise InputError(
-            f"blend: the weights sum to {total:.6g}, not to 1: {shown}; scale them, or count in "
+            f"mixture: the weights sum to {total:.6g}, not to 1: {shown}; scale them, or count in "
             "epochs"
         )
 
@@ -389,15 +389,15 @@ def _check_same(sources: Sequence[Source], batch_size: int) -> None:
         found = source.examples.batch_size
         if found != batch_size:
             raise InputError(
-                f"blend: '{source.name}' is built for batches of {found}, the stage has "
+                f"mixture: '{source.name}' is built for batches of {found}, the stage has "
                 f"{batch_size}"
             )
         for field in ("num_positives", "pad_id"):
             ours, theirs = getattr(first.examples, field), getattr(source.examples, field)
             if ours != theirs:
                 raise InputError(
-                    f"blend: {field} is {ours} in '{first.name}' and {theirs} in '{source.name}'; "
-                    "it is one value for all sets"
+                    f"mixture: {field} is {ours} in '{first.name}' and {theirs} in "
+                    f"'{source.name}', and must be equal in all sets"
                 )
 
 
@@ -407,8 +407,8 @@ def _check_extras(sources: Sequence[Source], batches: Batches) -> None:
     if any(scored) and not all(scored):
         name = sources[scored.index(False)].name
         raise InputError(
-            f"blend: distillation needs teacher scores for every set, but '{name}' has none; mine "
-            "it with a teacher, or leave it out"
+            f"mixture: distillation needs teacher scores for every set, but '{name}' has none; "
+            "mine it with a teacher, or leave it out"
         )
     guided = [source.examples.guide is not None for source in sources]
     if not any(guided):
@@ -416,14 +416,14 @@ def _check_extras(sources: Sequence[Source], batches: Batches) -> None:
     if not all(guided):
         name = sources[guided.index(False)].name
         raise InputError(
-            f"blend: masking by a guide needs its vectors, and '{name}' has none; mine it with a "
+            f"mixture: masking by a guide needs its vectors, and '{name}' has none; mine it with a "
             "teacher that is an encoder, or leave it out"
         )
     widths = [source.examples.guide[1].shape[1] for source in sources]
     if batches == "mixed" and len(set(widths)) > 1:
         other = next(i for i, width in enumerate(widths) if width != widths[0])
         raise InputError(
-            f"blend: the guide of '{sources[0].name}' is {widths[0]} wide and that of "
+            f"mixture: the guide of '{sources[0].name}' is {widths[0]} wide and that of "
             f"'{sources[other].name}' {widths[other]}, which one batch cannot hold; use batches "
             "'homogeneous', or one guide"
         )
