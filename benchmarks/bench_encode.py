@@ -2,10 +2,10 @@
 
     python benchmarks/bench_encode.py --data beir:DIR --max_length 256 --limit 512 --rounds 5
 
-Same weights, same texts, same length limit, default thread counts on both sides. Each side lives
-in a process of its own, so that peak memory (`ru_maxrss`) is its own too; the parent drives them in
-turn, one idle while the other works, and the order changes every round. A ratio is taken within a
-round and the median over rounds is reported: what else runs on the machine then weighs on both.
+Same weights, same texts, same length limit, default thread counts on both sides. Each side runs
+in a separate process, so that its peak memory (`ru_maxrss`) can be measured; the parent drives them
+in turn, one idle while the other works, and the order changes every round. A ratio is taken within
+a round and the median over rounds is reported: what else runs on the machine then weighs on both.
 
 The first call of each side is not timed as speed (ours compiles in it) but is reported as
 `first_call_s`. The last line printed is one JSON object.
@@ -179,7 +179,7 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system reports it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -7,7 +7,7 @@ positive), 4 negatives a query, both on the CPU with default thread counts. What
 whole call: tokenising,
 encoding both sides, search, mining. Loading the model and reading the data are not.
 
-Each side lives in a process of its own, so that its peak memory (VmHWM) is its own too; the parent
+Each side runs in a separate process, so that its peak memory (VmHWM) can be measured; the parent
 drives them in turn, one idle while the others work, and turns the order round every round. A ratio
 is taken within a round and the median over rounds is reported. Before that, each side is warmed
 up: ours by a whole call, in which it compiles (`first_call_s`; no cache on disk is used), theirs,
@@ -54,7 +54,7 @@ def peak_mib() -> float:
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**10
-    raise SystemExit("this system does not tell VmHWM in /proc/self/status")
+    raise SystemExit("this system does not report VmHWM in /proc/self/status")
 
 
 def read_texts(args: argparse.Namespace) -> tuple[list[str], list[str], list[list[int]]]:
@@ -297,7 +297,7 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system reports it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

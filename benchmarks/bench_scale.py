@@ -6,7 +6,7 @@
 Makes a store of unit vectors in bfloat16 (seeded, chunk by chunk; kept in --dir if that is given)
 and queries with one planted positive each, whose score is around 0.7. Then one ceilinged search
 finds negatives by PercPos: the k best below `percent` of the positive's score, the positive
-excluded. Four things are looked at, each in processes of their own:
+excluded. Four things are measured, each in separate processes:
 
     speed     chunks are read once; the search folds each into its lists and the bare matmul scores
               the same tiles for the same blocks, in turns: which goes first changes with each
@@ -126,7 +126,7 @@ def _same(one, other) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in ("scores_qk", "rows_qk"))
 
 
-# --- children: each in a process of its own, its last line a JSON object --------------------------
+# --- children: each in a separate process, its last line a JSON object ---------------------------
 
 
 def _child(arguments, what: str, cpus: int = 0) -> subprocess.Popen:

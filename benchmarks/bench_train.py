@@ -12,7 +12,7 @@ only if the losses are.
 No passage occurs twice in a batch, and none is a judged positive of another of its queries, so that
 our masks by id have nothing to do (theirs has none).
 
-Each side lives in a process of its own, so that its peak memory (VmHWM) is its own too. The parent
+Each side runs in a separate process, so that its peak memory (VmHWM) can be measured. The parent
 drives them in turn, one idle while the other works, and turns the order round every round. A round
 is the same `--steps` batches each time; the first, in which ours compiles, is warm-up and not
 counted. A ratio is taken within a round and the median over rounds is reported, over wall-clock
@@ -60,7 +60,7 @@ def peak_mib() -> float:
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**10
-    raise SystemExit("this system does not tell VmHWM in /proc/self/status")
+    raise SystemExit("this system does not report VmHWM in /proc/self/status")
 
 
 def make_task(args: argparse.Namespace, data: str) -> dict:
@@ -111,7 +111,7 @@ def make_task(args: argparse.Namespace, data: str) -> dict:
 
 
 class Channel:
-    """A worker's end: told to begin a round, it measures up to the next time it is asked."""
+    """A worker's end: once a round has begun, it measures up to the next request."""
 
     def __init__(self, args: argparse.Namespace):
         # Answers go to the real stdout; whatever a library prints there goes to stderr.
@@ -410,7 +410,7 @@ def compare(args: argparse.Namespace, data: str, folder: str) -> dict:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system reports it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

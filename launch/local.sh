@@ -20,7 +20,7 @@ Runs a config on this machine.
 
 Relative paths start at the root of the repository. One process uses every device of the machine,
 which is right for a multi-GPU host. --processes tries out a run of several processes: each gets
-the GPU of its own number, or M CPU devices with --cpu-devices (bash 4.3 or newer).
+the GPU with its number, or M CPU devices with --cpu-devices (bash 4.3 or newer).
 Ctrl-C and TERM let the run save what it has, for GRACE seconds at most.
 Other variables: PYTHON (.venv/bin/python if it is there, else python), PORT (12321), GRACE (60).
 

@@ -145,7 +145,7 @@ case "$action" in
     command=(python -m nvret_jax.main "--config=$CONFIG" "--workdir=$WORKDIR")
     command+=(${more[@]+"${more[@]}"})
     line="$(printf '%q ' "${command[@]}")"
-    # A session and a log file of its own, so that the run outlives the connection. The trap keeps
+    # A separate session and a log file, so that the run outlives the connection. The trap keeps
     # the shell alive under `stop`, to write the status down.
     inner="trap : TERM; .venv/bin/${line% }; echo \"ended with status \$?\" > run.status"
     line="cd nvret_jax || exit; if $is_running; then echo 'error: a run is in progress; see logs and stop' >&2"

@@ -1,4 +1,4 @@
-"""`make accelerator`: where am I, is it right, is it fast, does the plan tell the truth.
+"""`make accelerator`: where am I, is it right, is it fast, is the plan right.
 
     python -m benchmarks.accelerator --out accelerator.json            # up to 8 minutes on one card
     python -m benchmarks.accelerator --small                           # up to 3 minutes on a CPU
@@ -9,7 +9,7 @@ It runs on whatever JAX finds, needs no network and no data: models have random 
 sizes, texts are the docstrings of installed packages. torch and sentence-transformers are compared
 with where they are installed.
 
-Steps run in processes of their own. One that fails is reported and does not stop the others; each
+Each step runs in a separate process. One that fails is reported and does not stop the others; each
 result is written as it comes; what would not fit into the time left is skipped and says so. The
 last line printed is the JSON of all results. Status 1: a check failed or a step did.
 """

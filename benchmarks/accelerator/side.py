@@ -240,7 +240,7 @@ class InOrder:
 
 
 def _boundary(channel: Channel, of_torch: bool) -> Callable[[], None]:
-    """What stands between two rounds: answers for the last one and waits for the next."""
+    """What happens between two rounds: answers for the last one and waits for the next."""
     clock: list[float] = []
 
     def boundary() -> None:

@@ -1,4 +1,4 @@
-"""Does the plan tell the truth: predicted memory and time of a step beside the measured ones.
+"""Is the plan right: predicted and measured memory and time of a step.
 
 The plan compiles the very step that is measured, for the devices that are here; its time is a
 roofline with the chip's data-sheet rates, so that measured over predicted is how far the roofline

@@ -1,4 +1,4 @@
-"""One cell: the pipeline's own stages in a workdir of its own, and what is read from it after.
+"""One cell: the pipeline's stages in a separate workdir, and what is read from it afterwards.
 
 Nothing here mines, trains or scores. A cell's result is a JSON file that appears whole; its workdir
 is then removed, as a student's checkpoints are large and a cell can be run again.

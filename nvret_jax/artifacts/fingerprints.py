@@ -150,6 +150,7 @@ def _changes(
         yield at, f"made by {_version(old.get('format'), new['format'])}"
         return
     before, after = old["parts"], new["parts"]
+    follow: list[str] = []  # values that are as before, and only another's change makes them matter
     for key in sorted(set(before) | set(after)):
         a, b = before.get(key), after.get(key)
         if _same(a, b) and (key in before) == (key in after):
@@ -172,8 +173,10 @@ def _changes(
             b = _value(after, key, new)
             if a != b:
                 yield at, f"{_name(key, old, new)} {shown_change(a, b)}"
-            else:  # used only now, or no longer
-                yield at, f"{_name(key, old, new)} counts {'no longer' if key in before else 'now'}"
+            else:
+                how = "no longer" if key in before else "now"
+                follow.append(f"{_name(key, old, new)} is {how} used")
+    yield from ((at, text) for text in follow)
 
 
 def _of_digest(a: Any, b: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

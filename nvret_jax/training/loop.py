@@ -323,7 +323,7 @@ class _StageRun:
         return found | {line["step"] - self.first: line[SCORE] for line in own}
 
     def _finished(self, checkpoints: Checkpoints, scheduled: Sequence[int]) -> Finished:
-        """What the stage says of itself at its end."""
+        """The record of a stage that is finished."""
         scores = self._scores()
         if not self.config.keep_best:  # one of those that are there
             kept = {0, *sums.steps_in(self.folder)}

@@ -51,11 +51,11 @@ class Outcome:
 
 
 def outcome(lines: Sequence[Mapping[str, Any]], done: Finished | None, pick: str) -> Outcome | None:
-    """What the metrics of a finished training say; None where its start or its end has no score.
+    """Whether a finished training helped; None where its start or its end has no score.
 
     Args:
         lines: of metrics.jsonl.
-        done: what the last stage says of itself.
+        done: the record of the last stage, if it is finished.
         pick: 'last' or 'best'; see `options.Result`.
     """
     scores = {line["step"]: line[SCORE] for line in lines if SCORE in line}

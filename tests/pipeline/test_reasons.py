@@ -342,6 +342,18 @@ def tried(base, project, folder):
     return named, wrong
 
 
+def test_a_change_comes_before_the_values_that_it_brings_into_use():
+    config = {"student.lora_alpha": 32.0, "student.lora_rank": 0}
+    whole = {"format": 1, "names": {}, "inputs": {}, "config": config}
+    whole["parts"] = {"student.lora_rank": 0}
+    adapted = whole | {"parts": config | {"student.lora_rank": 4}}
+    adapted["config"] = adapted["parts"]
+    found = fingerprints.changes(whole, adapted)
+    assert found == "student.lora_rank 0 → 4; student.lora_alpha is now used"
+    found = fingerprints.changes(adapted, whole)
+    assert found == "student.lora_rank 4 → 0; student.lora_alpha is no longer used"
+
+
 @pytest.mark.slow
 def test_every_value_that_matters_is_named(project, tmp_path):
     named, wrong = set(), []

@@ -284,8 +284,8 @@ def resampled_shares(
 
     Args:
         trials: of the same R queries; each sample serves all of them.
-        query_ids: of the R queries; queries are put into an order of their own first, so that the
-            order they come in changes nothing.
+        query_ids: of the R queries, which are sorted by a hash of them first, so that the order of
+            the arguments changes nothing.
         resamples: samples drawn, as many queries each as there are.
         seed: of numpy's default generator.
 

@@ -262,8 +262,8 @@ def same_document(positive_rows: Ragged, document_n: np.ndarray) -> Ragged:
     """
     wanted, group = np.unique(document_n[positive_rows.values], return_inverse=True)
     # A passage without a document gets a number that no positive has, so that it matches none.
-    nobody = document_n.max(initial=0) + 1
-    members = _members(wanted, np.where(document_n < 0, nobody, document_n))
+    unused = document_n.max(initial=0) + 1
+    members = _members(wanted, np.where(document_n < 0, unused, document_n))
     return _spread(members, group, positive_rows)
 
 

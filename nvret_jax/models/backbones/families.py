@@ -1,8 +1,8 @@
 """The backbone of each `model_type`, and how its checkpoints are read.
 
 A family is found by the `model_type` of config.json, never by a model's name. Some embedders on
-the hub bring code of their own for what is a known architecture with bidirectional attention
-(`own_code`): their code is not run, ours is instead of it.
+the hub bring their own code for what is a known architecture with bidirectional attention
+(`own_code`): this package computes it instead of running that code.
 """
 
 from __future__ import annotations

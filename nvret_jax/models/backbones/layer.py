@@ -126,8 +126,8 @@ def in_use(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     spec = mesh_lib.spec(*axes, compute=True)
     # An unchanged weight stays an input of the scan over layers, which keeps no copy of it for the
     # backward pass. Even a reshard to the same layout would be an operation.
-    lies = jax.typeof(value).sharding
-    if lies.mesh.empty or _padded(lies.spec, value.ndim) == _padded(spec, value.ndim):
+    sharding = jax.typeof(value).sharding
+    if sharding.mesh.empty or _padded(sharding.spec, value.ndim) == _padded(spec, value.ndim):
         return value
     return jax.reshard(value, spec)
 
