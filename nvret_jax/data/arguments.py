@@ -54,8 +54,8 @@ def _check_texts(block: Sequence[Any], start: int, at: str) -> None:
         if not is_unicode(text):
             bad = next(i for i, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
             raise InputError(
-                f"{at}: text {row} has half of a surrogate pair at character {bad}, which UTF-8 "
-                "cannot hold; remove it, such as by text.encode('utf-8', 'replace').decode()"
+                f"{at}: text {row} has half of a surrogate pair at character {bad}, which is not "
+                "valid Unicode; remove it, such as by text.encode('utf-8', 'replace').decode()"
             )
 
 

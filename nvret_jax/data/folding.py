@@ -94,7 +94,7 @@ class Fold:
             )
             return None
         if half := half_pair(text):
-            self.mistakes.add(f"{where}: the {table.what} has {half}, which is not text")
+            self.mistakes.add(f"{where}: the {table.what} has {half}, which is not valid Unicode")
             return None
         if name is not None and not is_plain(name):
             self.mistakes.add(
