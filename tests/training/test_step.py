@@ -73,7 +73,7 @@ def test_what_is_not_pooled_reaches_the_model_chunk_by_chunk():
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
 
     def encode(learned, fixed, texts):
-        columns = [texts.tokens[:, 0], texts.lengths, texts.skip]
+        columns = [texts.tokens[:, 0], texts.lengths, texts.unpooled]
         return jnp.stack(columns, axis=1).astype(jnp.float32)
 
     tokens, lengths, skip = jnp.arange(7)[:, None], jnp.arange(7) + 10, jnp.arange(7) + 20
