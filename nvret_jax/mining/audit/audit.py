@@ -194,7 +194,7 @@ def _row(dataset, teacher, rule, trial, naive, shares_b, naive_b, wanted) -> Row
         high=high,
         hardness=trial.hardness,
         fill=int(trial.slots_q.sum()) / wanted,
-        cost=ratio(trial.thrown_true, trial.thrown_hidden),
+        cost=ratio(trial.rejected_true, trial.rejected_hidden),
         gap=trial.gap,
         cut=naive.share - trial.share,
         cut_low=cut_low,

@@ -103,7 +103,7 @@ class Trial:
         ranks: int64, the rank of each among the visible positive and the possible negatives; 0 past
             the stored candidates.
         hardness, gap: means over all negatives, see `audit.Row`; nan where there is none.
-        thrown_true, thrown_hidden: numbers of stored candidates rejected on the way to the
+        rejected_true, rejected_hidden: numbers of stored candidates rejected on the way to the
             negatives, ranked ahead of a query's last negative, that are or are not true negatives.
             If a query was left short or had to be searched for again, all stored candidates are
             ahead.
@@ -115,8 +115,8 @@ class Trial:
     ranks: np.ndarray
     hardness: float
     gap: float
-    thrown_true: int
-    thrown_hidden: int
+    rejected_true: int
+    rejected_hidden: int
 
     @property
     def share(self) -> float:
@@ -264,7 +264,7 @@ def _trial(negatives: Negatives, hidden: Hidden, wanted: int, passages: int) -> 
     standing = hidden.ranks
     ahead = (standing.values > 0) & (standing.values <= last_q[standing.row_of])
     passed = int(ahead.sum()) - int((ranks > 0).sum())
-    thrown_hidden = int((ahead & hidden.is_hidden).sum()) - int((hit & (ranks > 0)).sum())
+    rejected_hidden = int((ahead & hidden.is_hidden).sum()) - int((hit & (ranks > 0)).sum())
     return Trial(
         slots_q=rows.counts,
         hits_q=np.bincount(query[hit], minlength=len(rows)),
@@ -272,8 +272,8 @@ def _trial(negatives: Negatives, hidden: Hidden, wanted: int, passages: int) -> 
         ranks=np.where(ranks > 0, ranks + (ranks >= hidden.visible_ranks[query]), 0),
         hardness=float(hardness.mean()) if len(hardness) else math.nan,
         gap=float(gap.mean()) if len(gap) else math.nan,
-        thrown_true=passed - thrown_hidden,
-        thrown_hidden=thrown_hidden,
+        rejected_true=passed - rejected_hidden,
+        rejected_hidden=rejected_hidden,
     )
 
 
