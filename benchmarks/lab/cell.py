@@ -120,7 +120,9 @@ def read(workdir: pathlib.Path, config: Mapping[str, Any], hidden: str = "") -> 
         before: measure -> mean; per_query: query id -> nDCG@10 of the trained student; means of
         `MEASURES`; dev: [step, score] pairs; and what `_mined` says.
     """
-    (file,) = [p for p in (workdir / "evaluation").glob("*.json") if ".bm25" not in p.suffixes]
+    from nvret_jax.evaluation.output import evaluation_files
+
+    (file,) = evaluation_files(workdir / "evaluation")
     evaluated = json.loads(file.read_text())
     out: dict[str, Any] = {name: evaluated[name] for name in MEASURES}
     before = evaluated.get("before", evaluated)  # of a run without training there is one alone

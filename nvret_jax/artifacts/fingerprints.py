@@ -29,6 +29,7 @@ FORMATS = {
     "negatives": 3,  # 3: equal texts are one
     "checkpoints": 4,  # 4: the start may be the best
     "baseline": 1,
+    "overlap": 1,
     "evaluation": 3,  # 3: the scores of each query before training
     "export": 2,
     "report": 2,

@@ -53,6 +53,7 @@ class Scores:
         interval: 95 % interval of the nDCG@10 difference, or None.
         measured: a sentence about before and after; '' if nothing was trained.
         bm25: {trec name: mean} of BM25 on the same queries, or None.
+        overlaps: what it has in common with each training set, a sentence each.
     """
 
     dataset: str
@@ -62,6 +63,7 @@ class Scores:
     interval: tuple[float, float] | None = None
     measured: str = ""
     bm25: Mapping[str, float] | None = None
+    overlaps: Sequence[str] = ()
 
 
 def compare(

@@ -19,6 +19,15 @@ from nvret_jax.errors import InputError
 from nvret_jax.evaluation.retrieval import Evaluation, as_run
 from nvret_jax.files import runs
 
+# What is beside the scores of a data set, by how the file's name ends.
+BM25, OVERLAP = ".bm25.json", ".overlap.json"
+
+
+def evaluation_files(folder: epath.Path) -> list[epath.Path]:
+    """The files with a student's scores in a folder, by data set."""
+    files = sorted(folder.glob("*.json")) if folder.exists() else []
+    return [path for path in files if not path.name.endswith((BM25, OVERLAP))]
+
 
 def write_trec_run(
     path: epath.PathLike,

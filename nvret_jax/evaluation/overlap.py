@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nvret_jax.data.dataset import Dataset
@@ -60,13 +60,35 @@ class Overlap:
             found.append(f"{same} of {count.texts:,} {what}")
         return f"overlap of {self.test} with {self.train}: {'; '.join(found)}"
 
+    def sentence(self) -> str:
+        """For a page, after the name of the data set."""
+        told = []
+        for what, count in (("queries", self.queries), ("relevant passages", self.passages)):
+            if count.equal + count.near:
+                same = f"{count.equal:,} equal one of training and {count.near:,} are near copies"
+                told.append(f"of {count.texts:,} {what}, {same}")
+        found = "; ".join(told) or "no query and no relevant passage is one of training, or near it"
+        return f"{self.test}, compared with {self.train}: {found}."
+
     def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    def counts(self) -> dict[str, Any]:
         """For JSON, without ids."""
-        counts = {}
+        record = self.record()
         for name in ("queries", "passages"):
-            count = getattr(self, name)
-            counts[name] = {"texts": count.texts, "equal": count.equal, "near": count.near}
-        return {"train": self.train, "test": self.test, **counts}
+            del record[name]["ids"]
+        return record
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Overlap:
+        """That of a record."""
+        counts = {
+            name: Count(**{**record[name], "ids": tuple(record[name]["ids"])})
+            for name in ("queries", "passages")
+        }
+        return cls(record["train"], record["test"], **counts)
 
 
 def overlap(
@@ -108,8 +130,9 @@ def _count(train: Sequence[str], test: Sequence[str], ids: Iterable[str]) -> Cou
     known = {normalize(text) for text in train}
     equal = [normalize(text) in known for text in test]
     groups = Groups(len(train) + len(test))
+    groups.join_first(len(train))  # what links two training texts does not matter
     join_near(itertools.chain(train, test), groups)
-    trained = {groups.find(row) for row in range(len(train))}
-    near = [not same and groups.find(len(train) + row) in trained for row, same in enumerate(equal)]
+    linked = groups.names()[len(train) :] == 0
+    near = [not same and bool(joined) for same, joined in zip(equal, linked, strict=True)]
     found = tuple(i for i, a, b in zip(ids, equal, near, strict=True) if a or b)
     return Count(len(test), sum(equal), sum(near), found)

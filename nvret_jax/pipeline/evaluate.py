@@ -19,12 +19,12 @@ from nvret_jax.errors import InputError
 from nvret_jax.evaluation import baseline, comparison, output, retrieval
 from nvret_jax.evaluation.comparison import Scores
 from nvret_jax.evaluation.options import EvaluationOptions
-from nvret_jax.evaluation.overlap import Overlap, overlap
+from nvret_jax.evaluation.overlap import Overlap
 from nvret_jax.files.atomic import remove, write_atomic
 from nvret_jax.mesh import say
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
-from nvret_jax.pipeline import embed, trained, truncation
+from nvret_jax.pipeline import embed, overlaps, trained, truncation
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.encoders import ConfiguredEncoder
 from nvret_jax.pipeline.inputs import need
@@ -108,6 +108,8 @@ def artifact(run: Run) -> Artifact:
         for table in ("passages", f"queries-{split}")
     }
     parts |= run.searching.parts() | _scoring_parts(run)
+    common = overlaps.artifact(run)
+    parts |= {} if common is None else {"overlap": common}
     return run.workdir.evaluation(data.name, parts, run.about)
 
 
@@ -155,18 +157,24 @@ def _vectors_of(run: Run, role: str, table: str) -> Artifact:
 
 
 def _artifacts(run: Run) -> list[Artifact]:
-    made = [baseline_artifact(run), artifact(run)]
+    made = [baseline_artifact(run), overlaps.artifact(run), artifact(run)]
     return [item for item in made if item is not None]
 
 
-def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs | Baseline, EvaluationOptions]:
+def _inputs(
+    run: Run, artifact: Artifact
+) -> tuple[Inputs | Baseline | overlaps.Inputs, EvaluationOptions]:
     options = blocks.read(EvaluationOptions, run.config.evaluation)
     if artifact.kind == "baseline":
         return Baseline(run.test_data, run.config.data.test_split), options
+    if artifact.kind == "overlap":
+        return overlaps.inputs(run), options
     before = _vectors(run, run.start_role, run.untrained.encoder)
     run.release_untrained()
     cuts = truncation.of_test(run)
-    overlaps = _overlaps(run)
+    common = overlaps.read(run)
+    for one in common:
+        say(f"evaluate  {one.line()}")
     inputs = Inputs(
         run.test_data,
         run.config.data.test_split,
@@ -178,29 +186,12 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs | Baseline, Evaluation
             "encoder": run.untrained.config.model,
             "trained": run.trains,
             "truncated": {when: [c.record() for c in counts] for when, counts in cuts.items()},
-            "overlap": [one.record() for one in overlaps],
+            "overlap": [one.counts() for one in common],
             "measured": _measured(run),
         },
         read_bm25(run),
     )
     return inputs, options
-
-
-def _overlaps(run: Run) -> list[Overlap]:
-    """What the test split has in common with each training set."""
-    config, found = run.config.data, []
-    for part in run.sets.values() if run.trains else ():
-        one = overlap(
-            part.train_data,
-            run.test_data,
-            train_split=part.config.data.train_split,
-            test_split=config.test_split,
-            min_relevance=part.config.data.min_relevance,
-            test_min_relevance=run.config.evaluation.min_relevance,
-        )
-        say(f"evaluate  {one.line()}")
-        found.append(one)
-    return found
 
 
 def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
@@ -224,16 +215,22 @@ def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
     )
 
 
-def make(inputs: Inputs | Baseline, options: EvaluationOptions) -> Scored | None:
+def make(
+    inputs: Inputs | Baseline | overlaps.Inputs, options: EvaluationOptions
+) -> Scored | list[Overlap] | None:
     """Ranks the test corpus for each query and scores the rankings.
 
     Args:
-        inputs: of the student, before and after training, or of BM25.
+        inputs: of the student, before and after training, or of BM25; or what is compared for the
+            overlap of training and test.
         options: of the evaluation.
 
     Returns:
-        None where BM25 has nothing to rank by, and on processes that do not write its scores.
+        Scores, or overlaps. None where BM25 has nothing to rank by, and on processes that do not
+        write its scores or overlaps.
     """
+    if isinstance(inputs, overlaps.Inputs):
+        return overlaps.make(inputs) if mesh_lib.is_main() else None
     if isinstance(inputs, Baseline):
         return _baseline(inputs, options)
     before = _evaluated(inputs, inputs.before, options)
@@ -285,7 +282,14 @@ def _evaluated(
     )
 
 
-def _write(artifact: Artifact, inputs: Inputs | Baseline, scored: Scored | None) -> None:
+def _write(
+    artifact: Artifact,
+    inputs: Inputs | Baseline | overlaps.Inputs,
+    scored: Scored | list[Overlap] | None,
+) -> None:
+    if isinstance(inputs, overlaps.Inputs):
+        overlaps.write(artifact, scored)
+        return
     if isinstance(inputs, Baseline):
         _write_baseline(artifact, scored)
         return
@@ -356,6 +360,7 @@ def read_scores(run: Run) -> Scores:
         interval=tuple(interval) if interval else None,
         measured=found.get("measured", "") if found["trained"] else "",
         bm25=read_bm25(run),
+        overlaps=[one.sentence() for one in overlaps.read(run)],
     )
 
 

@@ -14,6 +14,7 @@ MADE_BY = {
     "negatives": "mine",
     "checkpoints": "train",
     "baseline": "evaluate",
+    "overlap": "evaluate",
     "evaluation": "evaluate",
 }
 

@@ -85,6 +85,7 @@ def test_every_artefact_is_there(finished):
         "export/README.md",
         "evaluation/data.bm25.json",
         "evaluation/data.bm25.trec",
+        "evaluation/data.overlap.json",
         "report.html",
         "history.jsonl",
         "embeddings/teacher/data/passages/zarr.json",
