@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
+import re
+import time
 
 import command
 import pytest
@@ -186,4 +188,29 @@ def test_quiet_leaves_out_bars(monkeypatch, capsys):
                 pass
         finally:
             log.close()
+        assert ("work" in capsys.readouterr().err) is not quiet
+
+
+def test_the_log_file_gets_lines_in_the_place_of_bars(monkeypatch, tmp_path, capsys):
+    from nvret_jax.processes import progress
+
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    for turn, (quiet, redraws) in enumerate(((False, True), (True, True), (True, False))):
+        monkeypatch.setattr(progress, "_redraws", lambda redraws=redraws: redraws)
+        file = tmp_path / f"log{turn}.txt"
+        log.configure(quiet=quiet, file=file)
+        try:
+            for _ in progress.bar(range(3), desc="loop", unit="step"):
+                time.sleep(0.06)  # tqdm draws ten times per second
+            with progress.bar(total=4, initial=1, desc="work", unit="step") as bar:
+                bar.set_postfix_str("loss 2")
+                bar.update(3)
+            with progress.bar(total=2, desc="hidden", unit="step", show=False) as bar:
+                bar.update(2)
+        finally:
+            log.close()
+        text = file.read_text()
+        assert "INFO loop: 3/3 step" in text
+        assert re.search(r"INFO work: 4/4 step, .* per second, loss 2", text)
+        assert "hidden" not in text
         assert ("work" in capsys.readouterr().err) is not quiet

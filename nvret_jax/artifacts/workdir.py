@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -157,13 +158,25 @@ class Workdir:
         Raises:
             InputError: another run uses it, or it cannot be written.
         """
+        new = self._missing()
         try:
             if mesh_lib.is_main():
                 self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--workdir {self.path} cannot be written: {error}") from None
-        with claim_lib.claimed(self.path) as claim:
-            yield dataclasses.replace(self, claim=claim)
+        try:
+            with claim_lib.claimed(self.path) as claim:
+                yield dataclasses.replace(self, claim=claim)
+        except InputError:
+            with contextlib.suppress(OSError):  # those in which something was made stay
+                for folder in new if mesh_lib.is_main() else ():
+                    folder.rmdir()
+            raise
+
+    def _missing(self) -> list[pathlib.Path]:
+        """The folder and those above it that do not exist, the innermost first."""
+        place = pathlib.Path(os.path.abspath(self.path))
+        return [folder for folder in (place, *place.parents) if not folder.exists()]
 
     def check_claim(self) -> None:
         """Raises InputError if another run took over the workdir."""
@@ -271,6 +284,10 @@ class Workdir:
         runs = tuple(f"evaluation/{dataset}{suffix}.trec" for suffix in ("", ".before"))
         name = f"evaluation/{dataset}.json"
         return self.artifact(name, parts, about, kind="evaluation", beside=runs)
+
+    def overlap(self, dataset: str, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
+        """What the texts of one data set have in common with those of training."""
+        return self.artifact(f"evaluation/{dataset}.overlap.json", parts, about, kind="overlap")
 
     def baseline(self, dataset: str, parts: Parts, about: About = _NO_ABOUT) -> Artifact:
         """Metrics of BM25 on one data set; the ranking is beside it."""

@@ -106,6 +106,7 @@ class Plan:
         text("a topology, such as v5e:4x4, v5p:4x4x4 or h100:8"),
         "The chips, such as v5e:4x4, v5p:4x4x4 or h100:8.",
     )
+    stages: tuple[str, ...] = same(Train, "stages")
     passages: int = option(0, whole(0), "Passages of the corpus; 0: the config's.")
     data: bool = option(False, flag(), "Also plan training at the lengths of the config's texts.")
     width: int = option(

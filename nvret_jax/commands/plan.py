@@ -31,13 +31,20 @@ def run(asked: Asked) -> int:
     if wrong:
         raise InputError(f"plan: {'; '.join(wrong)}")
     given = asked.options
-    config = overrides.from_arguments(asked.config) if asked.config else None
-    if config is not None:
-        checks.validate(config)
+    config = None
+    if asked.config:
+        config, misread = overrides.read_arguments(asked.config)
+        checks.validate(config, misread)
     from nvret_jax.plan import command  # seconds of imports
 
     if config is not None:
-        return command.run(config, given.topology, passages=given.passages, data=given.data)
+        return command.run(
+            config,
+            given.topology,
+            stages=given.stages,
+            passages=given.passages,
+            data=given.data,
+        )
     return command.run_search(
         given.topology,
         given.passages,
@@ -61,8 +68,9 @@ def _wrong(asked: Asked) -> Iterator[tuple[str, str]]:
     for key in ("passages", "width"):
         if not given.get(key):
             yield key, "give a number above 0, or a whole run with --config=FILE"
-    if given.get("data"):
-        yield "data", "needs --config=FILE"
+    for key in ("data", "stages"):
+        if given.get(key):
+            yield key, "needs --config=FILE"
 
 
 COMMAND = Command(

@@ -39,12 +39,18 @@ def run(asked: Asked) -> int:
         Preempted: a signal ended the run, which has saved.
     """
     given = asked.options
-    config = overrides.from_arguments(asked.config)
+    config, misread = overrides.read_arguments(asked.config)
     if given.plan:
-        checks.validate(config)
+        checks.validate(config, misread)
         from nvret_jax.plan import command
 
-        return command.run(config, given.plan, passages=given.plan_passages, data=given.plan_data)
+        return command.run(
+            config,
+            given.plan,
+            stages=given.stages,
+            passages=given.plan_passages,
+            data=given.plan_data,
+        )
     if given.plan_data:
         raise InputError("--plan_data: nothing is planned without --plan=TOPOLOGY")
     if not given.workdir:
@@ -53,7 +59,7 @@ def run(asked: Asked) -> int:
         raise InputError(f"--workdir={given.workdir}: a flag instead of a folder; give a folder")
     _allow_files()
     workdir = str(paths.local(given.workdir, "--workdir"))
-    wrong = checks.mistakes(config)
+    wrong = [*misread.values(), *checks.mistakes(config)]
     # Once it has joined them, this process reports its mistakes to the others.
     joinable = checks.has_all_keys(config) and not any(w.startswith("distributed.") for w in wrong)
     met = _meet(config) if joinable else None
@@ -63,7 +69,7 @@ def run(asked: Asked) -> int:
     if joinable:
         _join(config, met, given)
     if wrong:
-        raise InputError(checks.as_one_line(pipeline.mistakes(config, workdir)))
+        raise InputError(checks.as_one_line(pipeline.mistakes(config, workdir), misread))
     pipeline.run(config, workdir, stages=given.stages, dry_run=given.dry_run)
     return 0
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -345,6 +345,21 @@ def stage_names(config: ConfigDict) -> list[str]:
     return [name for name in STAGES if name in config.stages and name not in skipped]
 
 
+def asked_stages(config: ConfigDict, names: Sequence[str]) -> list[str]:
+    """The stages of a config that `--stages` names, in order; all that run where it names none.
+
+    Raises:
+        InputError: the config has no such stage.
+    """
+    plan = stage_names(config)
+    unknown = [name for name in names if name not in plan]
+    if unknown and unknown[0] in config.stages:
+        raise InputError(f"--stages={unknown[0]}: data.test names no data set to evaluate on")
+    if unknown:
+        raise InputError(f"--stages={unknown[0]}: this config has the stages {', '.join(plan)}")
+    return [name for name in plan if not names or name in names]
+
+
 def stages_of(config: ConfigDict) -> dict[str, ConfigDict]:
     """Name -> block of each training stage, in order; only 'train' if none are named."""
     if not config.train.stages:
@@ -370,10 +385,15 @@ def flat_keys(config: ConfigDict, prefix: str = "") -> list[str]:
 
 def near(config: ConfigDict, key: str) -> str:
     """'; did you mean …?' for an unknown key, or ''."""
+    found = nearest(config, key)
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def nearest(config: ConfigDict, key: str) -> list[str]:
+    """The keys that an unknown one may mean."""
     known, leaf = flat_keys(config), key.rsplit(".", 1)[-1]
     found = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
-    found = found or difflib.get_close_matches(key, known, 2, cutoff=0.8)
-    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+    return found or difflib.get_close_matches(key, known, 2, cutoff=0.8)
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

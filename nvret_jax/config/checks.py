@@ -10,8 +10,11 @@ invalid by itself, because that mistake is already reported.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -25,6 +28,7 @@ from nvret_jax.config import (
     flat_keys,
     keys_of,
     near,
+    nearest,
     set_names,
     stages_of,
 )
@@ -39,23 +43,38 @@ from nvret_jax.options.takes import paths_in
 _TAKEN = ("teacher", "student", "student-start", RANDOM, GIVEN)  # names in tables and folders
 _NO_COSINES = ("bm25:", "random:", "run:")  # what models of teachers begin with
 _REPAIRS = 3  # a default, too, may conflict with another value
+_NONE: Mapping[str, str] = types.MappingProxyType({})
 _EXACT = 1e-6  # tolerance for parts that must sum to 1
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, misread: Mapping[str, str] = _NONE) -> None:
     """Checks every value.
+
+    Args:
+        config: of a run.
+        misread: what is wrong with overrides that it does without, by key.
 
     Raises:
         InputError: one line that lists all mistakes, each with its key, value and remedy.
     """
     wrong = mistakes(config)
-    if wrong:
-        raise InputError(as_one_line(wrong))
+    if wrong or misread:
+        raise InputError(as_one_line(wrong, misread))
 
 
-def as_one_line(wrong: Sequence[str]) -> str:
-    """All mistakes as one line, each once."""
-    return "config: " + "; ".join(dict.fromkeys(wrong))
+def as_one_line(wrong: Sequence[str], misread: Mapping[str, str] = _NONE) -> str:
+    """All mistakes as one line, each once; those that may follow from `misread` are left out."""
+    return "config: " + "; ".join(_with_misread(misread, wrong))
+
+
+def _with_misread(misread: Mapping[str, str], wrong: Iterable[str]) -> list[str]:
+    """Mistakes in the names or types of keys, by key, and those others that do not follow."""
+    expected = base() if misread else None
+    meant = set(misread)
+    for key in misread:
+        meant.update(difflib.get_close_matches(key, nearest(expected, key), 1))
+    apart = [line for line in wrong if re.split(r"[=:]", line, maxsplit=1)[0] not in meant]
+    return list(dict.fromkeys([*misread.values(), *apart]))
 
 
 def has_all_keys(config: ConfigDict) -> bool:
@@ -77,6 +96,27 @@ def _wrong_keys(config: ConfigDict) -> list[str]:
     expected = base()
     wrong = [f"{key}: no such key{near(expected, key)}" for key in given if key not in known]
     return wrong + [f"{key}: missing; start from base()" for key in known if key not in given]
+
+
+def _with_all_keys(config: ConfigDict) -> ConfigDict | None:
+    """A copy without the keys that do not exist, and with defaults for those that are missing.
+
+    None where a block is missing or no block, which leaves too little to check.
+    """
+    copy = config.copy_and_resolve_references()
+    known = keys_of(config)
+    if any(not isinstance(_value(config, block), ConfigDict) for block in _blocks(config, known)):
+        return None
+    defaults = _defaults(config)
+    with copy.unlocked():
+        for key in {*flat_keys(config), *known}:
+            block, _, leaf = key.rpartition(".")
+            target = _value(copy, block) if block else copy
+            if key not in known:
+                del target[leaf]
+            elif leaf not in target:
+                target[leaf] = defaults[key]
+    return copy if has_all_keys(copy) else None
 
 
 def _blocks(config: ConfigDict, known: Iterable[str]) -> list[str]:
@@ -113,7 +153,11 @@ def mistakes(config: ConfigDict) -> list[str]:
     """What is wrong with the values, each with its key, value and remedy."""
     wrong = _wrong_keys(config)
     if wrong:  # the checks below read every key
-        return wrong
+        whole = _with_all_keys(config)
+        if whole is None:
+            return wrong
+        unread = {line.split(":", 1)[0]: line for line in wrong}
+        return _with_misread(unread, mistakes(whole))
     lines = wrong_values(config)
     sound = Sound(config, frozenset(lines))
     found = list(lines.values()) + check_paths(config)

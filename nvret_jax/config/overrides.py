@@ -14,7 +14,7 @@ import importlib.util
 import pathlib
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -45,7 +45,26 @@ def from_arguments(arguments: Sequence[str]) -> ConfigDict:
     Raises:
         InputError: no file is given, or all mistakes in them, in one line.
     """
-    argv, gone = check(located(["", *arguments]))
+    config, misread = read_arguments(arguments)
+    _refuse(misread)
+    return config
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[ConfigDict, dict[str, str]]:
+    """The config of a command line without the overrides that cannot be read, and those.
+
+    So that its other mistakes can be reported with them, in one line.
+
+    Args:
+        arguments: those of the command line that belong to a config.
+
+    Returns:
+        (the config, key -> what is wrong with its override).
+
+    Raises:
+        InputError: no file is given, or it is invalid.
+    """
+    argv, gone, misread = _checked(located(["", *arguments]))
     alone = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", None, flag_values=alone, sys_argv=argv)
     alone["config"].parser = File()  # a folder's name may hold colons
@@ -61,7 +80,7 @@ def from_arguments(arguments: Sequence[str]) -> ConfigDict:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"config: {error}") from None
-    return holder.value
+    return holder.value, misread
 
 
 def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -80,14 +99,28 @@ def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         InputError: an invalid file, or overrides with unknown keys or values of a wrong type; one
             line with all of these.
     """
+    left, unset, misread = _checked(argv)
+    _refuse(misread)
+    return left, unset
+
+
+def _refuse(misread: Mapping[str, str]) -> None:
+    """Raises InputError if any override cannot be read."""
+    if misread:
+        raise InputError("config: " + "; ".join(misread.values()))
+
+
+def _checked(argv: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
+    """See `check`; what is wrong is returned by key, without these arguments."""
     path, changes = _split(argv)
     if not path:
         if changes or path == "":
             raise InputError(NO_CONFIG)
-        return list(argv), []
+        return list(argv), [], {}
     config = load(path)
     known = keys_of(config)
-    wrong, left, unset = [], list(argv), []
+    wrong: dict[str, str] = {}
+    left, unset = list(argv), []
     for key, arguments in _grouped(config, changes):
         if _text(arguments) == _UNSET and key in known and _type(config, key):
             problem = mistake(key, None, known[key])
@@ -96,10 +129,10 @@ def check(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             problem = _problem(config, key, arguments, known.get(key))
             unset = [other for other in unset if other != key]
-        wrong += [problem] if problem else []
-    if wrong:
-        raise InputError("config: " + "; ".join(wrong))
-    return left, unset
+        if problem:
+            wrong[key] = f"{wrong[key]}; {problem}" if key in wrong else problem
+            left = _without(left, arguments)
+    return left, unset, wrong
 
 
 def unset(config: ConfigDict, keys: Sequence[str]) -> None:

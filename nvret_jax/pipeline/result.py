@@ -9,6 +9,9 @@ from typing import Any
 
 from etils import epath
 
+from nvret_jax.api.encoder import Encoder
+from nvret_jax.errors import InputError
+from nvret_jax.evaluation import output
 from nvret_jax.evaluation.retrieval import MEASURE_NAMES
 from nvret_jax.report.history import History
 from nvret_jax.training.metric_writer import read_metrics
@@ -25,7 +28,6 @@ _PATHS = {
     "audit": "audit.csv",
     "config": "config.json",
 }
-_BM25 = ".bm25.json"  # how the names of its scores end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +49,8 @@ class Result:
     @functools.cached_property
     def evaluations(self) -> list[dict[str, Any]]:
         """The content of each evaluation file: dataset, split, measures, counts, per_query, …"""
-        folder = self.workdir / "evaluation"
-        files = sorted(folder.glob("*.json")) if folder.exists() else []
-        own = [path for path in files if not path.name.endswith(_BM25)]
-        return [json.loads(path.read_text()) for path in own]
+        files = output.evaluation_files(self.workdir / "evaluation")
+        return [json.loads(path.read_text()) for path in files]
 
     @property
     def scores(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -65,12 +65,23 @@ class Result:
             made = {"before": means}
             if found.get("trained"):
                 made = {"before": found["before"], "after": means}
-            bm25 = self.workdir / "evaluation" / f"{found['dataset']}{_BM25}"
+            bm25 = self.workdir / "evaluation" / f"{found['dataset']}{output.BM25}"
             baseline = json.loads(bm25.read_text()) if bm25.exists() else None
             if baseline is not None:
                 made["BM25"] = {name: baseline[name] for name in means}
             out[f"{found['dataset']} {found['split']}"] = made
         return out
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The exported model: the trained one, or the student where nothing was trained.
+
+        Raises:
+            InputError: the run has exported none.
+        """
+        if "export" not in self.paths:
+            raise InputError(f"{self.workdir / 'export'}: no such folder; run the stage export")
+        return Encoder.from_pretrained(self.paths["export"])
 
     @property
     def history(self) -> History:

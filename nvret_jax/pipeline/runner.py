@@ -9,7 +9,6 @@ made or used.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from nvret_jax import options
 from nvret_jax.artifacts import claim
 from nvret_jax.artifacts.artifact import Artifact, Damaged
 from nvret_jax.artifacts.workdir import Workdir
-from nvret_jax.config import checks, overrides, stage_names
+from nvret_jax.config import asked_stages, checks, overrides, stage_names
 from nvret_jax.config.sets import MINING_STAGES
 from nvret_jax.errors import InputError, from_system
 from nvret_jax.files import paths
@@ -81,12 +80,7 @@ def run(
     workdir = str(paths.local(workdir, "--workdir"))
     checks.validate(config)
     plan = stage_names(config)
-    unknown = [name for name in stages if name not in plan]
-    if unknown and unknown[0] in config.stages:
-        raise InputError(f"--stages={unknown[0]}: data.test names no data set to evaluate on")
-    if unknown:
-        raise InputError(f"--stages={unknown[0]}: this config has the stages {', '.join(plan)}")
-    asked = [name for name in plan if not stages or name in stages]
+    asked = asked_stages(config, stages)
     begun = time.perf_counter()
     with _files_errors(workdir):
         place = Workdir.open(workdir, config.to_dict(), write=False)
@@ -96,10 +90,7 @@ def run(
             _run_rounds(config, place, plan, asked, dry_run=True)
             return Result(place.path)
         with place.claimed() as claimed:
-            # Another run may have made an artefact in the meantime.
-            opened = Workdir.open(workdir, config.to_dict())
-            opened = dataclasses.replace(opened, claim=claimed.claim)
-            state = _run_rounds(config, opened, plan, asked, dry_run=False)
+            state = _run_rounds(config, claimed, plan, asked, dry_run=False)
             if closing and state is not None:
                 for line in closing_lib.lines(state, plan, asked, time.perf_counter() - begun):
                     say(line)
@@ -133,6 +124,8 @@ def _run_rounds(
                 say(found.line())
             continue
         if number == 1:
+            # Nothing is refused from here on; another run may have made an artefact meanwhile.
+            Workdir.open(place.path, config.to_dict())
             say(
                 f"devices: {jax.device_count()} × {jax.devices()[0].device_kind}, "
                 f"{jax.process_count()} process(es)"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvret_jax import platforms
-from nvret_jax.config import stages_of
+from nvret_jax.config import asked_stages, stages_of
 from nvret_jax.config.sets import sets_of
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.models.precision import embedding_dtype
@@ -37,12 +37,20 @@ def leave_devices_alone() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
-def run(config: ConfigDict, topology: str, *, passages: int = 0, data: bool = False) -> int:
+def run(
+    config: ConfigDict,
+    topology: str,
+    *,
+    stages: Sequence[str] = (),
+    passages: int = 0,
+    data: bool = False,
+) -> int:
     """Compiles the steps of a config for a topology and prints their cost.
 
     Args:
         config: of a run; its mesh is mapped to the topology.
         topology: such as 'v5p:4x4x4' or 'h100:8'.
+        stages: only these of the config; empty: all.
         passages: of the corpus; 0: `data.max_passages`, or 1,000,000.
         data: whether to read the config's data and plan training at its widths, too.
 
@@ -52,6 +60,7 @@ def run(config: ConfigDict, topology: str, *, passages: int = 0, data: bool = Fa
     Raises:
         InputError: mistakes in config, topology or a model.
     """
+    asked = asked_stages(config, stages) if stages else config.stages
     leave_devices_alone()
     mesh, chip = topology_mesh(topology, **config.mesh.to_dict())
     axes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -61,7 +70,7 @@ def run(config: ConfigDict, topology: str, *, passages: int = 0, data: bool = Fa
         said = "data.max_passages" if config.data.max_passages else "the default"
         print(f"a corpus of {n:,} passages ({said}; --plan_passages sets another number)")
     failed = []
-    for step in planned(config, mesh, chip, n, data):
+    for step in planned(config, mesh, chip, n, data, asked):
         print(f"\n{report(step, chip)}", flush=True)
         if not fits(step, chip):
             failed.append(f"{step.name.split(':')[0]}: {advice(step, chip)}")
@@ -76,10 +85,15 @@ def _end(topology: str, failed: list[str]) -> int:
 
 
 def planned(
-    config: ConfigDict, mesh: Mesh, chip: Chip, passages: int, data: bool = False
+    config: ConfigDict,
+    mesh: Mesh,
+    chip: Chip,
+    passages: int,
+    data: bool = False,
+    stages: Sequence[str] = (),
 ) -> Iterator[Step]:
-    """The steps of the config's stages, each yielded when it is compiled."""
-    stages = set(config.stages)
+    """The steps of these stages, or of all of a config's, each yielded when it is compiled."""
+    stages = set(stages or config.stages)
     blocks = {
         name: config.teacher if name == "teacher" else config.teachers[name]
         for name in (_teachers(config) if stages - {"evaluate"} else ())

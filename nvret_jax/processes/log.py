@@ -86,6 +86,12 @@ def say(text: str) -> None:
         _logger.info(text)
 
 
+def note(text: str) -> None:
+    """Puts a line into the file alone, if there is one: progress that a terminal shows as a bar."""
+    if _file is not None:
+        _logger.info(text)
+
+
 def error(text: str) -> None:
     """Prints a line on standard error."""
     print(text, file=sys.stderr, flush=True)

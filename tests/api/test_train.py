@@ -231,6 +231,7 @@ def test_the_scores_of_a_run(tmp_path):
     (tmp_path / "evaluation").mkdir()
     found = {"dataset": "x", "split": "test", "trained": True, "before": means, **means, "map": 0.5}
     (tmp_path / "evaluation" / "x.json").write_text(json.dumps(found))
+    (tmp_path / "evaluation" / "x.overlap.json").write_text("[]")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "train", "loss": 2.0}\n')
     from etils import epath
 
@@ -238,3 +239,5 @@ def test_the_scores_of_a_run(tmp_path):
     assert result.scores == {"x test": {"before": means, "after": means | {"map": 0.5}}}
     assert result.history.series("loss") == ([1], [2.0])
     assert "x test nDCG@10 0.2500 → 0.2500" in repr(result)
+    with pytest.raises(nv.InputError, match="export: no such folder; run the stage export"):
+        _ = result.encoder

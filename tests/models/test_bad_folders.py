@@ -224,6 +224,12 @@ def test_no_module_lies_outside_the_folder(folder, path):
     assert "path" in line
 
 
+def test_a_list_of_modules_without_end_is_refused_at_once(folder):
+    one = '{"idx": 0, "name": "0", "path": "x", "type": "sentence_transformers.models.Dense"}'
+    put(folder, "modules.json", f"[{', '.join([one] * 50_000)}]")
+    assert "lists 50,000 modules; at most 100 are read" in refused(lambda: load(folder))
+
+
 @pytest.mark.parametrize("name", [*OUTSIDE, "pytorch_model.bin", {"a": 1}], ids=str)
 def test_no_weights_lie_outside_the_folder(folder, name):
     (folder / "model.safetensors").rename(folder / ".." / "x.safetensors")

@@ -21,7 +21,7 @@ class Row:
         breaks: what is done to the project first.
         alone: run as its own process, with this many devices; 0: inside this one.
         bare: without the usual config file, workdir and overrides.
-        early: refused before anything is written, but for config.json.
+        early: refused before anything is written.
         again: whether a mistake in a file is put right and the command run again.
     """
 
@@ -73,7 +73,8 @@ def check(row: Row, pristine: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert all(workdir in p.parents for p in changed)
     if row.early:
         assert result.stderr == result.error + "\n"  # the one line is all
-        assert changed <= {workdir / "config.json", workdir / "config.json.sum"}
+        assert not changed
+        assert not workdir.exists() or workdir in {p.parent for p in before}
     command.assert_only_whole_artefacts(workdir)
 
     if row.breaks and row.again and not row.bare:

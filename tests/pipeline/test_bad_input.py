@@ -77,6 +77,20 @@ TABLE = [
         "--config.seed=x",
     ),
     flag(
+        "a key, a type, a value, a conflict and a model",
+        (
+            "train.lr: no such key",
+            "seed='x': expected a whole number; mining.rule='best': expected one of",
+            "train.num_negatives=9: ",
+            "{}/none: no such folder",
+        ),
+        "--config.train.lr=1",
+        "--config.seed=x",
+        "--config.mining.rule=best",
+        "--config.train.num_negatives=9",
+        "--config.student.model={}/none",
+    ),
+    flag(
         "two bad values",
         ("mining.rule='best': expected one of", "train.batch_size=0: expected a whole number"),
         "--config.mining.rule=best",

@@ -263,3 +263,19 @@ def test_a_key_of_another_shape_is_named():
     wrong = checks.mistakes(config)
     assert any(line.startswith("train.steps.model: no such key") for line in wrong)
     assert "train.steps: missing; start from base()" in wrong
+
+
+def test_a_key_that_is_missing_or_unknown_hides_no_other_mistake():
+    config = make(pathlib.Path("/nowhere"))
+    change(config, "train.batch_size", 0)
+    change(config, "mining.lr", 1)
+    with config.unlocked():
+        del config.seed
+        del config.data.train
+    wrong = checks.mistakes(config)
+    assert wrong[0].startswith("mining.lr: no such key")
+    assert {"seed: missing; start from base()", "data.train: missing; start from base()"} <= set(
+        wrong
+    )
+    assert any(line.startswith("train.batch_size=0: expected") for line in wrong)
+    assert not any(line.startswith("data.train=") for line in wrong)  # it follows

@@ -12,15 +12,33 @@ import command
 import doc_blocks
 import pytest
 import tiny_project
+from etils import epath
 
 from nvret_jax import commands
 from nvret_jax.commands import parser
 from nvret_jax.data.load import load_dataset
+from nvret_jax.evaluation.overlap import Overlap
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.pipeline import closing, provenance, truncation
+from nvret_jax.pipeline.result import Result
 from nvret_jax.report import report
 
 EVALUATE = f"--config={tiny_project.ROOT / 'configs' / 'evaluate.py'}"
+
+
+CHANGES = {
+    "student.query_length": 6,
+    "student.passage_length": 12,
+    "student.query_prompt": "gene ",
+    "student.passage_prompt": "cell ",
+    "student.pooling": "cls",
+}
+
+
+def arguments(project, workdir):
+    """Of the run that trains."""
+    changes = (f"--config.{key}={value}" for key, value in CHANGES.items())
+    return command.CONFIG, f"--workdir={workdir}", *command.flags_of(project), *changes
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +53,7 @@ def runs(pristine, tmp_path_factory):
     (project / "model" / "config_sentence_transformers.json").write_text(
         json.dumps({"prompts": {"query": "shock wing ", "passage": ""}})
     )
-    changes = {
-        "student.query_length": 6,
-        "student.passage_length": 12,
-        "student.query_prompt": "gene ",
-        "student.passage_prompt": "cell ",
-        "student.pooling": "cls",
-    }
-    done = command.inside(
-        command.CONFIG,
-        f"--workdir={folder / 'run'}",
-        *command.flags_of(project),
-        *(f"--config.{key}={value}" for key, value in changes.items()),
-    )
+    done = command.inside(*arguments(project, folder / "run"))
     assert done.status == 0, done.stderr[-3000:]
     alone = command.inside(
         EVALUATE,
@@ -87,6 +93,7 @@ def test_after_is_what_the_export_scores_where_it_is_served(runs):
     served = evaluate(export, load_dataset(f"beir:{project / 'data'}"), "test")
     found = scores_of(run)
     assert served.metrics == pytest.approx({m: found[m] for m in served.metrics}, abs=1e-6)
+    assert (Result(epath.Path(run)).encoder.encode("a gene") == export.encode(["a gene"])[0]).all()
 
 
 def test_bm25_is_scored_on_the_same_queries_and_kept(runs, tmp_path):
@@ -126,6 +133,29 @@ def test_bm25_is_scored_on_the_same_queries_and_kept(runs, tmp_path):
     off = command.inside(*flags)
     assert off.status == 0, off.stderr[-3000:]
     assert "BM25" not in off.stdout
+
+
+def test_the_overlap_is_counted_once_and_kept_for_other_models(runs, tmp_path, monkeypatch):
+    project, run, output, alone = runs
+    from nvret_jax.evaluation.overlap import overlap
+    from nvret_jax.pipeline import overlaps
+
+    data = load_dataset(f"beir:{project / 'data'}")
+    expected = overlap(data, data)
+    (found,) = json.loads((run / "evaluation" / "data.overlap.json").read_text())
+    assert Overlap.of(found) == expected
+    assert scores_of(run)["overlap"] == [expected.counts()]
+    assert f"evaluate  {expected.line()}" in output
+    assert html.escape(expected.sentence()) in (run / "report.html").read_text()
+    assert not (alone / "evaluation" / "data.overlap.json").exists()  # nothing is trained
+    workdir = tmp_path / "w"
+    shutil.copytree(run, workdir)
+    monkeypatch.setattr(overlaps, "overlap", None)  # cannot be counted again
+    again = command.inside(*arguments(project, workdir), "--config.export.max_length=11")
+    assert again.status == 0, again.stderr[-3000:]
+    assert "making evaluation/data.json" in again.stdout
+    assert "making evaluation/data.overlap.json" not in again.stdout
+    assert f"evaluate  {expected.line()}" in again.stdout
 
 
 def test_scores_of_each_query_before_and_after_are_kept(runs):

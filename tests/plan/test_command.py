@@ -67,6 +67,18 @@ def test_a_config_is_planned_stage_by_stage(a_chip, capsys):
     assert said.out.count("\nfits: ") == 3
 
 
+def test_a_plan_is_of_the_stages_that_are_named(a_chip, capsys):
+    a_chip(16e9)
+    config = small_config()
+    config.data.train = config.data.test = "beir:x"
+    assert command.run(config, "v5e:1x1", stages=("embed",), passages=1000) == 0
+    said = capsys.readouterr().out
+    titles = [line for line in said.splitlines() if line.startswith(("train", "embed", "sear"))]
+    assert [title.split(":")[0] for title in titles] == ["embed (teacher)"]
+    said = shell.inside(shell.CONFIG, "--plan=v5e:2x2", "--stages=dance").error
+    assert "--stages=dance: this config has the stages embed, search" in said
+
+
 def test_a_plan_that_does_not_fit_ends_with_status_3_and_a_line(a_chip, capsys):
     a_chip(250e6)
     config = small_config()
@@ -97,6 +109,7 @@ def test_a_search_alone_that_does_not_fit_ends_the_same_way(a_chip, capsys, monk
         (["--passages=10"], "--topology: give the chips, as in --topology=v5e:4x4; --width: give"),
         (["--topology=v5e:2x2", shell.CONFIG, "--width=4"], "--width: is only for a search"),
         (["--topology=v5e:2x2", "--passages=9", "--width=4", "--data"], "--data: needs --config"),
+        (["--topology=v5e:2x2", "--passages=9", "--width=4", "--stages=a"], "--stages: needs --c"),
     ],
 )
 def test_what_a_plan_refuses(argv, said):

@@ -24,6 +24,7 @@ OLD_POOLING = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_MOST = 100  # modules; a chain as people train it has five
 PYLATE_DENSE = ("pylate.models.Dense.Dense", "pylate.models.Dense")
 
 
@@ -56,6 +57,8 @@ def read_modules(folder: epath.Path, late: bool) -> Modules:
         raise InputError(f"{path}: expected a list of modules")
     if not listed:
         raise InputError(f"{path}: lists no module; copy or download it again")
+    if len(listed) > _MOST:
+        raise InputError(f"{path}: lists {len(listed):,} modules; at most {_MOST} are read")
     found.listed = True
     for number, module in enumerate(listed):
         fields = Fields(module)
