@@ -194,7 +194,7 @@ def _command(source: Source) -> str:
     data_dir = f" --data_dir={where}" if where else ""
     return (
         "prepare it once, in an environment with TensorFlow: pip install tensorflow "
-        "tensorflow-datasets apache-beam importlib_resources array_record; "
+        "tensorflow-datasets apache-beam importlib_resources array_record mlcroissant; "
         f"tfds build {name} --file_format=array_record{data_dir}"
     )
 

@@ -17,7 +17,7 @@ from nvret_jax.data.dataset import Dataset
 from nvret_jax.evaluation.overlap import Overlap, overlap
 from nvret_jax.files.atomic import write_atomic
 from nvret_jax.pipeline import parts as parts_lib
-from nvret_jax.pipeline.made import need
+from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.state import Run, once
 
 

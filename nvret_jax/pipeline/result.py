@@ -89,9 +89,9 @@ class Result:
         return History(read_metrics(self.workdir / "metrics.jsonl"))
 
     def __repr__(self) -> str:
-        scores = []
+        told = []
         for name, scores in self.scores.items():
             values = [scores[when]["ndcg_cut_10"] for when in ("before", "after") if when in scores]
-            scores.append(f"{name} nDCG@10 {' → '.join(f'{value:.4f}' for value in values)}")
+            told.append(f"{name} nDCG@10 {' → '.join(f'{value:.4f}' for value in values)}")
         made = ", ".join(self.paths) or "nothing yet"
-        return f"Result({'; '.join([*scores, made])}; in {self.workdir})"
+        return f"Result({'; '.join([*told, made])}; in {self.workdir})"

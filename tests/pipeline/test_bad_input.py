@@ -80,7 +80,7 @@ TABLE = [
         "a key, a type, a value, a conflict and a model",
         (
             "train.lr: no such key",
-            "seed='x': expected a whole number; mining.rule='best': expected one of",
+            "; seed='x': expected a whole number from 0 to 2,147,483,647; mining.rule='best': exp",
             "train.num_negatives=9: ",
             "{}/none: no such folder",
         ),
