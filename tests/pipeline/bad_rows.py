@@ -22,6 +22,7 @@ class Row:
         alone: run as its own process, with this many devices; 0: inside this one.
         bare: without the usual config file, workdir and overrides.
         early: refused before anything is written.
+        loads: refused when weights are loaded, after config.json is written.
         again: whether a mistake in a file is put right and the command run again.
     """
 
@@ -32,6 +33,7 @@ class Row:
     alone: int = 0
     bare: bool = False
     early: bool = True
+    loads: bool = False
     again: bool = True
 
 
@@ -74,8 +76,11 @@ def check(row: Row, pristine: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert all(workdir in p.parents for p in changed)
     if row.early:
         assert result.stderr == result.error + "\n"  # the one line is all
-        assert not changed
-        assert workdir.exists() is existed
+        if row.loads:
+            assert changed == {workdir / "config.json", workdir / "config.json.sum"}
+        else:
+            assert not changed
+            assert workdir.exists() is existed
     command.assert_only_whole_artefacts(workdir)
 
     if row.breaks and row.again and not row.bare:

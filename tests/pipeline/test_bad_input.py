@@ -196,11 +196,13 @@ TABLE = [
         "missing key",
         ("model.safetensors: missing keys: embeddings.LayerNorm.weight",),
         weights(lambda tensors: tensors.pop(NORM)),
+        loads=True,
     ),
     file(
         "wrong shape and unknown key",
         ("unknown keys: more", "wrong shapes: embeddings.LayerNorm.weight [31], expected [32]"),
         weights(lambda t: t.update({NORM: np.ones(31, np.float32), "more": t[NORM]})),
+        loads=True,
     ),
     file(
         "weights not finite",
