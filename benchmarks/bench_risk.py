@@ -18,10 +18,19 @@ import argparse
 import dataclasses
 import functools
 import json
+import pathlib
+import sys
+import tempfile
 
+import jax
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 import nvret_jax.api as nv
+from benchmarks.lab import sets
+from benchmarks.lab.linear import vectors
+from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.data.same_text import SameText
 from nvret_jax.mining.audit import risk_fit
@@ -53,14 +62,19 @@ def halves(args: argparse.Namespace) -> tuple[Hidden, Hidden]:
     """Two halves of the queries, each with one visible positive, by the teacher's candidates."""
     data = nv.load_dataset(args.data)
     positives = data.positives(args.split, args.min_relevance)
+    several = {q: data.qrels[args.split][q] for q, found in positives.items() if len(found) > 1}
+    data = dataclasses.replace(data, qrels={args.split: several})
+    data = sets.cut(data, {args.split: args.queries}, args.passages)
+    positives = data.positives(args.split, args.min_relevance)
     queries = data.queries.select(positives)
-    encoder = nv.Encoder.from_pretrained(args.model)
-    passages_nd = encoder.encode(data.corpus.texts, max_length=args.max_length)
-    queries_qd = encoder.encode(queries.texts, kind="query", max_length=args.max_length)
+    folder = pathlib.Path(args.vectors or tempfile.mkdtemp())
+    passages_nd = vectors.of(folder, args.model, data.corpus.texts, "passage", args.max_length)
+    queries_qd = vectors.of(folder, args.model, queries.texts, "query", args.max_length)
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     same = SameText.of(data.corpus.texts)
     rows = Ragged.from_rows([[data.corpus.row[p] for p in r] for r in positives.values()], np.int32)
     rows = SameText.of(queries.texts).share(rows)
-    ranker = DenseRanker(queries_qd, passages_nd, functools.partial(make_index, mesh=encoder.mesh))
+    ranker = DenseRanker(queries_qd, passages_nd, functools.partial(make_index, mesh=mesh))
     numbers = np.arange(len(queries), dtype=np.int32)
     found = candidates_lib.find(numbers, numbers, ranker, rows, args.depth)
     found, ranker = distinct(found, ranker, same)
@@ -153,6 +167,8 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--min_relevance", type=int, default=1)
     parser.add_argument("--queries", type=int, default=2000, help="0: all with several positives")
+    parser.add_argument("--passages", type=int, default=0, help="a part of the corpus; 0: all")
+    parser.add_argument("--vectors", default="", help="folder that keeps vectors")
     parser.add_argument("--depth", type=int, default=100)
     parser.add_argument("--max_length", type=int, default=None)
     parser.add_argument("--resamples", type=int, default=500)
@@ -176,6 +192,9 @@ def main() -> None:
         for row in budgets:
             print(f"{model.method:<7} {row}")
         result[model.method] = {
+            "candidates": total,
+            "predicted": round(sum(r.candidates * r.predicted for r in rows) / total, 4),
+            "counted": round(sum(r.candidates * r.counted for r in rows) / total, 4),
             "mean_error": round(error, 4),
             "worst_error": round(
                 max(abs(r.predicted - r.counted) for r in rows if r.candidates >= 200), 4

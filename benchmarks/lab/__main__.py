@@ -4,7 +4,7 @@
     python -m benchmarks.lab rules --out=runs/lab --only set=banking77 rule=naive,perc_pos
     python -m benchmarks.lab my_grid.py --out=runs/lab --devices 0 1 2 3
     python -m benchmarks.lab rules --out=runs/lab --set faq=pairs:/data/faq.csv --report
-    python -m benchmarks.lab rules --out=runs/lab --page docs            # writes docs/lab.md
+    python -m benchmarks.lab rules --out=runs/lab --page docs/paper.md   # its part of the page
 
 Run again, it continues: finished cells are kept, a cell that was stopped goes on from where its
 pipeline stopped. What fails is reported and does not stop the others; status 1: something failed.
@@ -69,13 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             grid = dataclasses.replace(grid, sets=_sets(args.set, grid))
         out = pathlib.Path(args.out).resolve()
         out.mkdir(parents=True, exist_ok=True)
-        cells = cells_of(grid, out, _only(args.only))
-        failed = 0
-        if not args.report and not args.page:
+        from benchmarks.lab.linear import run as linear
+
+        asks, failed = not args.report and not args.page, 0
+        if args.student == "linear":
+            grid = linear.changed(grid)
+            cells = linear.cells_of(grid, out, _only(args.only))
+            if asks:
+                linear.run(grid, cells, out)
+        else:
+            cells = cells_of(grid, out, _only(args.only))
+        if asks and args.student != "linear":
             failed = run(cells, out, args.devices, args.jobs, keep=args.keep)
         from benchmarks.lab import page
 
-        page.write(grid, cells, out, None if not args.page else pathlib.Path(args.page))
+        name = pathlib.Path(args.grid).stem + ("_linear" if args.student == "linear" else "")
+        page.write(name, grid, cells, out, pathlib.Path(args.page) if args.page else None)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -91,6 +100,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("grid", nargs="?", default="rules", help="a name, or a Python file")
     parser.add_argument("--out", default="runs/lab", help="folder of data, logs and results")
+    parser.add_argument(
+        "--student", default="whole", choices=("whole", "linear"),
+        help="linear: train a map of the student's stored vectors, a cell in a second",
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], metavar="AXIS=LEVEL,…")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=SOURCE",
@@ -101,7 +114,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0: one per device")
     parser.add_argument("--keep", action="store_true", help="keep the workdirs of cells")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--page", metavar="DIR", help="run nothing, write lab.md and its charts")
+    parser.add_argument(
+        "--page", metavar="FILE", help="run nothing, write the grid's part of a page"
+    )
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

@@ -118,8 +118,12 @@ def read(workdir: pathlib.Path, config: Mapping[str, Any], hidden: str = "") -> 
 
     Returns:
         before: measure -> mean; per_query: query id -> nDCG@10 of the trained student; means of
-        `MEASURES`; dev: [step, score] pairs; and what `_mined` says.
+        `MEASURES`; dev: [step, score] pairs; and what `_mined` says. Of a run that ends with its
+        negatives, `_mined` alone, and negatives: query id -> passage ids, best first.
     """
+    table = workdir / "negatives" / f"{config['data']['train_split']}.parquet"
+    if "evaluate" not in config["stages"]:
+        return _mined(table, config, hidden) | {"negatives": _negatives(table)}
     from nvret_jax.evaluation.output import evaluation_files
 
     (file,) = evaluation_files(workdir / "evaluation")
@@ -135,20 +139,28 @@ def read(workdir: pathlib.Path, config: Mapping[str, Any], hidden: str = "") -> 
         lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         name = "dev_ndcg_cut_10"
         out["dev"] = [[line["step"], line[name]] for line in lines if name in line]
-    table = workdir / "negatives" / f"{config['data']['train_split']}.parquet"
-    return out | (_mined(table, hidden) if table.exists() else {})
+    return out | (_mined(table, config, hidden) if table.exists() else {})
 
 
-def _mined(table: pathlib.Path, hidden: str) -> dict[str, Any]:
-    """How many negatives there are, how hard they are, and how many are hidden positives."""
+def _mined(table: pathlib.Path, config: Mapping[str, Any], hidden: str) -> dict[str, Any]:
+    """How many negatives there are, how hard they are, and how many are hidden positives.
+
+    Where positives are hidden, also false_negatives: query id -> [negatives, false ones].
+    """
     import numpy as np
     import pyarrow.parquet
 
-    known = sets.hidden_positives(hidden)
+    known, teachers = sets.hidden_positives(hidden), list(config["mining"]["teachers"])
     columns = ["query_id", "negative_ids", "negative_scores", "positive_scores"]
     rows = pyarrow.parquet.read_table(table, columns=columns).to_pylist()
-    slots = sum(len(row["negative_ids"]) for row in rows)
-    false = sum(len(known.get(r["query_id"], set()) & set(r["negative_ids"])) for r in rows)
+    counts = {
+        row["query_id"]: [
+            len(row["negative_ids"]),
+            len(known.get(row["query_id"], set()) & set(row["negative_ids"])),
+        ]
+        for row in rows
+    }
+    slots, false = (sum(count[at] for count in counts.values()) for at in (0, 1))
     relative = [
         1 - (min(row["positive_scores"]) - score) / abs(min(row["positive_scores"]))
         for row in rows
@@ -156,11 +168,19 @@ def _mined(table: pathlib.Path, hidden: str) -> dict[str, Any]:
         if min(row["positive_scores"])
     ]
     found = {"rows": len(rows), "slots": slots}
-    if slots and np.isfinite(relative).all():
+    if slots and np.isfinite(relative).all() and teachers != ["random"]:  # it scores nothing
         found["hardness"] = float(np.mean(relative))
     if hidden and slots:
         found["false_negative_share"] = false / slots
+        found["false_negatives"] = counts
     return found
+
+
+def _negatives(table: pathlib.Path) -> dict[str, list[str]]:
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(table, columns=["query_id", "negative_ids"]).to_pylist()
+    return {row["query_id"]: row["negative_ids"] for row in rows}
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """What a grid is: axes of named levels, each level some values of the config, and its cells.
 
-A cell is known by what it computes, not by its name: its key is the fingerprint of the evaluation
-that its run would end with, which is known before anything runs. Two cells with the same key are
-one run, and one of another grid counts as well.
+A cell is known by what it computes, not by its name: its key is the fingerprint of the artefact
+that its run would end with, the evaluation or the negatives, known before anything runs. Two cells
+with the same key are one run, and one of another grid counts as well.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Values = Mapping[str, Any]  # config key -> value
 Where = Mapping[str, tuple[str, ...]]  # axis -> its levels
 HIDDEN = "{hidden}"  # as a value: the verdicts that name all hidden positives of the data set
 SET, SEED = "set", "seed"  # axes that every grid has
+_STAGES = ("embed", "search", "mine", "train", "evaluate")
 _ALL = {  # what every cell is, unless its grid says otherwise
     "name": "lab",
-    "stages": ("embed", "search", "mine", "train", "evaluate"),
     "evaluation.bm25": "off",
     "train.checkpoint_every": 0,
     "train.keep": 1,
@@ -47,11 +47,16 @@ class DataSet:
         source: as `data.train`, such as beir:DIR.
         visible: leave one positive of each training query visible and hide the others.
         values: config values of all its cells.
+        queries: split -> the most queries that are kept of it, drawn once; the others are whole.
+        passages: the most passages that are kept: those judged for a kept query whatever their
+            number, then others, drawn once; 0: the whole corpus.
     """
 
     source: str
     visible: bool = False
     values: Values = dataclasses.field(default_factory=dict)
+    queries: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    passages: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Grid:
         baseline: (axis, level) that the others are compared with.
         second: another level of that axis that they are compared with, or ''.
         without: combinations of levels that are left out.
+        until: the stage that cells end with: 'evaluate', or 'mine' where negatives are all that is
+            asked.
     """
 
     sets: Mapping[str, DataSet]
@@ -77,6 +84,7 @@ class Grid:
     baseline: tuple[str, str] = ("rule", "naive")
     second: str = ""
     without: Sequence[Mapping[str, str]] = ()
+    until: str = "evaluate"
 
     def labels(self, only: Where | None = None) -> Iterator[dict[str, str]]:
         """The cells by their levels, seeds outermost: an early look sees every level once.
@@ -112,12 +120,13 @@ class Grid:
         """
         config = config_lib.base()
         for name, model in self.teachers.items():
-            config_lib.add_teacher(config, name, model)
+            config_lib.add_teacher(config, name, expanded(model))
         values = dict(_ALL) | self.values | self.sets[label[SET]].values
         values |= {"data.train": places["source"], "data.test": places["source"]}
         for axis, levels in self.axes.items():
             values |= levels[label[axis]]
         values["seed"] = int(label[SEED])
+        values["stages"] = _STAGES[: _STAGES.index(self.until) + 1]
         for key, value in values.items():
             if isinstance(value, str):
                 value = expanded(places.get(value, value))
@@ -161,7 +170,7 @@ def put(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def keys_of(configs: Sequence[ConfigDict], out: pathlib.Path) -> list[str]:
-    """What each cell computes: the fingerprint of its evaluation, and what its dev scores are of.
+    """What each cell computes: the fingerprint of its last artefact, and what dev scores are of.
 
     Args:
         configs: of cells.
@@ -170,7 +179,7 @@ def keys_of(configs: Sequence[ConfigDict], out: pathlib.Path) -> list[str]:
     Raises:
         InputError: a config is wrong, or its data or models cannot be read.
     """
-    from nvret_jax.pipeline import evaluate
+    from nvret_jax.pipeline import evaluate, mine
     from nvret_jax.pipeline.state import Run
 
     read: dict[str, Any] = {}
@@ -178,8 +187,12 @@ def keys_of(configs: Sequence[ConfigDict], out: pathlib.Path) -> list[str]:
     for config in configs:
         checks.validate(config)
         place = Workdir.open(str(out / "work" / "none"), config.to_dict(), write=False)
-        made = evaluate.artifact(Run(config, place, read=read)).fingerprint
-        found.append(digest([made, *(config.train[key] for key in BEST_KEYS)]))
+        run = Run(config, place, read=read)
+        if "evaluate" in config.stages:
+            made = [evaluate.artifact(run).fingerprint, *(config.train[key] for key in BEST_KEYS)]
+        else:
+            made = [mine.artifact(run).fingerprint]
+        found.append(digest(made))
     return found
 
 

@@ -8,50 +8,53 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.lab import mined
 from benchmarks.lab import results as results_lib
 from benchmarks.lab.grid import Grid
 from benchmarks.lab.results import Block, Result
 from nvret_jax.errors import InputError
 from nvret_jax.files.atomic import write_atomic
 
-BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 _ORACLE = "oracle"  # the level that shows what is left to gain, in grids that have it
 _COLOURS = ("#1b6ca8", "#c2571a", "#2f7d32", "#7b4ea3", "#8a6d00", "#a02c50", "#4a5a6a", "#00798c")
 
 
-def write(grid: Grid, cells: Sequence[Any], out: pathlib.Path, docs: pathlib.Path | None) -> None:
-    """Writes results.csv, tables.md and charts into `out`; into docs/lab.md, too, if asked.
+def write(
+    name: str, grid: Grid, cells: Sequence[Any], out: pathlib.Path, page: pathlib.Path | None
+) -> None:
+    """Writes NAME.csv, NAME.md and charts into `out`; into a page of docs, too, if asked.
 
     Args:
+        name: of the grid.
         grid: of the cells.
         cells: of the command; each has a label and a result.
         out: folder of the results.
-        docs: the folder of lab.md, whose part between the marks is replaced.
+        page: a Markdown file, whose part between the marks of the grid is replaced; the CSV and the
+            charts go into the folder lab beside it.
 
     Raises:
-        InputError: lab.md lacks the marks.
+        InputError: the page lacks the marks.
     """
     found = results_lib.load([(cell.label, cell.result(out)) for cell in cells])
-    write_atomic(out / "results.csv", results_lib.long_csv(found))
-    text = tables(grid, found)
+    text = mined.tables(grid, found) if grid.until == "mine" else tables(grid, found)
     print(text)
-    write_atomic(out / "tables.md", text + "\n")
-    folder = out if docs is None else docs / "lab"
+    drawn = {} if grid.until == "mine" else charts(grid, found)
+    folder = out if page is None else page.parent / "lab"
     folder.mkdir(exist_ok=True)
-    names = []
-    for name, svg in charts(grid, found).items():
-        write_atomic(folder / f"{name}.svg", svg)
-        names.append(name)
-    if docs is None:
+    write_atomic(folder / f"{name}.csv", results_lib.long_csv(found))
+    for what, svg in drawn.items():
+        write_atomic(folder / f"{name}_{what}.svg", svg)
+    if page is None:
+        write_atomic(out / f"{name}.md", text + "\n")
         return
-    page = docs / "lab.md"
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{page}: the marks {BEGIN} and {END} are missing")
-    shown = "\n\n".join(f"![{name}](lab/{name}.svg)" for name in names)
-    write_atomic(page, f"{before}{BEGIN}\n\n{text}\n\n{shown}\n\n{END}{after}")
-    write_atomic(folder / "results.csv", results_lib.long_csv(found))
+    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+    before, at, rest = page.read_text().partition(begin)
+    _, until, after = rest.partition(end)
+    if not at or not until:
+        raise InputError(f"{page}: the marks {begin} and {end} are missing")
+    shown = [text, *(f"![{what} of {name}](lab/{name}_{what}.svg)" for what in drawn)]
+    shown.append(f"[Values of all cells](lab/{name}.csv)")
+    write_atomic(page, f"{before}{begin}\n\n" + "\n\n".join(shown) + f"\n\n{end}{after}")
 
 
 def tables(grid: Grid, found: Sequence[Result]) -> str:
@@ -79,9 +82,13 @@ def tables(grid: Grid, found: Sequence[Result]) -> str:
 def _table(grid: Grid, block: Block) -> str:
     axis, baseline = grid.baseline
     against = [level for level in (baseline, grid.second) if level in block]
-    best = max((v for _, v in results_lib.curve(block.get(baseline, {}))), default=math.nan)
     head = [axis, "seeds", "nDCG@10", *(f"against {level}" for level in against)]
-    head += ["oracle's gain", "false negatives", "hardness", f"steps to {baseline}'s best"]
+    head += [
+        "oracle's gain",
+        "false negatives",
+        "hardness",
+        f"steps to {baseline}'s best, as a share",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for level in (name for name in grid.axes[axis] if name in block):
         cells = block[level]
@@ -92,9 +99,17 @@ def _table(grid: Grid, block: Block) -> str:
         row.append(_share(block, baseline, level))
         for measure in ("false_negative_share", "hardness"):
             row.append(_number(results_lib.mean_of(cells, measure), ".3f"))
-        row.append(_number(results_lib.reached(results_lib.curve(cells), best), ".0f"))
+        row.append("" if level == baseline else _steps_share(block.get(baseline, {}), cells))
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def _steps_share(one: dict[str, Result], other: dict[str, Result]) -> str:
+    found = results_lib.steps_ratio(one, other)
+    if found is None:
+        return "none: its best is before training" if one else ""
+    mean, low, high = ("never" if math.isinf(value) else f"{value:.2f}" for value in found)
+    return f"{mean} ({low} … {high})"
 
 
 def _share(block: Block, baseline: str, level: str) -> str:

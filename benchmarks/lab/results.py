@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -50,8 +51,9 @@ def long_csv(results: Sequence[Result]) -> str:
         for name in _SINGLE:
             if name in result:
                 write([*cell, name, "", f"{result[name]:.6g}"])
-        write([*cell, "before_ndcg_cut_10", "", f"{result['before']['ndcg_cut_10']:.6g}"])
-        for step, value in result["dev"]:
+        if "before" in result:
+            write([*cell, "before_ndcg_cut_10", "", f"{result['before']['ndcg_cut_10']:.6g}"])
+        for step, value in result.get("dev", ()):
             write([*cell, "dev_ndcg_cut_10", step, f"{value:.6g}"])
     return out.getvalue()
 
@@ -108,6 +110,47 @@ def curve(cells: Mapping[str, Result]) -> list[tuple[int, float]]:
     points = [dict(map(tuple, cell["dev"])) for cell in cells.values()]
     steps = sorted(set.intersection(*map(set, points))) if points else []
     return [(step, float(np.mean([p[step] for p in points]))) for step in steps]
+
+
+def steps_ratio(
+    one: Mapping[str, Result], other: Mapping[str, Result], resamples: int = 2000
+) -> tuple[float, float, float] | None:
+    """Steps that `other` needs to reach one's best dev score, as a share of those that one needs.
+
+    Both curves are means over the same seeds, which the interval resamples.
+
+    Args:
+        one, other: cells by seed.
+        resamples: how many.
+
+    Returns:
+        ratio, low, high; inf: never. None: no seed in both, or `one` is best before training.
+    """
+    seeds = sorted(set(one) & set(other))
+    if not seeds:
+        return None
+    steps = [step for step, _ in one[seeds[0]]["dev"]]
+    curves = np.array([[[v for _, v in cells[s]["dev"]] for s in seeds] for cells in (one, other)])
+    if curves.shape[2] != len(steps):
+        return None
+
+    def ratio(weights_s: np.ndarray) -> float:
+        first, second = weights_s @ curves
+        best = int(first.argmax())
+        step = reached(list(zip(steps, second.tolist(), strict=True)), float(first[best]))
+        if not steps[best]:
+            return math.nan
+        return math.inf if math.isnan(step) else step / steps[best]
+
+    rng = np.random.default_rng(0)
+    count = len(seeds)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    mean = ratio(np.full(count, 1 / count))
+    found = np.array([ratio(weights_s) for weights_s in draws])
+    found = np.sort(np.where(np.isnan(found), math.inf, found))
+    if math.isnan(mean):
+        return None
+    return mean, float(found[int(0.025 * resamples)]), float(found[int(0.975 * resamples) - 1])
 
 
 def reached(points: Sequence[tuple[int, float]], target: float) -> float:

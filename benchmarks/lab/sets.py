@@ -1,9 +1,12 @@
-"""A data set as cells read it: as it is, or with one positive of each training query left visible.
+"""A data set as cells read it: as it is, cut, or with one positive of each training query visible.
 
 Labels that hide most positives are what mining meets in practice, and what is hidden here is
 known: false negatives can be counted, and an oracle can be trained beside the rules. The visible
 positive is drawn by a hash of query and passage id, the same for all seeds, so that all cells share
 candidates.
+
+A cut set is cheaper: an evaluation embeds the corpus and the test queries for every cell. What is
+kept of it is drawn by a hash of ids, too.
 """
 
 from __future__ import annotations
@@ -54,21 +57,54 @@ def hidden_positives(file: str | pathlib.Path) -> dict[str, set[str]]:
 
 
 def make(wanted: DataSet, folder: pathlib.Path) -> Made:
-    """The data set; one with hidden positives is written to `folder` unless it is there whole."""
+    """The data set; one that is cut or hides positives is written to `folder`, if not yet there."""
     values = {"data.min_relevance": base().data.min_relevance} | dict(wanted.values)
     source = expanded(wanted.source)
     data = load_dataset(source)
-    if not wanted.visible:
+    if not (wanted.visible or wanted.queries or wanted.passages):
         return Made(source)
     split = values.get("data.train_split", "train")
     least = values["data.min_relevance"]
     content = f"{data.fingerprint} {split} {least}"
-    hidden = folder / "hidden.jsonl"
+    if wanted.queries or wanted.passages:
+        content += f" {sorted(wanted.queries.items())} {wanted.passages}"
+    hidden = folder / "hidden.jsonl" if wanted.visible else None
+    content += "" if wanted.visible else " all visible"
     if not (folder / _DONE).exists() or (folder / _DONE).read_text() != content:
         remove(folder)
-        _write(data, split, least, folder)
+        kept = cut(data, wanted.queries, wanted.passages)
+        shown = visible(kept.positives(split, least)) if wanted.visible else {}
+        _write(kept, split, least, shown, folder)
         (folder / _DONE).write_text(content)
     return Made(f"beir:{folder}", hidden)
+
+
+def cut(data: Dataset, queries: Mapping[str, int], passages: int) -> Dataset:
+    """Some queries of the splits named, and some passages; see `grid.DataSet`."""
+    qrels = {}
+    for split, judged in data.qrels.items():
+        ids = list(judged)
+        kept = {ids[i] for i in _drawn(ids, queries.get(split, 0))}
+        qrels[split] = {query: found for query, found in judged.items() if query in kept}
+    wanted = {passage for judged in qrels.values() for row in judged.values() for passage in row}
+    if passages:
+        others = [i for i in data.corpus.ids if i not in wanted]
+        wanted.update(others[i] for i in _drawn(others, max(1, passages - len(wanted))))
+    else:
+        wanted.update(data.corpus.ids)
+    asked = {query for judged in qrels.values() for query in judged}
+    return dataclasses.replace(
+        data,
+        corpus=data.corpus.select(i for i in data.corpus.ids if i in wanted),
+        queries=data.queries.select(i for i in data.queries.ids if i in asked),
+        qrels=qrels,
+    )
+
+
+def _drawn(ids: list[str], most: int) -> np.ndarray:
+    """The numbers of those that are kept; 0: all."""
+    order = np.argsort(stable_hash(ids), kind="stable")
+    return order[: most or len(order)]
 
 
 def visible(positives: Mapping[str, list[str]]) -> dict[str, str]:
@@ -80,13 +116,14 @@ def visible(positives: Mapping[str, list[str]]) -> dict[str, str]:
     return chosen
 
 
-def _write(data: Dataset, split: str, least: int, folder: pathlib.Path) -> None:
+def _write(
+    data: Dataset, split: str, least: int, shown: Mapping[str, str], folder: pathlib.Path
+) -> None:
     (folder / "qrels").mkdir(parents=True)
     for name, table in (("corpus", data.corpus), ("queries", data.queries)):
         rows = zip(table.ids, table.texts, strict=True)
         lines = [json.dumps({"_id": i, "title": "", "text": text}) for i, text in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    shown = visible(data.positives(split, least))
     hidden = []
     for of, qrels in data.qrels.items():
         lines = ["query-id\tcorpus-id\tscore"]

@@ -155,7 +155,7 @@ def test_cells_share_resume_and_are_never_redone(project, tmp_path, capsys):
     table = page.tables(grid_lib.read(str(project / "grid.py")), found)
     assert table.count("| naive |") == 1
     assert "| perc_pos | 2 |" in table
-    lines = (out / "results.csv").read_text().splitlines()
+    lines = (out / "grid.csv").read_text().splitlines()
     assert lines[0] == "seed,set,rule,key,measure,step,value"
     assert sum(",dev_ndcg_cut_10,2," in line for line in lines) == 6
 
@@ -261,12 +261,28 @@ def test_the_step_at_which_a_curve_reaches_a_score():
 
 
 def test_the_page_shows_commands_that_are_taken():
-    text = (ROOT / "docs" / "lab.md").read_text()
-    lines = re.findall(r"^python -m benchmarks\.lab (.*)$", text, re.MULTILINE)
-    assert len(lines) >= 4
+    text = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("lab", "paper"))
+    lines = re.findall(r"^`?python -m benchmarks\.lab ([^`\n]*)`?", text, re.MULTILINE)
+    assert len(lines) >= 12
     for line in lines:
         args = lab._arguments(shlex.split(line))
         grid = grid_lib.read(args.grid)
         lab._sets(args.set, grid)
         assert list(grid.labels(lab._only(args.only)))
-    assert all(f"`{name}`" in text for name in ("rules", "beyond"))
+    names = [path.stem for path in (ROOT / "benchmarks" / "lab" / "grids").glob("*.py")]
+    assert all(f"`{name}`" in text for name in names)
+
+
+def test_the_share_of_steps_has_an_interval_over_seeds():
+    def cell(*values):
+        return {"dev": [[10 * i, v] for i, v in enumerate(values)]}
+
+    naive = {"0": cell(0.1, 0.2, 0.3), "1": cell(0.1, 0.2, 0.3)}
+    fast = {"0": cell(0.1, 0.3, 0.4), "1": cell(0.1, 0.5, 0.6)}
+    mean, low, high = results.steps_ratio(naive, fast)
+    assert mean == pytest.approx(10 * 0.2 / 0.3 / 20)
+    assert low == pytest.approx(10 * 0.2 / 0.4 / 20)
+    assert high == pytest.approx(0.5)
+    assert results.steps_ratio(naive, {"0": cell(0.1, 0.2, 0.2)}) == (np.inf, np.inf, np.inf)
+    assert results.steps_ratio({"0": cell(0.3, 0.2)}, {"0": cell(0.1, 0.2)}) is None
+    assert results.steps_ratio(naive, {"2": cell(0.1)}) is None

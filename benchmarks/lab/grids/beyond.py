@@ -10,6 +10,9 @@ from benchmarks.lab.grids.rules import GRID as RULES
 
 PERC_POS = {"mining.rule": "perc_pos", "mining.percent": 0.95}
 POOL = PERC_POS | {"mining.num_negatives": 30}
+# 16 negatives per query, where distillation also needs those that a rule keeps out.
+WIDE = {"mining.rule": "naive", "mining.num_negatives": 16, "train.num_negatives": 16}
+KL = {"train.loss.distillation": "kl"}
 RISK = {"mining.rule": "naive", "mining.risk": "auto"}
 
 GRID: Grid = dataclasses.replace(
@@ -25,6 +28,9 @@ GRID: Grid = dataclasses.replace(
             "budget_20": RISK | {"mining.risk_budget": 0.2},
             "weights": RISK | {"train.loss.weights": True},
             "perc_pos_weights": RISK | PERC_POS | {"train.loss.weights": True},
+            "kl": PERC_POS | {"train.loss.distillation": "kl"},
+            "kl_alone_16": WIDE | KL | {"train.loss.contrastive_weight": 0.0},
+            "kl_16": PERC_POS | {k: v for k, v in WIDE.items() if k != "mining.rule"} | KL,
             "doubtful": PERC_POS | {"mining.positives.max_rank": 50},
         },
     },

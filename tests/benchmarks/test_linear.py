@@ -1,0 +1,189 @@
+"""The linear student, cut data sets, and tables of what is mined."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "pipeline")]
+import tiny_project  # noqa: E402
+
+from benchmarks.lab import __main__ as lab  # noqa: E402
+from benchmarks.lab import grid as grid_lib  # noqa: E402
+from benchmarks.lab import mined, sets  # noqa: E402
+from benchmarks.lab.linear import run as linear  # noqa: E402
+from benchmarks.lab.linear import task as task_lib  # noqa: E402
+from benchmarks.lab.linear import train as train_lib  # noqa: E402
+from nvret_jax.data.load import load_dataset  # noqa: E402
+from nvret_jax.evaluation import retrieval  # noqa: E402
+from nvret_jax.options import blocks  # noqa: E402
+from nvret_jax.training.options import Training  # noqa: E402
+
+GRID = """
+from benchmarks.lab.grid import HIDDEN, DataSet, Grid
+
+GRID = Grid(
+    sets={{"tiny": DataSet("beir:{data}", visible=True)}},
+    axes={{
+        "rule": {{
+            "naive": {{"mining.rule": "naive"}},
+            "oracle": {{"mining.verdicts": HIDDEN, "mining.rule": "naive",
+                        "mining.verdict_mode": "remove"}},
+            "drawn": {{"mining.rule": "naive", "mining.num_negatives": 6,
+                       "train.draw.how": "uniform"}},
+            "random": {{"mining.rule": "naive", "mining.teachers": ("random",)}},
+        }}
+    }},
+    teachers={{"random": "random:"}},
+    values={{
+        "teacher.model": "{model}", "student.model": "{model}", "search.depth": 10,
+        "train.num_negatives": 2, "mining.num_negatives": 3, "train.warmup": 0.25,
+        "train.eval_every": 2,
+    }},
+    second="oracle",
+    until="{until}",
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A tiny data set in which most queries have three positives, a model, and two grids."""
+    folder = tmp_path_factory.mktemp("linear")
+    tiny_project.make(folder)
+    qrels = folder / "data" / "qrels" / "train.tsv"
+    more = [f"q{i}\tp{2 * i + k}\t1" for i in range(24) for k in (1, 40) if k == 40 or i % 5]
+    qrels.write_text(qrels.read_text() + "\n".join(more) + "\n")
+    for until in ("evaluate", "mine"):
+        text = GRID.format(data=folder / "data", model=folder / "model", until=until)
+        (folder / f"{until}.py").write_text(text)
+    return folder
+
+
+def test_scores_are_those_of_trec_eval():
+    rng = np.random.default_rng(0)
+    queries_qd, passages_nd = rng.normal(size=(5, 8)), rng.normal(size=(150, 8))
+    map_dd = 0.3 * rng.normal(size=(8, 8))
+    gains_qn = np.where(rng.random((5, 150)) < 0.1, rng.integers(1, 4, (5, 150)), 0)
+    gains_qn[2, 7] = -1
+    judged = train_lib.Judged.of(gains_qn.astype(np.float32))
+    ndcg, recall = train_lib.scores(map_dd, queries_qd, passages_nd, judged)
+    q, p = (x + x @ map_dd for x in (queries_qd, passages_nd))
+    cosines = q @ p.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(p, axis=1)
+    order = [[n for n in np.argsort(-cosines[i]) if gains_qn[i, n] >= 0][:100] for i in range(5)]
+    run = {str(i): {str(n): float(cosines[i, n]) for n in order[i]} for i in range(5)}
+    judged = {str(i): {str(n): int(max(0, g)) for n, g in enumerate(gains_qn[i])} for i in range(5)}
+    _, wanted = retrieval.metrics(run, judged)
+    np.testing.assert_allclose(ndcg, [wanted[str(i)]["ndcg_cut_10"] for i in range(5)], atol=1e-6)
+    np.testing.assert_allclose(recall, [wanted[str(i)]["recall_100"] for i in range(5)], atol=1e-6)
+
+
+def test_linear_cells_mine_and_train_as_the_pipeline_does(project, tmp_path, monkeypatch):
+    few = {"train.steps": 20, "train.batch_size": 4, "train.learning_rate": 0.03}
+    monkeypatch.setattr(linear, "VALUES", linear.VALUES | few)
+    monkeypatch.setattr(linear, "SEEDS", (0, 1))
+    command = [str(project / "evaluate.py"), f"--out={tmp_path}", "--student=linear"]
+    assert lab.main(command) == 0
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("linear/*.json")}
+    assert len(files) == 8
+    found = {
+        (one["label"]["rule"], one["label"]["seed"]): one
+        for one in (json.loads(file.read_text()) for file in files)
+    }
+    assert found["oracle", "0"]["false_negative_share"] == 0
+    assert found["naive", "0"]["false_negative_share"] > 0
+    end = {key: (one["per_query"], one["dev"], one["recall_100"]) for key, one in found.items()}
+    for other in (("oracle", "0"), ("drawn", "0"), ("random", "0"), ("naive", "1")):
+        assert end["naive", "0"] != end[other], other
+    assert [step for step, _ in found["naive", "0"]["dev"]] == [0, 10, 20]
+    assert found["naive", "0"]["before"] == found["random", "1"]["before"]
+    assert "random | 2 |" in (tmp_path / "evaluate_linear.md").read_text()
+    assert lab.main(command) == 0  # nothing is done twice
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+
+    # The negatives are those of the pipeline's stage.
+    assert lab.main([str(project / "mine.py"), f"--out={tmp_path}", "--only", "seed=0"]) == 0
+    grid = grid_lib.read(str(project / "mine.py"))
+    cells = lab.cells_of(grid, tmp_path, {"seed": ("0",)})
+    made = sets.make(grid.sets["tiny"], tmp_path / "data" / "tiny")
+    for cell in cells:
+        task = task_lib.read(made, cell.config, tmp_path / "vectors")
+        table = task.negatives(cell.config)
+        ids = {
+            task.queries.ids[q]: [task.data.corpus.ids[p] for p in table.negative_rows[row]]
+            for row, q in enumerate(table.query_rows.tolist())
+        }
+        assert json.loads(cell.result(tmp_path).read_text())["negatives"] == ids, cell.label
+    text = (tmp_path / "mine.md").read_text()
+    assert "| oracle | 24 | 72 | 0.0 % |" in text
+
+
+def test_a_step_descends_the_loss_of_the_package(project, tmp_path):
+    """Against the InfoNCE of one batch in float64, by differences."""
+    grid = grid_lib.read(str(project / "evaluate.py"))
+    made = sets.make(grid.sets["tiny"], tmp_path / "tiny")
+    config = grid.config({"seed": "0", "set": "tiny", "rule": "naive"}, made.places)
+    task = task_lib.read(made, config, tmp_path)
+    block = blocks.read(Training, config.train)
+    block = dataclasses.replace(
+        block, steps=1, batch_size=4, warmup=0.0, weight_decay=0.0, clip_norm=0.0, eps=1e-12
+    )
+    steps = train_lib.batches(task, task.negatives(config), block, 0)
+    queries_qd, passages_nd = (
+        task.encoded(config.student, "train"),
+        task.encoded(config.student, ""),
+    )
+    (_, start), (_, map_dd) = train_lib.train(queries_qd, passages_nd, steps, block, 1)
+    assert not start.any()
+
+    def loss(map_dd):
+        q = queries_qd[steps["query_rows"][0]].astype(np.float64)
+        p = passages_nd[np.maximum(steps["passage_rows"][0], 0)].astype(np.float64)
+        q, p = (x + x @ map_dd for x in (q, p))
+        q, p = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, p))
+        logits, total = q @ p.T / 0.05, 0.0
+        for b in range(4):
+            own = b * 3
+            known = set(steps["positive_ids"][0, b])
+            keep = [own] + [
+                n for n, i in enumerate(steps["passage_ids"][0]) if i >= 0 and i not in known
+            ]
+            total += np.log(np.exp(logits[b, keep]).sum()) - logits[b, own]
+        return total / 4
+
+    # The first step of Adam moves each weight against the sign of its gradient.
+    rng = np.random.default_rng(1)
+    width = map_dd.shape[0]
+    for i, j in rng.integers(width, size=(12, 2)).tolist():
+        step = np.zeros((width, width))
+        step[i, j] = 1e-5
+        slope = (loss(step) - loss(-step)) / 2e-5
+        if abs(slope) > 1e-3:
+            assert np.sign(map_dd[i, j]) == -np.sign(slope)
+
+
+def test_a_cut_set_keeps_what_is_judged(project):
+    data = load_dataset(f"beir:{project / 'data'}")
+    kept = sets.cut(data, {"train": 5}, 30)
+    assert len(kept.qrels["train"]) == 5
+    assert kept.qrels["test"] == data.qrels["test"]
+    judged = {p for rows in kept.qrels.values() for row in rows.values() for p in row}
+    assert judged <= set(kept.corpus.ids)
+    assert len(kept.corpus) == max(30, len(judged) + 1)
+    assert set(kept.queries.ids) == {q for rows in kept.qrels.values() for q in rows}
+    assert sets.cut(data, {"train": 5}, 30).corpus.ids == kept.corpus.ids
+    assert len(sets.cut(data, {}, 0).corpus) == len(data.corpus)
+
+
+def test_shares_and_overlaps():
+    share, low, high = mined.share_of({"a": [4, 4], "b": [4, 0], "c": [2, 1]})
+    assert share == 0.5
+    assert low == 0.0
+    assert high == 1.0
+    assert np.isnan(mined.share_of({})[0])
+    one, other = {"a": ["x", "y"], "b": ["x"], "c": []}, {"a": ["y", "z"], "b": ["x"]}
+    assert mined.jaccard(one, other)[0] == pytest.approx((1 / 3 + 1) / 2)
