@@ -23,7 +23,7 @@ from nvret_jax.evaluation.options import EvaluationOptions
 from nvret_jax.export.options import Export
 from nvret_jax.mining.options import GIVEN_MODES, TEACHER, Audit, Mining, Options, Rescorer
 from nvret_jax.mining.rules import Rule
-from nvret_jax.models.options import LENGTH, MODEL, PROMPT, EncoderOptions
+from nvret_jax.models.options import LENGTH, MODEL, PROMPT, EncoderOptions, TeacherOptions
 from nvret_jax.options import (
     MESH_AXIS,
     SEED,
@@ -220,7 +220,7 @@ class Config:
         counts=False,
     )
     data: Data = block(Data)
-    teacher: EncoderOptions = block(EncoderOptions)
+    teacher: TeacherOptions = block(TeacherOptions)
     student: EncoderOptions = block(EncoderOptions)
     rescorer: Rescorer = block(Rescorer)
     mesh: Mesh = block(Mesh)
@@ -247,7 +247,7 @@ class Config:
     evaluation: EvaluationOptions = block(EvaluationOptions)
     export: Export = block(Export)
     report: Report = block(Report)
-    teachers: dict[str, EncoderOptions] = named(EncoderOptions)
+    teachers: dict[str, TeacherOptions] = named(TeacherOptions)
     sets: dict[str, TrainingSet] = named(TrainingSet)
     train_stages: dict[str, Training] = named(Training)
 
@@ -261,8 +261,8 @@ def base() -> ConfigDict:
 
 
 def encoder(model: str = MODEL) -> ConfigDict:
-    """The block of one encoder; `teacher` and `student` each have one."""
-    return _with(blocks.default(EncoderOptions), model=model)
+    """The block of a teacher; that of `student` has the options of training beside these."""
+    return _with(blocks.default(TeacherOptions), model=model)
 
 
 def training_set(source: str = "") -> ConfigDict:

@@ -254,8 +254,6 @@ def _checks(config: Sound) -> Iterator[Conflicts]:
     """The checks, each of which may be ended by a value that is invalid by itself."""
     yield _sources(config)
     yield _student(config)
-    for at, block in _teachers(config):
-        yield _untrained(at, block)
     yield _names(config)
     yield _mining_teachers("mining", config.mining, config)
     yield from _inside(config)
@@ -302,13 +300,6 @@ def _trainings(config: Sound) -> Iterator[tuple[str, Sound]]:
         yield "train", config.train
 
 
-def _teachers(config: Sound) -> Iterator[tuple[str, Sound]]:
-    """Key and block of each teacher."""
-    yield "teacher", config.teacher
-    for name, block in config.teachers.items():
-        yield f"teachers.{name}", block
-
-
 # --- encoders ------------------------------------------------------------------------------------
 
 
@@ -328,16 +319,6 @@ def _student(config: Sound) -> Conflicts:
         what = "all weights are trained, which takes float32; or set lora_rank"
         if block.param_dtype != "float32":
             yield "student.param_dtype", what
-
-
-def _untrained(at: str, block: Sound) -> Conflicts:
-    """Options that only a student has."""
-    for key, value in (("init", "pretrained"), ("remat", "none")):
-        if block[key] != value:
-            yield f"{at}.{key}", f"for the student only; a teacher takes {value!r}"
-    if block.lora_rank:
-        what = "only the student is trained; 'adapter' puts a trained one on a teacher"
-        yield f"{at}.lora_rank", what
 
 
 # --- mining --------------------------------------------------------------------------------------

@@ -16,16 +16,15 @@ from nvret_jax.errors import InputError
 from nvret_jax.options import Block, Option, blocks, fields_of, shown
 
 _WIDTH = 80
-_SAME = ("student",)  # blocks with the options of another
 # Beginnings of keys, and the block that has the same options.
 _LIKE = (
-    (r"(student|teachers(\.[\w-]+)?)(?=\.|$)", "teacher"),
+    (r"teachers(\.[\w-]+)?(?=\.|$)", "teacher"),
     (r"train_stages(\.[\w-]+)?(?=\.|$)", "train"),
     (r"sets(\.[\w-]+)?(?=\.|$)", "sets.NAME"),
 )
 _TITLES = {
     "": "The whole run",
-    "teacher": "`teacher`, `student` and `teachers.NAME`",
+    "teacher": "`teacher` and `teachers.NAME`",
     "train": "`train` and `train_stages.NAME`",
 }
 _HEAD = """# Options
@@ -50,7 +49,7 @@ def _blocks_of(cls: type, at: str, *, flat: bool = False) -> Iterator[tuple[str,
     if not flat:
         yield at.removesuffix("."), cls
     for field in fields_of(cls).values():
-        if isinstance(field, Block) and field.key not in _SAME:
+        if isinstance(field, Block):
             inside = f"{at}{field.key}." if field.key else at
             yield from _blocks_of(field.cls, inside, flat=not field.key)
 

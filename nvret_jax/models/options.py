@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from nvret_jax.errors import InputError
 from nvret_jax.options import choice, flag, many, number, option, path, text, whole
@@ -62,8 +62,8 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderOptions:
-    """An encoder, a teacher or the student.
+class TeacherOptions:
+    """A teacher: an encoder that is not trained.
 
     Its vectors depend on these options together with the model's own folder; so their fingerprint
     is made where both are available.
@@ -123,21 +123,45 @@ class EncoderOptions:
         "How attention is computed: xla anywhere, cudnn on NVIDIA GPUs, splash on TPUs.",
         counts=False,
     )
-    init: str = option(
-        "pretrained", choice(*INITS), "Student only: start from its weights or from new ones."
+    adapter: str = option(
+        "",
+        path("a folder", empty=True),
+        "A folder with an adapter in PEFT's format, applied to the model; a student trains it "
+        "further.",
     )
+
+    # What a student has options for.
+    init: ClassVar[str] = "pretrained"
+    remat: ClassVar[str] = "none"
+    lora: ClassVar[LoraConfig | None] = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Their changes to the model's own spec; see `spec.read_spec`."""
+        names = ("dtype", "param_dtype", "pooling", "normalize", "query_prompt", "passage_prompt")
+        return {n: getattr(self, n) for n in (*names, "prompt_in_pooling", "bidirectional")}
+
+    def length(self, kind: str) -> int:
+        """Tokens kept of a 'query' or a 'passage'; 0: the model's own."""
+        return self.query_length if kind == "query" else self.passage_length
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOptions(TeacherOptions):
+    """The student: an encoder that may be trained."""
+
+    init: str = option("pretrained", choice(*INITS), "Start from its weights or from new ones.")
     remat: str = option(
         "none",
         choice(*REMAT),
-        "Student only: what its layers recompute for the gradient instead of keeping it, from "
+        "What its layers recompute for the gradient instead of keeping it, from "
         "none (fastest) to full (least memory).",
         counts=False,
     )
     lora_rank: int = option(
         0,
         whole(0, 1 << 16, "0 to train all weights"),
-        "Student only: train LoRA adapters of this rank and freeze the weights; 0: train all "
-        "weights.",
+        "Train LoRA adapters of this rank and freeze the weights; 0: train all weights.",
     )
     lora_alpha: float = option(
         32.0, number(0, 1e6, above=True), "The output of an adapter is scaled by alpha / rank."
@@ -151,18 +175,6 @@ class EncoderOptions:
         "The modules that get an adapter, by their Hugging Face names, such as ('q_proj', "
         "'v_proj').",
     )
-    adapter: str = option(
-        "",
-        path("a folder", empty=True),
-        "A folder with an adapter in PEFT's format, applied to the model; a student trains it "
-        "further.",
-    )
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """Their changes to the model's own spec; see `spec.read_spec`."""
-        names = ("dtype", "param_dtype", "pooling", "normalize", "query_prompt", "passage_prompt")
-        return {n: getattr(self, n) for n in (*names, "prompt_in_pooling", "bidirectional")}
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -175,7 +187,3 @@ class EncoderOptions:
             dropout=self.lora_dropout,
             targets=tuple(self.lora_targets),
         )
-
-    def length(self, kind: str) -> int:
-        """Tokens kept of a 'query' or a 'passage'; 0: the model's own."""
-        return self.query_length if kind == "query" else self.passage_length

@@ -30,7 +30,7 @@ from nvret_jax.models import lora, precision
 from nvret_jax.models.attention import kernels
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.models.encoder import Encoder
-from nvret_jax.models.options import EncoderOptions, LoraConfig
+from nvret_jax.models.options import LoraConfig, TeacherOptions
 from nvret_jax.models.pretrained import weights
 from nvret_jax.models.pretrained.resolve import resolve
 from nvret_jax.models.pretrained.spec import EncoderSpec, read_spec
@@ -65,7 +65,7 @@ class Loading:
 class ConfiguredEncoder:
     """An encoder, a teacher or the student, as configured; loaded when first used."""
 
-    def __init__(self, name: str, config: EncoderOptions, loading: Loading, label: str = ""):
+    def __init__(self, name: str, config: TeacherOptions, loading: Loading, label: str = ""):
         """An encoder.
 
         Args:
@@ -292,7 +292,7 @@ class PublishedStudent(ConfiguredEncoder):
     is as configured.
     """
 
-    def __init__(self, name: str, config: EncoderOptions, loading: Loading, label: str = ""):
+    def __init__(self, name: str, config: TeacherOptions, loading: Loading, label: str = ""):
         own = dataclasses.replace(config, query_length=0, passage_length=0)
         super().__init__(name, own, loading, label)
 

@@ -36,8 +36,7 @@ def run_of(config: ConfigDict, workdir: Workdir, number: int) -> Run | None:
         if not (before / "modules.json").exists():
             return None
         own.student.update(_next(own.student, str(before)))
-        own.teacher.update(own.student)
-        own.teacher.lora_rank = 0
+        own.teacher.update({key: own.student[key] for key in own.teacher})
         own.mining.teachers = ("teacher",)
         for block in own.sets.values():
             block.teachers = ()

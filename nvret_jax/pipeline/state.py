@@ -29,7 +29,7 @@ from nvret_jax.data.same_text import SameText, share_positives
 from nvret_jax.mining import given
 from nvret_jax.mining.options import Exclude, Mining, Options, calibrated, compatible
 from nvret_jax.mining.options import Rescorer as RescorerOptions
-from nvret_jax.models.options import EncoderOptions
+from nvret_jax.models.options import EncoderOptions, TeacherOptions
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.encoders import (
@@ -119,7 +119,8 @@ class Run:
     def _encoder(
         self, name: str, block: ConfigDict, cls: type[ConfiguredEncoder] = ConfiguredEncoder
     ) -> ConfiguredEncoder:
-        return cls(name, blocks.read(EncoderOptions, block), self.loading, self.label)
+        options = EncoderOptions if name == "student" else TeacherOptions
+        return cls(name, blocks.read(options, block), self.loading, self.label)
 
     @functools.cached_property
     def mesh(self) -> Mesh:

@@ -19,7 +19,7 @@ from nvret_jax.models import embedding_model
 from nvret_jax.models import lora as lora_lib
 from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.flops import Shape, shape_of
-from nvret_jax.models.options import EncoderOptions, LoraConfig
+from nvret_jax.models.options import EncoderOptions, LoraConfig, TeacherOptions
 from nvret_jax.models.pretrained import sizes
 from nvret_jax.models.pretrained.resolve import resolve
 from nvret_jax.models.pretrained.spec import EncoderSpec, check_max_length, read_spec
@@ -150,7 +150,7 @@ def read(block: ConfigDict, mesh: Mesh, *, key: str, dropout: float = 0.0) -> Sk
     Raises:
         InputError: the model is neither on this machine nor known; or as `Encoder.from_pretrained`.
     """
-    wanted = blocks.read(EncoderOptions, block)
+    wanted = blocks.read(EncoderOptions if key == "student" else TeacherOptions, block)
     with tempfile.TemporaryDirectory() as aside:
         folder, from_table = _folder(wanted.model, epath.Path(aside), key)
         spec, folder = read_spec(folder, **wanted.overrides)
@@ -184,7 +184,7 @@ def _folder(model: str, aside: epath.Path, key: str) -> tuple[epath.Path, bool]:
         return sizes.write(model, aside), True
 
 
-def _lora(wanted: EncoderOptions) -> LoraConfig | None:
+def _lora(wanted: TeacherOptions) -> LoraConfig | None:
     return lora_lib.read_config(wanted.adapter) if wanted.adapter else wanted.lora
 
 

@@ -100,7 +100,6 @@ STATIC = [
     (change("student.remat", "some"), "student.remat='some': expected one of none, attention"),
     (change("student.init", "zero"), "student.init='zero': expected one of pretrained, random"),
     (change("student.param_dtype", "bfloat16"), "student.param_dtype='bfloat16': all weights are"),
-    (change("teacher.remat", "full"), "teacher.remat='full': for the student only"),
     (change("rounds", 0), "rounds=0: expected a whole number from 1"),
     (
         both(change("rounds", 2), change("stages", ("embed", "search", "mine", "export"))),

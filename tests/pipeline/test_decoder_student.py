@@ -80,7 +80,7 @@ def test_a_trained_adapter_is_part_of_what_a_teacher_gives(project):
             "attention.output.dense",
         ),
         (("student.lora_rank=2", "student.lora_targets=('x',)"), "lora targets 'x' match nothing"),
-        (("teacher.lora_rank=2",), "teacher.lora_rank=2: only the student is trained"),
+        (("teacher.lora_rank=2",), "teacher.lora_rank: no such key"),
         (("student.bidirectional=maybe",), "student.bidirectional='maybe'"),
         (("student.prompt_in_pooling=some",), "expected one of all, none, last"),
     ],

@@ -23,8 +23,6 @@ NO_MATTER = (
     "download",
     "data.allow_empty",
     "data.dev_split",  # names other files
-    "teacher.lora_",
-    "teachers.words.lora_",
     "distributed.",
     "mesh.",
     "stages",
