@@ -118,7 +118,7 @@ def mine(
         query_embeddings: float [Q, D]; unit length, so that scores are cosines. An array, a
             tensor, or a list of vectors.
         passage_embeddings: float [N, D], likewise, or a store that slices by rows.
-        rule, percent, margin, threshold, shift, anchor, ranks, max_rank, min_score, keep_equal: see
+        rule, percent, margin, threshold, shift, anchor, max_rank, min_score: see
             `mining.rules.Rule`; the defaults are the paper's best (TopK-PercPos, 95 %). 'auto' for
             percent or margin chooses the value for each teacher, on at least 100 queries; see
             `mining.audit.calibrate`.
@@ -136,7 +136,7 @@ def mine(
             ones, 'only' mines none, 'ignore' leaves them out.
         mining: `nv.Mining(…)`, all options of mining in one value, instead of the arguments from
             `rule` to `short` and `seed`.
-        compat: '', 'paper' or 'sentence_transformers'; see `mining.options`.
+        compat: '' or 'sentence_transformers'; see `mining.options`.
         exclude: passages that are never negatives; default: the query's own text and texts equal
             to a positive's, and no text twice. See `mining.options.Exclude`.
         query_ids, passage_ids: what draws depend on, different strs; default: the numbers.

@@ -1,9 +1,7 @@
-"""The options of mining, and two presets for the methods of others.
+"""The options of mining, and a preset for the method of another implementation.
 
-`compat` presets set the choices that differ between implementations, not the values to tune:
+`compat` sets the choices that differ between implementations, not the values to tune:
 
-    paper                    arXiv 2407.15831: every positive is its own anchor, raw ranks, a score
-                             equal to the ceiling is dropped
     sentence_transformers    `mine_hard_negatives` (6.2): the lowest positive is the anchor, ranks
                              count survivors, equal scores are kept, only a window of candidates is
                              used without a second search, the query's own text may be a negative
@@ -47,7 +45,7 @@ from nvret_jax.options import (
     whole,
 )
 
-COMPAT = ("", "paper", "sentence_transformers")
+COMPAT = ("", "sentence_transformers")
 SAMPLINGS = ("top", "uniform", "softmax", "top1_softmax")
 ENSEMBLES = ("cross", "intra", "intra_dedup", "union", "rrf")
 DOUBTFUL = ("drop", "weigh")
@@ -328,9 +326,8 @@ class Mining:
     compat: str = option(
         "",
         COMPAT_TAKES,
-        "A preset with the choices of paper or sentence_transformers that overrides these values; "
-        "'': "
-        "none.",
+        "sentence_transformers: a preset with the choices of its mine_hard_negatives, which "
+        "overrides these values; '': none.",
         counts=False,  # the values it changes do
     )
     given: str = option(
@@ -433,9 +430,6 @@ def compatible(
     """
     if compat == "":
         return options
-    if compat == "paper":
-        rule = dataclasses.replace(options.rule, anchor="own", ranks="raw", keep_equal=False)
-        return dataclasses.replace(options, rule=rule)
     wrong = options_lib.mistake("mining.compat", compat, COMPAT_TAKES)
     if wrong:
         raise InputError(wrong)

@@ -173,6 +173,7 @@ class Rule:
         options.choice(*RANKS),
         "What shift and max_rank count: raw: the teacher's ranks; survivors: the ranks among the "
         "survivors.",
+        key="",
         counts=lambda rule: rule.counts_ranks,
     )
     max_rank: int = option(
@@ -192,6 +193,7 @@ class Rule:
         False,
         options.flag(),
         "Keep a score that equals the ceiling (the paper does not).",
+        key="",
         counts=lambda rule: rule.keep_equal and rule.needs_anchor,
     )
 

@@ -286,15 +286,6 @@ def test_options_that_cannot_be_are_named(make, words):
     assert words in str(error.value)
 
 
-def test_the_paper_mines_for_every_positive():
-    options = compatible(Options(Rule(ranks="survivors", keep_equal=True)), "paper", 3)
-    assert (options.rule.anchor, options.rule.ranks, options.rule.keep_equal) == (
-        "own",
-        "raw",
-        False,
-    )
-
-
 def test_the_table_survives_the_disk(tmp_path):
     rng = np.random.default_rng(1)
     scores_qn = rng.random((5, 12)).astype(np.float32)

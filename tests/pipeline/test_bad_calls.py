@@ -192,7 +192,6 @@ REFUSED_BY_MINE = [
     ({"seed": -1}, "seed=-1"),
     ({"seed": "a"}, "seed='a'"),
     ({"depth": 0}, "depth=0"),
-    ({"keep_equal": "no"}, "keep_equal='no'"),
     ({"exclude": {"own_text": "off"}}, "exclude={'own_text': 'off'}: expected nvret_jax.Exclude"),
     ({"exclude": ["p1"]}, "exclude=['p1']: expected"),
     ({"rule": "shifted", "max_rank": 5}, "max_rank=5: leaves 0 ranks after shift=10"),

@@ -89,7 +89,6 @@ TABLE = [
         "max_rank=12",
     ),
     mining("unknown anchor", ("mining.anchor='median'", "own, min"), "anchor=median"),
-    mining("unknown ranks", ("mining.ranks='some'", "raw, survivors"), "ranks=some"),
     mining("score in words", ("mining.min_score='low'", "number"), "min_score=low"),
     mining("unknown preset", ("mining.compat='st'", "sentence_transformers"), "compat=st"),
     mining("unknown sampling", ("mining.sampling='best'", "top1_softmax"), "sampling=best"),

@@ -38,7 +38,6 @@ NO_MATTER = (
     ".chunk_tokens",
     ".recompute",
     ".gather",
-    ".loss.tile_pairs",
     ".profile",
     "track",
 )
@@ -78,7 +77,7 @@ OTHER = {
     ".ranks": "survivors",
     ".max_rank": 40,
     ".min_score": 0.125,
-    ".compat": "paper",
+    ".compat": "sentence_transformers",
     ".num_negatives": 2,
     ".sampling": "top1_softmax",
     ".ensemble": "cross",

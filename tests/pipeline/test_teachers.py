@@ -131,7 +131,7 @@ def test_another_teacher_makes_only_its_own_candidates_again(project, tmp_path):
 
 def test_every_positive_its_own_anchor_is_a_row_for_each(project, tmp_path):
     negatives, counts, data, _ = mined(
-        project, tmp_path / "w", "--config.mining.compat=paper", stages="embed,search,mine,train"
+        project, tmp_path / "w", "--config.mining.anchor=own", stages="embed,search,mine,train"
     )
     judged = data.positives("train")
     assert counts["tasks"] == len(negatives) == sum(map(len, judged.values())) > counts["queries"]

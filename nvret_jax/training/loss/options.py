@@ -88,7 +88,7 @@ class Loss:
         "How several positives count: each against the negatives only, or pooled into one.",
     )
     mask_own_duplicates: bool = option(
-        False, flag(), "A hard negative that also belongs to another row counts once."
+        False, flag(), "A hard negative that also belongs to another row counts once.", key=""
     )
     score_mask: str = option(
         "",
@@ -132,6 +132,7 @@ class Loss:
         0,
         whole(0, what="0 for a device-specific value"),
         "ring: token pairs per tile; 0: chosen for the device.",
+        key="",
     )
     scores: str = option("inner", choice(*SCORES), key="", counts=False)
     dims: tuple[int, ...] = option(
