@@ -60,8 +60,10 @@ def artifact(run: Run) -> Artifact | None:
                 side.data.positives(side.split, side.min_relevance), test=not name
             ),
         }
+        names = part.about.names  # of the keys of a set in the config of the whole run
         for what, value in own.items():
-            parts[f"{name or 'test'}:{what}"] = value
+            keys = tuple(names.get(key, key) for key in value.keys)
+            parts[f"{name or 'test'}:{what}"] = dataclasses.replace(value, keys=keys)
     return run.workdir.overlap(run.test_data.name, parts, run.about)
 
 

@@ -170,7 +170,8 @@ def texts_part(hash_: str, *, test: bool, table: str) -> Digest:
 
 def judgments_part(value: Any, *, test: bool) -> Digest:
     """Judgments, or the positives among them."""
-    keys = data_keys(test=test) + (() if test else ("data.min_relevance",))
+    grade = "evaluation.min_relevance" if test else "data.min_relevance"
+    keys = (*data_keys(test=test), grade)
     return Digest(digest(value), f"the judgments of data.{_role(test)}", keys)
 
 

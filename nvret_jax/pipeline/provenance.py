@@ -79,6 +79,7 @@ def read(folder: epath.Path) -> list[dict[str, Any]]:
 
 def _append(folder: epath.Path, line: dict[str, Any]) -> None:
     if mesh_lib.is_main():
+        epath.Path(folder).mkdir(parents=True, exist_ok=True)
         with (epath.Path(folder) / FILE).open("a") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
