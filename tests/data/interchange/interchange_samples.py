@@ -210,3 +210,31 @@ def example():
     builder.add(q1, [a], [b, c], [0.9], [0.5, 0.25], {"prompt": "Find: "})
     builder.add(q2, [c, b], [a], [0.75, 0.7], [0.5])
     return builder.build()
+
+
+def read(name, path):
+    said = []
+    return interchange.read(name, path, said.append), said
+
+
+def written(name, tmp_path, rows=None):
+    path, said = target(name, tmp_path), []
+    interchange.write(rows or example(), name, path, said.append)
+    return path, said
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def simple(rows):
+    """[(query, positives, negatives)] as texts."""
+    table = rows.passages
+    return [
+        (
+            rows.queries.texts[r.query],
+            [table.texts[p] for p in r.positives],
+            [table.texts[n] for n in r.negatives],
+        )
+        for r in rows
+    ]
