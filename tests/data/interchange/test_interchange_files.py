@@ -7,6 +7,7 @@ import pytest
 from interchange_samples import content, example, jsonl, parquet, read, records, simple, written
 
 from nvret_jax.data import interchange
+from nvret_jax.files import records as records_lib
 
 # --- FlagEmbedding
 
