@@ -192,7 +192,7 @@ def _hash(word: str) -> int:
 
 
 def _sketch(block: Sequence[np.ndarray]) -> _Sketches:
-    """Bands and signatures of texts; 0 for a text without words."""
+    """Bands and signatures of texts; those of a text without words are zero."""
     counts = np.array([len(triples) for triples in block], np.int64)
     full = np.flatnonzero(counts)
     bands_nb = np.zeros((len(block), _BANDS), np.uint64)
