@@ -12,6 +12,7 @@ import safetensors.numpy
 import tiny_project
 
 from nvret_jax.config import DEFAULT_STAGES
+from nvret_jax.files.atomic import files_below
 from nvret_jax.pipeline import provenance
 from nvret_jax.search.store import EmbeddingStore
 
@@ -137,7 +138,7 @@ def test_a_stage_does_not_use_what_is_out_of_date(finished):
 
 def written(workdir):
     """What a run has left so far: its files, and its lines of metrics."""
-    files = {str(path) for path in workdir.rglob("*") if path.is_file()}
+    files = set(files_below(workdir))  # which goes on where the run renames a folder meanwhile
     log = workdir / "metrics.jsonl"
     lines = log.read_text().count("\n") if log.exists() else 0
     return files | {f"line {i}" for i in range(lines)}

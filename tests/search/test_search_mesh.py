@@ -79,10 +79,18 @@ def test_a_process_reads_only_its_own_rows(answers, index):
             assert max(read) < 0.7 * len(passages_nd)
 
 
+def _modified(path: Path) -> float:
+    """When a file was written; 0 where the running search has removed it since it was listed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _kill_when_saved(running: list[subprocess.Popen], folder: Path, older: float = 0.0) -> None:
     """Kills all processes at once as soon as lists newer than `older` are saved."""
     until = time.monotonic() + 120
-    while not any(p.stat().st_mtime > older for p in folder.glob("*-0-40.npz")):
+    while not any(_modified(p) > older for p in folder.glob("*-0-40.npz")):
         assert time.monotonic() < until, "nothing was saved"
         for process in running:
             assert process.poll() is None, process.communicate()[0][-3000:]
