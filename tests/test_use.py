@@ -94,7 +94,7 @@ def test_lengths_reach_the_encoder(place):
         (("evaluate", "none", "data"), "none"),
         (
             ("evaluate", "model", "nowhere"),
-            "nowhere: no such file or folder; a data set is a path",
+            "dataset 'nowhere': no such file or folder; give a path, or a scheme",
         ),
         (("evaluate", "model", "data", "--split=none"), "none.tsv: no such file; splits"),
         (("evaluate", "model", "data", "--depth=5"), "--depth=5: expected a whole number from 100"),
@@ -308,6 +308,7 @@ def test_mine_writes_the_negatives_of_a_run(place):
         "mine", "beir:data", "flagembedding:neg.jsonl", "--teacher=model", "--num_negatives=2"
     )
     assert "everything is in" not in result.stdout  # there is no workdir to speak of
+    assert "--config.data.train=flagembedding:neg.jsonl --config.mining.given=only" in result.stdout
     rows = [json.loads(line) for line in (place / "neg.jsonl").read_text().splitlines()]
     data = load_dataset("beir:data")
     positives = data.positives("train")

@@ -14,7 +14,7 @@ from etils import epath
 
 from nvret_jax.artifacts.workdir import check_table
 from nvret_jax.commands.options import Plain
-from nvret_jax.commands.parser import Asked, Command, Word
+from nvret_jax.commands.parser import Asked, Command, Word, entry
 from nvret_jax.data import interchange
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.load import load_dataset
@@ -148,10 +148,9 @@ def _data_of(path: epath.Path) -> dict:
 
 def formats() -> str:
     """A line for each format, and the usage of the command."""
-    width = max(map(len, interchange.FORMATS))
-    lines = [f"  {name:<{width}}  {form.about}" for name, form in interchange.FORMATS.items()]
-    lines.append(f"  {'workdir':<{width}}  {_WORKDIR}")
-    lines.append(f"  {'questions':<{width}}  {_QUESTIONS}")
+    every = {name: form.about for name, form in interchange.FORMATS.items()}
+    every |= {"workdir": _WORKDIR, "questions": _QUESTIONS}
+    lines = [line for name, about in every.items() for line in entry(name, about)]
     return f"{_MORE}\nformats:\n" + "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from nvret_jax.commands import models
 from nvret_jax.commands.options import EmbedTexts
 from nvret_jax.commands.parser import Asked, Command, Word
 from nvret_jax.data.dataset import TextTable
+from nvret_jax.data.load import has_scheme
 from nvret_jax.data.texts import read_texts
 from nvret_jax.errors import InputError
 from nvret_jax.files import paths
@@ -62,7 +63,7 @@ def run(asked: Asked) -> int:
 
 def _texts(source: str, given: EmbedTexts) -> TextTable:
     """The texts that an argument refers to."""
-    if given.kind == "query" and models.is_source(source):
+    if given.kind == "query" and has_scheme(source):
         splits = [given.split] if given.split else None
         data = models.dataset(source, given.source, download=given.model.download, splits=splits)
         return data.split_queries(given.split) if given.split else data.queries
@@ -70,7 +71,7 @@ def _texts(source: str, given: EmbedTexts) -> TextTable:
         raise InputError(
             f"--split={given.split}: only for the queries of a data set, with --kind=query"
         )
-    if models.is_source(source):
+    if has_scheme(source):
         return models.dataset(source, given.source, download=given.model.download).corpus
     return read_texts(
         source,

@@ -5,6 +5,7 @@ It runs the stages embed, search and mine in a workdir, and `convert` on the res
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from nvret_jax.commands.options import Mine
 from nvret_jax.commands.parser import Asked, Command, Word
 from nvret_jax.config import checks
 from nvret_jax.data import interchange
+from nvret_jax.data.load import ROW_FORMATS, with_scheme
 from nvret_jax.errors import InputError
 from nvret_jax.mining.options import Mining
 from nvret_jax.options import blocks
@@ -24,7 +26,7 @@ _STAGES = ("embed", "search", "mine")
 _MORE = """\
 TARGET is format:path, in any format that `convert` writes, for example
   python -m nvret_jax mine beir:mine flagembedding:train.jsonl --percent=0.95
-  python -m nvret_jax mine pairs:faq.csv st-triplet:train.parquet --teacher=bm25: --rule=naive
+  python -m nvret_jax mine faq.csv st-triplet:train.parquet --teacher=bm25:
 Several teachers, sets with different rules and the audit need a config; see
 docs/mining.md.
 """
@@ -51,6 +53,10 @@ def run(asked: Asked) -> int:
         workdir = given.workdir or aside
         pipeline.run(config, workdir, stages=_STAGES, closing=bool(given.workdir))
         convert.convert(f"workdir:{workdir}", target, say=log.say)
+    if form in ROW_FORMATS:
+        log.say("next      train on them, with the negatives as they are:")
+        log.say("          python -m nvret_jax train --config=configs/own.py --workdir=DIR \\")
+        log.say(f"            --config.data.train={shlex.quote(target)} --config.mining.given=only")
     return 0
 
 
@@ -61,7 +67,7 @@ def _config(source: str, asked: Asked) -> ConfigDict:
     config.name = "mine"
     config.stages = _STAGES
     config.seed, config.download = given.seed, given.download
-    config.data.train = source if models.is_source(source) else models.guessed(source)
+    config.data.train = with_scheme(source)
     config.data.train_split = given.split
     config.data.dev_split = config.data.test = ""
     config.data.allow_empty = given.source.allow_empty

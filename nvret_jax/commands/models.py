@@ -10,7 +10,7 @@ from etils import epath
 from nvret_jax import platforms
 from nvret_jax.commands.options import Model, Source
 from nvret_jax.data.dataset import Dataset, TextTable
-from nvret_jax.data.load import READERS, load_dataset
+from nvret_jax.data.load import has_scheme, load_dataset
 from nvret_jax.data.texts import read_texts
 from nvret_jax.errors import InputError
 from nvret_jax.files import paths
@@ -85,31 +85,15 @@ def encoder(word: str, options: Model) -> Encoder:
     return made
 
 
-_FORMS = "a scheme and its place, such as beir:DIR, pairs:FILE or hf:OWNER/NAME"
-
-
-def is_source(word: str) -> bool:
-    """Whether an argument is a data set, such as 'beir:DIR', and not a file."""
-    return word.partition(":")[0] in READERS and ":" in word
-
-
 def dataset(word: str, options: Source, *, download: bool, splits=None) -> Dataset:
     """The data set that an argument refers to; InputError as `load_dataset`."""
     return load_dataset(
-        word if is_source(word) or ":" in word else guessed(word),
+        word,
         splits=splits,
         allow_empty=options.allow_empty,
         missing=options.missing,
         download=download,
     )
-
-
-def guessed(word: str) -> str:
-    """A path as a data set: BEIR's layout for a folder, a table of pairs for a file."""
-    path = paths.local(word, "data")
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; a data set is a path, or {_FORMS}")
-    return f"{'beir' if path.is_dir() else 'pairs'}:{path}"
 
 
 def corpus(word: str, options: Source, *, download: bool, column: str, id_column: str) -> TextTable:
@@ -118,7 +102,7 @@ def corpus(word: str, options: Source, *, download: bool, column: str, id_column
     Raises:
         InputError: as `load_dataset` and `read_texts`.
     """
-    if is_source(word) or (re.match(r"[a-z-]+:", word) and not epath.Path(word).exists()):
+    if has_scheme(word) or (re.match(r"[a-z-]+:", word) and not epath.Path(word).exists()):
         return dataset(word, options, download=download).corpus
     path = paths.local(word, "corpus")
     if path.is_dir() and any((path / f"corpus.jsonl{end}").exists() for end in ("", ".gz", ".zst")):

@@ -219,15 +219,15 @@ def usage(name: str, command: Command) -> str:
     lines += textwrap.wrap(command.about, _WIDTH)
     lines.append("")
     for word in command.words:
-        lines += _entry(word.name, word.sentence)
+        lines += entry(word.name, word.sentence)
     if command.config:
-        lines += _entry("--config=FILE", "The config file; ':smoke' after it shrinks the run.")
-        lines += _entry("--config.KEY=VALUE", "Another value for a key; None unsets it.")
+        lines += entry("--config=FILE", "The config file; ':smoke' after it shrinks the run.")
+        lines += entry("--config.KEY=VALUE", "Another value for a key; None unsets it.")
     for key, one in blocks.entries(command.options):
         form = _form(key, one)
         off = isinstance(one.config_takes, Flag) and form != f"--{key}"
-        lines += _entry(form, f"Turns this off: {one.sentence}" if off else one.sentence)
-    lines += _entry("--help", "Print this help.")
+        lines += entry(form, f"Turns this off: {one.sentence}" if off else one.sentence)
+    lines += entry("--help", "Print this help.")
     if command.more:
         lines += ["", command.more.strip("\n")]
     return "\n".join(lines)
@@ -245,7 +245,8 @@ def _form(key: str, one: Option) -> str:
     return f"--{key}={default}"
 
 
-def _entry(left: str, sentence: str) -> list[str]:
+def entry(left: str, sentence: str) -> list[str]:
+    """An item of `--help` and what it is for, in lines of at most 80 columns."""
     indent = " " * 26
     wrapped = textwrap.wrap(sentence, _WIDTH - len(indent)) or [""]
     if len(left) > len(indent) - 4:

@@ -16,7 +16,8 @@ from nvret_jax.errors import InputError
 _OF_A_SEARCH = ("width", "dtype", "queries", "k", "memory_gib")
 _MORE = """\
 With a config, its training, embedding and search are planned; else a search:
-  python -m nvret_jax plan --topology=v5p:4x4x4 --config=configs/nv_retriever_v1.py
+  python -m nvret_jax plan --topology=v5p:4x4x4 \\
+    --config=configs/nv_retriever_v1.py
   python -m nvret_jax plan --topology=v5e:4x4 --passages=100000000 --width=1024
 Compiling for TPUs needs libtpu, for GPUs JAX's CUDA plugin, and no chip."""
 

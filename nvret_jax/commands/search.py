@@ -10,6 +10,7 @@ from nvret_jax.commands import models
 from nvret_jax.commands.options import SearchTexts
 from nvret_jax.commands.parser import Asked, Command, Word
 from nvret_jax.data.dataset import Dataset, TextTable
+from nvret_jax.data.load import has_scheme
 from nvret_jax.data.texts import read_texts
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import output
@@ -27,7 +28,8 @@ _MORE = """\
 CORPUS is a data set such as beir:DIR, or a file of texts. If MODEL is the
 workdir of a run, the model that it started from is shown next to its export:
   python -m nvret_jax search runs/quickstart pydocs: --web
-  python -m nvret_jax search runs/quickstart pydocs: --queries=questions.txt --output=found.jsonl
+  python -m nvret_jax search runs/quickstart pydocs: --queries=questions.txt \\
+    --output=found.jsonl
 """
 
 
@@ -75,7 +77,7 @@ def _check(given: SearchTexts) -> None:
 
 def _corpus(source: str, given: SearchTexts) -> tuple[Dataset | None, TextTable]:
     """The passages, and their data set, if they belong to one."""
-    if models.is_source(source):
+    if has_scheme(source):
         data = models.dataset(source, given.source, download=given.model.download)
         return data, data.corpus
     return None, models.corpus(

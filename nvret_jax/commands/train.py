@@ -22,10 +22,11 @@ _OWN = ("distributed.process_id", "distributed.coordinator")  # keys in which pr
 _FILES, _LEAST_FILES = 4096, 64  # files that may be open at once
 _MORE = f"""\
 Stages: {", ".join(STAGES)}.
-`python -m nvret_jax options` lists the keys of a config, `python -m nvret_jax help` all commands,
-such as `convert SOURCE TARGET` for files of other tools. For example
+`python -m nvret_jax options` lists the keys of a config, `python -m nvret_jax
+help` all commands, such as `convert SOURCE TARGET` for files of other tools.
+For example
   python -m nvret_jax train --config=configs/own.py --workdir=runs/own \\
-    --config.data.train=pairs:faq.csv"""
+    --config.data.train=faq.csv --config.data.test=faq.csv"""
 
 
 def run(asked: Asked) -> int:

@@ -139,8 +139,8 @@ def load_dataset(
             'beir:FOLDER' (BEIR layout), 'hf:FOLDER' or 'hf:OWNER/NAME' (Hugging Face), 'tfds:NAME'
             (TensorFlow Datasets, prepared), 'pydocs:' (docstrings of the installed packages),
             'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py), or a format of training
-            rows and its file, such as 'flagembedding:FILE'. A path, such as
-            `pathlib.Path("data/scifact")`, is a folder in BEIR layout, or a table of pairs.
+            rows and its file, such as 'flagembedding:FILE'. A path without a scheme, a string or a
+            `pathlib.Path`, is a folder in BEIR layout, or a table of pairs (`with_scheme`).
             Or the data themselves: pairs of texts, dicts, columns, a table of pandas, polars or
             pyarrow, a `datasets.Dataset`, or a dict of these by split (see objects.py).
         splits: the splits to read, all of which must exist, or one; None reads all.
@@ -161,23 +161,14 @@ def load_dataset(
     if isinstance(spec, Dataset):
         raise InputError("load_dataset: already a Dataset; use it directly")
     if isinstance(spec, os.PathLike):
-        spec = f"{'pairs' if os.path.isfile(spec) else 'beir'}:{os.fspath(spec)}"
+        spec = os.fspath(spec)
     if not isinstance(spec, str):
         return read_objects(spec, given, asked)
     wrong = options.mistake("spec", spec, _SPEC)
     if wrong:
         raise InputError(f"load_dataset: {wrong}")
+    spec = with_scheme(spec)
     scheme = spec.partition(":")[0]
-    if scheme not in READERS:
-        names = [name for name in READERS if name not in ROW_FORMATS]
-        known = ", ".join(f"'{name}:'" for name in names) + ", and formats such as 'flagembedding:'"
-        hint = f"'pairs:{spec}' for a table" if "." in spec else f"'beir:{spec}' for a folder"
-        if ":" not in spec:
-            raise InputError(f"dataset '{spec}': no scheme; known are {known}; as in {hint}")
-        raise InputError(
-            f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}; tables of any kind "
-            "are read as 'pairs:FILE'"
-        )
     source = parse(spec)
     if source.place:
         place = paths.local(source.place, f"dataset '{scheme}:'")
@@ -187,6 +178,40 @@ def load_dataset(
             raise InputError(f"{source.shown}: option '{name}' is given twice")
     source = dataclasses.replace(source, options={**source.options, **given})
     return READERS[scheme](source, asked)
+
+
+def has_scheme(spec: str) -> bool:
+    """Whether a string names its kind of data set, such as 'beir:DIR', and is no bare path."""
+    scheme, colon, _ = spec.partition(":")
+    return bool(colon) and scheme in READERS
+
+
+def with_scheme(spec: str) -> str:
+    """A data set with its scheme: 'data/scifact' is 'beir:data/scifact', 'faq.csv' 'pairs:faq.csv'.
+
+    Options may follow a bare path, too: 'faq.csv?query=ask'.
+
+    Raises:
+        InputError: neither a known scheme nor a path that exists.
+    """
+    if has_scheme(spec):
+        return spec
+    place = paths.local(parse(f":{spec}").place, f"dataset '{spec}'")
+    if place.exists():
+        return f"{'beir' if place.is_dir() else 'pairs'}:{spec}"
+    names = [name for name in READERS if name not in ROW_FORMATS]
+    known = ", ".join(f"'{name}:'" for name in names) + ", and formats such as 'flagembedding:'"
+    scheme, colon, _ = spec.partition(":")
+    if colon:
+        raise InputError(
+            f"dataset '{spec}': unknown scheme '{scheme}'; known are {known}; tables of any kind "
+            "are read as 'pairs:FILE'"
+        )
+    hint = f"'pairs:{spec}' for a table" if "." in spec else f"'beir:{spec}' for a folder"
+    raise InputError(
+        f"dataset '{spec}': no such file or folder; give a path, or a scheme as in {hint}; known "
+        f"are {known}"
+    )
 
 
 def _written(name: str, value: Any) -> str:

@@ -87,7 +87,7 @@ def test_an_input_error_is_one_line_in_a_notebook():
     with capture_output() as said:
         shell.run_cell("import nvret_jax as nv; nv.load_dataset('nowhere')")
     assert len((said.stdout + said.stderr).strip().split("\n")) == 1
-    assert "InputError: dataset 'nowhere': no scheme" in said.stdout + said.stderr
+    assert "InputError: dataset 'nowhere': no such file or folder" in said.stdout + said.stderr
     shell.clear_instance()
 
 

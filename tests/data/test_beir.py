@@ -338,8 +338,8 @@ def test_several_mistakes_come_together(folder):
     ("spec", "expected"),
     [
         ("csv:x", "unknown scheme 'csv'; known are 'beir:', .*read as 'pairs:FILE'"),
-        ("data/x", "no scheme; known are .* as in 'beir:data/x' for a folder"),
-        ("data/x.csv", "no scheme; known are .* as in 'pairs:data/x.csv' for a table"),
+        ("data/x", "no such file or folder; .* as in 'beir:data/x' for a folder; known are"),
+        ("data/x.csv", "no such file or folder; .* as in 'pairs:data/x.csv' for a table"),
         ("beir:", "name the folder"),
         ("pydocs:x", "nothing after the colon"),
     ],
@@ -393,3 +393,15 @@ def test_a_folder_larger_than_memory_is_the_same_data(folder, monkeypatch):
     assert isinstance(large.corpus.texts, mapped.MappedTexts)
     assert large.fingerprint == small.fingerprint
     assert large.positives("test") == small.positives("test")
+
+
+def test_a_path_without_a_scheme_is_a_folder_or_a_table(folder, tmp_path):
+    plain = load_dataset(str(folder))
+    assert list(plain.corpus.ids) == list(read_beir(folder).corpus.ids)
+    table = tmp_path / "faq.csv"
+    table.write_text("ask,reply,other\na b,c d,x\n")
+    options = "?query=ask&passage=reply&test=0&dev=0"
+    for spec in (f"{table}{options}", f"pairs:{table}{options}"):
+        data = load_dataset(spec)
+        assert list(data.corpus.texts) == ["c d"]
+        assert data.name == load_dataset(f"pairs:{table}{options}").name

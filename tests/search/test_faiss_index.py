@@ -103,7 +103,8 @@ def test_backend_says_its_choice_once(monkeypatch):
     for _ in range(3):
         backend.choose("auto")
     assert len(said) == 1
-    assert "search backend: " in said[0]
+    assert said[0].startswith("search    ")
+    assert said[0].endswith(": a single host with only a CPU")
 
 
 def test_both_backends_behind_one_function():

@@ -151,7 +151,7 @@ def choose(backend: str, shape: tuple[int, int] | None = None, budget: int | Non
         raise InputError(wrong)
     faiss_bytes = 4 * shape[0] * shape[1] if shape and budget else 0
     if backend != "auto":
-        chosen, why = backend, "as asked"
+        chosen, why = backend, f"search.backend={backend}"
     elif platforms.here() != "cpu":
         chosen, why = "device", f"JAX runs on {platforms.here()}"
     elif jax.process_count() > 1:
@@ -171,4 +171,4 @@ def choose(backend: str, shape: tuple[int, int] | None = None, budget: int | Non
 @functools.cache
 def _say(chosen: str, why: str) -> None:
     name = {"device": "matmul and top-k on the devices", "faiss": "FAISS flat index on the CPU"}
-    say(f"search backend: {chosen}, {name[chosen]} ({why})")
+    say(f"search    {name[chosen]}: {why}")
