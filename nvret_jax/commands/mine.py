@@ -54,7 +54,7 @@ def run(asked: Asked) -> int:
         pipeline.run(config, workdir, stages=_STAGES, closing=bool(given.workdir))
         convert.convert(f"workdir:{workdir}", target, say=log.say)
     if form in ROW_FORMATS:
-        log.say("next      train on them, with the negatives as they are:")
+        log.say("next      train on exactly these negatives:")
         log.say("          python -m nvret_jax train --config=configs/own.py --workdir=DIR \\")
         log.say(f"            --config.data.train={shlex.quote(target)} --config.mining.given=only")
     return 0

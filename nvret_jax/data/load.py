@@ -181,7 +181,7 @@ def load_dataset(
 
 
 def has_scheme(spec: str) -> bool:
-    """Whether a string names its kind of data set, such as 'beir:DIR', and is no bare path."""
+    """Whether a string names its kind of data set, as 'beir:DIR' does; a bare path does not."""
     scheme, colon, _ = spec.partition(":")
     return bool(colon) and scheme in READERS
 
