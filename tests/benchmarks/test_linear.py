@@ -166,6 +166,33 @@ def test_a_step_descends_the_loss_of_the_package(project, tmp_path):
             assert np.sign(map_dd[i, j]) == -np.sign(slope)
 
 
+def test_a_guide_masks_and_distilled_candidates_are_fitted(project, tmp_path):
+    """A guide of equal vectors masks the negatives of all other rows."""
+    grid = grid_lib.read(str(project / "evaluate.py"))
+    made = sets.make(grid.sets["tiny"], tmp_path / "tiny")
+    config = grid.config({"seed": "0", "set": "tiny", "rule": "naive"}, made.places)
+    config.mining.num_distilled = 2
+    task = task_lib.read(made, config, tmp_path)
+    table, block = task.negatives(config), blocks.read(Training, config.train)
+    block = dataclasses.replace(block, steps=2, batch_size=4, learning_rate=0.02, warmup=0.0)
+    vectors = task.encoded(config.student, "train"), task.encoded(config.student, "")
+    equal = tuple(np.ones_like(one) for one in vectors)
+
+    def trained(guide=None, num_distilled=0, **values):
+        loss = dataclasses.replace(block.loss, **values)
+        own = dataclasses.replace(block, loss=loss, num_distilled=num_distilled)
+        steps = train_lib.batches(task, table, own, 0)
+        return train_lib.train(*vectors, steps, own, 1, guide)[-1][1]
+
+    mask = {"score_mask": "percent", "mask_by": "guide"}
+    assert task.guide(config)[0].shape == vectors[0].shape
+    masked = trained(equal, **mask)
+    np.testing.assert_allclose(masked, trained(in_batch=False), atol=1e-6)
+    assert np.abs(masked - trained()).max() > 1e-4
+    fitted = trained(distillation="kl")
+    assert np.abs(fitted - trained(num_distilled=2, distillation="kl")).max() > 1e-4
+
+
 def test_a_cut_set_keeps_what_is_judged(project):
     data = load_dataset(f"beir:{project / 'data'}")
     kept = sets.cut(data, {"train": 5}, 30)

@@ -177,7 +177,8 @@ def _trained(
     block = blocks.read(Training, config.train)
     steps = train_lib.batches(task, table, block, config.seed)
     queries_qd = task.encoded(config.student, "train")
-    maps = train_lib.train(queries_qd, judged.passages_nd, steps, block, EVERY)
+    guide = task.guide(config) if block.loss.needs_guide else None
+    maps = train_lib.train(queries_qd, judged.passages_nd, steps, block, EVERY, guide)
     dev = [[step, float(judged.scores("dev", map_dd)[0].mean())] for step, map_dd in maps]
     ndcg, recall = judged.scores("test", maps[-1][1])
     return {

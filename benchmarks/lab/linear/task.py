@@ -18,8 +18,8 @@ from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.load import load_dataset
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.data.same_text import SameText, share_positives
+from nvret_jax.mining import distilled, risk
 from nvret_jax.mining import positives as positives_lib
-from nvret_jax.mining import risk
 from nvret_jax.mining.audit import risk_fit
 from nvret_jax.mining.exclude import exclusion
 from nvret_jax.mining.miner import Teacher, mine
@@ -90,6 +90,15 @@ class Task:
         texts = self.data.corpus.texts
         return vectors.of(self.folder, block.model, texts, "passage", block.passage_length or None)
 
+    def guide(self, config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of training queries and passages by the cell's first teacher with an encoder."""
+        blocks_of = [
+            config.teacher if name == "teacher" else config.teachers[name]
+            for name in config.mining.teachers
+        ]
+        block = next(block for block in blocks_of if teachers.is_encoder(block.model))
+        return self.encoded(block, "train"), self.encoded(block, "")
+
     @functools.cached_property
     def excluded(self) -> Ragged:
         """What is never a negative, besides positives."""
@@ -156,6 +165,8 @@ class Task:
         if options.positives.max_rank:
             ranks = positives_lib.ranks(found[0].candidates, excluded)
             table, _ = positives_lib.apply(table, found[0].candidates, ranks, options.positives)
+        if asked.num_distilled:
+            table = distilled.add(table, found[0].candidates, excluded, asked.num_distilled)
         return table
 
     def _with_risk(self, teacher: Teacher, options: Mining, excluded: Ragged, seed: int) -> Teacher:

@@ -34,7 +34,8 @@ def batches(task: Task, table: Negatives, block: Training, seed: int) -> dict[st
 
     Returns:
         query_rows int32 [S, B], passage_rows int32 [S, B·G], passage_ids [S, B·G], positive_ids
-        [S, B, J]; teacher_scores and passage_weights float32 [S, B, G] where the loss needs them.
+        [S, B, J]; teacher_scores and passage_weights float32 [S, B, G], and passage_distilled bool
+        [S, B·G], where the loss needs them.
     """
     nothing = lambda texts: [[0] for _ in texts]  # noqa: E731
     examples = Examples.build(
@@ -50,6 +51,7 @@ def batches(task: Task, table: Negatives, block: Training, seed: int) -> dict[st
         teacher_scores=block.loss.needs_teacher_scores,
         draw=block.draw,
         weights=block.loss.weights,
+        num_distilled=block.num_distilled,
     )
     found: dict[str, list[np.ndarray]] = {}
     for step in range(block.steps):
@@ -65,6 +67,8 @@ def batches(task: Task, table: Negatives, block: Training, seed: int) -> dict[st
         }
         if picked.scores is not None:
             one["teacher_scores"] = picked.scores
+        if picked.distilled is not None:
+            one["passage_distilled"] = picked.distilled.ravel()
         if picked.weights is not None:
             one["passage_weights"] = picked.weights
         for name, values in one.items():
@@ -84,33 +88,47 @@ def train(
     steps: dict[str, np.ndarray],
     block: Training,
     every: int,
+    guide: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[tuple[int, np.ndarray]]:
-    """The map [D, D] after 0, `every`, 2 · `every` … steps, and after the last."""
+    """The map [D, D] after 0, `every`, 2 · `every` … steps, and after the last.
+
+    Args:
+        queries_qd, passages_nd: the student's stored vectors.
+        steps: of `batches`.
+        block: the options of training.
+        every: steps between two maps.
+        guide: the guide's vectors of queries and passages, if the loss reads them.
+    """
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(block, block.steps)
     with jax.set_mesh(mesh):
         queries_qd, passages_nd = jnp.asarray(queries_qd), jnp.asarray(passages_nd)
+        guide = None if guide is None else tuple(map(jnp.asarray, guide))
         map_dd = jnp.zeros((queries_qd.shape[1],) * 2, jnp.float32)
         state = optimizer.init(map_dd)
         out = [(0, np.asarray(map_dd))]
         for start in range(0, block.steps, every):
             part = {name: values[start : start + every] for name, values in steps.items()}
             map_dd, state = _segment(
-                map_dd, state, queries_qd, passages_nd, part, block=block, mesh=mesh
+                map_dd, state, queries_qd, passages_nd, part, guide, block=block, mesh=mesh
             )
             out.append((min(start + every, block.steps), np.asarray(map_dd)))
     return out
 
 
 @functools.partial(jax.jit, static_argnames=("block", "mesh"))
-def _segment(map_dd, state, queries_qd, passages_nd, part, *, block, mesh):
+def _segment(map_dd, state, queries_qd, passages_nd, part, guide, *, block, mesh):
     loss: Loss = block.loss
     optimizer = make_optimizer(block, block.steps)
 
     def value(map_dd, batch):
+        batch = dict(batch)
         there = batch["passage_rows"] >= 0
         own = jnp.where(there[:, None], passages_nd[batch["passage_rows"]], 1.0)
         q, p = embed(map_dd, queries_qd[batch["query_rows"]]), embed(map_dd, own)
+        if guide is not None:
+            batch["query_guide"] = guide[0][batch["query_rows"]]
+            batch["passage_guide"] = jnp.where(there[:, None], guide[1][batch["passage_rows"]], 0)
         batch = {k: v for k, v in batch.items() if not k.endswith("_rows")}
         return batch_loss(loss, q, p, batch, mesh=mesh)[0]
 
