@@ -12,9 +12,12 @@ part of the variance); it is what can be had of them, and still wider than that 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
+
+_MOST = 10_000_000  # draws in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +46,30 @@ def paired(deltas: Sequence[np.ndarray], *, resamples: int = 10_000, seed: int =
         resamples: how many means are drawn.
         seed: of numpy's default generator.
     """
-    rng = np.random.default_rng(seed)
     total_r = np.zeros(resamples)
-    for delta_sq in deltas:
+    for place, delta_sq in enumerate(deltas):
         seeds, queries = delta_sq.shape
-        seeds_rs = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+        seeds_rs = _weights(resamples, seeds, (seed, place, 0))
+        pieces = -(-resamples * queries // _MOST)
         by_seed_rs = np.concatenate(
             [
-                rng.multinomial(queries, np.full(queries, 1 / queries), size=len(part))
-                / queries
-                @ delta_sq.T
-                for part in np.array_split(seeds_rs, -(-resamples * queries // 10_000_000))
+                _weights(-(-resamples // pieces), queries, (seed, place, 1 + piece)) @ delta_sq.T
+                for piece in range(pieces)
             ]
-        )
+        )[:resamples]
         total_r += (seeds_rs * by_seed_rs).sum(axis=1) / len(deltas)
     low, high = np.percentile(total_r, [2.5, 97.5])
     mean = float(np.mean([delta_sq.mean() for delta_sq in deltas]))
     return Difference(mean, float(low), float(high), min(len(d) for d in deltas))
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(resamples: int, size: int, stream: tuple[int, ...]) -> np.ndarray:
+    """How often each of `size` things is drawn, as a share, float32 [R, size].
+
+    The comparisons of a table have the same numbers of seeds and queries, so they share these:
+    drawing takes a hundred times as long as applying them.
+    """
+    rng = np.random.default_rng(stream)
+    counts = rng.multinomial(size, np.full(size, 1 / size), size=resamples)
+    return counts.astype(np.float32) / np.float32(size)
