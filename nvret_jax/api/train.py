@@ -313,7 +313,7 @@ def _block(how: dict[str, Any], loss: Any, student: Any) -> tuple[Training, Own 
     elif isinstance(loss, Loss):
         made = loss
         if made.needs_guide:
-            raise InputError("train: loss.mask_by='guide' needs a run, nv.run(config)")
+            raise InputError(f"train: loss.{made.guided} needs a run, nv.run(config)")
     elif callable(loss) and not isinstance(loss, type):
         if _is_late(student):
             raise InputError("train: a loss that is a function needs one vector per text")

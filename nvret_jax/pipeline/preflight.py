@@ -32,6 +32,7 @@ from nvret_jax.pipeline.state import Run
 from nvret_jax.search.rankers import teachers
 from nvret_jax.training import trackers
 from nvret_jax.training.loop import check_batch
+from nvret_jax.training.loss.options import Loss
 from nvret_jax.training.options import Training
 
 MINING = ("embed", "search", "audit", "mine")
@@ -150,11 +151,28 @@ def _check_loss(state: Run, block: Training, at: str) -> None:
     loss = block.loss_for(spec.width, tokens=spec.late is not None, at=at)
     if not loss.needs_guide:
         return
-    for set_run in state.sets.values():
+    for name in sets.sets_of(state.config, block.sets):
+        set_run = state.sets[name]
         if not set_run.guide:
-            raise InputError(
-                f"{at}.loss.mask_by='guide': needs a teacher that is an encoder; use 'student'"
-            )
+            use = "" if loss.vectors else "; use 'student'"
+            raise InputError(f"{at}.loss.{loss.guided}: needs a teacher that is an encoder{use}")
+        if loss.vectors:
+            _check_vectors(state, loss, set_run.encoders[set_run.guide], at)
+
+
+def _check_vectors(state: Run, loss: Loss, guide: ConfiguredEncoder, at: str) -> None:
+    """Raises InputError if the student's vectors cannot be fitted to those of a teacher."""
+    ours, theirs = state.student.spec, guide.spec
+    if ours.width != theirs.width:
+        raise InputError(
+            f"{at}.loss.{loss.guided}: the student's vectors are {ours.width} wide, those of "
+            f"{guide.name} {theirs.width}; expected equal widths"
+        )
+    if loss.vectors == "squared" and ours.normalize != theirs.normalize:
+        raise InputError(
+            f"{at}.loss.{loss.guided}: student.normalize={ours.normalize} and {guide.key_prefix}"
+            f"normalize={theirs.normalize}, so lengths differ; set both alike, or use 'cosine'"
+        )
 
 
 def _check_late(state: Run, asked: Sequence[str]) -> None:

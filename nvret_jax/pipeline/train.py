@@ -29,6 +29,7 @@ from nvret_jax.training import loop
 from nvret_jax.training.batches import tokenised
 from nvret_jax.training.batches.examples import Examples
 from nvret_jax.training.batches.mixture import Mixture, Source
+from nvret_jax.training.loss.options import Loss
 from nvret_jax.training.options import Training
 
 
@@ -215,7 +216,12 @@ def _with_teacher_temperature(inputs: Inputs, block: Training) -> Training:
 
 
 def _check_negatives(inputs: Inputs, name: str, block: Training) -> None:
-    """Raises InputError if a stage has no negatives at all; prints how many rows lack them."""
+    """Raises InputError if a stage has no negatives at all; prints how many rows lack them.
+
+    A stage that fits vectors alone needs none.
+    """
+    if not block.loss.compares:
+        return
     in_batch = block.loss.in_batch and block.batch_size > 1
     rows = without = 0
     for of in inputs.of(block):
@@ -267,12 +273,14 @@ def batches(inputs: Inputs, stages: Mapping[str, Training], name: str) -> Mixtur
         min_steps=block.min_steps,
         max_steps=block.max_steps,
     )
-    alone, rows = mixture.without_negatives(block.loss.in_batch and block.batch_size > 1)
-    if alone == rows:
-        raise InputError(
-            f"training, stage {name}: no passage is a negative of any of the {rows:,} rows, "
-            f"because all are positives of the same queries; there is nothing to learn from"
-        )
+    if block.loss.compares:
+        in_batch = block.loss.in_batch and block.batch_size > 1
+        alone, rows = mixture.without_negatives(in_batch)
+        if alone == rows:
+            raise InputError(
+                f"training, stage {name}: no passage is a negative of any of the {rows:,} rows, "
+                f"because all are positives of the same queries; there is nothing to learn from"
+            )
     if len(stages) > 1 or len(sources) > 1:
         counts = ", ".join(f"{of} {count:,}" for of, count in mixture.counts().items())
         say(f"train     stage {name}: {mixture.steps:,} steps; queries: {counts}")
@@ -302,15 +310,13 @@ def _examples(one: MinedSet, block: Training, seed: int) -> Examples:
         lengths=one.lengths,
         num_negatives=min(block.num_negatives, one.num_negatives),
         seed=seed,
-        guide=_guide(one) if loss.score_mask and loss.mask_by == "guide" else None,
+        guide=_guide(one, loss) if loss.needs_guide else None,
     )
 
 
-def _guide(one: MinedSet) -> tuple[np.ndarray, np.ndarray]:
+def _guide(one: MinedSet, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
     if one.guide is None:
-        raise InputError(
-            "train.loss.mask_by='guide' needs a teacher that is an encoder; use 'student'"
-        )
+        raise InputError(f"train.loss.{loss.guided}: needs a teacher that is an encoder")
     return one.guide()
 
 

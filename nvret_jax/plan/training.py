@@ -48,7 +48,7 @@ def train_step(
         config: the options of a stage.
         mesh: of the topology.
         title: its name, if there are several stages.
-        guide_width: of the vectors that a guide's score mask compares.
+        guide_width: of the guide's vectors, where the loss reads them.
         memory_bytes: of a chip; 0: no limit, for `train.gather='auto'`.
         lengths: of the texts, for a step at the widths of most steps; None: a step for the longest
             batch, which has to fit in memory.

@@ -145,7 +145,7 @@ class Training:
         0,
         whole(0, MOST_NEGATIVES),
         "Candidates per query in a batch, of mining.num_distilled, that the distillation compares "
-        "with the row's other passages; they are never negatives.",
+        "with the row's other passages, and whose vectors are fitted; they are never negatives.",
         counts=lambda own: own.num_distilled > 0,
     )
     draw: Draw = block(Draw)
@@ -236,8 +236,14 @@ class Training:
             at: the key of these options, for messages.
 
         Raises:
-            InputError: prefixes longer than the embedding.
+            InputError: prefixes longer than the embedding; vectors of tokens that would be fitted
+                to those of texts.
         """
+        if self.loss.vectors and tokens:
+            raise InputError(
+                f"{at}.loss.{self.loss.guided}: the student has one vector per token; expected "
+                "one per text, as a guide has"
+            )
         if max(self.loss.dims, default=0) > width:
             raise InputError(
                 f"{at}.loss.dims={self.loss.dims}: the embedding is {width} wide; give prefixes "
@@ -257,14 +263,16 @@ BEST_KEYS = ("eval_every", "keep_best", "dev_passages", "dev_queries")
 
 
 def _no_negatives(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if values["num_negatives"] == 0 and not values["loss"]["in_batch"]:
+    loss = values["loss"]
+    if values["num_negatives"] == 0 and not loss["in_batch"] and loss["contrastive_weight"]:
         yield "loss.in_batch", "leaves no negatives, because num_negatives=0"
 
 
 def _nothing_to_fit(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     loss = values["loss"]
-    if values["num_distilled"] and not loss["distillation"]:
-        yield "num_distilled", "is read by distillation alone; set loss.distillation"
+    if values["num_distilled"] and not (loss["distillation"] or loss["vectors"]):
+        what = "is read by distillation alone; set loss.distillation or loss.vectors"
+        yield "num_distilled", what
     others = values["num_negatives"] or values["num_distilled"]
     if not others and loss["distillation"] and loss["num_positives"] == 1:
         what = "compares the passages of a row, but num_negatives=0 leaves only one"

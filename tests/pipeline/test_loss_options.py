@@ -67,6 +67,20 @@ def test_options_reach_the_step(options, keys, project):
     assert "(train.loss." in result.stdout or "not there yet" in result.stdout
 
 
+def test_vectors_alone_need_no_negatives_and_are_those_of_the_same_texts(project):
+    """The student starts as its own teacher, so only vectors of other texts would be far."""
+    metrics, _ = trained(
+        project,
+        "loss.vectors=cosine",
+        "loss.contrastive_weight=0.0",
+        "num_negatives=0",
+        "in_batch_negatives=False",
+    )
+    assert abs(metrics[0]["vectors"]) < 1e-5
+    assert metrics[0]["loss"] == metrics[0]["vectors"]
+    assert metrics[0]["accuracy"] == 1.0
+
+
 def test_mistakes_come_together_before_anything_is_computed(project):
     result = command.inside(
         command.CONFIG,

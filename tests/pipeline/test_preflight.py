@@ -52,6 +52,15 @@ REFUSED = {
         f"{BM25} --config.train.loss.score_mask=margin --config.train.loss.mask_by=guide",
         "train.loss.mask_by='guide': needs a teacher that is an encoder",
     ),
+    "vectors to fit, and none there": (
+        f"{BM25} --config.train.loss.vectors=cosine",
+        "train.loss.vectors='cosine': needs a teacher that is an encoder",
+    ),
+    "vectors of other lengths to fit": (
+        "--config.train.loss.vectors=squared --config.teacher.normalize=False",
+        "train.loss.vectors='squared': student.normalize=True and teacher.normalize=False, so "
+        "lengths differ; set both alike, or use 'cosine'",
+    ),
     "a separator that no id has": (
         "--config.mining.exclude.document_separator=::",
         "no passage id has the document separator '::'",

@@ -109,6 +109,7 @@ OTHER = {
     ".dims": (32, 16),
     ".dim_weights": (0.5,),
     ".distillation": "kl",
+    ".vectors": "squared",
     ".schedule": "constant",
     ".warmup": 0.25,
     ".pick": "best",
@@ -207,7 +208,7 @@ def drawn(project):
     made.mining.update({"risk": "ranks", "risk_budget": 0.3, "num_negatives": 6})
     made.mining.positives.update({"max_rank": 20, "doubtful": "weigh"})
     made.train.draw.update({"how": "softmax", "pool": 5})
-    made.train.loss.weights = True
+    made.train.loss.update({"weights": True, "vectors": "cosine"})
     return made
 
 

@@ -63,6 +63,16 @@ def test_no_negative_at_all_is_an_error_with_numbers(inputs):
         train._check_negatives(inputs([[3], [4], [5]]), "train", block)
 
 
+def test_vectors_alone_need_no_negatives(inputs, capsys):
+    loss = Loss(in_batch=False, vectors="cosine", contrastive_weight=0.0)
+    block = Training(loss=loss, num_negatives=0)
+    train._check_negatives(inputs([[], [], []]), "train", block)
+    assert capsys.readouterr().out == ""
+    mixed = Training(loss=dataclasses.replace(loss, contrastive_weight=1.0))
+    with pytest.raises(InputError, match="none of the 3 rows has a hard negative"):
+        train._check_negatives(inputs([[], [], []]), "train", mixed)
+
+
 @pytest.mark.parametrize(
     ("in_batch", "what"),
     [(True, "learn only from in-batch negatives"), (False, "add nothing to the loss")],

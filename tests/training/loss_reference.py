@@ -13,10 +13,11 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=False, distilled=0):
+def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=0, distilled=0):
     """Few ids, so that passages come again; empty slots; a row with no positive at all.
 
-    The last `distilled` of the hard negatives are for distillation alone.
+    The last `distilled` of the hard negatives are for distillation alone. `guide`: the width of a
+    guide's vectors.
 
     Returns:
         queries, passages (float64) and a dictionary of the arrays that `batch_loss` takes.
@@ -61,8 +62,8 @@ def make_batch(seed, rows=8, positives=1, hard=2, width=8, tokens=None, guide=Fa
         batch["passage_ids"] = ids.reshape(-1).astype(np.int32)
         batch["teacher_scores"] = np.where(ids < 0, -np.inf, teacher)
     if guide:
-        batch["query_guide"] = unit(rng.normal(size=(rows, 5)))
-        batch["passage_guide"] = unit(rng.normal(size=(rows * group, 5)))
+        batch["query_guide"] = unit(rng.normal(size=(rows, guide)))
+        batch["passage_guide"] = unit(rng.normal(size=(rows * group, guide)))
     if tokens is not None:
         for name, count, most in (
             ("query_real", rows, tokens),
@@ -259,6 +260,21 @@ class Reference:
         return np.mean(kls if loss.distillation == "kl" else errors)
 
 
+def vectors(loss, q, p, batch):
+    """How far the student's vectors are from the guide's, of queries and of passages alike."""
+    at = Reference(loss, q, p, batch)
+
+    def far(x, y):
+        if loss.vectors == "squared":
+            return ((x - y) ** 2).sum()
+        return 1 - (x @ y) / np.sqrt((x @ x) * (y @ y))
+
+    of_queries = [far(q[b], batch["query_guide"][b]) for b in at.valid]
+    there = [b * at.group + g for b in at.valid for g in range(at.group) if at.ids[b, g] >= 0]
+    of_passages = [far(p[n], batch["passage_guide"][n]) for n in there]
+    return (np.mean(of_queries) + np.mean(of_passages)) / 2
+
+
 def reference(loss, q, p, batch, *, temperature=None, normalize=False):
     """(loss, counts of the widest embedding)."""
     temperature = temperature or loss.temperature
@@ -278,4 +294,7 @@ def reference(loss, q, p, batch, *, temperature=None, normalize=False):
         if loss.distillation:
             value += loss.distillation_weight * at.distillation(temperature)
         values.append(value)
-    return (np.array(values) * weights).sum() / weights.sum(), counts
+    value = (np.array(values) * weights).sum() / weights.sum()
+    if loss.vectors:
+        value += loss.vectors_weight * vectors(loss, q, p, batch)
+    return value, counts

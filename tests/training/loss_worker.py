@@ -32,9 +32,17 @@ LOSSES = {
             "mask_own_duplicates": True,
             "distillation": "kl",
         },
-        {"positives": 2, "guide": True},
+        {"positives": 2, "guide": 5},
     ),
     "maxsim": ({"scores": "maxsim", "temperature": 1.0}, {"tokens": 3}),
+    "vectors": (
+        {"vectors": "cosine", "vectors_weight": 2.0, "terms": TERMS, "num_positives": 2},
+        {"positives": 2, "guide": 8},
+    ),
+    "no contrast": (
+        {"vectors": "squared", "contrastive_weight": 0.0, "distillation": "kl"},
+        {"guide": 8, "hard": 1},
+    ),
     "weights": ({"weights": True, "num_positives": 2}, {"positives": 2}),
 }
 ROWS = 24  # 3 on each of 8 devices: no tile fits evenly

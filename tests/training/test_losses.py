@@ -50,7 +50,7 @@ CASES = {
             "terms": ALL,
             "num_positives": 2,
         },
-        {"positives": 2, "guide": True},
+        {"positives": 2, "guide": 5},
         False,
     ),
     "prefixes": (
@@ -98,6 +98,32 @@ CASES = {
     "MarginMSE to more than is contrasted": (
         {"distillation": "margin_mse", "in_batch": False},
         {"hard": 3, "distilled": 2},
+        False,
+    ),
+    "vectors alone": (
+        {"vectors": "cosine", "vectors_weight": 2.0, "contrastive_weight": 0.0, "in_batch": False},
+        {"hard": 0, "guide": 8},
+        False,
+    ),
+    "vectors squared, several positives": (
+        {"vectors": "squared", "num_positives": 2, "vectors_weight": 0.5, "terms": ALL},
+        {"positives": 2, "guide": 8},
+        False,
+    ),
+    "vectors whole beside prefixes": (
+        {"vectors": "cosine", "dims": (4, 2), "dim_weights": (1.0, 0.5)},
+        {"guide": 8},
+        True,
+    ),
+    "vectors and KL over more than is contrasted, masked by the same guide": (
+        {
+            "vectors": "cosine",
+            "distillation": "kl",
+            "score_mask": "percent",
+            "mask_by": "guide",
+            "weights": True,
+        },
+        {"hard": 4, "distilled": 2, "guide": 8},
         False,
     ),
     "KL mixed in, a temperature of its own": (
@@ -173,6 +199,8 @@ def test_the_cases_reach_what_they_are_named_for():
         if kind.get("distilled"):
             every = batch | {"passage_distilled": np.zeros(len(p), bool)}
             assert reference(Loss(**options), q, p, every)[0] != value, name
+        if options.get("vectors"):
+            assert reference(Loss(**options | {"vectors_weight": 9.0}), q, p, batch)[0] != value
         if "weights" in options:
             options = options | {"weights": False}
             assert reference(Loss(**options), q, p, batch)[0] != value, name
@@ -230,6 +258,12 @@ def test_a_query_without_negatives_costs_nothing(mesh, method):
         ({"temperature": 0.001, "temperature_learning_rate": 0.1}, "temperature_min"),
         ({"dims": (8, 4), "dim_weights": (1.0,)}, "expected one for each of 2 dims"),
         ({"contrastive_weight": 0.0}, "the loss would be empty"),
+        (
+            {"contrastive_weight": 0.0, "vectors": "cosine", "vectors_weight": 0.0},
+            "the loss would be empty",
+        ),
+        ({"contrastive_weight": 0.0, "vectors": "cosine", "dims": (4,)}, "dims.* has no effect"),
+        ({"vectors": "mse"}, "loss.vectors='mse': expected one of '', cosine, squared"),
         ({"temperature": -1.0, "partition": "both"}, "temperature=-1.0.*; .*partition='both'"),
     ],
 )
@@ -247,6 +281,7 @@ def test_bad_options_are_named(options, message):
         ({"num_positives": 3, "in_batch": False}, "", "no negatives are left"),
         ({"dims": (16, 8)}, "", "the embeddings have 8 dimensions"),
         ({"scores": "maxsim"}, "", "expects 3 axes"),
+        ({"vectors": "cosine"}, "", "no query_guide, passage_guide"),
         ({"weights": True}, "passage_weights", "the batch has no passage_weights"),
     ],
 )
@@ -269,6 +304,38 @@ def test_a_negative_without_weight_is_none(mesh):
     without["passage_ids"][:, 1] = -1
     without["passage_ids"] = without["passage_ids"].reshape(-1)
     assert weighed == pytest.approx(run(mesh, Loss(in_batch=False), q, p, without)[0], rel=1e-6)
+
+
+def test_a_guide_of_another_width_cannot_be_fitted(mesh):
+    q, p, batch = make_batch(0, guide=5)
+    with pytest.raises(InputError, match="vectors='cosine': the student's vectors are 8 wide, the"):
+        run(mesh, Loss(vectors="cosine"), q, p, batch)
+
+
+@pytest.mark.parametrize("vectors", ["cosine", "squared"])
+def test_a_student_with_the_vectors_of_its_guide_has_nothing_to_learn(mesh, vectors):
+    """The order of passages within a row counts, too: each vector has one to be fitted to."""
+    q, p, batch = make_batch(0, guide=8)
+    batch |= {"query_guide": q, "passage_guide": p}
+    loss = Loss(vectors=vectors, contrastive_weight=0.0)
+    value, metrics, grads = run(mesh, loss, q, p, batch)
+    assert abs(value) < 1e-12
+    assert metrics["vectors"] == value
+    assert all(np.abs(grad).max() < 1e-9 for grad in grads)
+    batch["passage_guide"] = np.roll(p, 1, axis=0)
+    assert run(mesh, loss, q, p, batch)[0] > 0.1
+
+
+def test_metrics_of_a_loss_with_vectors(mesh):
+    q, p, batch = make_batch(0, guide=8)
+    alone = run(mesh, Loss(), q, p, batch)
+    _, metrics, _ = run(mesh, Loss(vectors="cosine", vectors_weight=3.0), q, p, batch)
+    assert metrics["contrastive"] == pytest.approx(alone[0])
+    assert metrics.items() >= alone[1].items()
+    assert metrics.keys() - alone[1].keys() == {"contrastive", "vectors"}
+    value, metrics, _ = run(mesh, Loss(vectors="cosine", contrastive_weight=0.0), q, p, batch)
+    assert metrics["vectors"] == value
+    assert "contrastive" not in metrics
 
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(mesh):

@@ -416,7 +416,7 @@ def _check_extras(sources: Sequence[Source], batches: Batches) -> None:
     if not all(guided):
         name = sources[guided.index(False)].name
         raise InputError(
-            f"mixture: masking by a guide needs its vectors, and '{name}' has none; mine it with a "
+            f"mixture: the loss reads the guide's vectors, and '{name}' has none; mine it with a "
             "teacher that is an encoder, or leave it out"
         )
     widths = [source.examples.guide[1].shape[1] for source in sources]

@@ -1,4 +1,4 @@
-"""The loss of a batch: contrast with negatives, distillation from a teacher's scores, or both.
+"""The loss of a batch: contrast with negatives, distillation from scores or vectors, or several.
 
 A row of a batch is a query with G passages, the first P of them its positives, the others its hard
 negatives; an empty slot has id -1. A row's own scores [B, G] are always available; everything
@@ -60,8 +60,8 @@ def batch_loss(
             teacher_scores, float [B, G], not finite where missing. With weights passage_weights,
             float [B, G], those of positives above 0. passage_distilled, bool [N]: those that
             only distillation reads; missing: none. With a guide query_guide [B, Dg] and
-            passage_guide [N, Dg]. For MaxSim query_real [B, T] and passage_real [N, S], bool, the
-            tokens that count.
+            passage_guide [N, Dg]; to fit them Dg is D. For MaxSim query_real [B, T] and
+            passage_real [N, S], bool, the tokens that count.
         mesh: its batch axis splits all of them.
         scale: 1 / temperature, if it is not `loss.temperature`.
         normalize: embeddings have unit length, so a Matryoshka prefix is scaled to unit length,
@@ -71,7 +71,8 @@ def batch_loss(
         The loss and scalar metrics, both means over the rows with a positive: accuracy (share of
         rows with a positive above all negatives), positive (score of the positives), negatives
         (passages a query is contrasted with), masked (passages masked as judged positives), and, if
-        they apply, masked_by_score, contrastive, distillation, loss_<dim>.
+        they apply, masked_by_score, contrastive, distillation, vectors, and loss_<dim>, which does
+        not include vectors.
 
     Raises:
         InputError: the shapes do not fit the options (at trace time).
@@ -95,6 +96,9 @@ def batch_loss(
             metrics = found
     if loss.dims:
         metrics |= by_dim
+    if loss.vectors:
+        metrics["vectors"] = _vectors(loss, queries, passages, batch)
+        total += loss.vectors_weight * metrics["vectors"]
     return total, metrics
 
 
@@ -119,6 +123,8 @@ def _check(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch) ->
         raise InputError(
             f"train.loss.dims={loss.dims}: the embeddings have {queries.shape[-1]} dimensions"
         )
+    if loss.vectors and loss.scores == "maxsim":
+        raise InputError(f"train.loss.{loss.guided} needs one vector per text")
     names = ["passage_ids", "positive_ids"]
     names += ["teacher_scores"] * loss.needs_teacher_scores
     names += ["passage_weights"] * loss.weights
@@ -127,6 +133,11 @@ def _check(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch) ->
     missing = [name for name in names if name not in batch]
     if missing:
         raise InputError(f"train.loss: the batch has no {', '.join(missing)}")
+    if loss.vectors and batch["query_guide"].shape[-1] != queries.shape[-1]:
+        raise InputError(
+            f"train.loss.{loss.guided}: the student's vectors are {queries.shape[-1]} wide, "
+            f"the guide's {batch['query_guide'].shape[-1]}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +177,7 @@ def _at_full_width(loss, queries, passages, batch, mesh, scale):
     ceiling_b, guide = None, None
     if loss.score_mask:
         judge_bg = jax.lax.stop_gradient(rows.scores_bg)
-        if loss.needs_guide:
+        if loss.masks_by_guide:
             guide = batch["query_guide"], batch["passage_guide"]
             judge_bg = jnp.einsum(
                 "bd,bgd->bg",
@@ -180,25 +191,41 @@ def _at_full_width(loss, queries, passages, batch, mesh, scale):
             above_bh &= rows.contrasted_bg[:, hard] & ~rows.known_bg[:, hard]
     hard_bh = rows.contrasted_bg[:, hard] & ~rows.known_bg[:, hard] & ~above_bh
 
-    parts, metrics = [], {}
+    terms, total = {}, jnp.zeros((), rows.scores_bg.dtype)
     if loss.contrasts:
-        terms = {}
         if loss.in_batch:
             sides = _sides(loss, batch, rows, ceiling_b, guide)
             for name in loss.terms:
                 terms[name] = _term(loss, name, queries, passages, sides, mesh, scale)
         value = rows.mean(_info_nce(loss, rows, hard_bh, terms, scale))
-        parts.append((loss.contrastive_weight, value))
-        metrics = _metrics(loss, rows, hard_bh, above_bh, terms)
-    else:
-        metrics = _metrics(loss, rows, hard_bh, above_bh, {})
+        total += loss.contrastive_weight * value
+    metrics = _metrics(loss, rows, hard_bh, above_bh, terms)
     if loss.distillation:
-        distilled = _distillation(loss, rows, batch["teacher_scores"], scale)
-        parts.append((loss.distillation_weight, distilled))
-        metrics["distillation"] = distilled
-        if loss.contrasts:
-            metrics["contrastive"] = value
-    return sum(weight * value for weight, value in parts), metrics
+        metrics["distillation"] = _distillation(loss, rows, batch["teacher_scores"], scale)
+        total += loss.distillation_weight * metrics["distillation"]
+    if loss.contrasts and (loss.distillation or loss.vectors):
+        metrics["contrastive"] = value
+    return total, metrics
+
+
+def _vectors(loss: Loss, queries: jax.Array, passages: jax.Array, batch: Batch) -> jax.Array:
+    """How far the student's vectors are from the guide's; see `Loss.vectors`."""
+    real_bg = _by_row(batch["passage_ids"], (len(queries), len(passages) // len(queries))) >= 0
+    valid_b = jnp.any(real_bg[:, : loss.num_positives], axis=1)
+    sides = (
+        (queries, batch["query_guide"], valid_b),
+        (passages, batch["passage_guide"], _flat(real_bg & valid_b[:, None])),
+    )
+    means = []
+    for student_nd, guide_nd, counts_n in sides:
+        guide_nd = jax.lax.stop_gradient(guide_nd).astype(student_nd.dtype)
+        if loss.vectors == "cosine":
+            far_n = 1.0 - jnp.sum(l2_normalize(student_nd) * l2_normalize(guide_nd), axis=-1)
+        else:
+            far_n = jnp.sum((student_nd - guide_nd) ** 2, axis=-1)
+        total = jnp.sum(jnp.where(counts_n, far_n, 0.0))
+        means.append(total / jnp.maximum(jnp.sum(counts_n), 1))
+    return (means[0] + means[1]) / 2
 
 
 def _by_row(x: jax.Array, shape: tuple[int, int]) -> jax.Array:

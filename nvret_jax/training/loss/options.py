@@ -17,6 +17,7 @@ POSITIVES = ("each", "pooled")
 SCORE_MASKS = ("", "margin", "percent")
 JUDGES = ("student", "guide")
 DISTILLATIONS = ("", "kl", "margin_mse")
+VECTORS = ("", "cosine", "squared")
 _TEMPERATURE = number(1e-6, 1e6)
 _WEIGHT = number(0, 1e6)
 
@@ -58,6 +59,13 @@ class Loss:
             initial temperature, which suits a teacher whose scores are also cosines.
         student_temperature: divides the student's in distillation; 0: the loss's temperature for
             'kl', 1 for 'margin_mse'.
+        vectors: fits the student's vectors to the guide's stored ones, text by text, without
+            negatives. '' none; 'cosine': 1 - their cosine; 'squared': |student - guide|² (LEAF,
+            Vujanic and Rueckstiess 2025). Half is the mean over the queries of rows with a
+            positive, half the mean over the passages of these rows, for distillation alone or not:
+            queries count as much as passages, however many passages a row has. Prefixes (`dims`)
+            have no part in it: whole vectors are compared, once.
+        vectors_weight: of that part.
     """
 
     temperature: float = option(0.05, _TEMPERATURE, "Divides the cosine; smaller is sharper.")
@@ -166,6 +174,19 @@ class Loss:
         "Divides the student's scores in the distillation; 0: the temperature of the loss, 1 for "
         "margin_mse.",
     )
+    vectors: str = option(
+        "",
+        choice(*VECTORS),
+        "Also fit the vectors of the guide, the first teacher that is an encoder, text by text: "
+        "cosine (1 - cosine) or squared (the squared distance); '': off.",
+        counts=lambda own: bool(own.vectors),
+    )
+    vectors_weight: float = option(
+        1.0,
+        _WEIGHT,
+        "Weight of the fit to the guide's vectors; 0 leaves it out.",
+        counts=lambda own: bool(own.vectors),
+    )
 
     def __post_init__(self):
         """Raises InputError that names all mistakes in the options."""
@@ -189,12 +210,29 @@ class Loss:
         return self.contrastive_weight > 0
 
     @property
+    def compares(self) -> bool:
+        """Whether a passage is compared with others, as contrast and distillation do."""
+        return self.contrasts or bool(self.distillation)
+
+    @property
     def needs_teacher_scores(self) -> bool:
         return bool(self.distillation)
 
     @property
-    def needs_guide(self) -> bool:
+    def masks_by_guide(self) -> bool:
+        """Whether the score mask reads the guide's scores."""
         return bool(self.score_mask) and self.mask_by == "guide"
+
+    @property
+    def guided(self) -> str:
+        """The option, with its value, that reads the guide's vectors; '' if none does."""
+        if self.vectors:
+            return f"vectors={self.vectors!r}"
+        return "mask_by='guide'" if self.masks_by_guide else ""
+
+    @property
+    def needs_guide(self) -> bool:
+        return bool(self.guided)
 
     @property
     def scale(self) -> float:
@@ -231,5 +269,11 @@ def _dims(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _weights(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if not values["distillation"] and not values["contrastive_weight"]:
+    if values["contrastive_weight"]:
+        return
+    parts = ("distillation", "vectors")
+    weights = [values[f"{name}_weight"] if values[name] else 0 for name in parts]
+    if not any(weights):
         yield "contrastive_weight", "the loss would be empty"
+    elif values["dims"] and not weights[0]:
+        yield "dims", "has no effect: only whole vectors are fitted (vectors)"
