@@ -46,7 +46,8 @@ class DataSet:
     Attributes:
         source: as `data.train`, such as beir:DIR.
         visible: leave one positive of each training query visible and hide the others.
-        values: config values of all its cells.
+        values: config values of all its cells. 'data.test' among them is another data set to
+            evaluate on.
         queries: split -> the most queries that are kept of it, drawn once; the others are whole.
         passages: the most passages that are kept: those judged for a kept query whatever their
             number, then others, drawn once; 0: the whole corpus.
@@ -121,8 +122,8 @@ class Grid:
         config = config_lib.base()
         for name, model in self.teachers.items():
             config_lib.add_teacher(config, name, expanded(model))
-        values = dict(_ALL) | self.values | self.sets[label[SET]].values
-        values |= {"data.train": places["source"], "data.test": places["source"]}
+        values = {"data.train": places["source"], "data.test": places["source"]}
+        values |= _ALL | self.values | self.sets[label[SET]].values
         for axis, levels in self.axes.items():
             values |= levels[label[axis]]
         values["seed"] = int(label[SEED])

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import re
+import shutil
 import sys
 
 import numpy as np
@@ -191,6 +193,26 @@ def test_a_guide_masks_and_distilled_candidates_are_fitted(project, tmp_path):
     assert np.abs(masked - trained()).max() > 1e-4
     fitted = trained(distillation="kl")
     assert np.abs(fitted - trained(num_distilled=2, distillation="kl")).max() > 1e-4
+
+
+def test_a_set_may_be_evaluated_on_another(project, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(project / "data", other)
+    for file in (other / "corpus.jsonl", other / "queries.jsonl", *other.glob("qrels/*")):
+        file.write_text(re.sub(r"\b([pq])(\d+)\b", r"\1x\2", file.read_text()))
+    with open(other / "corpus.jsonl", "a") as file:
+        file.write(json.dumps({"_id": "more", "text": "a b"}) + "\n")
+    grid = linear.changed(grid_lib.read(str(project / "evaluate.py")))
+    few = grid.values | {"train.steps": 10, "train.batch_size": 4}
+    made = dataclasses.replace(grid.sets["tiny"], values={"data.test": f"beir:{other}"})
+    grid = dataclasses.replace(grid, values=few, sets={"tiny": made})
+    only = {"seed": ("0",), "rule": ("naive",)}
+    (cell,) = linear.cells_of(grid, tmp_path, only)
+    linear.run(grid, [cell], tmp_path)
+    found = json.loads(cell.result(tmp_path).read_text())
+    assert set(found["per_query"]) == set(load_dataset(f"beir:{other}").qrels["test"])
+    same = dataclasses.replace(grid, sets={"tiny": dataclasses.replace(made, values={})})
+    assert linear.cells_of(same, tmp_path, only)[0].key != cell.key
 
 
 def test_a_cut_set_keeps_what_is_judged(project):

@@ -67,7 +67,9 @@ def cells_of(grid: Grid, out: pathlib.Path, only: grid_lib.Where) -> list[Cell]:
         counted = _changed(config.to_dict(), start)
         content = pathlib.Path(made[name].source.partition(":")[2]) / "content.txt"
         text = content.read_text() if content.exists() else made[name].source
-        counted |= {"data.train": text, "data.test": text}
+        same = config.data.test == config.data.train
+        other = config.data.test if same else grid.sets[name].values["data.test"]
+        counted |= {"data.train": text, "data.test": text if same else other}
         if "mining.verdicts" in counted:
             counted["mining.verdicts"] = HIDDEN
         key = digest([_FORMAT, EVERY, DEV, json.loads(json.dumps(counted, sort_keys=True))])
@@ -119,7 +121,7 @@ def run(grid: Grid, cells: Sequence[Cell], out: pathlib.Path) -> None:
 class _Judged:
     """The vectors and judgments that scores are of; by split."""
 
-    passages_nd: np.ndarray
+    passages_nd: Mapping[str, np.ndarray]
     queries_qd: Mapping[str, np.ndarray]
     judged: Mapping[str, train_lib.Judged]
     ids: Mapping[str, Sequence[str]]
@@ -127,7 +129,8 @@ class _Judged:
     @functools.cached_property
     def before(self) -> dict[str, float]:
         """Means of the untrained student on the test split."""
-        found = self.scores("test", np.zeros((self.passages_nd.shape[1],) * 2, np.float32))
+        width = self.passages_nd["test"].shape[1]
+        found = self.scores("test", np.zeros((width, width), np.float32))
         return {
             name: float(values.mean())
             for name, values in zip(("ndcg_cut_10", "recall_100"), found, strict=True)
@@ -135,12 +138,11 @@ class _Judged:
 
     @classmethod
     def of(cls, task: task_lib.Task) -> _Judged:
-        student, corpus = task.config.student, task.data.corpus
-        least = task.config.evaluation.min_relevance
-        queries, gains, ids = {}, {}, {}
-        for split in ("dev", "test"):
-            table = task.data.split_queries(split)
-            judged = task.data.qrels[split]
+        student, least = task.config.student, task.config.evaluation.min_relevance
+        passages, queries, gains, ids = {}, {}, {}, {}
+        for split, data in (("dev", task.data), ("test", task.tested)):
+            corpus, table = data.corpus, data.split_queries(split)
+            judged = data.qrels[split]
             kept = [i for i in table.ids if max(judged[i].values()) >= least]
             kept = kept[:DEV] if split == "dev" else kept
             rows = [table.row[i] for i in kept]
@@ -150,13 +152,14 @@ class _Judged:
                     gains_qn[number, corpus.row[passage]] = grade if grade >= least else 0
                 if query in corpus.row:  # as in BEIR, a query is not its own answer
                     gains_qn[number, corpus.row[query]] = -1
-            queries[split] = task.encoded(student, split)[rows]
+            queries[split] = task.encoded(student, split, data)[rows]
+            passages[split] = task.encoded(student, "", data)
             gains[split], ids[split] = train_lib.Judged.of(gains_qn), kept
-        return cls(task.encoded(student, ""), queries, gains, ids)
+        return cls(passages, queries, gains, ids)
 
     def scores(self, split: str, map_dd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return train_lib.scores(
-            map_dd, self.queries_qd[split], self.passages_nd, self.judged[split]
+            map_dd, self.queries_qd[split], self.passages_nd[split], self.judged[split]
         )
 
 
@@ -178,7 +181,8 @@ def _trained(
     steps = train_lib.batches(task, table, block, config.seed)
     queries_qd = task.encoded(config.student, "train")
     guide = task.guide(config) if block.loss.needs_guide else None
-    maps = train_lib.train(queries_qd, judged.passages_nd, steps, block, EVERY, guide)
+    passages_nd = task.encoded(config.student, "")
+    maps = train_lib.train(queries_qd, passages_nd, steps, block, EVERY, guide)
     dev = [[step, float(judged.scores("dev", map_dd)[0].mean())] for step, map_dd in maps]
     ndcg, recall = judged.scores("test", maps[-1][1])
     return {

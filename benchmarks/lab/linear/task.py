@@ -39,6 +39,7 @@ class Task:
 
     Attributes:
         data: with one positive per training query visible, perhaps.
+        tested: what is evaluated on, the same or another.
         config: of any cell of the set: its values that are not of mining or training.
         folder: of stored vectors.
         hidden: query id -> hidden positives.
@@ -46,6 +47,7 @@ class Task:
     """
 
     data: Dataset
+    tested: Dataset
     config: ConfigDict
     folder: pathlib.Path
     hidden: dict[str, set[str]]
@@ -82,12 +84,13 @@ class Task:
         """Which passages have equal texts."""
         return SameText.of(self.data.corpus.texts)
 
-    def encoded(self, block: ConfigDict, split: str) -> np.ndarray:
+    def encoded(self, block: ConfigDict, split: str, data: Dataset | None = None) -> np.ndarray:
         """Vectors of a split's queries, or of the corpus where it is '', by an encoder's block."""
+        data = self.data if data is None else data
         if split:
-            texts = (self.queries if split == "train" else self.data.split_queries(split)).texts
+            texts = (self.queries if split == "train" else data.split_queries(split)).texts
             return vectors.of(self.folder, block.model, texts, "query", block.query_length or None)
-        texts = self.data.corpus.texts
+        texts = data.corpus.texts
         return vectors.of(self.folder, block.model, texts, "passage", block.passage_length or None)
 
     def guide(self, config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
@@ -198,4 +201,6 @@ class Task:
 def read(made: sets.Made, config: ConfigDict, folder: pathlib.Path) -> Task:
     """The task of a data set."""
     hidden = sets.hidden_positives(str(made.hidden or ""))
-    return Task(load_dataset(made.source), config, folder, hidden)
+    data, test = load_dataset(made.source), config.data.test
+    tested = data if test == config.data.train else load_dataset(test)
+    return Task(data, tested, config, folder, hidden)
