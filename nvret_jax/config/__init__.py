@@ -399,7 +399,8 @@ def nearest(config: ConfigDict, key: str) -> list[str]:
 def smoke(config: ConfigDict) -> ConfigDict:
     """Shrinks any config to a run of about a minute on two cores; changes it and returns it."""
     config.name += "-smoke"
-    config.data.max_queries = 48
+    queries = 150 if config.mining.risk else 48  # a risk is fitted to at least 100
+    config.data.max_queries = queries
     config.data.max_passages = 400
     for side in (config.teacher, config.student):
         side.query_length = min(side.query_length or 32, 32)
@@ -412,7 +413,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
             config.mining[key] = value
     config.audit.resamples = min(config.audit.resamples, 200)
     for one in config.sets.values():
-        one.max_queries, one.max_passages = 48, 400
+        one.max_queries, one.max_passages = queries, 400
         one.query_length = min(one.query_length or 32, 32)
         one.passage_length = min(one.passage_length or 64, 64)
     config.rounds = min(config.rounds, 2)

@@ -20,6 +20,7 @@ from nvret_jax.config import sets
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation import retrieval
 from nvret_jax.mining import given
+from nvret_jax.mining.audit import risk_fit
 from nvret_jax.mining.audit.audit import check_any
 from nvret_jax.mining.audit.calibrate import check_enough
 from nvret_jax.mining.exclude import documents, verdicts
@@ -287,6 +288,9 @@ def _check_calibration(set_run: Run) -> None:
     bound = "mining.calibration.queries" if used < count else ""
     for rule in set_run.calibrated:
         check_enough(rule, used, bound=bound)
+    if how := set_run.config.mining.risk:
+        several = sum(len(passages) > 1 for passages in set_run.positives().values())
+        risk_fit.check_enough(how, used, min(several, limit or several), bound)
 
 
 def _check_given(set_run: Run) -> None:

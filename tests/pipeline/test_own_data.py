@@ -7,6 +7,7 @@ import command
 import doc_blocks
 import numpy as np
 import own_files
+import pyarrow.parquet as pq
 import pytest
 import tiny_models
 import tiny_project
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
     return made
 
 
-def run(folder, workdir, source, changes=()):
+def run(folder, workdir, source, changes=(), config="own.py"):
     """The command of the table, with a tiny model and two steps."""
     values = {
         "data.train": source,
@@ -42,7 +43,7 @@ def run(folder, workdir, source, changes=()):
         **dict(changes),
     }
     return command.inside(
-        f"--config={tiny_project.ROOT / 'configs' / 'own.py'}",
+        f"--config={tiny_project.ROOT / 'configs' / config}",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in values.items()),
     )
@@ -58,6 +59,30 @@ def check(folder, tmp_path, monkeypatch, name):
 
 def test_one_file_by_one_command(folder, tmp_path, monkeypatch, compiled):
     check(folder, tmp_path, monkeypatch, "mined.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("positives", [1, 3])
+def test_the_recommended_config(tmp_path, positives, compiled):
+    """Its risks are fitted to ranks where queries have one positive, else to hidden ones."""
+    tiny_project.make(tmp_path)
+    data = tmp_path / "data"
+    rows = ["query-id\tcorpus-id\tscore"]
+    texts = [json.loads(line)["text"] for line in (data / "corpus.jsonl").open()]
+    with (data / "queries.jsonl").open("a") as file:
+        for i in range(110):
+            words = texts[i % 96].split()[: 4 + i // 96]
+            file.write(json.dumps({"_id": f"more{i}", "text": " ".join(words)}) + "\n")
+            rows += [f"more{i}\tp{(i + 31 * k) % 96}\t1" for k in range(positives)]
+    (data / "qrels" / "train.tsv").write_text("\n".join(rows) + "\n")
+    done = run(tmp_path, tmp_path / "run", f"beir:{data}", config="recommended.py")
+    assert done.status == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    table = pq.read_table(tmp_path / "run/negatives/train.parquet").to_pylist()
+    assert any(row["negative_risks"] for row in table)
+    for row in table:
+        assert len(row["negative_ids"]) <= 8
+        assert np.mean(row["negative_risks"] or [0]) <= 0.2 + 1e-6
+    assert '"masked_by_score"' in (tmp_path / "run/metrics.jsonl").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,10 @@ REFUSED = {
         "train.loss.vectors='squared': student.normalize=True and teacher.normalize=False, so "
         "lengths differ; set both alike, or use 'cosine'",
     ),
+    "a risk without queries to fit it to": (
+        "--config.mining.risk=auto",
+        "mining.risk='auto': needs at least 100 training queries to fit, and there are 24",
+    ),
     "a separator that no id has": (
         "--config.mining.exclude.document_separator=::",
         "no passage id has the document separator '::'",

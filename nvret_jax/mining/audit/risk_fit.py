@@ -48,6 +48,30 @@ _LEAST, _GROWTH = 50, 1.1
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
+def check_enough(how: str, queries: int, several: int, bound: str = "") -> bool:
+    """Whether risks are fitted to hidden positives, and else to ranks.
+
+    Args:
+        how: 'labels', 'ranks' or 'auto'.
+        queries: how many there are to fit to.
+        several: how many have several positives.
+        bound: the key that limits their number, if there is one.
+
+    Raises:
+        InputError: there are too few.
+    """
+    labelled = how == LABELS or (how == "auto" and several >= ENOUGH)
+    count, what = (several, "with several positives ") if labelled else (queries, "")
+    if count < ENOUGH:
+        raise InputError(
+            f"mining.risk={how!r}: needs at least {ENOUGH} training queries {what}to fit, and "
+            f"there are {count}; "
+            + (f"raise {bound}, or " if bound else "")
+            + "set mining.risk='', mining.risk_budget=0 and mining.rule='perc_pos'"
+        )
+    return labelled
+
+
 def estimate(
     candidates: Candidates,
     how: str,
@@ -77,16 +101,9 @@ def estimate(
         InputError: there are too few queries for this.
     """
     several = queries_to_audit(candidates.positive_rows, query_ids, max_queries, seed)
-    labelled = how == LABELS or (how == "auto" and len(several) >= ENOUGH)
-    numbers = several
-    if not labelled:
-        numbers = sample(np.arange(len(candidates)), query_ids, max_queries, seed)
-    if len(numbers) < ENOUGH:
-        what = "with several positives " if labelled else ""
-        raise InputError(
-            f"mining.risk={how!r}: needs at least {ENOUGH} training queries {what}to fit, and "
-            f"there are {len(numbers)}; set mining.risk=''"
-        )
+    every = sample(np.arange(len(candidates)), query_ids, max_queries, seed)
+    labelled = check_enough(how, len(every), len(several))
+    numbers = several if labelled else every
     visible = visible_positives(candidates.positive_rows, query_ids, passage_ids, seed)
     shown = visible_rows(candidates.positive_rows, visible).take(numbers)
     hidden = hide(
