@@ -3,7 +3,8 @@
     backbone → (latent attention) → pooling → (Dense …) → (first components) → (unit length)
 
 With the pooling 'tokens' nothing is pooled and the rest applies to each token. Each part is in
-separate files with separate names, which `load` reads in turn.
+separate files with separate names, which `load` reads in turn. A new projection is one more Dense,
+whose initial kernel `load` makes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
+from nvret_jax import mesh as mesh_lib
 from nvret_jax import platforms
 from nvret_jax.models import latent as latent_lib
 from nvret_jax.models import lora
@@ -143,11 +145,32 @@ def build(
         pooling=spec.pooling,
         normalize=spec.normalize,
         latent=latent,
-        dense=[Dense(config, **kwargs) for config in spec.dense],
+        dense=_dense(spec, kwargs),
         truncate=None
         if spec.truncate_dim is None
         else Truncate(spec.truncate_dim, last=spec.similarity != "cosine"),
     )
+
+
+def _dense(spec: EncoderSpec, kwargs: Mapping[str, Any]) -> list[Dense]:
+    """The Dense modules; a projection is trained, so it is float32 like adapters."""
+    dense = [Dense(config, **kwargs) for config in spec.dense]
+    if spec.projects:
+        dense[-1] = Dense(spec.dense[-1], **{**kwargs, "param_dtype": jnp.float32})
+    return dense
+
+
+def projection(inputs: int, outputs: int, seed: int) -> np.ndarray:
+    """The initial kernel of a projection, float32 [inputs, outputs].
+
+    The identity where the widths agree. Otherwise random directions that are orthonormal: all inner
+    products are kept exactly in a wider space, so the untrained model ranks as before, and as well
+    as a random choice of a subspace can in a narrower one.
+    """
+    if inputs == outputs:
+        return np.eye(inputs, dtype=np.float32)
+    make = jax.nn.initializers.orthogonal()
+    return np.asarray(make(jax.random.key(seed), (inputs, outputs), jnp.float32))
 
 
 def abstract(
@@ -213,7 +236,7 @@ def load(
         spec: its spec.
         folder, backbone_folder: of the model, and of its backbone's weights.
         adapter: a PEFT folder; None: adapters, if the model has any, initially change nothing.
-        seed: of those.
+        seed: of those, and of a projection.
 
     Returns:
         the model's state.
@@ -253,6 +276,11 @@ def load(
         )
     for number, name in enumerate(spec.dense_folders):
         read(("dense", number), folder / name, DENSE_TABLE, prefixes=("",), ignored=())
+    if spec.projects:
+        path, last = ("dense", len(spec.dense) - 1, "kernel"), spec.dense[-1]
+        kernel = projection(last.in_features, last.out_features, seed)
+        place = mesh_lib.sharding(mesh, *axes[path])
+        arrays[path] = jax.make_array_from_callback(kernel.shape, place, lambda at: kernel[at])
     config = getattr(getattr(abstract.backbone, "layers", None), "lora", None)
     if config is not None:
         inner = (_below(("backbone",), shapes), _below(("backbone",), axes), mesh)

@@ -52,6 +52,7 @@ _PRETRAINED = {
     "passage_prompt": _TAKES["passage_prompt"],
     "prompt_in_pooling": _TAKES["prompt_in_pooling"],
     "bidirectional": _TAKES["bidirectional"],
+    "projection": _TAKES["projection"],
     "lora": options_lib.Anything("a LoraConfig", (LoraConfig,), unset=True),
     "adapter": options_lib.Anything("a folder", (str, os.PathLike), unset=True),
     "seed": options_lib.SEED,
@@ -113,6 +114,7 @@ class LoadedModel:
         passage_prompt: str | None = None,
         prompt_in_pooling: str | None = None,
         bidirectional: bool | None = None,
+        projection: int = 0,
         lora: LoraConfig | None = None,
         adapter: epath.PathLike | None = None,
         seed: int = 0,
@@ -135,11 +137,13 @@ class LoadedModel:
                 as the folder says; see `EncoderSpec`.
             bidirectional: of a decoder: whether tokens see what comes after them. None: as the
                 folder says.
+            projection: the width of a new linear layer, float32, after the pooling and what the
+                folder has behind it; see `embedding_model.projection`. 0: none.
             lora: gives the backbone new adapters, float32 whatever `param_dtype` is. An export adds
                 them to the kernels in float32 and rounds the sum once, to its own dtype.
             adapter: a folder with PEFT's adapter_config.json and adapter_model.safetensors, read
                 into adapters. Not with `lora`.
-            seed: of new adapters.
+            seed: of new adapters, and of a projection.
             dropout: rate in training; it applies only where the model is called with keys.
             remat: of `options.REMAT`: what the backward pass computes again instead of keeping it,
                 from nothing to most: 'none', 'attention' (scores), 'dots' (all but products with
@@ -166,6 +170,7 @@ class LoadedModel:
             passage_prompt=passage_prompt,
             prompt_in_pooling=prompt_in_pooling,
             bidirectional=bidirectional,
+            projection=projection,
         )
         embedding_model.check_mesh(spec, mesh)
         tokenizer = ModelTokenizer.from_folder(backbone_folder)
@@ -190,6 +195,8 @@ class LoadedModel:
         digests = [weights.file_sha256(file) for file in files]
         if adapter is not None:
             digests.append(str(lora.scale))
+        if spec.projects:
+            digests.append(f"projection {seed}")
         digest = hashlib.sha256("".join(digests).encode()).hexdigest()
         return cls(
             graphdef,

@@ -151,6 +151,12 @@ class EncoderOptions(TeacherOptions):
     """The student: an encoder that may be trained."""
 
     init: str = option("pretrained", choice(*INITS), "Start from its weights or from new ones.")
+    projection: int = option(
+        0,
+        whole(0, 1 << 16, "0 for none"),
+        "Width of a new linear layer after the pooling, trained with the rest and exported as a "
+        "Dense module, so that vectors can be fitted to a teacher of that width; 0: none.",
+    )
     remat: str = option(
         "none",
         choice(*REMAT),
@@ -175,6 +181,11 @@ class EncoderOptions(TeacherOptions):
         "The modules that get an adapter, by their Hugging Face names, such as ('q_proj', "
         "'v_proj').",
     )
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """As a teacher's, with the new projection."""
+        return super().overrides | {"projection": self.projection}
 
     @property
     def lora(self) -> LoraConfig | None:

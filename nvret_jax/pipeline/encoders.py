@@ -190,6 +190,8 @@ class ConfiguredEncoder:
             parts["param_dtype"] = self.config.param_dtype
         if self.config.init != "pretrained":
             parts |= {"init": self.config.init, "seed": self.loading.seed}
+        if self.spec.projects:
+            parts |= {"projection": self.spec.width, "seed": self.loading.seed}
         if self.spec.prompt_in_pooling != "all":
             parts["prompt_in_pooling"] = self.spec.prompt_in_pooling
         if self.spec.truncate_dim is not None:
@@ -226,7 +228,8 @@ class ConfiguredEncoder:
         read = self._overrides() | {"query_prompt": None, "passage_prompt": None}
         config, seed = self.config, self.loading.seed
         more = [self.lora, config.adapter, config.attention, config.remat, config.init]
-        more.append(seed if self.lora or config.init == "random" else 0)
+        seeded = self.lora or config.init == "random" or self.spec.projects
+        more.append(seed if seeded else 0)
         return repr([str(self.folder), sorted(read.items()), self.dropout, more])
 
     @functools.cached_property
@@ -286,14 +289,14 @@ class ConfiguredEncoder:
 class PublishedStudent(ConfiguredEncoder):
     """The student as published, before training: what "before" measures.
 
-    Lengths are the model's own, whatever it is trained with, and so is everything else that its
-    folder defines: prompts, pooling, the direction of attention. What the folder does not define
-    (the prompts of a model that documents them in its README only, the pooling of a bare backbone)
-    is as configured.
+    It has no new projection. Lengths are the model's own, whatever it is trained with, and so is
+    everything else that its folder defines: prompts, pooling, the direction of attention. What the
+    folder does not define (the prompts of a model that documents them in its README only, the
+    pooling of a bare backbone) is as configured.
     """
 
     def __init__(self, name: str, config: TeacherOptions, loading: Loading, label: str = ""):
-        own = dataclasses.replace(config, query_length=0, passage_length=0)
+        own = dataclasses.replace(config, query_length=0, passage_length=0, projection=0)
         super().__init__(name, own, loading, label)
 
     @functools.cached_property

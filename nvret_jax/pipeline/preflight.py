@@ -167,7 +167,7 @@ def _check_vectors(state: Run, loss: Loss, guide: ConfiguredEncoder, at: str) ->
     if ours.width != theirs.width:
         raise InputError(
             f"{at}.loss.{loss.guided}: the student's vectors are {ours.width} wide, those of "
-            f"{guide.name} {theirs.width}; expected equal widths"
+            f"{guide.name} {theirs.width}; set student.projection={theirs.width}"
         )
     if loss.vectors == "squared" and ours.normalize != theirs.normalize:
         raise InputError(

@@ -52,7 +52,7 @@ def run_of(config: ConfigDict, workdir: Workdir, number: int) -> Run | None:
 def _next(student: ConfigDict, folder: str) -> ConfigDict:
     """The block of the student that continues from `folder`."""
     block = student.copy_and_resolve_references()
-    block.model, block.adapter = folder, ""
+    block.model, block.adapter, block.projection = folder, "", 0
     for key in _OWN:
         block[key] = config_dict.placeholder(bool if key == "bidirectional" else str)
     return block

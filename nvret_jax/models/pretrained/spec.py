@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -61,7 +61,8 @@ class EncoderSpec:
         prompt_in_pooling: one of `options.PROMPT_IN_POOLING`.
         append_eos: whether each text gets an end token if the tokenizer adds none.
         dense: what follows the pooling (with 'tokens': the backbone).
-        dense_folders: where in the model's folder their weights are.
+        dense_folders: where in the model's folder their weights are. A new projection, which is the
+            last of `dense`, has none.
         truncate_dim: how many components of an embedding are kept, the first ones; None: all. A
             model that is compared by cosine and normalises gives them unit length again.
         late: how texts of a late-interaction model are prepared; None for others.
@@ -93,6 +94,11 @@ class EncoderSpec:
     def backbone(self) -> Any:
         """What shapes the backbone: a `BertConfig`, `DecoderConfig` or `ModernBertConfig`."""
         return self.family.config.from_hf(self.architecture)
+
+    @property
+    def projects(self) -> bool:
+        """Whether a new projection follows what the folder has."""
+        return len(self.dense) > len(self.dense_folders)
 
     @property
     def width(self) -> int:
@@ -205,11 +211,13 @@ def read_spec(
     passage_prompt: str | None = None,
     prompt_in_pooling: str | None = None,
     bidirectional: bool | None = None,
+    projection: int = 0,
 ) -> tuple[EncoderSpec, epath.Path]:
     """Reads a model folder; each argument that is not None overrides what the folder says.
 
     Args:
         bidirectional: of a decoder: whether tokens see what comes after them.
+        projection: the width of a new linear layer after all others; 0: none.
         others: see `EncoderSpec`.
 
     Returns:
@@ -247,6 +255,14 @@ def read_spec(
     truncate_dim = read_truncate_dim(
         shared_path, shared, dense[-1].out_features if dense else shape.hidden_size, is_late
     )
+    if projection:
+        dense = (*dense, _projection(folder, dense, shape.hidden_size, projection, is_late))
+        if truncate_dim is not None:
+            raise InputError(
+                f"{folder}: projection={projection}, but the model keeps only the first "
+                f"{truncate_dim} components of what would be projected; expected a model that "
+                "keeps all"
+            )
     late = None
     if is_late:
         mask = {} if modules.mask is None else read_object(folder, config_of(modules.mask))
@@ -279,6 +295,19 @@ def read_spec(
         late=late,
     )
     return spec, backbone
+
+
+def _projection(
+    folder: epath.Path, dense: Sequence[DenseConfig], width: int, outputs: int, is_late: bool
+) -> DenseConfig:
+    """The shape of a new projection behind `dense`, or behind a pooling of this width."""
+    if is_late:
+        raise InputError(
+            f"{folder}: projection={outputs}, but this model keeps a vector for each token; "
+            "expected one that pools"
+        )
+    inputs = dense[-1].out_features if dense else width
+    return DenseConfig(inputs, outputs, bias=False, activation_function="Identity")
 
 
 def _mode(

@@ -1,0 +1,105 @@
+"""A student's new projection: its initial value, its training and its export."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_models
+from flax import nnx
+
+from nvret_jax.errors import InputError
+from nvret_jax.export.sentence_transformers import export
+from nvret_jax.models.embedding_model import projection
+from nvret_jax.models.encoder import Encoder, LoraConfig
+
+TEXTS = ["the wing of a plate", "heat flow", "a shock layer in the body", "speed"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny BERT, 32 wide."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_models.write(folder, normalize=True)
+    return folder
+
+
+def read(folder, *args, **how):
+    return Encoder.from_pretrained(str(folder), *args, **how)
+
+
+def test_a_wider_space_keeps_every_score(folder):
+    plain, wide = read(folder).encode(TEXTS), read(folder, projection=48).encode(TEXTS)
+    assert wide.shape == (4, 48)
+    np.testing.assert_allclose(wide @ wide.T, plain @ plain.T, atol=1e-6)
+    assert np.abs(wide[:, :32] - plain).max() > 0.1
+
+
+def test_the_same_width_keeps_every_vector(folder):
+    plain, same = read(folder), read(folder, projection=32, normalize=False)
+    np.testing.assert_array_equal(same.encode(TEXTS), read(folder, normalize=False).encode(TEXTS))
+    assert read(folder, projection=32).fingerprint != plain.fingerprint
+
+
+def test_a_narrower_space_has_orthonormal_directions_that_a_seed_decides():
+    kernel = projection(32, 8, 1)
+    assert kernel.shape == (32, 8)
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(8), atol=1e-6)
+    np.testing.assert_array_equal(kernel, projection(32, 8, 1))
+    assert np.abs(kernel - projection(32, 8, 2)).max() > 0.1
+
+
+def test_a_seed_decides_the_kernel_of_a_model(folder):
+    one, other = (read(folder, projection=8, seed=seed) for seed in (1, 2))
+    np.testing.assert_array_equal(one.save_dense_hf()[0]["linear.weight"], projection(32, 8, 1).T)
+    assert one.fingerprint != other.fingerprint
+
+
+def test_adapters_train_it_and_it_is_float32(folder):
+    encoder = read(folder, projection=8, lora=LoraConfig(rank=2), param_dtype="bfloat16")
+    _, trained, _ = nnx.split(encoder.model, encoder.trainable, ...)
+    found = {path: leaf for path, leaf in nnx.to_flat_state(trained) if path[0] == "dense"}
+    assert [(path, leaf.shape, leaf.dtype) for path, leaf in found.items()] == [
+        (("dense", 0, "kernel"), (32, 8), np.float32)
+    ]
+    assert all("_lora_" in path[-1] for path, _ in nnx.to_flat_state(trained) if path not in found)
+
+
+def test_an_export_has_it_as_a_dense_module(folder, tmp_path):
+    encoder = read(folder, projection=8)
+    out = export(encoder, tmp_path / "out")
+    again = read(out)
+    np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
+    assert (again.width, again.spec.projects) == (8, False)
+    paths = [module["path"] for module in json.loads((out / "modules.json").read_text())]
+    assert paths == ["", "1_Pooling", "2_Dense", "3_Normalize"]
+    twice = read(out, projection=16)  # one more, behind the one that is there
+    assert [dense.out_features for dense in twice.spec.dense] == [8, 16]
+    np.testing.assert_allclose(
+        twice.encode(TEXTS) @ twice.encode(TEXTS).T,
+        again.encode(TEXTS) @ again.encode(TEXTS).T,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parity
+def test_sentence_transformers_gives_the_same_vectors(folder, tmp_path):
+    st = pytest.importorskip("sentence_transformers")
+    encoder = read(folder, projection=48)
+    state = jax.tree.map(lambda x: x * 1.25, nnx.split(encoder.model)[1])  # as if trained
+    encoder = encoder.replace(state)
+    model = st.SentenceTransformer(str(export(encoder, tmp_path / "out")), device="cpu")
+    assert model.get_sentence_embedding_dimension() == 48
+    np.testing.assert_allclose(model.encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+
+
+def test_what_cannot_be_projected_is_an_error(folder, tmp_path):
+    with pytest.raises(InputError, match="projection=8, but this model keeps a vector for each"):
+        read(folder, projection=8, pooling="tokens")
+    with pytest.raises(InputError, match="projection=-1: expected"):
+        read(folder, projection=-1)
+    cut = export(read(folder), tmp_path / "cut")
+    path = cut / "config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncate_dim": 4}))
+    with pytest.raises(InputError, match="projection=8, but the model keeps only the first 4"):
+        read(cut, projection=8)

@@ -1,0 +1,100 @@
+"""A student whose new projection is fitted to the vectors of a wider teacher, by the command."""
+
+import json
+import pathlib
+
+import command
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny_models
+import tiny_project
+
+import nvret_jax as nv
+
+WIDE = 48
+
+
+@pytest.fixture(scope="module")
+def project(compiled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("projection")
+    tiny_project.make(folder)
+    tiny_models.write(folder / "wide", seed=1, hidden_size=WIDE)
+    return folder
+
+
+def flags(project, *more):
+    given = (
+        f"teacher.model={project / 'wide'}",
+        "train.loss.vectors=cosine",
+        "train.loss.contrastive_weight=0.0",
+        "train.num_negatives=0",
+        "train.steps=8",
+        "train.checkpoint_every=4",
+        "train.schedule=constant",
+        "train.warmup=0",
+        "train.learning_rate=1e-2",
+        "data.dev_split=",
+        "result.pick=last",
+        "evaluation.bm25=off",
+        "student.lora_rank=2",
+    )
+    return [
+        command.CONFIG,
+        *command.flags_of(project),
+        *(f"--config.{one}" for one in (*given, *more)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(project):
+    workdir = project / "w"
+    stages = "--stages=embed,search,mine,train,evaluate,export"
+    argv = flags(project, f"student.projection={WIDE}")
+    done = command.inside(*argv, f"--workdir={workdir}", stages)
+    assert done.status == 0, done.stderr[-2000:]
+    return workdir
+
+
+def kernel(workdir: pathlib.Path) -> np.ndarray:
+    weights = safetensors.numpy.load_file(workdir / "export/2_Dense/model.safetensors")
+    return weights["linear.weight"].T
+
+
+def test_other_widths_are_refused_with_the_option_to_set(project):
+    dry = command.inside(*flags(project), f"--workdir={project / 'none'}", "--dry_run")
+    assert (
+        "train.loss.vectors='cosine': the student's vectors are 32 wide, those of teacher 48; set "
+        "student.projection=48"
+    ) in dry.error
+    assert not (project / "none").exists()
+
+
+def test_the_projection_is_trained_and_exported(finished):
+    metrics = tiny_project.metrics(finished)
+    assert metrics[-1]["vectors"] < 0.8 * metrics[0]["vectors"]
+    encoder = nv.Encoder.from_pretrained(finished / "export")
+    assert encoder.width == WIDE
+    start = nv.Encoder.from_pretrained(finished.parent / "model", projection=WIDE)
+    before = start.save_dense_hf()[0]["linear.weight"].T
+    assert np.abs(kernel(finished) - before).max() > 1e-3
+    assert np.abs(kernel(finished) - before).max() < 0.2  # from there, not from another start
+
+
+def test_before_is_the_model_without_it(finished):
+    widths = {
+        role: json.loads((path / "zarr.json").read_text())["shape"][1]
+        for role in ("student", "student-start")
+        for path in (finished / "embeddings" / role / "data").glob("passages*")
+    }
+    assert widths == {"student": WIDE, "student-start": 32}
+
+
+def test_a_training_that_goes_on_later_ends_like_one_that_did_not_stop(project, finished):
+    argv = [*flags(project, f"student.projection={WIDE}"), f"--workdir={project / 'stopped'}"]
+    half = command.inside(*argv, "--config.train.steps=4", "--stages=embed,search,mine,train")
+    assert half.status == 0, half.stderr[-2000:]
+    done = command.inside(*argv, "--stages=train,evaluate,export")
+    assert done.status == 0, done.stderr[-2000:]
+    assert len(tiny_project.metrics(project / "stopped")) == 8
+    np.testing.assert_array_equal(kernel(project / "stopped"), kernel(finished))
