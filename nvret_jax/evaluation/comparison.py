@@ -16,6 +16,7 @@ import numpy as np
 from nvret_jax.errors import InputError
 from nvret_jax.evaluation.retrieval import MEASURE_NAMES, MEASURES, Evaluation
 
+TEACHER_PASSAGES = "teacher's passages"  # the column of asymmetric scores
 # At most this many drawn query numbers are in memory at a time (32 MB of int64).
 _DRAWS_AT_ONCE = 4_000_000
 
@@ -53,6 +54,7 @@ class Scores:
         interval: 95 % interval of the nDCG@10 difference, or None.
         measured: a sentence about before and after; '' if nothing was trained.
         bm25: {trec name: mean} of BM25 on the same queries, or None.
+        asymmetric: {trec name: mean} of the same queries with a teacher's passages, or None.
         overlaps: what it has in common with each training set, a sentence each.
     """
 
@@ -63,6 +65,7 @@ class Scores:
     interval: tuple[float, float] | None = None
     measured: str = ""
     bm25: Mapping[str, float] | None = None
+    asymmetric: Mapping[str, float] | None = None
     overlaps: Sequence[str] = ()
 
 
@@ -132,6 +135,7 @@ def comparison_table(
     measures: Sequence[str] = MEASURES,
     *,
     bm25: Sequence[Mapping[str, float] | None] = (),
+    asymmetric: Sequence[Mapping[str, float] | None] = (),
 ):
     """A `rich.table.Table`, one block per dataset: before, after and difference of each measure.
 
@@ -141,11 +145,14 @@ def comparison_table(
         comparisons: one for each block.
         measures: rows of a block.
         bm25: for each block the means of BM25, or None; empty: no column for it.
+        asymmetric: for each block the means of the queries after training with a teacher's
+            passages, likewise.
     """
     table = _table("Retrieval before and after training")
-    beside = _beside(table, bm25)
+    beside = _beside(table, "BM25", bm25)
     for name in ("before", "after", "difference", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
+    other = _beside(table, TEACHER_PASSAGES, asymmetric)
     for number, entry in enumerate(comparisons):
         table.add_row(f"{entry.dataset} {entry.split}, {entry.queries:,} queries")
         for i, name in enumerate(measures):
@@ -159,6 +166,7 @@ def comparison_table(
                 f"{entry.after[name]:.4f}",
                 f"{entry.after[name] - entry.before[name]:+.4f}",
                 interval,
+                *other(number, name),
                 end_section=i == len(measures) - 1,
             )
     return table
@@ -169,16 +177,18 @@ def evaluation_table(
     measures: Sequence[str] = MEASURES,
     *,
     bm25: Sequence[Mapping[str, float] | None] = (),
+    asymmetric: Sequence[Mapping[str, float] | None] = (),
 ):
     """A `rich.table.Table` of single evaluations, one block per dataset, without training.
 
     Args:
         evaluations: one for each block.
-        measures, bm25: see `comparison_table`.
+        measures, bm25, asymmetric: see `comparison_table`.
     """
     table = _table("Retrieval")
-    beside = _beside(table, bm25)
+    beside = _beside(table, "BM25", bm25)
     table.add_column("score", justify="right", no_wrap=True)
+    other = _beside(table, TEACHER_PASSAGES, asymmetric)
     for number, entry in enumerate(evaluations):
         table.add_row(f"{entry.dataset} {entry.split}, {len(entry.query_ids):,} queries")
         for i, name in enumerate(measures):
@@ -186,21 +196,22 @@ def evaluation_table(
                 MEASURE_NAMES.get(name, name),
                 *beside(number, name),
                 f"{entry.metrics[name]:.4f}",
+                *other(number, name),
                 end_section=i == len(measures) - 1,
             )
     return table
 
 
 def _beside(
-    table, bm25: Sequence[Mapping[str, float] | None]
+    table, title: str, of_blocks: Sequence[Mapping[str, float] | None]
 ) -> Callable[[int, str], tuple[str, ...]]:
-    """Adds the column of BM25 if there is one; (block, measure) -> its cells."""
-    if not any(bm25):
+    """Adds a column if any block has means for it; (block, measure) -> its cells."""
+    if not any(of_blocks):
         return lambda number, name: ()
-    table.add_column("BM25", justify="right", no_wrap=True)
+    table.add_column(title, justify="right", min_width=max(map(len, title.split())))
 
     def cells(number: int, name: str) -> tuple[str, ...]:
-        means = bm25[number]
+        means = of_blocks[number]
         return (f"{means[name]:.4f}" if means else "",)
 
     return cells

@@ -32,3 +32,10 @@ class EvaluationOptions:
         "most 200,000 passages.",
         counts=False,  # it has an artefact for itself
     )
+    teacher_passages: bool = option(
+        False,
+        flag(),
+        "Also score the student's queries with the passages of the guide, the first teacher that "
+        "is an encoder (asymmetric retrieval); needs vectors of one width.",
+        counts=lambda own: own.teacher_passages,
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from nvret_jax.evaluation.comparison import Scores
+from nvret_jax.evaluation.comparison import TEACHER_PASSAGES, Scores
 from nvret_jax.evaluation.retrieval import MEASURE_NAMES
 from nvret_jax.export import readers
 
@@ -258,6 +258,7 @@ def _snippet(spec: Any) -> str:
 def _scores(scores: Sequence[Scores]) -> str:
     rows = []
     has_bm25 = any(entry.bm25 for entry in scores)
+    has_asymmetric = any(entry.asymmetric for entry in scores)
     for entry in scores:
         for name, after in entry.after.items():
             before = None if entry.before is None else entry.before.get(name)
@@ -265,6 +266,7 @@ def _scores(scores: Sequence[Scores]) -> str:
             if name == "ndcg_cut_10" and entry.interval:
                 interval = f"{entry.interval[0]:+.4f} to {entry.interval[1]:+.4f}"
             bm25 = [f"{entry.bm25[name]:.4f}" if entry.bm25 else ""] if has_bm25 else []
+            other = [f"{entry.asymmetric[name]:.4f}" if entry.asymmetric else ""]
             rows.append(
                 (
                     entry.dataset,
@@ -275,12 +277,14 @@ def _scores(scores: Sequence[Scores]) -> str:
                     f"{after:.4f}",
                     "" if before is None else f"{after - before:+.4f}",
                     interval,
+                    *(other if has_asymmetric else []),
                 )
             )
     measured = [f"{entry.measured[:1].upper()}{entry.measured[1:]}." for entry in scores]
     beside = ["BM25"] if has_bm25 else []
     compared = ("before", "after", "difference", "95 % interval")
-    header = ("data set", "queries", "metric", *beside, *compared)
+    last = [TEACHER_PASSAGES] if has_asymmetric else []
+    header = ("data set", "queries", "metric", *beside, *compared, *last)
     return (
         _table(header, rows)
         + "\n\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,8 @@ class Inputs:
         split: of that data.
         before: by the student before training.
         after: by the trained one; None if nothing is trained.
+        teacher_nd: the guide's vectors of the corpus, or a store of them, which the student's
+            queries are scored with, too; None: they are not.
         mesh, backend: of the search.
         said: what else is known of the scores, by name.
         bm25: means of BM25 on the same queries; None where there are none.
@@ -67,6 +69,7 @@ class Inputs:
     split: str
     before: Vectors
     after: Vectors | None
+    teacher_nd: Any
     mesh: Mesh
     backend: str = "auto"
     said: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -87,12 +90,14 @@ class Scored:
 
     Attributes:
         before, after: see `Inputs`.
+        asymmetric: of the student's queries with the guide's passages, or None.
         said: what is written beside the scores.
         table: for the terminal.
     """
 
     before: retrieval.Evaluation
     after: retrieval.Evaluation | None
+    asymmetric: retrieval.Evaluation | None
     said: Mapping[str, Any]
     table: str
 
@@ -107,6 +112,8 @@ def artifact(run: Run) -> Artifact:
         for role in roles
         for table in ("passages", f"queries-{split}")
     }
+    if run.config.evaluation.teacher_passages:
+        parts[f"{run.guide} passages"] = _vectors_of(run, run.guide, "passages")
     parts |= run.searching.parts() | _scoring_parts(run)
     common = overlaps.artifact(run)
     parts |= {} if common is None else {"overlap": common}
@@ -171,6 +178,7 @@ def _inputs(
         return overlaps.inputs(run), options
     before = _vectors(run, run.start_role, run.untrained.encoder)
     run.release_untrained()
+    teacher_nd = _teacher_passages(run) if options.teacher_passages else None
     cuts = truncation.of_test(run)
     common = overlaps.read(run)
     for one in common:
@@ -180,6 +188,7 @@ def _inputs(
         run.config.data.test_split,
         before,
         _vectors(run, "student", trained.student(run)) if run.trains else None,
+        teacher_nd,
         run.mesh,
         run.config.search.backend,
         {
@@ -197,22 +206,34 @@ def _inputs(
 def _vectors(run: Run, role: str, encoder: Encoder) -> Vectors:
     """Embeddings of the test texts, made if they are missing."""
     data, split = run.test_data, run.config.data.test_split
-    stores = []
-    for table in ("passages", f"queries-{split}"):
-        item = _vectors_of(run, role, table)
-        reason = run.stores.stale(item)
-        if reason:
-            if reason.startswith("damaged"):
-                say(f"evaluate  making {item.name} ({reason})")
-            embed.STAGE.bring_from(item, *embed.inputs_with(run, item, role, data, encoder))
-        stores.append(EmbeddingStore.open(item.path))
-    passages, all_queries = stores
+    passages, all_queries = (
+        _store(run, role, table, lambda: encoder) for table in ("passages", f"queries-{split}")
+    )
     ids, _ = retrieval.scored_queries(data, split, run.config.evaluation.min_relevance)
     row = data.split_queries(split).row
     queries_qd = np.asarray(all_queries[:])[[row[i] for i in ids]]
     return Vectors(
         run.searching.passages(passages), run.searching.queries(queries_qd), encoder.width
     )
+
+
+def _store(run: Run, role: str, table: str, encoder: Callable[[], Encoder]) -> EmbeddingStore:
+    """Embeddings of one table of the test texts, made if they are missing."""
+    item = _vectors_of(run, role, table)
+    reason = run.stores.stale(item)
+    if reason:
+        if reason.startswith("damaged"):
+            say(f"evaluate  making {item.name} ({reason})")
+        given = embed.inputs_with(run, item, role, run.test_data, encoder())
+        embed.STAGE.bring_from(item, *given)
+    return EmbeddingStore.open(item.path)
+
+
+def _teacher_passages(run: Run) -> Any:
+    """The guide's vectors of the test corpus, by an encoder that is not kept."""
+    store = _store(run, run.guide, "passages", lambda: run.encoders[run.guide].encoder)
+    run.release_teachers()
+    return run.searching.passages(store)
 
 
 def make(
@@ -234,19 +255,49 @@ def make(
     if isinstance(inputs, Baseline):
         return _baseline(inputs, options)
     before = _evaluated(inputs, inputs.before, options)
-    if inputs.after is None:
-        table = comparison.evaluation_table([before], bm25=[inputs.bm25])
-        return Scored(before, None, inputs.said, comparison.table_text(table))
-    after = _evaluated(inputs, inputs.after, options)
+    after = None if inputs.after is None else _evaluated(inputs, inputs.after, options)
+    asymmetric, said = _asymmetric(inputs, after or before, options)
+    beside = {
+        "bm25": [inputs.bm25],
+        "asymmetric": [None if asymmetric is None else asymmetric.metrics],
+    }
+    width = 80 if asymmetric is None else 96
+    if after is None:
+        table = comparison.evaluation_table([before], **beside)
+        text = comparison.table_text(table, width)
+        return Scored(before, None, asymmetric, {**inputs.said, **said}, text)
     compared = comparison.compare(before, after)
-    table = comparison.comparison_table([compared], bm25=[inputs.bm25])
+    table = comparison.comparison_table([compared], **beside)
     said = {
         **inputs.said,
+        **said,
         "before": before.metrics,
         "ndcg_cut_10_difference_interval": list(compared.interval),
         "per_query_before": before.per_query,
     }
-    return Scored(before, after, said, comparison.table_text(table))
+    return Scored(before, after, asymmetric, said, comparison.table_text(table, width))
+
+
+def _asymmetric(
+    inputs: Inputs, own: retrieval.Evaluation, options: EvaluationOptions
+) -> tuple[retrieval.Evaluation | None, dict[str, Any]]:
+    """The student's queries scored with the guide's passages, and what is written of that.
+
+    Args:
+        inputs: of the stage.
+        own: the same queries with the student's passages.
+        options: of the evaluation.
+    """
+    if inputs.teacher_nd is None:
+        return None, {}
+    of = inputs.before if inputs.after is None else inputs.after
+    found = _evaluated(inputs, dataclasses.replace(of, passages_nd=inputs.teacher_nd), options)
+    interval = comparison.bootstrap_interval(own.per_query, found.per_query)
+    return found, {
+        "asymmetric": found.metrics,
+        "ndcg_cut_10_asymmetric_interval": list(interval),
+        "per_query_asymmetric": found.per_query,
+    }
 
 
 def _baseline(inputs: Baseline, options: EvaluationOptions) -> Scored | None:
@@ -262,7 +313,7 @@ def _baseline(inputs: Baseline, options: EvaluationOptions) -> Scored | None:
         for name in ("ndcg_cut_10", "recip_rank_10", "recall_100")
     )
     line = f"evaluate  BM25 on {inputs.data.name} {inputs.split}: {means}"
-    return Scored(found, None, {"encoder": "BM25", "trained": False}, line)
+    return Scored(found, None, None, {"encoder": "BM25", "trained": False}, line)
 
 
 def _evaluated(
@@ -296,11 +347,15 @@ def _write(
     folder, name = artifact.path.parent, inputs.data.name
     after = scored.before if scored.after is None else scored.after
     if mesh_lib.is_main():
-        earlier = folder / f"{name}.before.trec"
-        if scored.after is None:
-            remove(earlier)
-        else:
-            _write_run(earlier, scored.before)
+        others = {
+            f"{name}.before.trec": None if scored.after is None else scored.before,
+            f"{name}.asymmetric.trec": scored.asymmetric,
+        }
+        for file, other in others.items():
+            if other is None:
+                remove(folder / file)
+            else:
+                _write_run(folder / file, other)
         _write_run(folder / f"{name}.trec", after)
     artifact.write_file(lambda path: output.write_evaluation_json(path, after, scored.said))
     say(scored.table)
@@ -333,11 +388,15 @@ def _write_run(path: epath.Path, result: retrieval.Evaluation) -> None:
 
 def _measured(run: Run) -> str:
     """A description of what was scored, with lengths and prompts."""
+    other = ""
+    if run.config.evaluation.teacher_passages:
+        guide = run.encoders[run.guide]
+        other = f"; teacher's passages: by {guide.config.model}, cut at {guide.length('passage')}"
     if not run.trains:
-        return f"{run.untrained.config.model}: {_cut_at(run.untrained)}"
+        return f"{run.untrained.config.model}: {_cut_at(run.untrained)}{other}"
     return (
         f"before: {run.untrained.config.model} with its own settings, "
-        f"{_cut_at(run.untrained)}; after: as exported, {_cut_at(run.served)}"
+        f"{_cut_at(run.untrained)}; after: as exported, {_cut_at(run.served)}{other}"
     )
 
 
@@ -360,6 +419,7 @@ def read_scores(run: Run) -> Scores:
         interval=tuple(interval) if interval else None,
         measured=found.get("measured", "") if found["trained"] else "",
         bm25=read_bm25(run),
+        asymmetric=found.get("asymmetric"),
         overlaps=[one.sentence() for one in overlaps.read(run)],
     )
 

@@ -112,6 +112,7 @@ def _checks(state: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
             yield from _mining_checks(set_run, asked)
     if "evaluate" in asked:
         yield do(_check_judgments, state)
+        yield do(_check_teacher_passages, state)
 
 
 def _mining_checks(set_run: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
@@ -173,6 +174,20 @@ def _check_vectors(state: Run, loss: Loss, guide: ConfiguredEncoder, at: str) ->
         raise InputError(
             f"{at}.loss.{loss.guided}: student.normalize={ours.normalize} and {guide.key_prefix}"
             f"normalize={theirs.normalize}, so lengths differ; set both alike, or use 'cosine'"
+        )
+
+
+def _check_teacher_passages(state: Run) -> None:
+    if not state.config.evaluation.teacher_passages:
+        return
+    at = "evaluation.teacher_passages=True"
+    if not state.guide:
+        raise InputError(f"{at}: needs a teacher that is an encoder")
+    ours, theirs = state.student.spec.width, state.encoders[state.guide].spec.width
+    if ours != theirs:
+        raise InputError(
+            f"{at}: the student's vectors are {ours} wide, those of {state.guide} {theirs}; train "
+            f"one with student.projection={theirs}"
         )
 
 

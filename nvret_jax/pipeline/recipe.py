@@ -79,6 +79,8 @@ def _of_stage(block: Training, names: Sequence[str], *, several: bool) -> dict[s
     }
     if block.loss.distillation:
         out["Distillation"] = block.loss.distillation
+    if block.loss.vectors:
+        out["Fitted to the teacher's vectors"] = block.loss.vectors
     if block.num_distilled:
         out["Candidates per query for distillation alone"] = block.num_distilled
     if block.loss.dims:

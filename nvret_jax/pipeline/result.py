@@ -54,10 +54,11 @@ class Result:
 
     @property
     def scores(self) -> dict[str, dict[str, dict[str, float]]]:
-        """'dataset split' -> 'before', 'after' and 'BM25' -> measure by its trec name -> mean.
+        """'dataset split' -> 'before', 'after', 'asymmetric' and 'BM25' -> measure -> mean.
 
-        A run that trains nothing has the scores of its model under 'before'; 'BM25' is there where
-        it was scored.
+        Measures have their trec names. A run that trains nothing has the scores of its model under
+        'before'; 'asymmetric' (with a teacher's passages) and 'BM25' are there where they were
+        scored.
         """
         out = {}
         for found in self.evaluations:
@@ -65,6 +66,8 @@ class Result:
             made = {"before": means}
             if found.get("trained"):
                 made = {"before": found["before"], "after": means}
+            if "asymmetric" in found:
+                made["asymmetric"] = found["asymmetric"]
             bm25 = self.workdir / "evaluation" / f"{found['dataset']}{output.BM25}"
             baseline = json.loads(bm25.read_text()) if bm25.exists() else None
             if baseline is not None:

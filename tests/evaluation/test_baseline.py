@@ -112,3 +112,19 @@ def test_tables_have_a_column_for_it_and_fit_80_columns(data):
         assert "…" not in shown.replace(" … ", "")  # nothing is cut
     without = comparison.table_text(comparison.comparison_table([compared], bm25=[None]))
     assert "BM25" not in without
+
+
+def test_tables_have_a_column_for_a_teachers_passages(data):
+    found = evaluate_bm25(data, "test", EvaluationOptions())
+    compared = comparison.compare(found, found)
+    lower = {name: value / 2 for name, value in found.metrics.items()}
+    half = f"{lower['ndcg_cut_10']:.4f}"
+    how = {"bm25": [found.metrics], "asymmetric": [lower]}
+    text = comparison.table_text(comparison.comparison_table([compared], **how), 96)
+    alone = comparison.table_text(comparison.evaluation_table([found], **how), 96)
+    for shown in (text, alone):
+        assert max(map(len, shown.splitlines())) <= 96
+        assert "teacher's" in shown
+        assert "passages" in shown
+        line = next(line for line in shown.splitlines() if "nDCG@10 " in line)
+        assert line.rstrip(" │").endswith(half)

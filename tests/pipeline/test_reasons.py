@@ -209,6 +209,7 @@ def drawn(project):
     made.mining.positives.update({"max_rank": 20, "doubtful": "weigh"})
     made.train.draw.update({"how": "softmax", "pool": 5})
     made.train.loss.update({"weights": True, "vectors": "cosine"})
+    made.student.projection, made.evaluation.teacher_passages = 32, True
     return made
 
 

@@ -11,6 +11,7 @@ import tiny_models
 import tiny_project
 
 import nvret_jax as nv
+from nvret_jax.evaluation import retrieval
 
 WIDE = 48
 
@@ -37,6 +38,7 @@ def flags(project, *more):
         "data.dev_split=",
         "result.pick=last",
         "evaluation.bm25=off",
+        "evaluation.teacher_passages=True",
         "student.lora_rank=2",
     )
     return [
@@ -49,10 +51,11 @@ def flags(project, *more):
 @pytest.fixture(scope="module")
 def finished(project):
     workdir = project / "w"
-    stages = "--stages=embed,search,mine,train,evaluate,export"
     argv = flags(project, f"student.projection={WIDE}")
+    stages = "--stages=embed,search,mine,train,evaluate,export,report"
     done = command.inside(*argv, f"--workdir={workdir}", stages)
     assert done.status == 0, done.stderr[-2000:]
+    (workdir / "printed").write_text(done.stdout)
     return workdir
 
 
@@ -67,6 +70,18 @@ def test_other_widths_are_refused_with_the_option_to_set(project):
         "train.loss.vectors='cosine': the student's vectors are 32 wide, those of teacher 48; set "
         "student.projection=48"
     ) in dry.error
+    assert (
+        "evaluation.teacher_passages=True: the student's vectors are 32 wide, those of teacher 48"
+    ) in dry.error
+    words = command.inside(
+        command.CONFIG,
+        *command.flags_of(project),
+        f"--workdir={project / 'none'}",
+        "--config.teacher.model=bm25:",
+        "--config.evaluation.teacher_passages=True",
+        "--dry_run",
+    )
+    assert "evaluation.teacher_passages=True: needs a teacher that is an encoder" in words.error
     assert not (project / "none").exists()
 
 
@@ -79,6 +94,38 @@ def test_the_projection_is_trained_and_exported(finished):
     before = start.save_dense_hf()[0]["linear.weight"].T
     assert np.abs(kernel(finished) - before).max() > 1e-3
     assert np.abs(kernel(finished) - before).max() < 0.2  # from there, not from another start
+
+
+def test_queries_are_scored_with_the_teachers_passages_too(project, finished):
+    """Against an evaluation of both encoders' vectors here."""
+    found = json.loads((finished / "evaluation/data.json").read_text())
+    data = nv.load_dataset(f"beir:{project / 'data'}")
+    ids, _ = retrieval.scored_queries(data, "test", 1)
+    student = nv.Encoder.from_pretrained(finished / "export")
+    teacher = nv.Encoder.from_pretrained(project / "wide")
+    texts = [data.queries.texts[data.queries.row[query]] for query in ids]
+    expected = retrieval.evaluate_vectors(
+        data,
+        "test",
+        teacher.encode(data.corpus.texts, max_length=24),
+        student.encode(texts, kind="query"),
+        width=WIDE,
+        mesh=student.mesh,
+    )
+    assert found["asymmetric"] == pytest.approx(expected.metrics, abs=1e-6)
+    assert found["per_query_asymmetric"].keys() == found["per_query"].keys()
+    assert found["asymmetric"]["ndcg_cut_10"] != found["ndcg_cut_10"]
+    low, high = found["ndcg_cut_10_asymmetric_interval"]
+    assert low <= found["asymmetric"]["ndcg_cut_10"] - found["ndcg_cut_10"] <= high
+    assert f"teacher's passages: by {project / 'wide'}, cut at 24" in found["measured"]
+    score = f"{found['asymmetric']['ndcg_cut_10']:.4f}"
+    printed = (finished / "printed").read_text()
+    assert score in next(line for line in printed.splitlines() if "nDCG@10 " in line)
+    for file in ("report.html", "export/README.md"):
+        page = (finished / file).read_text()
+        assert "teacher's passages" in page or "teacher&#39;s passages" in page
+        assert score in page
+    assert (finished / "evaluation/data.asymmetric.trec").exists()
 
 
 def test_before_is_the_model_without_it(finished):
