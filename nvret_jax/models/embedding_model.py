@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import platforms
 from nvret_jax.models import latent as latent_lib
-from nvret_jax.models import lora
+from nvret_jax.models import lora, projection
 from nvret_jax.models.attention.kernels import check_platform
 from nvret_jax.models.backbones.layer import Options
 from nvret_jax.models.latent import LatentAttention, LatentConfig
@@ -160,19 +160,6 @@ def _dense(spec: EncoderSpec, kwargs: Mapping[str, Any]) -> list[Dense]:
     return dense
 
 
-def projection(inputs: int, outputs: int, seed: int) -> np.ndarray:
-    """The initial kernel of a projection, float32 [inputs, outputs].
-
-    The identity where the widths agree. Otherwise random directions that are orthonormal: all inner
-    products are kept exactly in a wider space, so the untrained model ranks as before, and as well
-    as a random choice of a subspace can in a narrower one.
-    """
-    if inputs == outputs:
-        return np.eye(inputs, dtype=np.float32)
-    make = jax.nn.initializers.orthogonal()
-    return np.asarray(make(jax.random.key(seed), (inputs, outputs), jnp.float32))
-
-
 def abstract(
     spec: EncoderSpec,
     mesh: Mesh,
@@ -278,9 +265,10 @@ def load(
         read(("dense", number), folder / name, DENSE_TABLE, prefixes=("",), ignored=())
     if spec.projects:
         path, last = ("dense", len(spec.dense) - 1, "kernel"), spec.dense[-1]
-        kernel = projection(last.in_features, last.out_features, seed)
-        place = mesh_lib.sharding(mesh, *axes[path])
-        arrays[path] = jax.make_array_from_callback(kernel.shape, place, lambda at: kernel[at])
+        kernel = projection.initial(last.in_features, last.out_features, seed)
+        arrays[path] = jax.make_array_from_callback(
+            kernel.shape, mesh_lib.sharding(mesh, *axes[path]), lambda at: kernel[at]
+        )
     config = getattr(getattr(abstract.backbone, "layers", None), "lora", None)
     if config is not None:
         inner = (_below(("backbone",), shapes), _below(("backbone",), axes), mesh)

@@ -138,7 +138,7 @@ class LoadedModel:
             bidirectional: of a decoder: whether tokens see what comes after them. None: as the
                 folder says.
             projection: the width of a new linear layer, float32, after the pooling and what the
-                folder has behind it; see `embedding_model.projection`. 0: none.
+                folder has behind it; see `models.projection`. 0: none.
             lora: gives the backbone new adapters, float32 whatever `param_dtype` is. An export adds
                 them to the kernels in float32 and rounds the sum once, to its own dtype.
             adapter: a folder with PEFT's adapter_config.json and adapter_model.safetensors, read
@@ -294,6 +294,35 @@ class LoadedModel:
             max_length=max_length,
         )
         return self._changed(spec=spec)
+
+    def without_projection(self) -> Self:
+        """This encoder, on the same weights, without its new projection."""
+        kept = len(self.spec.dense_folders)
+        spec = dataclasses.replace(self.spec, dense=self.spec.dense[:kept])
+        build = functools.partial(embedding_model.build, spec, self._options, adapters=self.lora)
+        flat = nnx.to_flat_state(self._state)
+        state = [(path, value) for path, value in flat if path[:2] != ("dense", kept)]
+        return self._changed(
+            graphdef=nnx.split(nnx.eval_shape(build))[0],
+            state=nnx.from_flat_state(state),
+            spec=spec,
+            weights_sha256=None,
+        )
+
+    def with_projection(self, kernel: np.ndarray) -> Self:
+        """This encoder with another kernel, float32 [D, E], of its new projection."""
+        path = ("dense", len(self.spec.dense_folders), "kernel")
+
+        def put(value: nnx.Variable) -> nnx.Variable:
+            place = value[...].sharding
+            return value.replace(
+                jax.make_array_from_callback(kernel.shape, place, lambda at: kernel[at])
+            )
+
+        flat = nnx.to_flat_state(self._state)
+        return self.replace(
+            nnx.from_flat_state([(p, put(value) if p == path else value) for p, value in flat])
+        )
 
     def save_weights_hf(self) -> dict[str, np.ndarray]:
         """HF key -> array: our weights, and what the source had beside them (a BERT's pooler).

@@ -112,7 +112,7 @@ def artifact(run: Run) -> Artifact:
         for role in roles
         for table in ("passages", f"queries-{split}")
     }
-    if run.config.evaluation.teacher_passages:
+    if run.config.evaluation.teacher_passages and run.guide:
         parts[f"{run.guide} passages"] = _vectors_of(run, run.guide, "passages")
     parts |= run.searching.parts() | _scoring_parts(run)
     common = overlaps.artifact(run)

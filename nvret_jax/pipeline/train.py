@@ -20,7 +20,16 @@ from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models import precision
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import SEED
-from nvret_jax.pipeline import embed, longer, mine, ranked, tracking, trained, truncation
+from nvret_jax.pipeline import (
+    embed,
+    longer,
+    mine,
+    ranked,
+    start,
+    tracking,
+    trained,
+    truncation,
+)
 from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
@@ -116,7 +125,8 @@ def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, dict[str, Training]]:
     precision.say_cost("train", run.student.config.dtype, run.platform, "student.dtype")
     anew = mesh_lib.is_main() and any(name.startswith("../") for name in artifact.lost())
     first = functools.partial(_go_on, run, artifact)
-    return dataclasses.replace(inputs, anew=anew, first=first), stages
+    encoder = start.student(run)
+    return dataclasses.replace(inputs, encoder=encoder, anew=anew, first=first), stages
 
 
 def inputs_at(run: Run, places: loop.Places | None = None) -> Inputs:

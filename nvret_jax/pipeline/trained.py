@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.options import blocks
-from nvret_jax.pipeline import mine
+from nvret_jax.pipeline import mine, start
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.state import Run, once
@@ -64,8 +65,9 @@ def student(run: Run) -> Encoder:
         InputError: it is missing or out of date; `Damaged` if a checkpoint is damaged.
     """
     made = need(artifact(run))
+    how = dataclasses.asdict(result(run)) | {"first": functools.partial(start.student, run)}
     try:
-        return load_trained(run.student.encoder, made.path, **dataclasses.asdict(result(run)))
+        return load_trained(run.student.encoder, made.path, **how)
     except DamagedCheckpoint as error:
         if made.path.resolve() not in error.folder.resolve().parents:
             raise

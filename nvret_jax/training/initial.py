@@ -12,7 +12,7 @@ cannot be used to start from or to merge: it would put other weights under the s
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -58,11 +58,14 @@ def load_trained(
     merge: str = "average",
     merge_with: Sequence[str] = (),
     merge_weights: Sequence[float] = (),
+    first: Callable[[], Encoder] | None = None,
 ) -> Encoder:
     """The encoder with trained weights.
 
     Args:
         encoder: the student before training.
+        first: gives the student as training found it, if that has other weights; called if those
+            are the best.
         folder: checkpoints of a run (the last stage counts) or of a stage.
         pick: 'last' or 'best' by dev metric, the weights that the last stage started from included.
         merge_last: merges the last n checkpoints of the schedule instead.
@@ -92,7 +95,8 @@ def load_trained(
         _, trainable, frozen = nnx.split(encoder.model, encoder.trainable, ...)
         steps = _steps(checkpoints, own, pick, merge_last)
         if merge_last == 1:
-            state = _weights_at(encoder, checkpoints, own, steps[0])
+            begins = encoder if steps[0] or first is None else first()
+            state = _weights_at(begins, checkpoints, own, steps[0])
         else:
             found = ((f"{own}/{s}", checkpoints.load_params(s, trainable)) for s in steps)
             state = merging.merge(found, inner, merge)

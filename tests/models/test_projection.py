@@ -10,7 +10,7 @@ from flax import nnx
 
 from nvret_jax.errors import InputError
 from nvret_jax.export.sentence_transformers import export
-from nvret_jax.models.embedding_model import projection
+from nvret_jax.models import projection
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 TEXTS = ["the wing of a plate", "heat flow", "a shock layer in the body", "speed"]
@@ -42,16 +42,46 @@ def test_the_same_width_keeps_every_vector(folder):
 
 
 def test_a_narrower_space_has_orthonormal_directions_that_a_seed_decides():
-    kernel = projection(32, 8, 1)
+    kernel = projection.initial(32, 8, 1)
     assert kernel.shape == (32, 8)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(8), atol=1e-6)
-    np.testing.assert_array_equal(kernel, projection(32, 8, 1))
-    assert np.abs(kernel - projection(32, 8, 2)).max() > 0.1
+    np.testing.assert_array_equal(kernel, projection.initial(32, 8, 1))
+    assert np.abs(kernel - projection.initial(32, 8, 2)).max() > 0.1
+
+
+@pytest.mark.parametrize("width", [8, 32, 48])
+def test_the_nearest_kernel_finds_a_rotation_and_keeps_what_it_can(width):
+    rng = np.random.default_rng(0)
+    ours = rng.normal(size=(200, 32)).astype(np.float32)
+    ours /= np.linalg.norm(ours, axis=1, keepdims=True)
+    hidden = (
+        projection.initial(32, width, 5)
+        if width != 32
+        else np.linalg.qr(rng.normal(size=(32, 32)))[0].astype(np.float32)
+    )
+    kernel = projection.nearest(ours, ours @ hidden)
+    np.testing.assert_allclose(kernel, hidden, atol=1e-5)
+    noisy = projection.nearest(ours, ours @ hidden + 0.1 * rng.normal(size=(200, width)))
+    small = noisy @ noisy.T if width >= 32 else noisy.T @ noisy
+    np.testing.assert_allclose(small, np.eye(min(32, width)), atol=1e-6)
+
+
+def test_a_kernel_is_put_in_and_taken_away(folder):
+    encoder = read(folder, projection=48)
+    np.testing.assert_array_equal(
+        encoder.without_projection().encode(TEXTS), read(folder).encode(TEXTS)
+    )
+    kernel = projection.initial(32, 48, 9)
+    other = encoder.with_projection(kernel)
+    np.testing.assert_array_equal(other.save_dense_hf()[0]["linear.weight"], kernel.T)
+    assert np.abs(other.encode(TEXTS) - encoder.encode(TEXTS)).max() > 0.1
 
 
 def test_a_seed_decides_the_kernel_of_a_model(folder):
     one, other = (read(folder, projection=8, seed=seed) for seed in (1, 2))
-    np.testing.assert_array_equal(one.save_dense_hf()[0]["linear.weight"], projection(32, 8, 1).T)
+    np.testing.assert_array_equal(
+        one.save_dense_hf()[0]["linear.weight"], projection.initial(32, 8, 1).T
+    )
     assert one.fingerprint != other.fingerprint
 
 
@@ -89,7 +119,6 @@ def test_sentence_transformers_gives_the_same_vectors(folder, tmp_path):
     state = jax.tree.map(lambda x: x * 1.25, nnx.split(encoder.model)[1])  # as if trained
     encoder = encoder.replace(state)
     model = st.SentenceTransformer(str(export(encoder, tmp_path / "out")), device="cpu")
-    assert model.get_sentence_embedding_dimension() == 48
     np.testing.assert_allclose(model.encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
 
 

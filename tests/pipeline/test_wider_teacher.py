@@ -11,7 +11,11 @@ import tiny_models
 import tiny_project
 
 import nvret_jax as nv
+from nvret_jax import config as config_lib
+from nvret_jax.artifacts.workdir import Workdir
 from nvret_jax.evaluation import retrieval
+from nvret_jax.models import projection
+from nvret_jax.pipeline import rounds
 
 WIDE = 48
 
@@ -87,13 +91,32 @@ def test_other_widths_are_refused_with_the_option_to_set(project):
 
 def test_the_projection_is_trained_and_exported(finished):
     metrics = tiny_project.metrics(finished)
-    assert metrics[-1]["vectors"] < 0.8 * metrics[0]["vectors"]
+    assert metrics[-1]["vectors"] < 0.9 * metrics[0]["vectors"]
     encoder = nv.Encoder.from_pretrained(finished / "export")
     assert encoder.width == WIDE
-    start = nv.Encoder.from_pretrained(finished.parent / "model", projection=WIDE)
-    before = start.save_dense_hf()[0]["linear.weight"].T
-    assert np.abs(kernel(finished) - before).max() > 1e-3
-    assert np.abs(kernel(finished) - before).max() < 0.2  # from there, not from another start
+
+
+def test_the_projection_begins_nearest_to_the_teachers_vectors(project, finished):
+    """Of queries and passages of training, with the lengths that each has there."""
+    data = nv.load_dataset(f"beir:{project / 'data'}")
+    queries = data.split_queries("train").texts
+    ours, theirs = (
+        np.concatenate(
+            [
+                encoder.encode(queries, kind="query", max_length=16),
+                encoder.encode(data.corpus.texts, max_length=24),
+            ]
+        )
+        for encoder in map(nv.Encoder.from_pretrained, (project / "model", project / "wide"))
+    )
+    unit = ours / np.linalg.norm(ours, axis=1, keepdims=True)
+    start = projection.nearest(unit, theirs)
+    cosines = np.sum(unit @ start * theirs, axis=1)
+    printed = (finished / "printed").read_text()
+    assert f"nearest to those of teacher: mean cosine {cosines.mean():.3f}" in printed
+    first = tiny_project.metrics(finished)[0]["vectors"]
+    assert first < 1 - cosines.mean() + 0.1  # of the texts of one batch
+    assert 1e-3 < np.abs(kernel(finished) - start).max() < 0.2
 
 
 def test_queries_are_scored_with_the_teachers_passages_too(project, finished):
@@ -145,3 +168,15 @@ def test_a_training_that_goes_on_later_ends_like_one_that_did_not_stop(project, 
     assert done.status == 0, done.stderr[-2000:]
     assert len(tiny_project.metrics(project / "stopped")) == 8
     np.testing.assert_array_equal(kernel(project / "stopped"), kernel(finished))
+
+
+def test_a_round_goes_on_with_the_projection_that_the_one_before_exported(tmp_path):
+    config = config_lib.base()
+    config.rounds, config.student.projection = 3, WIDE
+    (tmp_path / "rounds/1/export").mkdir(parents=True)
+    (tmp_path / "rounds/1/export/modules.json").write_text("[]")
+    workdir = Workdir.open(tmp_path, config.to_dict(), write=False)
+    first, second = (rounds.run_of(config, workdir, number) for number in (1, 2))
+    assert first.config.student.projection == WIDE
+    assert second.config.student.projection == 0
+    assert second.config.student.model == str(tmp_path / "rounds/1/export")

@@ -32,6 +32,10 @@ def budget(share: float) -> Values:
     """The hardest negatives with this expected share of false ones."""
     return RISK | {"mining.risk_budget": share}
 
+VECTORS = PERC_POS | {"train.loss.vectors": "cosine"}
+VECTORS_ALONE = VECTORS | {"train.loss.contrastive_weight": 0.0}
+# Candidates whose vectors are fitted, in addition to those of positives and negatives.
+MORE = {"mining.num_distilled": 16, "train.num_distilled": 16}
 
 GRID: Grid = dataclasses.replace(
     RULES,
@@ -68,6 +72,10 @@ GRID: Grid = dataclasses.replace(
             "kl": PERC_POS | KL,
             "kl_alone_16": WIDE | KL | {"train.loss.contrastive_weight": 0.0},
             "kl_16": PERC_POS | {k: v for k, v in WIDE.items() if k != "mining.rule"} | KL,
+            "vectors_alone": VECTORS_ALONE,
+            "vectors_alone_16": VECTORS_ALONE | MORE,
+            "vectors_2": VECTORS | {"train.loss.vectors_weight": 2.0},
+            "vectors_20": VECTORS | {"train.loss.vectors_weight": 20.0},
             "doubtful": PERC_POS | {"mining.positives.max_rank": 50},
         },
     },
