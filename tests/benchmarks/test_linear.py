@@ -194,6 +194,16 @@ def test_a_guide_masks_and_distilled_candidates_are_fitted(project, tmp_path):
     fitted = trained(distillation="kl")
     assert np.abs(fitted - trained(num_distilled=2, distillation="kl")).max() > 1e-4
 
+    # A guide with the student's own vectors, turned: the map begins there and stays.
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(vectors[0].shape[1],) * 2))
+    turned = tuple(np.float32(one @ rotation) for one in vectors)
+    loss = dataclasses.replace(block.loss, vectors="cosine", contrastive_weight=0.0)
+    own = dataclasses.replace(block, loss=loss, weight_decay=0.0)
+    steps = train_lib.batches(task, table, own, 0)
+    maps = train_lib.train(*vectors, steps, own, 1, turned, turned=True)
+    found = vectors[1] + vectors[1] @ maps[0][1]
+    np.testing.assert_allclose(found, turned[1], atol=1e-5)
+
 
 def test_a_set_may_be_evaluated_on_another(project, tmp_path):
     other = tmp_path / "other"

@@ -34,8 +34,7 @@ def budget(share: float) -> Values:
 
 VECTORS = PERC_POS | {"train.loss.vectors": "cosine"}
 VECTORS_ALONE = VECTORS | {"train.loss.contrastive_weight": 0.0}
-# Candidates whose vectors are fitted, in addition to those of positives and negatives.
-MORE = {"mining.num_distilled": 16, "train.num_distilled": 16}
+TURNED = {"student.projection": 384}  # begins nearest to the guide's vectors
 
 GRID: Grid = dataclasses.replace(
     RULES,
@@ -73,9 +72,10 @@ GRID: Grid = dataclasses.replace(
             "kl_alone_16": WIDE | KL | {"train.loss.contrastive_weight": 0.0},
             "kl_16": PERC_POS | {k: v for k, v in WIDE.items() if k != "mining.rule"} | KL,
             "vectors_alone": VECTORS_ALONE,
-            "vectors_alone_16": VECTORS_ALONE | MORE,
             "vectors_2": VECTORS | {"train.loss.vectors_weight": 2.0},
-            "vectors_20": VECTORS | {"train.loss.vectors_weight": 20.0},
+            "vectors_alone_turned": VECTORS_ALONE | TURNED,
+            "vectors_2_turned": VECTORS | TURNED | {"train.loss.vectors_weight": 2.0},
+            "vectors_20_turned": VECTORS | TURNED | {"train.loss.vectors_weight": 20.0},
             "doubtful": PERC_POS | {"mining.positives.max_rank": 50},
         },
     },

@@ -1,8 +1,8 @@
 """A linear map of stored vectors, trained as the pipeline trains a student.
 
 An embedding is x + xW, scaled to unit length; W begins at zero, so the untrained student is the
-stored vector itself. Order of batches, positives, draws, ids, loss, optimizer and schedule are the
-package's; only the encoder is another, and a step takes milliseconds.
+stored vector itself, or its rotation. Order of batches, positives, draws, ids, loss, optimizer and
+schedule are the package's; only the encoder is another, and a step takes milliseconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import optax
 from benchmarks.lab.linear.task import Task
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.models import projection
 from nvret_jax.models.pooling import l2_normalize
 from nvret_jax.training.batches.examples import Examples
 from nvret_jax.training.loss.losses import batch_loss
@@ -89,6 +90,8 @@ def train(
     block: Training,
     every: int,
     guide: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    turned: bool = False,
 ) -> list[tuple[int, np.ndarray]]:
     """The map [D, D] after 0, `every`, 2 · `every` … steps, and after the last.
 
@@ -98,6 +101,8 @@ def train(
         block: the options of training.
         every: steps between two maps.
         guide: the guide's vectors of queries and passages, if the loss reads them.
+        turned: the map begins as the rotation that brings the student's vectors nearest to the
+            guide's, as a projection does; it ranks as the untrained student.
     """
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(block, block.steps)
@@ -105,6 +110,9 @@ def train(
         queries_qd, passages_nd = jnp.asarray(queries_qd), jnp.asarray(passages_nd)
         guide = None if guide is None else tuple(map(jnp.asarray, guide))
         map_dd = jnp.zeros((queries_qd.shape[1],) * 2, jnp.float32)
+        if turned:
+            ours_nd, theirs_nd = (np.concatenate(x) for x in ((queries_qd, passages_nd), guide))
+            map_dd = projection.nearest(ours_nd, theirs_nd) - jnp.eye(len(map_dd))
         state = optimizer.init(map_dd)
         out = [(0, np.asarray(map_dd))]
         for start in range(0, block.steps, every):
