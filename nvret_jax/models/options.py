@@ -155,7 +155,8 @@ class EncoderOptions(TeacherOptions):
         0,
         whole(0, 1 << 16, "0 for none"),
         "Width of a new linear layer after the pooling, trained with the rest and exported as a "
-        "Dense module, so that vectors can be fitted to a teacher of that width; 0: none.",
+        "Dense module; 0: none. It lets vectors be fitted to a teacher of that width, and begins "
+        "where they are nearest to the teacher's.",
     )
     remat: str = option(
         "none",
