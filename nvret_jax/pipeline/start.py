@@ -1,4 +1,7 @@
-"""The student as its training finds it: a new projection begins near the guide's vectors."""
+"""The student as its training finds it: a new projection begins near the guide's vectors.
+
+They are those of the first training set; `models.projection` finds the kernel.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +26,22 @@ def student(run: Run) -> Encoder:
     fits = any(stage.loss.vectors for stage in run.training_stages.values())
     if not fits or not run.student.spec.projects:
         return encoder
-    plain = encoder.without_projection()
+    first = next(iter(run.sets.values()))
+    plain = first.student.encoder.without_projection()
     ours, theirs = [], []
-    for table in (f"queries-{run.config.data.train_split}", "passages"):
-        kind, texts = run.table(run.train_data, table)
+    for table in (f"queries-{first.config.data.train_split}", "passages"):
+        kind, texts = first.table(first.train_data, table)
         rows = _spread(len(texts.texts))
-        chosen, length = [texts.texts[row] for row in rows], run.student.length(kind)
+        chosen, length = [texts.texts[row] for row in rows], first.student.length(kind)
         ours.append(_unit(plain.encode(chosen, kind=kind, max_length=length, warn=False)))
-        vectors = embed.opened(run, run.guide, run.train_data, table)
+        vectors = embed.opened(first, first.guide, first.train_data, table)
         theirs.append(_unit(np.concatenate([vectors[row : row + 1] for row in rows])))
     ours_nd, theirs_ne = np.concatenate(ours), np.concatenate(theirs)
     kernel = projection.nearest(ours_nd, theirs_ne)
     cosine = float(np.sum(_unit(ours_nd @ kernel) * theirs_ne, axis=1).mean())
     say(
         f"train     the projection begins where {len(ours_nd):,} vectors are nearest to those of "
-        f"{run.guide}: mean cosine {cosine:.3f}"
+        f"{first.guide}: mean cosine {cosine:.3f}"
     )
     return encoder.with_projection(kernel)
 
