@@ -14,6 +14,9 @@ POOL = PERC_POS | {"mining.num_negatives": 30}
 WIDE = {"mining.rule": "naive", "mining.num_negatives": 16, "train.num_negatives": 16}
 KL = {"train.loss.distillation": "kl"}
 RISK = {"mining.rule": "naive", "mining.risk": "auto"}
+VECTORS = PERC_POS | {"train.loss.vectors": "cosine"}
+VECTORS_ALONE = VECTORS | {"train.loss.contrastive_weight": 0.0}
+TURNED = {"student.projection": 384}  # begins nearest to the guide's vectors
 WEIGHTS = {"train.loss.weights": True}
 TWO_WAY = {"train.loss.terms": ("query_to_passage", "passage_to_query")}
 # The rule of mining, applied to passages of other rows: those that score above 95 % of the positive
@@ -32,9 +35,6 @@ def budget(share: float) -> Values:
     """The hardest negatives with this expected share of false ones."""
     return RISK | {"mining.risk_budget": share}
 
-VECTORS = PERC_POS | {"train.loss.vectors": "cosine"}
-VECTORS_ALONE = VECTORS | {"train.loss.contrastive_weight": 0.0}
-TURNED = {"student.projection": 384}  # begins nearest to the guide's vectors
 
 GRID: Grid = dataclasses.replace(
     RULES,

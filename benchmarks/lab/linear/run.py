@@ -182,11 +182,8 @@ def _trained(
     queries_qd = task.encoded(config.student, "train")
     guide = task.guide(config) if block.loss.needs_guide else None
     passages_nd = task.encoded(config.student, "")
-    maps = train_lib.train(queries_qd, passages_nd, steps, block, EVERY, guide)
     turned = bool(block.loss.vectors and config.student.projection)
-    maps = train_lib.train(
-        queries_qd, judged.passages_nd, steps, block, EVERY, guide, turned=turned
-    )
+    maps = train_lib.train(queries_qd, passages_nd, steps, block, EVERY, guide, turned=turned)
     dev = [[step, float(judged.scores("dev", map_dd)[0].mean())] for step, map_dd in maps]
     ndcg, recall = judged.scores("test", maps[-1][1])
     return {
