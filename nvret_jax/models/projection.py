@@ -32,7 +32,9 @@ def initial(inputs: int, outputs: int, seed: int) -> np.ndarray:
 
 
 def nearest(ours_nd: np.ndarray, theirs_ne: np.ndarray) -> np.ndarray:
-    """The orthonormal kernel with the highest mean cosine of ours · kernel and theirs.
+    """The orthonormal kernel with the highest mean inner product of ours · kernel and theirs.
+
+    That is their cosine where E is at least D.
 
     Args:
         ours_nd, theirs_ne: unit vectors of the same texts, row by row.
