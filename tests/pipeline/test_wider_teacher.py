@@ -173,10 +173,12 @@ def test_a_training_that_goes_on_later_ends_like_one_that_did_not_stop(project, 
 def test_a_round_goes_on_with_the_projection_that_the_one_before_exported(tmp_path):
     config = config_lib.base()
     config.rounds, config.student.projection = 3, WIDE
-    (tmp_path / "rounds/1/export").mkdir(parents=True)
-    (tmp_path / "rounds/1/export/modules.json").write_text("[]")
     workdir = Workdir.open(tmp_path, config.to_dict(), write=False)
-    first, second = (rounds.run_of(config, workdir, number) for number in (1, 2))
+    first = rounds.run_of(config, workdir, 1)
+    export = tmp_path / "rounds/1/export"
+    export.mkdir(parents=True)
+    (export / "modules.json").write_text("[]")
+    second = rounds.run_of(config, workdir, 2)
     assert first.config.student.projection == WIDE
     assert second.config.student.projection == 0
-    assert second.config.student.model == str(tmp_path / "rounds/1/export")
+    assert second.config.student.model == str(export)
