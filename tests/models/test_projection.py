@@ -10,7 +10,7 @@ from flax import nnx
 
 from nvret_jax.errors import InputError
 from nvret_jax.export.sentence_transformers import export
-from nvret_jax.models import projection
+from nvret_jax.models import embedding_model, projection
 from nvret_jax.models.encoder import Encoder, LoraConfig
 
 TEXTS = ["the wing of a plate", "heat flow", "a shock layer in the body", "speed"]
@@ -96,6 +96,9 @@ def test_adapters_train_it_and_it_is_float32(folder):
         (("dense", 0, "kernel"), (32, 8), np.float32)
     ]
     assert all("_lora_" in path[-1] for path, _ in nnx.to_flat_state(trained) if path not in found)
+    _, planned = embedding_model.abstract(encoder.spec, encoder.mesh)
+    shapes = dict(nnx.to_flat_state(nnx.state(planned)))
+    assert shapes["dense", 0, "kernel"].dtype == np.float32
 
 
 def test_an_export_has_it_as_a_dense_module(folder, tmp_path):
