@@ -176,7 +176,9 @@ class Encoder(encoder_lib.Encoder):
         encoder = self if prompt is None else self._with_prompt(prompt)
         if batch_size is not None and token_budget is None:
             tokens = self.spec.max_length if max_length is None else max_length
-            token_budget = max(1, batch_size * tokens // mesh_lib.shards(self.mesh, "batch"))
+            token_budget = max(
+                1, int(batch_size) * int(tokens) // mesh_lib.shards(self.mesh, "batch")
+            )
         if truncate_dim is not None and truncate_dim > self.width:
             raise InputError(
                 f"encode: truncate_dim={truncate_dim}: the embedding has {self.width} components"

@@ -246,6 +246,17 @@ def _check_negatives(negatives: Any, data: Dataset) -> None:
                 f"train: the table of negatives has {what} row {most:,}, but the data set "
                 f"{data.name!r} has {len(table):,} rows of that kind; it was mined for another one"
             )
+    ids = data.corpus.ids
+    for query, positives in zip(
+        negatives.query_rows.tolist() if data.qrels else (), negatives.positive_rows, strict=False
+    ):
+        name = data.queries.ids[query]
+        judged = [found[name] for found in data.qrels.values() if name in found]
+        if len(positives) and not any(ids[p] in one for one in judged for p in positives):
+            raise InputError(
+                f"train: the table of negatives has other positives for query {name!r} than the "
+                f"data set {data.name!r}; it was mined for another one"
+            )
 
 
 def _given(data: Dataset, split: str, min_relevance: int) -> Negatives:

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from etils import epath
 
 from nvret_jax import options
 from nvret_jax.data import labelled
@@ -22,7 +25,7 @@ from nvret_jax.data.tfds import read_tfds
 from nvret_jax.data.training_rows import read_rows
 from nvret_jax.errors import InputError
 from nvret_jax.files import paths
-from nvret_jax.files.records import LAYOUT, layout_of
+from nvret_jax.files.records import LAYOUT, is_data, layout_of
 from nvret_jax.files.source import Source, parse
 from nvret_jax.options import calls
 
@@ -140,7 +143,8 @@ def load_dataset(
             (TensorFlow Datasets, prepared), 'pydocs:' (docstrings of the installed packages),
             'labels:FILE', 'examples:FILE', 'sts:FILE' (see labelled.py), or a format of training
             rows and its file, such as 'flagembedding:FILE'. A path without a scheme, a string or a
-            `pathlib.Path`, is a folder in BEIR layout, or a table of pairs (`with_scheme`).
+            `pathlib.Path`, is a folder in BEIR layout, or a file or folder of pairs
+            (`with_scheme`).
             Or the data themselves: pairs of texts, dicts, columns, a table of pandas, polars or
             pyarrow, a `datasets.Dataset`, or a dict of these by split (see objects.py).
         splits: the splits to read, all of which must exist, or one; None reads all.
@@ -162,6 +166,8 @@ def load_dataset(
         raise InputError("load_dataset: already a Dataset; use it directly")
     if isinstance(spec, os.PathLike):
         spec = os.fspath(spec)
+        if has_scheme(spec):  # a file of that name
+            spec = os.path.join(os.curdir, spec)
     if not isinstance(spec, str):
         return read_objects(spec, given, asked)
     wrong = options.mistake("spec", spec, _SPEC)
@@ -198,7 +204,7 @@ def with_scheme(spec: str) -> str:
         return spec
     place = paths.local(parse(f":{spec}").place, f"dataset '{spec}'")
     if place.exists():
-        return f"{'beir' if place.is_dir() else 'pairs'}:{spec}"
+        return f"{_kind(place) if place.is_dir() else 'pairs'}:{spec}"
     names = [name for name in READERS if name not in ROW_FORMATS]
     known = ", ".join(f"'{name}:'" for name in names) + ", and formats such as 'flagembedding:'"
     scheme, colon, _ = spec.partition(":")
@@ -214,12 +220,21 @@ def with_scheme(spec: str) -> str:
     )
 
 
+def _kind(folder: epath.Path) -> str:
+    """The scheme of a folder: BEIR's layout, or files of pairs."""
+    names = [path.name for path in folder.iterdir()]
+    beir = any(name.startswith("corpus.jsonl") or name == "qrels" for name in names)
+    return "pairs" if not beir and any(map(is_data, folder.iterdir())) else "beir"
+
+
 def _written(name: str, value: Any) -> str:
     """An option's value in the form after a question mark."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float | str):
-        return str(value)
+    if isinstance(value, numbers.Number) and not isinstance(value, str):
+        return str(value.item() if hasattr(value, "item") else value)
+    if isinstance(value, str):
+        return value
     if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
         return ",".join(value)
     if isinstance(value, os.PathLike):

@@ -14,6 +14,7 @@ Rows and columns follow the rules of `pairs:`, the three tables those of a BEIR 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,8 +49,12 @@ def read_objects(value: Any, options: Mapping[str, str], asked: Asked) -> Datase
         InputError: another kind of object, or mistakes in the rows, by number.
     """
     kind = type(value).__name__
+    if isinstance(value, Mapping):  # what an iterator has given once is gone
+        value = {k: list(v) if isinstance(v, Iterator) else v for k, v in value.items()}
     source = Source("pairs", kind, options)
-    if isinstance(value, Mapping) and _BEIR <= value.keys():
+    if isinstance(value, Mapping) and {"corpus", "queries"} <= value.keys():
+        if "qrels" not in value:
+            raise InputError("load_dataset: 'qrels' is missing beside 'corpus' and 'queries'")
         source.check(("split",))
         return _beir(value, options.get("split", "test"), asked)
     source.check(OPTIONS)
@@ -103,7 +108,14 @@ def _records(value: Any, what: str) -> Records:
 def _rows(value: Any, what: str) -> Iterator[dict[str, Any]]:
     """Each row as a dict."""
     library = _library(value)
+    if isinstance(value, str | os.PathLike):
+        raise InputError(
+            f"load_dataset: {what}: {shown(value)}: expected rows or a table; a file is given "
+            "alone, and a column 'split' names its splits"
+        )
     if library == "pandas" and hasattr(value, "columns"):
+        if twice := [str(name) for name in value.columns[value.columns.duplicated()]]:
+            raise InputError(f"load_dataset: {what}: two columns are named '{twice[0]}'")
         columns = {str(name): value[name].tolist() for name in value.columns}
         yield from _of_columns(columns, what)
     elif library == "polars" and hasattr(value, "iter_rows"):
@@ -163,6 +175,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _grades(judged: Any, query: Any) -> Mapping[str, Any]:
+    """Passage id -> grade, 1 for those of a set or list (sentence-transformers has sets)."""
+    if isinstance(judged, Mapping):
+        return judged
+    if isinstance(judged, set | frozenset | list | tuple):
+        return dict.fromkeys(judged, 1)
+    raise InputError(
+        f"load_dataset: qrels: query {query!r}: {shown(judged)} ({type(judged).__name__}): "
+        "expected passage ids with grades, or a set of passage ids"
+    )
+
+
 def _beir(value: Mapping[str, Any], split: str, asked: Asked) -> Dataset:
     """BEIR's dicts: id -> text, or its title and text; query id -> passage id -> grade."""
     for name in sorted(_BEIR):
@@ -190,7 +214,7 @@ def _beir(value: Mapping[str, Any], split: str, asked: Asked) -> Dataset:
         rows = (
             {"query-id": query, "corpus-id": passage, "score": grade}
             for query, judged in by_split[name].items()
-            for passage, grade in judged.items()
+            for passage, grade in _grades(judged, query).items()
         )
         return _records(rows, f"qrels {name}")
 

@@ -60,7 +60,7 @@ from nvret_jax.export import end_token, late_interaction, readers
 from nvret_jax.export.architecture import config_json
 from nvret_jax.export.model_card import ModelCard, render
 from nvret_jax.export.options import Export
-from nvret_jax.files import paths
+from nvret_jax.files import atomic, paths
 from nvret_jax.models.pooling import DenseConfig
 from nvret_jax.options import calls
 
@@ -117,25 +117,34 @@ def export(
             f"export: encoder={options.shown(encoder)} ({type(encoder).__name__}): expected an "
             "Encoder"
         )
-    folder = paths.local(os.fspath(folder).rstrip("/"), "export folder")
+    folder = paths.replaceable(folder, "export folder")
     if os.path.islink(folder):  # a user's own: what it leads to is replaced, not the link
         folder = epath.Path(os.path.realpath(folder))
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f"export: {folder} is a file; expected a folder")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    full = os.path.isdir(folder) and bool(os.listdir(folder))
+    if full and not overwrite:
         raise InputError(
             f"export: {folder} is not empty; use another folder, or pass overwrite=True"
         )
+    if full and not (folder / "config.json").exists():
+        raise InputError(
+            f"export: {folder} holds no model, and overwrite=True would remove what it holds; use "
+            "another folder"
+        )
     mesh_lib.barrier(f"export checked {folder}")
     aside = folder.parent / f"{folder.name}.partial"
-    if mesh_lib.is_main():
-        if os.path.islink(aside):  # it may belong to others, so nothing is written through it
-            os.unlink(aside)
-        artifact.remove(aside)
-    write_files(encoder, aside, dtype=dtype, card=card, matryoshka=matryoshka)
-    if mesh_lib.is_main():
-        artifact.remove(folder)
-        aside.rename(folder)
+    main = mesh_lib.is_main()
+    with atomic.cleaned(folder, aside) if main else contextlib.nullcontext():
+        if main:
+            if os.path.islink(aside):  # it may belong to others, so nothing is written through it
+                os.unlink(aside)
+            artifact.remove(aside)
+        write_files(encoder, aside, dtype=dtype, card=card, matryoshka=matryoshka)
+        if main:
+            artifact.remove(folder)
+            aside.rename(folder)
+    if main:
         for program, sentence in readers.describe(encoder.spec).items():
             logging.info("export: %s: %s", program, sentence)
     mesh_lib.barrier(f"exported {folder}")

@@ -16,7 +16,8 @@ from typing import IO
 
 from etils import epath
 
-from nvret_jax.errors import InputError
+from nvret_jax.errors import InputError, from_system
+from nvret_jax.files import paths
 
 _THREADS = 8  # hashing releases the GIL, and disks are faster with several readers
 _PERMISSIONS = 0o777
@@ -55,7 +56,7 @@ def whole_file(path: epath.Path) -> Iterator[IO[bytes]]:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file to write")
     aside = path.parent / f"{path.name}.partial"
-    with _cleaned(path, aside):
+    with cleaned(path, aside):
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
             yield file
@@ -69,10 +70,11 @@ def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
     Raises:
         InputError: `path` already exists, or it cannot be written.
     """
+    path = paths.replaceable(path, "target")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path}: already exists and is not an empty folder; choose a new one")
     aside = path.parent / f"{path.name}.partial"
-    with _cleaned(path, aside):
+    with cleaned(path, aside):
         remove(aside)
         aside.mkdir(parents=True)
         yield aside
@@ -82,7 +84,13 @@ def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
 
 
 @contextlib.contextmanager
-def _cleaned(path: epath.Path, aside: epath.Path) -> Iterator[None]:
+def cleaned(path: epath.Path, aside: epath.Path) -> Iterator[None]:
+    """Removes `aside` where the block fails; errors of the file system become one line.
+
+    Args:
+        path: what the block makes, for the message.
+        aside: where it writes until it is whole.
+    """
     try:
         yield
     except UnicodeEncodeError as error:
@@ -91,8 +99,10 @@ def _cleaned(path: epath.Path, aside: epath.Path) -> Iterator[None]:
     except OSError as error:
         _discard(aside)
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
-    except BaseException:
+    except BaseException as error:
         _discard(aside)
+        if isinstance(error, Exception) and (found := from_system(error, str(path))):
+            raise found from None  # of a library that writes
         raise
 
 

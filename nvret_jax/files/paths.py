@@ -55,6 +55,26 @@ def local(path: os.PathLike | str, key: str) -> epath.Path:
     return epath.Path(home)
 
 
+def replaceable(path: os.PathLike | str, key: str) -> epath.Path:
+    """The absolute path of a folder that is to be made, or replaced as a whole.
+
+    Raises:
+        InputError: as `local`; no path; the root, the home, or the working directory or a folder
+            around it, of which replacing would remove what nobody meant.
+    """
+    if not os.fspath(path):
+        raise InputError(f"{key}: '' is no path; name a folder")
+    found = os.path.abspath(local(path, key))
+    here = os.path.join(os.path.realpath(os.getcwd()), "")
+    real = os.path.realpath(found)
+    inside = here.startswith(os.path.join(real, ""))
+    if inside or real == os.path.realpath(os.path.expanduser("~")):
+        what = "the working directory, or a folder around it" if inside else "your home"
+        other = os.path.join(path, "model")
+        raise InputError(f"{key}: {path} is {what}; name another folder, such as {other}")
+    return epath.Path(found)
+
+
 def cache(name: str) -> epath.Path | None:
     """A cache folder, in the user's home or, failing that, among temporary files; None: neither."""
     places = [os.path.join(os.path.expanduser("~"), ".cache", "nvret_jax")]

@@ -150,7 +150,7 @@ def find_files(place: str, what: str) -> list[epath.Path]:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown(place, 100)}: is not a file name ({reason})") from None
     if is_folder:
-        found = [file for file in path.iterdir() if _is_data(file)]
+        found = [file for file in path.iterdir() if is_data(file)]
         if not found:
             known = ", ".join(READERS)
             raise InputError(f"{place}: no file with {what} in this folder; suffixes: {known}")
@@ -164,7 +164,8 @@ def find_files(place: str, what: str) -> list[epath.Path]:
     return sorted(found, key=_natural)
 
 
-def _is_data(path: epath.Path) -> bool:
+def is_data(path: epath.Path) -> bool:
+    """Whether a file holds records, by its name; text files and hidden ones do not."""
     hidden = path.name.startswith((".", "_")) or path.name in _NOT_DATA
     return not hidden and stem(path)[1] in READERS and stem(path)[1] != ".txt" and path.is_file()
 

@@ -182,7 +182,7 @@ def _cheapest(
 
 def _ways(count: int, most: int, multiple_of: int, few_sizes: bool) -> list[tuple[int, int]]:
     """(whole batches, rows of a smaller one or 0) for about this many texts."""
-    whole, rest = divmod(count, most)
+    whole, rest = divmod(int(count), int(most))  # numpy's integers have no bit_length
     if not rest:
         return [(whole, 0)]
     above = -(-rest // multiple_of)

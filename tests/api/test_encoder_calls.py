@@ -61,6 +61,8 @@ def test_what_changes_no_number(encoder):
     wanted = encoder.encode(TEXTS)
     for how in (
         {"batch_size": 1},
+        {"batch_size": np.int64(2), "max_length": np.int32(16)},
+        {"token_budget": np.int64(64)},
         {"batch_size": 64},
         {"show_progress_bar": True},
         {"show_progress_bar": False, "convert_to_numpy": True, "device": None},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pathlib
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ FORMS = {
     "a generator": lambda: (row for row in ROWS),
     "dicts": lambda: DICTS,
     "columns": lambda: COLUMNS,
+    "columns of generators": lambda: {k: (one for one in v) for k, v in COLUMNS.items()},
     "columns of arrays": lambda: {k: np.array(v) for k, v in COLUMNS.items()},
     "an array": lambda: np.array(ROWS),
     "pandas": lambda: pandas().DataFrame(DICTS),
@@ -108,6 +110,13 @@ def test_the_three_tables_of_beir():
     assert found.qrels == {"test": {"q1": {"p2": 1}}}
     by_split = nv.load_dataset(given | {"qrels": {"dev": {"q1": {"p1": 2}}}})
     assert by_split.qrels == {"dev": {"q1": {"p1": 2}}}
+    for judged in ({"p2"}, ["p2"], frozenset({"p2"})):  # as sentence-transformers' evaluators
+        assert nv.load_dataset(given | {"qrels": {"q1": judged}}).qrels == found.qrels
+    for judged in ("p2", None, 3):
+        with pytest.raises(nv.InputError, match=r"query 'q1': .*a set of passage ids"):
+            nv.load_dataset(given | {"qrels": {"q1": judged, "q2": {"p2": 1}}})
+    with pytest.raises(nv.InputError, match="'qrels' is missing"):
+        nv.load_dataset({"corpus": corpus, "queries": {"q1": "ask"}})
     with pytest.raises(nv.InputError, match="p9"):
         nv.load_dataset(given | {"qrels": {"q1": {"p9": 1}}})
 
@@ -127,6 +136,7 @@ def test_the_three_tables_of_beir():
             "columns of different lengths: 'query' 2, 'answer' 1",
         ),
         ({"train": 3}, "3 (int): expected a source"),
+        ({"train": "pairs:x.csv"}, "train: 'pairs:x.csv': expected rows or a table; a file is"),
         ({1: [("a", "b")]}, "1: expected the name of a split"),
         ({("a", "b")}, "(set): expected a source"),
         (b"pairs:x", "(bytes): expected a source"),
@@ -138,6 +148,23 @@ def test_what_is_no_data_set_is_one_line(value, words):
         nv.load_dataset(value)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_two_columns_of_one_name():
+    frame = pandas().DataFrame([("a", "b")], columns=["question", "question"])
+    with pytest.raises(nv.InputError, match="two columns are named 'question'"):
+        nv.load_dataset(frame)
+
+
+def test_a_path_is_a_path_and_a_folder_may_hold_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "question,answer\n" + "".join(f"q {i},p {i}\n" for i in range(40))
+    for place in ("pairs:in", "tables"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "one.csv").write_text(text)
+        assert len(nv.load_dataset(pathlib.Path(place), seed=np.int64(3)).queries) == 40
+    with pytest.raises(nv.InputError, match=r"^in: "):
+        nv.load_dataset("pairs:in")
 
 
 def test_a_data_set_is_no_source():

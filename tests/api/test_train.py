@@ -180,6 +180,14 @@ def test_train_says_what_to_do(data, student, negatives, call, words):
     assert "\n" not in str(error.value)
 
 
+def test_negatives_of_another_data_set_are_refused(data, student, negatives):
+    corpus = dict(zip(data.corpus.ids[::-1], data.corpus.texts, strict=True))
+    queries = dict(zip(data.queries.ids, data.queries.texts, strict=True))
+    other = nv.load_dataset({"corpus": corpus, "queries": queries, "qrels": data.qrels})
+    with pytest.raises(nv.InputError, match=r"other positives for query .* mined for another one"):
+        nv.train(student, other, negatives, dev=None)
+
+
 def test_mine_on_a_data_set_is_mine_on_its_lists(data, student, negatives):
     positives = data.positives("train")
     lists = nv.mine(

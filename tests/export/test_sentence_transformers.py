@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny_models
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -164,6 +165,48 @@ def test_a_full_folder_is_refused_and_replaced_only_when_told(tiny, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out"]
 
 
+@pytest.mark.parametrize("place", [".", "", "/", "..", "~", "here/..", "./"])
+def test_a_folder_around_the_working_directory_is_never_replaced(
+    tiny, tmp_path, monkeypatch, place
+):
+    encoder, _, _ = tiny
+    work = tmp_path / "work"
+    (work / "here").mkdir(parents=True)
+    (work / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HOME", str(work))
+    with pytest.raises(InputError, match="export folder: "):
+        export(encoder, place, overwrite=True)
+    assert sorted(p.name for p in work.iterdir()) == ["config.json", "here"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "work"]
+
+
+def test_what_is_no_model_is_never_replaced(tiny, tmp_path):
+    encoder, _, _ = tiny
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "one.txt").write_text("keep me")
+    with pytest.raises(InputError, match="letters holds no model"):
+        export(encoder, tmp_path / "letters", overwrite=True)
+    assert (tmp_path / "letters" / "one.txt").read_text() == "keep me"
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tiny, tmp_path, monkeypatch):
+    encoder, _, _ = tiny
+    (tmp_path / "file").write_text("")
+    for place in ("file/x", "a" * 300, "/proc/x/y"):
+        with pytest.raises(InputError, match=r"cannot be written|File name too long"):
+            export(encoder, tmp_path / place)
+
+    def full(*args, **kwargs):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        export(encoder, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_failed_export_leaves_the_old_one(tiny, tmp_path):
     encoder, _, _ = tiny
     target = export(encoder, tmp_path / "out")
@@ -179,7 +222,7 @@ def test_a_failed_export_leaves_the_old_one(tiny, tmp_path):
         width=encoder.width,
         tokenizer=types.SimpleNamespace(save=fail, pad_id=0, special=encoder.tokenizer.special),
     )
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"out: cannot be written \(disk full\)"):
         export(broken, target, overwrite=True)
     Encoder.from_pretrained(str(target))
 
