@@ -59,11 +59,11 @@ def replaceable(path: os.PathLike | str, key: str) -> epath.Path:
     """The absolute path of a folder that is to be made, or replaced as a whole.
 
     Raises:
-        InputError: as `local`; no path; the root, the home, or the working directory or a folder
-            around it, of which replacing would remove what nobody meant.
+        InputError: as `local`; an empty path; the root, the home, or the working directory or a folder
+            around it, whose content nothing may replace.
     """
     if not os.fspath(path):
-        raise InputError(f"{key}: '' is no path; name a folder")
+        raise InputError(f"{key}: the path is empty; name a folder")
     found = os.path.abspath(local(path, key))
     here = os.path.join(os.path.realpath(os.getcwd()), "")
     real = os.path.realpath(found)
