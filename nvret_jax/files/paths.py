@@ -59,8 +59,8 @@ def replaceable(path: os.PathLike | str, key: str) -> epath.Path:
     """The absolute path of a folder that is to be made, or replaced as a whole.
 
     Raises:
-        InputError: as `local`; an empty path; the root, the home, or the working directory or a folder
-            around it, whose content nothing may replace.
+        InputError: as `local`; an empty path; the root, the home, or the working directory or a
+            folder around it, whose content nothing may replace.
     """
     if not os.fspath(path):
         raise InputError(f"{key}: the path is empty; name a folder")

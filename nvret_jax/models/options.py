@@ -186,7 +186,7 @@ class EncoderOptions(TeacherOptions):
     @property
     def overrides(self) -> dict[str, Any]:
         """As a teacher's, with the new projection."""
-        return super().overrides | {"projection": self.projection}
+        return super().overrides | ({"projection": self.projection} if self.projection else {})
 
     @property
     def lora(self) -> LoraConfig | None:

@@ -58,9 +58,9 @@ class Inputs:
         split: of that data.
         before: by the student before training.
         after: by the trained one; None if nothing is trained.
+        mesh, backend: of the search.
         teacher_nd: the guide's vectors of the corpus, or a store of them, which the student's
             queries are scored with, too; None: they are not.
-        mesh, backend: of the search.
         said: what else is known of the scores, by name.
         bm25: means of BM25 on the same queries; None where there are none.
     """
@@ -69,9 +69,9 @@ class Inputs:
     split: str
     before: Vectors
     after: Vectors | None
-    teacher_nd: Any
     mesh: Mesh
     backend: str = "auto"
+    teacher_nd: Any = None
     said: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     bm25: Mapping[str, float] | None = None
 
@@ -188,9 +188,9 @@ def _inputs(
         run.config.data.test_split,
         before,
         _vectors(run, "student", trained.student(run)) if run.trains else None,
-        teacher_nd,
         run.mesh,
         run.config.search.backend,
+        teacher_nd,
         {
             "encoder": run.untrained.config.model,
             "trained": run.trains,
