@@ -106,6 +106,12 @@ class Encoder(encoder_lib.Encoder):
 
     history: History = History()
 
+    def __init__(self, graphdef: Any, *args: Any, **kwargs: Any):
+        if isinstance(graphdef, str | os.PathLike):
+            model = os.fspath(graphdef)
+            raise InputError(f"Encoder: read a model with Encoder.from_pretrained({model!r})")
+        super().__init__(graphdef, *args, **kwargs)
+
     @classmethod
     def of(cls, encoder: encoder_lib.Encoder) -> Encoder:
         """An encoder of the package as one of this class, on the same weights."""

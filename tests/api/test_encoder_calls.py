@@ -200,6 +200,7 @@ LOAD = [
     ({"max_lenght": 8}, "did you mean 'max_length'?"),
 ]
 OTHERS = [
+    (lambda e: nv.Encoder("a/model"), "read a model with Encoder.from_pretrained('a/model')"),
     (lambda e: nv.Encoder.from_pretrained(3), "name_or_path=3"),
     (lambda e: nv.Encoder.from_pretrained(None), "name_or_path=None"),
     (lambda e: nv.Encoder.from_pretrained("all-MiniLM-L6"), "did you mean 'sentence-transformers/"),
