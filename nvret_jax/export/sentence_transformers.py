@@ -127,7 +127,7 @@ def export(
         raise InputError(
             f"export: {folder} is not empty; use another folder, or pass overwrite=True"
         )
-    if full and not (folder / "config.json").exists():
+    if full and not any((folder / name).exists() for name in ("config.json", "modules.json")):
         raise InputError(
             f"export: {folder} holds no model, and overwrite=True would remove what it holds; use "
             "another folder"

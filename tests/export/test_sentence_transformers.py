@@ -189,6 +189,8 @@ def test_what_is_no_model_is_never_replaced(tiny, tmp_path):
     with pytest.raises(InputError, match="letters holds no model"):
         export(encoder, tmp_path / "letters", overwrite=True)
     assert (tmp_path / "letters" / "one.txt").read_text() == "keep me"
+    (tmp_path / "letters" / "modules.json").write_text("[]")  # its weights may be a folder below
+    assert export(encoder, tmp_path / "letters", overwrite=True).exists()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tiny, tmp_path, monkeypatch):
