@@ -15,7 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(absl-py bm25s datasketch grain ir-measures pytrec-eval-terrier ml-collections tensorboardX
-  etils array-record dm-tree hypothesis pytest-xdist)
+  etils array-record dm-tree portpicker hypothesis pytest-xdist)
 folder=.wheels
 for argument in "$@"; do
   case "$argument" in
