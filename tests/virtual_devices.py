@@ -8,11 +8,10 @@ import os
 
 # Compiles in a third of the time.
 QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-# XLA aborts at a flag that it does not know: this one left after jaxlib 0.10, and libtpu, which reads
-# the same flags, has never had it.
-if importlib.metadata.version("jaxlib").startswith("0.10.") and not importlib.util.find_spec(
-    "libtpu"
-):
+# XLA aborts at a flag that it does not know. This one left after jaxlib 0.10; libtpu, which reads
+# the same variable, has never had it.
+KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")
+if KNOWN and importlib.util.find_spec("libtpu") is None:
     QUICK_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 
 

@@ -6,6 +6,7 @@ what that took. `{"missing": …}` says that a side is not installed here.
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ import numpy as np
 from benchmarks.accelerator import folders
 
 SCORES_BYTES = 2**31  # of the product that a ceiling or torch keeps at a time
+DRAWN = 16_384  # random vectors at a time
 LEARNING_RATE, TEMPERATURE = 2e-5, 0.05
 
 
@@ -89,14 +91,18 @@ def peak_bytes(of_torch: bool = False) -> int:
 
 
 def _vectors(task: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors, float32; a block of 65,536 rows repeated with noise where there are more."""
-    rng = np.random.default_rng(0)
+    """Unit vectors, float32, of passages and queries; drawn in parallel, since it takes long."""
 
-    def unit(rows: int) -> np.ndarray:
-        x = rng.standard_normal((rows, task["width"]), dtype=np.float32)
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
+    def unit(start: int) -> np.ndarray:
+        rng = np.random.default_rng(start)
+        x = rng.standard_normal((min(DRAWN, total - start), task["width"]), dtype=np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        return x
 
-    return unit(task["passages"]), unit(task["queries"])
+    total = task["passages"] + task["queries"]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        drawn = np.concatenate(list(threads.map(unit, range(0, total, DRAWN))))
+    return drawn[: task["passages"]], drawn[task["passages"] :]
 
 
 def _blocks(task: dict) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ Texts are sorted by length in blocks, whose size grows with the devices. Results
 step late, so that devices never wait for the host. Meanwhile, a thread prepares the next block: it
 tokenises the texts and plans their batches. With several processes, each tokenises its share, and
 they exchange the tokens in the middle of a block's steps, so that the next block is ready in time.
+The shapes of a block are compiled side by side, and a step waits only for its own.
 
 The caller decides what a text is (a query, a passage, a pair of both) and what the result is (a
 vector, one per token, a score): for this module, tokens are the input and arrays the output.
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +40,7 @@ from nvret_jax.processes import progress as progress_lib
 # lose 0.5 to 5 % to padding there. On many devices a block holds this many of their steps.
 SMALL_BLOCK, BLOCK = 4096, 16384
 SMALL_BLOCK_STEPS, BLOCK_STEPS = 64, 8
+COMPILERS = 8  # shapes compiled at a time, at most; each may take a gigabyte meanwhile
 
 Tokens = list[np.ndarray]
 
@@ -196,6 +200,7 @@ class Batched:
             if wanted is None or wanted[start : start + size].any()
         ]
         few_sizes = self.few_sizes or len(texts) > size
+        shapes: dict[tuple[int, int], concurrent.futures.Future[None]] = {}
         waiting: collections.deque[tuple[Block, np.ndarray, jax.Array]] = collections.deque()
 
         def count(number: int) -> int:
@@ -214,6 +219,7 @@ class Batched:
                 token_budget=self.step_tokens,
                 multiple_of=self.shards,
                 few_sizes=few_sizes,
+                platform=platforms.of(self.mesh),
             )
             return Block(starts[number], tokens, seen, unpooled, len(tokens), plan)
 
@@ -223,7 +229,7 @@ class Batched:
             block.left -= int(real.sum())
             return block, rows[real], np.asarray(array.addressable_data(0))[real]
 
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with concurrent.futures.ThreadPoolExecutor(1) as thread, _compiler() as compiler:
             # (its own share of the tokens, the block) of the next block
             tokenised = [thread.submit(own_share, number) for number in range(len(starts[:1]))]
             coming: list[concurrent.futures.Future[Block]] = []
@@ -240,7 +246,15 @@ class Batched:
                 if not coming:
                     exchange(number)
                 block = coming.pop().result()
+                new = {(len(rows), length) for rows, length in block.plan} - shapes.keys()
+                if len(new) > 1:  # a single one compiles when it is called
+                    for shape in sorted(new, key=lambda shape: -shape[1]):
+                        shapes[shape] = compiler.submit(
+                            self._compiled, *shape, block.unpooled is not None
+                        )
                 for step, (rows, length) in enumerate(block.plan):
+                    if (len(rows), length) in shapes:
+                        shapes[len(rows), length].result()
                     waiting.append((block, rows, self._dispatched(block, rows, length)))
                     if step == len(block.plan) // 2 and tokenised:
                         exchange(number + 1)
@@ -248,6 +262,21 @@ class Batched:
                         yield fetched()
             while waiting:
                 yield fetched()
+
+    def _compiled(self, rows: int, length: int, unpooled: bool) -> None:
+        """Compiles a step of this shape; the call that follows finds it in the cache of `apply`."""
+
+        def like(shape: tuple[int, ...], *axes: str | None) -> jax.ShapeDtypeStruct:
+            target = mesh_lib.sharding(self.mesh, *axes)
+            return jax.ShapeDtypeStruct(shape, np.int32, sharding=target)
+
+        with jax.set_mesh(self.mesh):
+            apply.lower(
+                *self.model,
+                like((rows, length), "batch", None),
+                like((rows,), "batch"),
+                like((rows,), "batch") if unpooled else None,
+            ).compile()
 
     def _dispatched(self, block: Block, rows: np.ndarray, length: int) -> jax.Array:
         batch = pad_batch(block.tokens, rows, length, self.pad_id)
@@ -273,6 +302,16 @@ class Batched:
                 put(batch.lengths_b, "batch"),
                 None if unpooled_b is None else put(unpooled_b.astype(np.int32), "batch"),
             )
+
+
+@contextlib.contextmanager
+def _compiler() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+    """Threads that compile; at the end what has not begun is dropped."""
+    pool = concurrent.futures.ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _share(count: int) -> tuple[int, int]:

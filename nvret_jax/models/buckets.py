@@ -3,16 +3,18 @@
 Every distinct (batch size, length) is compiled once, and every position between a text's end and
 its row's end is wasted, as is every row without a text. Choices:
 
-- Lengths are rounded up to a bucket. The available buckets are a fine grid, eight per doubling from
-  16 on: at most an eighth of a row above 16 tokens is padding.
+- Lengths are rounded up to a bucket. On a CPU the available buckets are a fine grid, eight per
+  doubling from 16 on: at most an eighth of a row above 16 tokens is padding. An accelerator, which
+  takes seconds to compile a shape, has four per doubling, all multiples of 8.
 - Texts are sorted by length and processed from the longest down: a job that does not fit into
   memory fails at once. A bucket's batches have as many rows as fit the token budget; if fewer texts
   are left (on many devices, possibly the whole corpus), a smaller batch may follow. Free rows of a
   batch are filled with the next shorter texts, so that only the very last batch has empty rows.
 - The buckets and sizes of a call follow from its lengths, by dynamic programming: an additional
-  shape must save its price, a whole batch or a four-hundredth of all tokens, whichever is less. A
-  few hundred queries get a handful of shapes, a corpus gets most of the grid, and equal calls get
-  equal batches, whatever was encoded before.
+  shape must save its price, a whole batch or a share of all tokens, whichever is less: on a CPU a
+  four-hundredth, on an accelerator a hundredth (`platforms.Platform.shape_share`). A few hundred
+  queries get a handful of shapes, a corpus gets most of the grid, and equal calls get equal
+  batches, whatever was encoded before.
 - Other texts would get other small sizes. With several calls, or several blocks of a table, small
   sizes are powers of two times the devices (`few_sizes`), which soon repeat.
 """
@@ -25,13 +27,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 
-_SHORTEST = 4  # texts of three words or fewer are too rare to justify a shape
-_STEP = 2  # the finest grid: below it a shape saves less than its batches cost to schedule
-_PER_DOUBLING = 8
 _LEAST_PRICE = 1024  # tokens: the least price of a shape, however little there is to encode
-_SHAPES = 400  # an additional shape saves at least one in this many tokens
 _FOLLOWED = 4  # beginnings of runs in one bucket; more bring almost no gain
 
 
@@ -51,17 +50,22 @@ class Batch:
     lengths_b: np.ndarray
 
 
-def length_buckets(max_length: int) -> tuple[int, ...]:
+def length_buckets(max_length: int, platform: str = "cpu") -> tuple[int, ...]:
     """Lengths to which texts of at most `max_length` tokens may be padded, ascending.
 
-    4, 6, …, 32, 36, …, 64, 72, …, 128, 144, …, 256, 288, …; the last one is `max_length` itself.
+    4, 6, …, 32, 36, …, 64, 72, …, 128, 144, …, 256, 288, … on a CPU, and 16, 24, …, 64, 80, …, 128,
+    160, …, 256, 320, … elsewhere; the last one is `max_length` itself.
     """
     if max_length < 1:
         raise InputError(f"max_length={max_length}: expected at least 1 token")
-    buckets, length = [], _SHORTEST
+    row = platforms.limits(platform)
+    # Shorter texts are too rare to justify a shape, and below the step a shape saves less than its
+    # batches cost to schedule.
+    buckets, length = [], 2 * row.length_step
     while length < max_length:
         buckets.append(length)
-        length += max(_STEP, 2 ** (length.bit_length() - 1) // _PER_DOUBLING)
+        doubled = 2 ** (length.bit_length() - 1)
+        length += max(row.length_step, doubled // row.lengths_per_doubling)
     return (*buckets, max_length)
 
 
@@ -89,6 +93,7 @@ def plan_batches(
     token_budget: int,
     multiple_of: int = 1,
     few_sizes: bool = False,
+    platform: str = "cpu",
 ) -> list[tuple[np.ndarray, int]]:
     """Groups texts into batches; see the module's docstring for how.
 
@@ -100,6 +105,7 @@ def plan_batches(
         multiple_of: the number of shards of a batch; batch sizes are multiples of it.
         few_sizes: the number of rows of a batch smaller than the budget is a power of two times
             `multiple_of`; for one of several calls.
+        platform: where they are encoded, which decides how many shapes there are.
 
     Returns:
         (rows int32 [B], bucket length) per batch, longest first. B is the bucket's `batch_size`, or
@@ -114,10 +120,11 @@ def plan_batches(
             f"token_budget={token_budget}, multiple_of={multiple_of}: both must be at least 1"
         )
     lengths = np.asarray(lengths, dtype=np.int64).reshape(-1)
-    buckets = length_buckets(max_length)
+    buckets = length_buckets(max_length, platform)
     if len(lengths) and lengths.max() > max_length:
         bucket(int(lengths.max()), buckets)  # raises
-    price = min(token_budget, max(_LEAST_PRICE, int(lengths.sum()) // _SHAPES))
+    share = int(lengths.sum()) // platforms.limits(platform).shape_share
+    price = min(token_budget, max(_LEAST_PRICE, share))
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
     padded = np.asarray(buckets, np.int64)[np.searchsorted(buckets, lengths[order])]
 

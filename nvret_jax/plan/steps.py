@@ -252,8 +252,9 @@ def embed_step(
     shards = mesh_lib.shards(mesh, "batch")
     block = min(passages, block_rows(budget * shards, tokens))
     few = passages > block
-    sizes = _step_rows(block, tokens, budget * shards, shards, few) * (passages // block)
-    sizes += _step_rows(passages % block, tokens, budget * shards, shards, few)
+    how = (tokens, budget * shards, shards, few, platforms.of(mesh))
+    sizes = _step_rows(block, *how) * (passages // block)
+    sizes += _step_rows(passages % block, *how)
     rows = max(sizes)
     unpooled = None
     if model.spec.prompt_in_pooling != "all":
@@ -286,7 +287,9 @@ def embed_step(
     )
 
 
-def _step_rows(passages: int, tokens: int, token_budget: int, shards: int, few: bool) -> list[int]:
+def _step_rows(
+    passages: int, tokens: int, token_budget: int, shards: int, few: bool, platform: str
+) -> list[int]:
     """Rows of each step for a block of passages of one length, as `Encoder` plans them."""
     plan = plan_batches(
         np.full(passages, tokens),
@@ -294,6 +297,7 @@ def _step_rows(passages: int, tokens: int, token_budget: int, shards: int, few: 
         token_budget=token_budget,
         multiple_of=shards,
         few_sizes=few,
+        platform=platform,
     )
     return [len(rows) for rows, _ in plan]
 

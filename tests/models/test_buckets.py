@@ -30,6 +30,15 @@ def test_buckets_are_what_the_docstring_says():
     assert length_buckets(1) == (1,)
     with pytest.raises(InputError, match="max_length=0"):
         length_buckets(0)
+    for platform in ("gpu", "tpu"):
+        assert length_buckets(300, platform) == (
+            *range(16, 32, 8),
+            *range(32, 64, 8),
+            *range(64, 128, 16),
+            *range(128, 256, 32),
+            256,
+            300,
+        )
 
 
 @given(st.integers(4, 9000))
@@ -152,7 +161,7 @@ def test_a_step_is_no_larger_than_what_there_is_to_encode():
 
 
 @pytest.mark.parametrize("name", ["squad", "medquad", "scifact"])
-def test_nine_in_ten_tokens_computed_are_text_whatever_the_devices(name):
+def test_most_tokens_that_an_accelerator_computes_are_text_whatever_the_devices(name):
     """Prints the rows of the table in docs/scaling.md."""
     counts = json.loads((pathlib.Path(__file__).parent / "text_lengths.json").read_text())[name]
     lengths = np.repeat(np.arange(len(counts)), counts)
@@ -160,16 +169,19 @@ def test_nine_in_ten_tokens_computed_are_text_whatever_the_devices(name):
     for devices in (1, 8, 64, 256):
         budget = platforms.step_tokens("tpu", "float32") * devices
         assert len(lengths) <= block_rows(budget, 256)  # so one block is all of it
-        plan = plan_batches(lengths, max_length=256, token_budget=budget, multiple_of=devices)
+        plan = plan_batches(
+            lengths, max_length=256, token_budget=budget, multiple_of=devices, platform="tpu"
+        )
         useful = lengths.sum() / sum(len(rows) * length for rows, length in plan)
         shapes = len({(len(rows), length) for rows, length in plan})
         line.append(f"{useful:.3f} ({shapes})")
         # 256 devices have 52 texts of SQuAD each, and the 256 longest, of 84 to 256 tokens, go
         # together: with every batch as small as can be .882 of all positions would be text.
         longest = np.sort(lengths)[::-1][::devices]
-        bound = sum(bucket(int(n), length_buckets(256)) for n in longest) * devices
-        assert useful >= min(0.9, 0.97 * lengths.sum() / bound), (devices, useful)
-        assert shapes <= 16
+        bound = sum(bucket(int(n), length_buckets(256, "tpu")) for n in longest) * devices
+        assert useful >= 0.92 * lengths.sum() / bound, (devices, useful)
+        assert useful >= 0.78
+        assert shapes <= 12
     print("|", " | ".join(line), "|")
 
 

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.models import batched
+from nvret_jax.models.batched import Batched
 from nvret_jax.models.encoder import Encoder
 from nvret_jax.models.pretrained.resolve import DEFAULT_MODEL, PACKAGES
 
@@ -98,6 +100,27 @@ def compilations():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield found
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_shapes_compile_side_by_side_and_each_once(tmp_path, monkeypatch, compilations):
+    """Two shapes of a model of a new size; each waits until the other one compiles, too."""
+    encoder = Encoder.from_pretrained(str(tiny_models.write(tmp_path / "m", intermediate_size=72)))
+    texts = [""] * 500 + [" ".join(TEXTS)] * 82  # two full batches of each length
+    together, compiled = threading.Barrier(2), Batched._compiled
+
+    def both(self, *shape):
+        together.wait(60)
+        compiled(self, *shape)
+
+    monkeypatch.setattr(batched, "COMPILERS", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Batched, "_compiled", both)
+        emb_nd = encoder.encode(texts, token_budget=1000)
+    shapes = len(compilations)
+    assert shapes == 2
+    np.testing.assert_array_equal(encoder.encode(texts, token_budget=1000), emb_nd)
+    assert len(compilations) == shapes
 
 
 def test_new_weights_compile_nothing(encoder, emb_nd, compilations):

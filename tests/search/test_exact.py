@@ -1,5 +1,7 @@
 """exact.search against brute force: order among ties, tiles, groups, masks, errors."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -59,7 +61,8 @@ def test_groups_find_ties_in_other_groups(n, k, tile):
 
 def test_clustered_vectors_and_many_query_blocks(monkeypatch):
     """With the sizes set so low that blocks, pieces and masked pieces are all in use."""
-    monkeypatch.setattr(memory, "SCORES", 2048 * 16)
+    few = dataclasses.replace(platforms.limits("cpu"), tile_scores=2048 * 16)
+    monkeypatch.setitem(platforms.PLATFORMS, "cpu", few)
     monkeypatch.setattr(steps, "SPLIT", 0)
     monkeypatch.setattr(grouped, "MASKED", 2048 * 4)
     steps.fold.cache_clear()
@@ -202,6 +205,24 @@ def test_group_size_divides_and_leaves_enough_groups():
                 assert group == 1 or n // group > k
     assert grouped.group_size(131072, 100, "gpu") == 32
     assert grouped.group_size(131072, 100, "tpu") == grouped.LANES
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    n=st.sampled_from([1, 40, 1001, 4099, 30_011]),
+    k=st.sampled_from([1, 7, 100]),
+    few=st.integers(1, 400),
+    seed=st.integers(0, 99),
+)
+def test_a_gpu_s_top_k_is_the_first_of_a_stable_sort(n, k, few, seed):
+    """With many ties, minus infinity in most places of some rows, and any number of levels."""
+    k, rng = min(k, n), np.random.default_rng(seed)
+    values_qn = rng.integers(0, few, (3, n)).astype(np.float32)
+    values_qn[0, rng.random(n) < 0.999] = -np.inf
+    values, position = jax.jit(steps.top_k, static_argnums=(1, 2))(values_qn, k, "gpu")
+    expected = np.argsort(-values_qn, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(position, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(values_qn, expected, axis=1))
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

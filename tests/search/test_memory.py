@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.search.index import exact, memory, steps
 
@@ -97,7 +98,7 @@ def test_every_plan_keeps_its_budget(n, width, dtype, queries, k, shards, platfo
     assert plan.query_block % steps.PIECES == 0
     assert plan.tile * plan.tiles * shards >= n
     assert plan.query_block * plan.query_blocks * plan.passes >= queries
-    assert plan.tile <= memory.TILE_ROWS
+    assert plan.tile <= memory.tile_rows((n, width), dtype, platform)
     assert "\n" not in plan.describe()
     if not plan.streams:
         assert plan.passages_bytes >= n * width * 4 / shards
@@ -109,7 +110,7 @@ def test_more_memory_gives_larger_tiles_then_residence():
         plan = memory.estimate((1_000_000, 128), np.float32, 1000, 10, 1, budget)
         sizes.append((plan.streams, plan.tile))
     assert [s for s, _ in sizes] == [True, True, True, False]
-    assert sizes[0][1] < sizes[1][1] < sizes[2][1] <= memory.TILE_ROWS
+    assert sizes[0][1] < sizes[1][1] < sizes[2][1] <= platforms.limits("cpu").tile_rows
 
 
 def test_automatic_budget_is_a_share_of_free_memory(monkeypatch):

@@ -94,8 +94,8 @@ class ExactIndex:
 
         Args:
             passages_nd, mesh, tile: see `search`.
-            memory_bytes: what a device may hold, passages included; default: only the limits of the
-                constants in `memory`.
+            memory_bytes: what a device may hold, passages included; default: a share of the free
+                memory, and on a CPU what the largest useful sizes take.
 
         Raises:
             InputError: passages that cannot be searched or do not fit.
@@ -105,6 +105,8 @@ class ExactIndex:
         self._passages_dtype = np.dtype(passages_nd.dtype)
         self._dtype = steps.stored_dtype(passages_nd.dtype)
         self._platform = platforms.of(self.mesh)
+        if memory_bytes is None and self._platform != "cpu":
+            memory_bytes = memory.budget_bytes(self.mesh, None)
         self._budget = memory_bytes or UNLIMITED
         self.plan, self._scratch = None, None
         n = self.shape[0]

@@ -8,8 +8,8 @@ so an automatic budget is the smallest value that any process finds.
 How the budget is spent: passages stay on the devices if they take at most `RESIDENT` of it;
 otherwise they are streamed, and the budget goes first to queries and their running lists (split
 into passes over the corpus if they take more than half), then to tiles, then to scores. Tiles and
-blocks beyond `TILE_ROWS` and `SCORES` bring no gain, so a search uses at most those, however large
-the budget is.
+blocks beyond a platform's `tile_rows` and `tile_scores` bring no gain, so a search uses at most
+those, however large the budget is.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.search.index import grouped, steps
 
-TILE_ROWS = 131_072  # rows of a tile on one device
-SCORES = 1 << 26  # scores held at a time on one device: 256 MiB of float32
 READ_ROWS = 65_536  # rows read from the passages at a time
 LEAST_TILE = 8
+TILE_BYTES = 1 << 31  # of a tile on one device, at most; the host builds it whole
 RESIDENT = 0.9  # of the budget may be passages; the rest is for scores and lists
 DEVICE_SHARE = 0.92  # of a device's free memory, if no budget is given
 HOST_SHARE = 0.5  # of the host's free memory, likewise
@@ -174,7 +173,7 @@ def estimate(
     for stream in (False, True) if streams is None else (streams,):
         passes = [pass_queries] if pass_queries else _halved(everything, steps.PIECES)
         for per_pass in passes if stream else [everything]:
-            for most in [TILE_ROWS] if tile else _halved(TILE_ROWS, LEAST_TILE):
+            for most in [1] if tile else _halved(tile_rows(shape, dtype, platform), LEAST_TILE):
                 rows = tile or even_tile(shape[0], shards, most)
                 plan = sized(stream, rows, per_pass, query_block or steps.PIECES)
                 if least is None or plan.total < least:
@@ -182,7 +181,10 @@ def estimate(
                 last = tile is not None or most == LEAST_TILE, per_pass == passes[-1]
                 if _fits(plan, *last, decided=streams is not None):
                     of_block = functools.partial(sized, stream, rows, per_pass)
-                    return of_block(query_block or _largest_block(of_block, rows, per_pass))
+                    scores = platforms.limits(platform).tile_scores
+                    return of_block(
+                        query_block or _largest_block(of_block, scores // rows, per_pass)
+                    )
     raise InputError(
         f"search.memory_gib: {memory_bytes:,} bytes per device are too few for {shape[0]:,} "
         f"passages of width {shape[1]} with k={k}; give at least {least:,} bytes ({size(least)})"
@@ -204,9 +206,9 @@ def _fits(plan: Plan, smallest_tile: bool, smallest_pass: bool, decided: bool) -
     return fair_pass and (smallest_tile or tiles <= (plan.budget - beside) / 2)
 
 
-def _largest_block(sized, tile: int, per_pass: int) -> int:
-    """Queries per block: as many as `SCORES` and the budget allow, evenly divided over blocks."""
-    most = max(steps.PIECES, SCORES // tile // steps.PIECES * steps.PIECES)
+def _largest_block(sized, most: int, per_pass: int) -> int:
+    """Queries per block: at most this many, as the budget allows, evenly divided over blocks."""
+    most = max(steps.PIECES, most // steps.PIECES * steps.PIECES)
     sizes = _halved(min(most, per_pass), steps.PIECES)
     most = next((b for b in sizes if sized(b).total <= sized(b).budget), steps.PIECES)
     blocks = max(1, math.ceil(per_pass / most))
@@ -221,18 +223,24 @@ def _halved(largest: int, multiple: int) -> list[int]:
     return out
 
 
-def even_tile(n: int, shards: int, most: int = 0) -> int:
+def tile_rows(shape: tuple[int, int], dtype, platform: str) -> int:
+    """Rows of the largest tile of passages of this shape on one device of a platform."""
+    rows, row = platforms.limits(platform).tile_rows, shape[1] * steps.stored_dtype(dtype).itemsize
+    while rows * row > TILE_BYTES and rows > platforms.limits("cpu").tile_rows:
+        rows //= 2
+    return rows
+
+
+def even_tile(n: int, shards: int, most: int) -> int:
     """Rows of a tile: evenly split for little padding, and a multiple of the group size."""
-    most = most or TILE_ROWS
     per_shard = math.ceil(n / shards)
     tile = math.ceil(per_shard / math.ceil(per_shard / most))
     return _round_up(tile, grouped.LANES if tile >= 4096 else LEAST_TILE)
 
 
-def resident_bytes(shape: tuple[int, int], dtype, shards: int, tile: int | None = None) -> int:
+def resident_bytes(shape: tuple[int, int], dtype, shards: int, tile: int) -> int:
     """Bytes of passages on each device if they stay there, padding included."""
     n, width = shape
-    tile = tile or even_tile(n, shards)
     rows = _round_up(math.ceil(n / shards), tile)
     return rows * width * steps.stored_dtype(dtype).itemsize
 

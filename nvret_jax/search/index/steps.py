@@ -45,6 +45,7 @@ from nvret_jax import platforms
 from nvret_jax.search.index.grouped import group_size, multiply
 
 SPLIT = 1 << 18  # values from which a top-k is cut into pieces on a CPU
+SORTED = 2048  # values up to which a GPU sorts a row as a whole
 PIECES = 16  # pieces a top-k is cut into on a CPU; blocks of queries are multiples of it
 ROWS = mesh_lib.RULES["rows"]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -163,13 +164,31 @@ def top_k(values_qn, k, platform):
     """`lax.top_k` over the last axis, lower position first among equals.
 
     A CPU runs one top-k on one thread, but separate ones in parallel (as soon as a program has some
-    dozens of steps): there the rows of a large one are split into pieces.
+    dozens of steps): there the rows of a large one are split into pieces. A GPU sorts whole rows,
+    and long ones are sorted many times slower than short ones: there groups are compared first.
     """
+    if platform == "gpu":
+        return _top_k_by_groups(values_qn, k)
     pieces = math.gcd(values_qn.shape[0], PIECES)
     if pieces == 1 or values_qn.size < SPLIT or platform != "cpu":
         return jax.lax.top_k(values_qn, k)
     parts = [jax.lax.top_k(part, k) for part in jnp.split(values_qn, pieces)]
     return tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def _top_k_by_groups(values_qn, k):
+    """`lax.top_k` by two of short rows: the maxima of groups, then the members of the k best."""
+    queries, n = values_qn.shape
+    group = 1 << round(math.log2(max(1.0, n / k)) / 2)
+    if n <= SORTED or group < 4:
+        return jax.lax.top_k(values_qn, k)
+    groups_qgm = jnp.pad(values_qn, ((0, 0), (0, -n % group)), constant_values=-jnp.inf)
+    groups_qgm = groups_qgm.reshape(queries, -1, group)
+    chosen_qk = jnp.sort(_top_k_by_groups(jnp.max(groups_qgm, axis=2), k)[1], axis=1)
+    members_qkm = jnp.take_along_axis(groups_qgm, chosen_qk[:, :, None], axis=1)
+    values_qk, position_qk = jax.lax.top_k(members_qkm.reshape(queries, -1), k)
+    of_qk = jnp.take_along_axis(chosen_qk, position_qk // group, axis=1)
+    return values_qk, of_qk * group + position_qk % group
 
 
 @functools.lru_cache(maxsize=8)
