@@ -144,11 +144,11 @@ def train(model: str, sizes: Sizes, place: pathlib.Path) -> dict:
     ours = found["ours"]
     # Forward, and twice as much backward; the gradients of frozen weights are not computed.
     passes = 2 if task["lora"] else 3
-    lengths = [batch.length] * 2 * batch.queries
+    lengths = [batch.length] * 3 * batch.queries  # queries, and two passages of each
     flops = passes * batch.steps * folders.forward_flops(folder, lengths)
     return {
-        "what": f"{model}: {batch.queries} x (1 + 1) texts of {batch.length} tokens, bfloat16"
-        + (", LoRA of rank 16" if task["lora"] else ""),
+        "what": f"{model}: {batch.queries} queries, 1 + 1 passages each, {batch.length} tokens, "
+        "bfloat16" + (", LoRA of rank 16" if task["lora"] else ""),
         "sides": found,
         "seconds_per_step": ours["seconds"] / batch.steps,
         "tokens_per_s": sum(lengths) * batch.steps / ours["seconds"],

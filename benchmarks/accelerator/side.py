@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.accelerator import folders
 
 SCORES_BYTES = 2**31  # of the product that a ceiling or torch keeps at a time
+CHUNK_TOKENS = 16_384  # that torch encodes at a time in training
 DRAWN = 16_384  # random vectors at a time
 LEARNING_RATE, TEMPERATURE = 2e-5, 0.05
 
@@ -292,7 +293,10 @@ def train_ours(task: dict, channel: Channel) -> None:
 
 
 def train_torch(task: dict, channel: Channel) -> None:
-    """`SentenceTransformerTrainer` with such batches; weights in float32 unless adapters train."""
+    """`SentenceTransformerTrainer` with such batches; weights in float32 unless adapters train.
+
+    In chunks, as ours: the activations of a whole batch would not fit on one card.
+    """
     import torch
     from datasets import Dataset
     from sentence_transformers import (
@@ -354,7 +358,11 @@ def train_torch(task: dict, channel: Channel) -> None:
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict(columns),
-        loss=losses.MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
+        loss=losses.CachedMultipleNegativesRankingLoss(
+            model,
+            scale=1 / TEMPERATURE,
+            mini_batch_size=max(1, min(task["queries"], CHUNK_TOKENS // task["length"])),
+        ),
         callbacks=[Rounds()],
     ).train()
 

@@ -30,7 +30,7 @@ _NARROW = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A batch: queries × (1 positive + 1 negative), all texts `length` tokens long."""
+    """A batch: queries, each with 1 positive + 1 negative; all texts are `length` tokens long."""
 
     queries: int
     length: int

@@ -72,7 +72,8 @@ def plan(sizes: Sizes, place: pathlib.Path) -> dict:
         seconds = best(step, rounds=3, repeats=batch.steps)
     stats = jax.local_devices()[0].memory_stats() or {}
     out = {
-        "what": f"bert-base, a training step of {batch.queries} x (1 + 1) x {batch.length} tokens",
+        "what": f"bert-base, a training step: {batch.queries} queries, 1 + 1 passages each, "
+        f"{batch.length} tokens",
         "predicted_peak_bytes": planned.peak,
         "measured_peak_bytes": stats.get("peak_bytes_in_use"),
         "measured_seconds": seconds,

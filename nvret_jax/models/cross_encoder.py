@@ -226,7 +226,7 @@ class CrossEncoder:
         dtype: str = "float32",
         param_dtype: str = "float32",
         max_length: int | None = None,
-        attention: str = "xla",
+        attention: str = "auto",
         download: bool = False,
     ) -> CrossEncoder:
         """Reads a model; see `resolve` for how a name becomes a folder.

@@ -120,7 +120,7 @@ class LoadedModel:
         seed: int = 0,
         dropout: float = 0.0,
         remat: str = "none",
-        attention: str = "xla",
+        attention: str = "auto",
         download: bool = False,
     ) -> Self:
         """Reads a model; see `resolve` for how a name becomes a folder.
@@ -149,7 +149,8 @@ class LoadedModel:
                 from nothing to most: 'none', 'attention' (scores), 'dots' (all but products with
                 weights), 'full' (whole layers). Gradients are equal.
             attention: of `options.ATTENTION`: 'xla' anywhere; 'cudnn' on NVIDIA GPUs, in bfloat16
-                or float16; 'splash' on TPUs, in bfloat16. The two know no dropout.
+                or float16; 'splash' on TPUs, in bfloat16. The two know no dropout. 'auto': 'cudnn'
+                where it supports what is asked, else 'xla'.
             download: whether the hub may be accessed over the network.
 
         Raises:

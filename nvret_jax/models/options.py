@@ -11,7 +11,7 @@ from nvret_jax.options import choice, flag, many, number, option, path, text, wh
 
 DTYPES = ("float32", "bfloat16")
 INITS = ("pretrained", "random")
-ATTENTION = ("xla", "cudnn", "splash")
+ATTENTION = ("auto", "xla", "cudnn", "splash")
 REMAT = ("none", "attention", "dots", "full")
 PROMPT_IN_POOLING = ("all", "none", "last")
 POOLINGS = ("mean", "cls", "lasttoken", "latent", "tokens")
@@ -118,9 +118,10 @@ class TeacherOptions:
         "trained.",
     )
     attention: str = option(
-        "xla",
+        "auto",
         choice(*ATTENTION),
-        "How attention is computed: xla anywhere, cudnn on NVIDIA GPUs, splash on TPUs.",
+        "How attention is computed: xla anywhere, cudnn on NVIDIA GPUs, splash on TPUs. auto: "
+        "cudnn where it supports dtype, dropout and model, else xla.",
         counts=False,
     )
     adapter: str = option(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import backbone_checks as checks
 import jax
@@ -185,6 +186,55 @@ def test_models_embed_the_same_with_what_cudnn_is_asked_for(cudnn_by_xla, name, 
     assert cudnn_by_xla
 
 
+@pytest.mark.parametrize("name", ["bert", "nv-retriever", "modernbert"])
+def test_the_default_is_cudnn_where_it_can(cudnn_by_xla, monkeypatch, name, tmp_path):
+    """In bfloat16 on an H100, but for local layers; elsewhere and in float32 nothing changes."""
+    folder = folder_of(tmp_path, name)
+    monkeypatch.setattr(kernels, "_compute_capability", lambda: 9.0)
+    for dtype, expected in (("bfloat16", name != "modernbert"), ("float32", False)):
+        cudnn_by_xla.clear()
+        jax.clear_caches()
+        emb_nd = Encoder.from_pretrained(folder, dtype=dtype).encode(TEXTS)
+        assert bool(cudnn_by_xla) == expected, dtype
+        plain = Encoder.from_pretrained(folder, attention="xla").encode(TEXTS)
+        assert np.abs(emb_nd - plain).max() <= (0.05 if dtype == "bfloat16" else 0)
+    jax.clear_caches()
+
+
+def test_auto_takes_a_kernel_only_where_it_supports_the_request(monkeypatch):
+    def chosen(capability, width=64, dtype=jnp.bfloat16, window=None, drops=False, name="auto"):
+        monkeypatch.setattr(kernels, "_compute_capability", lambda: capability)
+        q = jnp.zeros((1, 4, 2, width), dtype)
+        return kernels.chosen(name, q, window=window, drops=drops)
+
+    assert chosen(9.0) == chosen(8.0) == chosen(9.0, dtype=jnp.float16) == "cudnn"
+    assert chosen(9.0, width=256) == chosen(8.9, width=128) == "cudnn"
+    for other in (
+        {"capability": 7.5},
+        {"capability": 0.0},
+        {"dtype": jnp.float32},
+        {"width": 264},
+        {"width": 12},
+        {"capability": 8.9, "width": 136},
+        {"window": 4},
+        {"drops": True},
+    ):
+        assert chosen(**{"capability": 9.0} | other) == "xla", other
+    assert chosen(0.0, name="splash") == "splash"
+
+
+def test_no_compute_capability_without_an_nvidia_gpu(monkeypatch):
+    assert kernels._compute_capability() == 0.0
+    monkeypatch.setattr(platforms, "here", lambda: "gpu")
+    assert kernels._compute_capability() == 0.0  # this process has none: it is only planned for
+    for said, expected in (("9.0", 9.0), ("gfx942", 0.0)):
+        device = types.SimpleNamespace(compute_capability=said)
+        monkeypatch.setattr(jax, "local_devices", lambda backend, device=device: [device])
+        assert kernels._compute_capability() == expected
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        assert kernels._compute_capability() == 0.0  # the mesh is of CPUs
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -193,7 +243,7 @@ def test_models_embed_the_same_with_what_cudnn_is_asked_for(cudnn_by_xla, name, 
             "'cudnn' needs an NVIDIA GPU, but this mesh has 'cpu'",
         ),
         ({"attention": "splash"}, "attention='splash' needs a TPU, but this mesh has 'cpu'"),
-        ({"attention": "flash"}, "'flash': expected one of xla, cudnn, splash"),
+        ({"attention": "flash"}, "'flash': expected one of auto, xla, cudnn, splash"),
         ({"remat": "most"}, "remat='most': expected one of none, attention, dots, full"),
         ({"remat": True}, "remat=True: expected one of"),
     ],
@@ -262,6 +312,7 @@ def test_what_is_asked_of_a_kernel_when_it_is_traced_is_checked_too():
 
 SCRIPT = """
 import sys
+import types
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from nvret_jax import mesh as mesh_lib

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nvret_jax.models.attention.kernels import fused
+from nvret_jax.models.attention.kernels import chosen, fused
 from nvret_jax.models.products import product
 
 Dropout = Callable[[jax.Array], jax.Array]
@@ -94,8 +94,9 @@ def attention(
     Raises:
         InputError: an unknown implementation, or one that does not support the request.
     """
+    drops = dropout is not None
+    implementation = chosen(implementation, q_bthk, window=None, drops=drops)
     if implementation != "xla":
-        drops = dropout is not None
         q_bthgk = q_bthk[:, :, :, None]
         return fused(implementation, q_bthgk, k_bshk, v_bshk, lengths_b, drops=drops)[:, :, :, 0]
     run = functools.partial(_xla, precision=precision, dropout=dropout)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 MAX_HEAD_DIM = 256  # from Hopper on; on older GPUs 128, for which JAX raises its own error
+AMPERE, HOPPER = 8.0, 9.0  # compute capabilities; older GPUs than Ampere have no such kernel
 
 
 def arguments(

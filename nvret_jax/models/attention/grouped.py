@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nvret_jax.models.attention.kernels import fused
+from nvret_jax.models.attention.kernels import chosen, fused
 from nvret_jax.models.products import product
 
 QUERY_BLOCK = 1024  # queries whose scores exist at a time
@@ -58,9 +58,10 @@ def grouped_attention(
     Raises:
         InputError: an unknown implementation, or one that does not support the request.
     """
+    drops = dropout is not None
+    implementation = chosen(implementation, q_btngk, window=window, drops=drops)
     if implementation != "xla":
         inputs = (q_btngk, k_bsnk, v_bsnk, lengths_b)
-        drops = dropout is not None
         return fused(implementation, *inputs, causal=causal, window=window, drops=drops)
     tokens = q_btngk.shape[1]
     scale = jnp.asarray(q_btngk.shape[-1] ** -0.5, q_btngk.dtype)

@@ -6,7 +6,8 @@
 Scores are never stored in memory, so time and memory for long texts are a fraction of those of
 'xla'; results are the same up to rounding. What a kernel does not support is refused with one line
 before anything is computed: by `check_options` when a model is configured, by `check_platform` and
-`check_heads` when it is built, by `fused` when it is traced.
+`check_heads` when it is built, by `fused` when it is traced. 'auto' is decided when a model is
+traced (`chosen`), so that the same encoder may train with dropout by 'xla' and embed by a kernel.
 
 A kernel gets one device's share of batch and heads: `jax.shard_map` splits them like the mesh.
 """
@@ -18,6 +19,7 @@ import functools
 import jax
 
 from nvret_jax import mesh as mesh_lib
+from nvret_jax import platforms
 from nvret_jax.errors import InputError
 from nvret_jax.models.attention import cudnn, splash
 from nvret_jax.models.options import ATTENTION
@@ -45,7 +47,7 @@ def check_options(name: str, *, dtype: str, drops: bool) -> str:
     if name not in ATTENTION:
         known = ", ".join(ATTENTION)
         raise InputError(f"unknown attention implementation {name!r}; known: {known}")
-    if name == "xla":
+    if name in ("auto", "xla"):
         return name
     if dtype not in _DTYPES[name] and not _interpreted(name):
         able = " or ".join(_DTYPES[name])
@@ -63,7 +65,7 @@ def check_options(name: str, *, dtype: str, drops: bool) -> str:
 
 def check_platform(name: str, platform: str) -> None:
     """Raises InputError if a platform ('cpu', 'gpu', 'tpu') has no such kernel."""
-    if name == "xla" or _interpreted(name):
+    if name in ("auto", "xla") or _interpreted(name):
         return
     needed, words = _PLATFORMS[name]
     if platform != needed:
@@ -71,6 +73,40 @@ def check_platform(name: str, platform: str) -> None:
             f"attention={name!r} needs {words}, but this mesh has {platform!r} devices; set "
             "attention='xla'"
         )
+
+
+def chosen(name: str, q: jax.Array, *, window: int | jax.Array | None, drops: bool) -> str:
+    """The implementation that computes this attention: `name`, and for 'auto' the fastest known.
+
+    That is 'cudnn' where it supports the request, and 'xla' everywhere else. On an H100 a MiniLM
+    encodes 2.6 times as many texts of 512 tokens with it, and 1.6 times as many of 192. 'splash'
+    has not been timed on a TPU.
+
+    Args:
+        name: of `options.ATTENTION`.
+        q: queries, [..., head width], in the dtype of the products.
+        window: as of `grouped_attention`.
+        drops: whether probabilities are dropped.
+    """
+    if name != "auto":
+        return name
+    capability = _compute_capability()
+    widest = cudnn.MAX_HEAD_DIM if capability >= cudnn.HOPPER else cudnn.MAX_HEAD_DIM // 2
+    able = capability >= cudnn.AMPERE and str(q.dtype) in _DTYPES["cudnn"]
+    able = able and q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
+    return "cudnn" if able and window is None and not drops else "xla"
+
+
+def _compute_capability() -> float:
+    """Of the NVIDIA GPUs that the present mesh, or else this process, computes on; 0: of none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    if (platforms.here() if device is None else device.platform) != "gpu":
+        return 0.0
+    try:
+        return float(jax.local_devices(backend="gpu")[0].compute_capability)
+    except (RuntimeError, ValueError, AttributeError):  # only planned for, or of another maker
+        return 0.0
 
 
 def check_heads(name: str, head_dim: int, *, windowed: bool = False) -> None:

@@ -259,7 +259,7 @@ class Layer(Weights):
                 rotate(k_bthk, cos_tk, sin_tk),
                 v_bthk,
             )
-            if options.attention == "xla":
+            if options.attention in ("auto", "xla"):
                 mixed_bthgk = mix(*qkv, lengths_b, window=own["window"])
             else:  # a kernel is compiled for its window: one of the two runs
                 kinds = [functools.partial(mix, window=w) for w in (None, config.window)]
