@@ -40,7 +40,7 @@ from nvret_jax.training.options import BEST, PICKS, Training
 
 # Features that only a run has: several sets, stages, and a folder of checkpoints.
 _OF_A_RUN = ("start", "sets", "shares", "share_unit", "batches", "checkpoint_every", "keep")
-_OF_A_RUN += ("keep_best", "profile")
+_OF_A_RUN += ("keep_best", "profile", "cluster_size")
 _OTHERS = {
     **dict.fromkeys(_OF_A_RUN, "a run has it: nv.run(config)"),
     "num_train_epochs": "give epochs=",

@@ -94,6 +94,7 @@ def _checks(state: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
             at = f"train_stages.{name}" if state.config.train.stages else "train"
             yield do(check_batch, block, mesh_lib.shards(state.mesh, "batch"), at)
             yield do(_check_loss, state, block, at)
+            yield do(_check_clusters, state, block, at)
             yield do(_check_length, state, block, at)
         yield do(_check_dev, state)
     yield do(_check_late, state, asked)
@@ -189,6 +190,15 @@ def _check_teacher_passages(state: Run) -> None:
             f"{at}: the student's vectors are {ours} wide, those of {state.guide} {theirs}; train "
             f"one with student.projection={theirs}"
         )
+
+
+def _check_clusters(state: Run, block: Training, at: str) -> None:
+    for name in sets.sets_of(state.config, block.sets) if block.cluster_size else ():
+        if not state.sets[name].guide:
+            raise InputError(
+                f"{at}.cluster_size={block.cluster_size}: the set '{name}' needs a teacher that is "
+                "an encoder; set 0 for batches at random"
+            )
 
 
 def _check_late(state: Run, asked: Sequence[str]) -> None:

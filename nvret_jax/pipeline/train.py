@@ -34,8 +34,10 @@ from nvret_jax.pipeline.inputs import need
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
 from nvret_jax.search.rankers import teachers
+from nvret_jax.search.store import EmbeddingStore
 from nvret_jax.training import loop
 from nvret_jax.training.batches import tokenised
+from nvret_jax.training.batches.clusters import Clusters
 from nvret_jax.training.batches.examples import Examples
 from nvret_jax.training.batches.mixture import Mixture, Source
 from nvret_jax.training.loss.options import Loss
@@ -55,8 +57,8 @@ class MinedSet:
         lengths: tokens that the student keeps, by kind of text.
         encoder: returns the student, with its prompts for this set.
         cuts: counts the texts that it cuts; lines for the terminal.
-        guide: reads vectors of all queries and passages by a teacher; None if no teacher is an
-            encoder.
+        guide: reads vectors of all queries by a teacher, and opens those of all passages; None if
+            no teacher is an encoder.
     """
 
     data: Dataset
@@ -67,7 +69,7 @@ class MinedSet:
     lengths: Mapping[str, int]
     encoder: Callable[[], Encoder]
     cuts: Callable[[], Sequence[str]] = tuple
-    guide: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    guide: Callable[[], tuple[np.ndarray, EmbeddingStore]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +312,8 @@ def _examples(one: MinedSet, block: Training, seed: int) -> Examples:
         say(line)
 
     loss = block.loss_for(encoder.width, tokens=encoder.spec.late is not None)
+    guide = _guide(one, loss) if loss.needs_guide else None
+    clusters = _clusters(one, negatives, block, seed) if block.cluster_size else None
     return tokenised.examples(
         encoder,
         negatives,
@@ -320,14 +324,35 @@ def _examples(one: MinedSet, block: Training, seed: int) -> Examples:
         lengths=one.lengths,
         num_negatives=min(block.num_negatives, one.num_negatives),
         seed=seed,
-        guide=_guide(one, loss) if loss.needs_guide else None,
+        guide=guide,
+        clusters=clusters,
     )
 
 
 def _guide(one: MinedSet, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
     if one.guide is None:
         raise InputError(f"train.loss.{loss.guided}: needs a teacher that is an encoder")
-    return one.guide()
+    queries_qd, passages = one.guide()
+    return queries_qd, np.asarray(passages)
+
+
+def _clusters(one: MinedSet, negatives: Negatives, block: Training, seed: int) -> Clusters:
+    """The clusters of a set's rows; prints how much more similar they are."""
+    if one.guide is None:
+        raise InputError(
+            "train.cluster_size needs a teacher that is an encoder; set 0 for batches at random"
+        )
+    made, size = Clusters.of(negatives, *one.guide(), block.cluster_size), block.batch_size
+    rows = np.random.default_rng(0).permutation(len(negatives))
+    own, others = (made.likeness(o, size) for o in (made.order(seed, 0, size), rows))
+    line = f"the mean cosine of two rows of a batch is {own:.3f}, and at random {others:.3f}"
+    if not block.loss.score_mask:
+        line += (
+            "; more in-batch negatives are false: mask them with train.loss.score_mask='percent' "
+            "and mask_by='guide'"
+        )
+    say(f"train     {line}")
+    return made
 
 
 # --- reading from a run --------------------------------------------------------------------------
@@ -367,13 +392,16 @@ def _gives_cosines(run: Run) -> bool:
     return all(teachers.has_vectors(block.model) and block.normalize for block in blocks)
 
 
-def _guide_of(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of the training queries and of all passages by the first encoder teacher."""
+def _guide_of(run: Run) -> tuple[np.ndarray, EmbeddingStore]:
+    """Vectors of the training queries and of all passages by the first encoder teacher.
+
+    A row of a query of another split is 0.
+    """
     data, split = run.train_data, run.config.data.train_split
     of_split = np.asarray(embed.opened(run, run.guide, data, f"queries-{split}")[:])
     queries_qd = np.zeros((len(data.queries), of_split.shape[1]), np.float32)
     queries_qd[[data.queries.row[i] for i in data.split_queries(split).ids]] = of_split
-    return queries_qd, np.asarray(embed.opened(run, run.guide, data, "passages")[:])
+    return queries_qd, embed.opened(run, run.guide, data, "passages")
 
 
 def _dev(run: Run) -> Dev | None:

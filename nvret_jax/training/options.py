@@ -111,6 +111,14 @@ class Training:
         choice(*BATCHES),
         "homogeneous: all rows of a batch are from one set; mixed: from any.",
     )
+    cluster_size: int = option(
+        0,
+        whole(2, 1 << 20, "queries", also={0: "for batches at random"}),
+        "Fills batches with clusters of this many similar queries, by the vectors of the first "
+        "teacher that is an encoder: a divisor or a multiple of batch_size. In-batch negatives are "
+        "harder, and more of them false; loss.score_mask removes those. 0: batches at random.",
+        counts=lambda own: own.cluster_size > 0,
+    )
     epochs: float = option(
         1.0,
         number(0, 1e6),
@@ -254,7 +262,7 @@ class Training:
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Conflicts:
         """See `options.mistakes`."""
-        checks = (_no_negatives, _nothing_to_fit, _no_end, _bounds, _all_warmup, _span)
+        checks = (_no_negatives, _nothing_to_fit, _clusters, _no_end, _bounds, _all_warmup, _span)
         return (check(values) for check in checks)
 
 
@@ -277,6 +285,15 @@ def _nothing_to_fit(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not others and loss["distillation"] and loss["num_positives"] == 1:
         what = "compares the passages of a row, but num_negatives=0 leaves only one"
         yield "loss.distillation", what
+
+
+def _clusters(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    size, batch = values["cluster_size"], values["batch_size"]
+    if size and batch % size and size % batch:
+        yield "cluster_size", f"expected a divisor or a multiple of batch_size={batch}"
+    if size and not values["loss"]["in_batch"]:
+        what = "makes in-batch negatives harder, but in_batch_negatives is false"
+        yield "cluster_size", what
 
 
 def _no_end(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

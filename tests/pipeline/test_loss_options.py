@@ -99,3 +99,12 @@ def test_mistakes_come_together_before_anything_is_computed(project):
         "--config.train.loss.dims=(64,)",
     )
     assert "train.loss.dims=(64,): the embedding is 32 wide" in result.error
+
+
+def test_clusters_reach_the_batches(project):
+    plain, _ = trained(project)
+    clustered, result = trained(project, "cluster_size=8")
+    assert [line["loss"] for line in clustered] != [line["loss"] for line in plain]
+    (line,) = [x for x in result.stdout.splitlines() if "two rows of a batch is" in x]
+    assert "in-batch negatives are false: mask them with train.loss.score_mask" in line
+    assert "train.cluster_size 0 → 8" in result.stdout  # the fingerprint covers it

@@ -65,6 +65,10 @@ REFUSED = {
         "--config.mining.risk=auto",
         "mining.risk='auto': needs at least 100 training queries to fit, and there are 24",
     ),
+    "clusters without vectors": (
+        f"{BM25} --config.train.cluster_size=4",
+        "train.cluster_size=4: the set 'train' needs a teacher that is an encoder",
+    ),
     "a separator that no id has": (
         "--config.mining.exclude.document_separator=::",
         "no passage id has the document separator '::'",

@@ -117,6 +117,7 @@ OTHER = {
     ".doubtful": "drop",
     ".positives.max_rank": 10,
     ".draw.how": "uniform",
+    ".cluster_size": 64,
     ".merge_last": 2,
     ".merge": "slerp",
     ".merge_weights": (0.5, 0.5),

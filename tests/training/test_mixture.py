@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
+from nvret_jax.training.batches.clusters import Clusters
 from nvret_jax.training.batches.examples import Examples
 from nvret_jax.training.batches.mixture import Mixture, Source
 
@@ -29,7 +30,15 @@ def length(number, i):
 
 
 def examples(
-    number=0, rows=7, batch_size=4, negatives=2, positives=1, seed=5, passages=40, **options
+    number=0,
+    rows=7,
+    batch_size=4,
+    negatives=2,
+    positives=1,
+    seed=5,
+    passages=40,
+    cluster=0,
+    **options,
 ):
     """Set `number`: text i has `length(number, i)` tokens, all of them 1000·number + i + 1."""
     rng = np.random.default_rng([number, rows])
@@ -58,6 +67,9 @@ def examples(
         negative_ceilings=None,
         ceilings=None,
     )
+    if cluster:
+        vectors = rng.normal(size=(rows, 3)), rng.normal(size=(passages, 3))
+        options["clusters"] = Clusters.of(table, *vectors, cluster)
     return Examples.build(
         table,
         [f"q{number}.{i}" for i in range(rows)],
@@ -108,11 +120,12 @@ def same(left, right):
 
 
 @pytest.mark.parametrize("batches", ["homogeneous", "mixed"])
-@pytest.mark.parametrize("positives", [1, 2])
-def test_one_source_comes_as_examples_alone_give_it(batches, positives):
+@pytest.mark.parametrize(("positives", "cluster"), [(1, 0), (2, 0), (1, 2), (2, 8)])
+def test_one_source_comes_as_examples_alone_give_it(batches, positives, cluster):
     guide = (np.arange(14.0).reshape(7, 2), np.arange(80.0).reshape(40, 2))
     alone = examples(
         positives=positives,
+        cluster=cluster,
         teacher_scores=True,
         guide=guide,
         unpooled={"query": first(1)},
@@ -135,10 +148,12 @@ def test_one_source_comes_as_examples_alone_give_it(batches, positives):
     epochs=st.integers(1, 2),
     seed=st.integers(0, 2**32 - 1),
     batches=st.sampled_from(["homogeneous", "mixed"]),
+    cluster=st.sampled_from([0, 1, 3]),
 )
-def test_every_row_comes_as_often_as_its_share_says(data, size, epochs, seed, batches):
+def test_every_row_comes_as_often_as_its_share_says(data, size, epochs, seed, batches, cluster):
     sources = [
-        Source(f"set{i}", examples(i, rows, size), share) for i, (rows, share) in enumerate(data)
+        Source(f"set{i}", examples(i, rows, size, cluster=cluster * size), share)
+        for i, (rows, share) in enumerate(data)
     ]
     made = mixture(sources, size, seed, batches=batches, epochs=epochs)
     seen = collections.Counter()

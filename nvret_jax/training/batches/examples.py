@@ -3,8 +3,8 @@
 Texts are tokenised once, before the first step: every process then knows the length of every text,
 so all agree on the shape of a batch without communication, and a step needs no tokenising. The rows
 of step i follow from the seed alone: every epoch has a permutation, made once and indexed by array
-operations. A process builds only the rows that its devices hold. A resumed run therefore continues
-with exactly the batches it would have had.
+operations, at random or by clusters of similar rows (clusters.py). A process builds only the rows
+that its devices hold. A resumed run therefore continues with exactly the batches it would have had.
 
 `Examples` is one data set. A batch is made in two steps, because mixture.py joins rows of several
 sets: `pick` selects its texts, `fill` writes their tokens and ids at given widths.
@@ -26,6 +26,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import GIVEN, RANDOM, Negatives
 from nvret_jax.training.batches import drawing
+from nvret_jax.training.batches.clusters import Clusters
 from nvret_jax.training.batches.length_groups import Groups
 from nvret_jax.training.batches.shapes import padded_width
 from nvret_jax.training.batches.text_ids import Names, SetTexts, name_passages
@@ -145,6 +146,7 @@ class Examples:
         guide: float32 [Q, Dg] and [N, Dg], a guide model's vectors of the data set's queries and
             passages, row by row, or None.
         skiplist: by side the token ids whose vectors do not count, for multi-vector models.
+        clusters: of similar rows, from which batches are filled, or None.
     """
 
     negatives: Negatives
@@ -163,6 +165,7 @@ class Examples:
     draw: Draw = dataclasses.field(default_factory=Draw)
     weights: bool = False
     num_distilled: int = 0
+    clusters: Clusters | None = None
 
     @classmethod
     def build(
@@ -186,6 +189,7 @@ class Examples:
         draw: Draw | None = None,
         weights: bool = False,
         num_distilled: int = 0,
+        clusters: Clusters | None = None,
     ) -> Examples:
         """Tokenises the texts that the table names.
 
@@ -252,6 +256,7 @@ class Examples:
             draw,
             weights,
             num_distilled,
+            clusters,
         )
 
     @property
@@ -360,6 +365,8 @@ class Examples:
     @functools.cached_property
     def _order(self) -> Callable[[int], np.ndarray]:
         """Epoch -> all row numbers in its order; a batch spans two epochs, rarely more."""
+        if self.clusters is not None:
+            return lambda epoch: self.clusters.order(self.seed, epoch, self.batch_size)
 
         @functools.lru_cache(maxsize=3)
         def order(epoch: int) -> np.ndarray:

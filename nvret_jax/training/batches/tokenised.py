@@ -10,6 +10,7 @@ import numpy as np
 
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.encoder import Encoder
+from nvret_jax.training.batches.clusters import Clusters
 from nvret_jax.training.batches.examples import Examples
 from nvret_jax.training.options import Training
 
@@ -26,6 +27,7 @@ def examples(
     num_negatives: int,
     seed: int,
     guide: tuple[np.ndarray, np.ndarray] | None = None,
+    clusters: Clusters | None = None,
 ) -> Examples:
     """Tokenises what a table of negatives names.
 
@@ -40,6 +42,7 @@ def examples(
         num_negatives: hard negatives per row.
         seed: of the stage.
         guide: vectors of all queries and passages, where the loss reads them.
+        clusters: of rows of `negatives`, where batches consist of them.
 
     Raises:
         InputError: see `Examples.build`.
@@ -71,4 +74,5 @@ def examples(
         draw=block.draw,
         weights=loss.weights,
         num_distilled=block.num_distilled if loss.distillation else 0,
+        clusters=clusters,
     )
