@@ -128,7 +128,8 @@ class Grid:
             values |= levels[label[axis]]
         values["seed"] = int(label[SEED])
         values["stages"] = _STAGES[: _STAGES.index(self.until) + 1]
-        for key, value in values.items():
+        # What is added by name copies the values around it, so these come first.
+        for key, value in sorted(values.items(), key=lambda item: _added(item[0]) != ""):
             if isinstance(value, str):
                 value = expanded(places.get(value, value))
             put(config, key, value)
@@ -155,9 +156,19 @@ def expanded(text: str) -> str:
 def put(config: ConfigDict, key: str, value: Any) -> None:
     """Sets one value by its dotted key.
 
+    A set or a stage of training that the config lacks is added by its name: a set with the source
+    of `data.train`, a stage as a copy of `train` after the stages before.
+
     Raises:
         InputError: the config has no such key.
     """
+    table = _added(key)
+    if table and key.split(".")[1] not in config[table]:
+        name = key.split(".")[1]
+        if table == "sets":
+            config_lib.add_set(config, name, config.data.train)
+        else:
+            config_lib.add_stage(config, name)
     at = config
     *blocks, last = key.split(".")
     for name in blocks:
@@ -168,6 +179,12 @@ def put(config: ConfigDict, key: str, value: Any) -> None:
         raise InputError(f"config key {key!r} is not known{config_lib.near(config, key)}")
     with at.ignore_type():
         at[last] = value
+
+
+def _added(key: str) -> str:
+    """'sets' or 'train_stages' for the key of a value of one of these; else ''."""
+    table, _, rest = key.partition(".")
+    return table if table in ("sets", "train_stages") and "." in rest else ""
 
 
 def keys_of(configs: Sequence[ConfigDict], out: pathlib.Path) -> list[str]:
@@ -193,6 +210,8 @@ def keys_of(configs: Sequence[ConfigDict], out: pathlib.Path) -> list[str]:
             made = [evaluate.artifact(run).fingerprint, *(config.train[key] for key in BEST_KEYS)]
         else:
             made = [mine.artifact(run).fingerprint]
+        if config.rounds > 1:
+            made.append(config.rounds)
         found.append(digest(made))
     return found
 

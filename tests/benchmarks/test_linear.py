@@ -23,6 +23,7 @@ from benchmarks.lab.linear import train as train_lib  # noqa: E402
 from nvret_jax.data.load import load_dataset  # noqa: E402
 from nvret_jax.evaluation import retrieval  # noqa: E402
 from nvret_jax.options import blocks  # noqa: E402
+from nvret_jax.training.batches.clusters import Clusters  # noqa: E402
 from nvret_jax.training.options import Training  # noqa: E402
 
 GRID = """
@@ -223,6 +224,93 @@ def test_a_set_may_be_evaluated_on_another(project, tmp_path):
     assert set(found["per_query"]) == set(load_dataset(f"beir:{other}").qrels["test"])
     same = dataclasses.replace(grid, sets={"tiny": dataclasses.replace(made, values={})})
     assert linear.cells_of(same, tmp_path, only)[0].key != cell.key
+
+
+def test_clusters_fill_the_batches(project, tmp_path):
+    grid = grid_lib.read(str(project / "evaluate.py"))
+    made = sets.make(grid.sets["tiny"], tmp_path / "tiny")
+    config = grid.config({"seed": "0", "set": "tiny", "rule": "naive"}, made.places)
+    config.train.update({"batch_size": 6, "steps": 8, "cluster_size": 6})
+    task = task_lib.read(made, config, tmp_path)
+    table, block = task.negatives(config), blocks.read(Training, config.train)
+    steps = train_lib.batches(task, table, block, 3, task.guide(config))
+    order = Clusters.of(table, *task.guide(config), 6)
+    wanted = [table.query_rows[order.order(3, epoch, 6)] for epoch in (0, 1)]
+    assert steps["query_rows"].ravel().tolist() == np.concatenate(wanted).tolist()
+
+
+STAGED = {
+    "sets.first.teachers": ("random",),
+    "train_stages.first.sets": ("first",),
+    "train_stages.first.steps": 10,
+    "train_stages.second.sets": ("train",),
+    "train_stages.second.steps": 10,
+}
+
+
+def test_stages_and_rounds_go_on_with_other_teachers(project, tmp_path, monkeypatch):
+    few = {"train.steps": 10, "train.batch_size": 4, "train.learning_rate": 0.03}
+    monkeypatch.setattr(linear, "VALUES", linear.VALUES | few)
+    monkeypatch.setattr(linear, "SEEDS", (0,))
+    grid = linear.changed(grid_lib.read(str(project / "evaluate.py")))
+    naive, random = (grid.axes["rule"][name] for name in ("naive", "random"))
+    levels = {
+        "naive": naive,
+        "random": random,
+        "staged": naive | STAGED,
+        "rounds": naive | {"rounds": 2},
+    }
+    grid = dataclasses.replace(grid, axes={"rule": levels})
+    cells = {cell.label["rule"]: cell for cell in linear.cells_of(grid, tmp_path, {})}
+    assert len({cell.key for cell in cells.values()}) == 4
+    tables = {}
+    own = linear._table
+
+    def table(task, config, made):
+        found = own(task, config, made)
+        tables.setdefault((bool(task.student), config.mining.teachers), found)
+        return found
+
+    monkeypatch.setattr(linear, "_table", table)
+    linear.run(grid, list(cells.values()), tmp_path)
+    found = {name: json.loads(cell.result(tmp_path).read_text()) for name, cell in cells.items()}
+    # The first stage is that of a cell of its teacher, and so is the first round; then they go on.
+    for name, like in (("staged", "random"), ("rounds", "naive")):
+        assert [step for step, _ in found[name]["dev"]] == [0, 10, 20]
+        assert found[name]["dev"][:2] == found[like]["dev"], name
+    ends = [json.dumps(one["per_query"]) for one in found.values()]
+    assert len(set(ends)) == 4
+    assert found["staged"]["hardness"] == found["naive"]["hardness"]  # of the last table
+    # The second round's negatives are those of the student that the first round trained.
+    config = cells["naive"].config
+    made = sets.make(grid.sets["tiny"], tmp_path / "data" / "tiny")
+    task = task_lib.read(made, config, tmp_path / "vectors")
+    block = blocks.read(Training, config.train)
+    vectors = task.encoded(config.student, "train"), task.encoded(config.student, "")
+    steps = train_lib.batches(task, task.negatives(config), block, 0)
+    map_dd = train_lib.train(*vectors, steps, block, 10)[-1][1]
+    student = task.taught_by(tuple(train_lib.apply(map_dd, one) for one in vectors))
+    wanted = student.negatives(config)
+    seen = tables[True, ("teacher",)]
+    assert seen.negative_rows.values.tolist() == wanted.negative_rows.values.tolist()
+    assert not np.array_equal(
+        seen.negative_rows.values, tables[False, ("teacher",)].negative_rows.values
+    )
+
+
+def test_sets_and_stages_of_a_level_copy_the_values_around_them(project, tmp_path):
+    grid = grid_lib.read(str(project / "evaluate.py"))
+    values = {**STAGED, **grid.values, "train.batch_size": 6}  # stages are named first
+    grid = dataclasses.replace(grid, values=values)
+    config = grid.config({"seed": "0", "set": "tiny", "rule": "drawn"}, {"source": "beir:x"})
+    assert config.train.stages == ("first", "second")
+    stage = config.train_stages.first
+    assert (stage.batch_size, stage.num_negatives, stage.draw.how) == (6, 2, "uniform")
+    assert (stage.steps, stage.sets) == (10, ("first",))
+    assert config.sets.first.source == "beir:x"
+    counted = linear._changed(config.to_dict(), linear._defaults(config))
+    assert "train_stages.first.steps" in counted
+    assert "train_stages.first.weight_decay" not in counted  # a new option changes no cell
 
 
 def test_a_cut_set_keeps_what_is_judged(project):

@@ -62,6 +62,29 @@ def test_a_set_is_mined_by_its_own_rule_in_its_own_folder(staged):
     assert np.all(np.isfinite(main.ceilings))
 
 
+def test_stages_learn_from_different_teachers(pristine, tmp_path):
+    """As docs/recipes.md shows: the same queries, mined by BM25 for the first stage."""
+    config = recipe_project.config(pristine)
+    config_lib.add_teacher(config, "bm25", "bm25:")
+    config_lib.add_set(config, "words", config.data.train, teachers=("bm25",))
+    config_lib.add_stage(config, "first", sets=("words",))
+    config_lib.add_stage(config, "second", sets=("train",))
+    config.stages = ("embed", "search", "mine", "train")
+    pipeline.run(config, str(tmp_path / "w"), stages=("embed", "search", "mine"))
+    data, tables = load_dataset(config.data.train), {}
+    for name, at in (("words", "sets/words/"), ("train", "")):
+        file = tmp_path / "w" / at / "negatives/train.parquet"
+        tables[name] = Negatives.read(file, data.queries, data.corpus)
+    assert tables["words"].teachers == ("bm25",)
+    assert tables["train"].teachers == ("teacher",)
+    for stage, of in (("first", "words"), ("second", "train")):
+        mixture, table = batches_of(config, tmp_path / "w", stage), tables[of]
+        assert mixture.counts() == {of: 4 * 8}
+        numbers, passages = mixture.sources[0].examples.rows(1)
+        wanted = table.negative_rows.take(numbers).padded(-1, 3)
+        assert passages[:, 1:].tolist() == wanted.tolist()
+
+
 def test_the_report_speaks_of_every_set_and_stage(staged):
     config, workdir = staged
     page = " ".join(re.sub(r"<[^>]*>", " ", (workdir / "report.html").read_text()).split())

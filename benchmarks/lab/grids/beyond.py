@@ -36,6 +36,11 @@ def budget(share: float) -> Values:
     return RISK | {"mining.risk_budget": share}
 
 
+def clusters(size: int) -> Values:
+    """Batches of similar queries; those of the linear student have 32."""
+    return {"train.cluster_size": size}
+
+
 GRID: Grid = dataclasses.replace(
     RULES,
     axes={
@@ -76,6 +81,9 @@ GRID: Grid = dataclasses.replace(
             "vectors_alone_turned": VECTORS_ALONE | TURNED,
             "vectors_2_turned": VECTORS | TURNED | {"train.loss.vectors_weight": 2.0},
             "vectors_20_turned": VECTORS | TURNED | {"train.loss.vectors_weight": 20.0},
+            "clustered": PERC_POS | clusters(32),
+            "clustered_guide": PERC_POS | GUIDE | clusters(32),
+            "clustered_8_guide": PERC_POS | GUIDE | clusters(8),
             "doubtful": PERC_POS | {"mining.positives.max_rank": 50},
         },
     },

@@ -7,7 +7,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from benchmarks.lab.linear import task as task_lib
 from benchmarks.lab.linear import train as train_lib
 from nvret_jax import config as config_lib
 from nvret_jax.artifacts.fingerprints import digest
+from nvret_jax.config import sets as sets_lib
+from nvret_jax.errors import InputError
 from nvret_jax.files.atomic import write_atomic
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.risk import relative
-from nvret_jax.options import blocks
-from nvret_jax.training.options import Training
+from nvret_jax.options import SEED, blocks
+from nvret_jax.training.options import LAST, Training
 
 _FORMAT = 1  # raised whenever a cell computes something else
 EVERY = 10  # steps between dev scores
@@ -55,7 +57,7 @@ def changed(grid: Grid) -> Grid:
 
 def cells_of(grid: Grid, out: pathlib.Path, only: grid_lib.Where) -> list[Cell]:
     """The cells of a grid; makes the data sets they read."""
-    found, made, start = [], {}, config_lib.base().to_dict()
+    found, made = [], {}
     for label in grid.labels(only):
         name = label[SET]
         if name not in made:
@@ -64,17 +66,28 @@ def cells_of(grid: Grid, out: pathlib.Path, only: grid_lib.Where) -> list[Cell]:
             continue
         places = {HIDDEN: HIDDEN} | made[name].places
         config = grid.config(label, places)
-        counted = _changed(config.to_dict(), start)
+        counted = _changed(config.to_dict(), _defaults(config))
         content = pathlib.Path(made[name].source.partition(":")[2]) / "content.txt"
         text = content.read_text() if content.exists() else made[name].source
         same = config.data.test == config.data.train
         other = config.data.test if same else grid.sets[name].values["data.test"]
         counted |= {"data.train": text, "data.test": text if same else other}
+        counted |= {f"sets.{of}.source": text for of in config.sets}
         if "mining.verdicts" in counted:
             counted["mining.verdicts"] = HIDDEN
         key = digest([_FORMAT, EVERY, DEV, json.loads(json.dumps(counted, sort_keys=True))])
         found.append(Cell(label, config, key))
     return found
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """The default of every value of a config, with its sets and stages of training."""
+    start = config_lib.base()
+    for name in config.sets:
+        config_lib.add_set(start, name, "")
+    for name in config.train_stages:
+        config_lib.add_stage(start, name)
+    return start.to_dict()
 
 
 def _changed(config: Mapping[str, Any], start: Mapping[str, Any], at: str = "") -> dict[str, Any]:
@@ -101,7 +114,7 @@ def run(grid: Grid, cells: Sequence[Cell], out: pathlib.Path) -> None:
         for number, cell in enumerate(group, 1):
             begun = time.process_time()
             if grid.until == "mine":
-                table = _table(task, cell, tables)
+                table = _table(task, cell.config, tables)
                 result = _mined(task, table) | {"negatives": _ids(task, table)}
                 said = f"{result['slots']} negatives"
             else:
@@ -163,8 +176,7 @@ class _Judged:
         )
 
 
-def _table(task: task_lib.Task, cell: Cell, tables: dict[str, Negatives]) -> Negatives:
-    config = cell.config
+def _table(task: task_lib.Task, config: Any, tables: dict[str, Negatives]) -> Negatives:
     drawn = config.mining.sampling != "top" or config.mining.ensemble == "cross"
     seeded = drawn or "random" in config.mining.teachers
     name = json.dumps([config.mining.to_dict(), config.seed if seeded else 0], sort_keys=True)
@@ -176,16 +188,32 @@ def _table(task: task_lib.Task, cell: Cell, tables: dict[str, Negatives]) -> Neg
 def _trained(
     task: task_lib.Task, judged: _Judged, cell: Cell, tables: dict[str, Negatives]
 ) -> dict[str, Any]:
-    config, table = cell.config, _table(task, cell, tables)
-    block = blocks.read(Training, config.train)
-    steps = train_lib.batches(task, table, block, config.seed)
+    """Trains round by round and stage by stage, as `pipeline.rounds` and `training.loop` do."""
+    config = cell.config.copy_and_resolve_references()
     queries_qd = task.encoded(config.student, "train")
-    guide = task.guide(config) if block.loss.needs_guide else None
     passages_nd = task.encoded(config.student, "")
-    turned = bool(block.loss.vectors and config.student.projection)
-    maps = train_lib.train(queries_qd, passages_nd, steps, block, EVERY, guide, turned=turned)
-    dev = [[step, float(judged.scores("dev", map_dd)[0].mean())] for step, map_dd in maps]
-    ndcg, recall = judged.scores("test", maps[-1][1])
+    dev, done, map_dd = [], 0, None
+    for number in range(config.rounds):
+        if number:
+            vectors = queries_qd, passages_nd
+            task = task.taught_by(tuple(train_lib.apply(map_dd, own) for own in vectors))
+            config.mining.teachers, tables = ("teacher",), {}
+            for block in config.sets.values():
+                block.teachers = ()
+        for seed, block, of in _stages(config):
+            table = _table(task, of, tables)
+            guide = task.guide(of) if block.loss.needs_guide or block.cluster_size else None
+            steps = train_lib.batches(task, table, block, seed, guide)
+            turned = map_dd is None and bool(block.loss.vectors and of.student.projection)
+            maps = train_lib.train(
+                queries_qd, passages_nd, steps, block, EVERY, guide, turned=turned, start=map_dd
+            )
+            dev += [
+                [done + step, float(judged.scores("dev", own_dd)[0].mean())]
+                for step, own_dd in maps[bool(done) :]
+            ]
+            done, map_dd = done + block.steps, maps[-1][1]
+    ndcg, recall = judged.scores("test", map_dd)
     return {
         "ndcg_cut_10": float(ndcg.mean()),
         "recall_100": float(recall.mean()),
@@ -194,6 +222,23 @@ def _trained(
         "dev": dev,
         **_mined(task, table),
     }
+
+
+def _stages(config: Any) -> Iterator[tuple[int, Training, Any]]:
+    """Seed, options and the set's config of each stage of a round."""
+    for number, (name, stage) in enumerate(config_lib.stages_of(config).items()):
+        block = blocks.read(Training, stage)
+        names = sets_lib.sets_of(config, block.sets)
+        if len(names) != 1 or block.start != LAST:
+            raise InputError(
+                f"stage {name}: a linear student's stage reads one set and starts from the last; "
+                f"it has {', '.join(names)} and start={block.start!r}"
+            )
+        own = names[0] != config_lib.MAIN_SET
+        of = sets_lib.set_config(config, names[0]) if own else config
+        if of.data.train != config.data.train:
+            raise InputError(f"sets.{names[0]}.source: a linear cell has one data set")
+        yield (config.seed + number) % SEED.high, block, of
 
 
 def _ids(task: task_lib.Task, table: Negatives) -> dict[str, list[str]]:

@@ -43,6 +43,8 @@ class Task:
         config: of any cell of the set: its values that are not of mining or training.
         folder: of stored vectors.
         hidden: query id -> hidden positives.
+        student: vectors of training queries and passages by the student of the round before, which
+            is then the teacher; None in the first round.
         found: candidates so far.
     """
 
@@ -51,6 +53,7 @@ class Task:
     config: ConfigDict
     folder: pathlib.Path
     hidden: dict[str, set[str]]
+    student: tuple[np.ndarray, np.ndarray] | None = None
     found: dict[tuple[str, str, int], Teacher] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -100,7 +103,15 @@ class Task:
             for name in config.mining.teachers
         ]
         block = next(block for block in blocks_of if teachers.is_encoder(block.model))
-        return self.encoded(block, "train"), self.encoded(block, "")
+        return self._vectors(block)
+
+    def _vectors(self, block: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of training queries and passages by a teacher."""
+        return self.student or (self.encoded(block, "train"), self.encoded(block, ""))
+
+    def taught_by(self, student: tuple[np.ndarray, np.ndarray]) -> Task:
+        """The task of the next round; `student`: vectors of training queries and passages."""
+        return dataclasses.replace(self, student=student, found={})
 
     @functools.cached_property
     def excluded(self) -> Ragged:
@@ -136,8 +147,7 @@ class Task:
         block = self.config.teacher if name == "teacher" else self.config.teachers[name]
         mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
         return DenseRanker(
-            self.encoded(block, "train"),
-            self.encoded(block, ""),
+            *self._vectors(block),
             functools.partial(make_index, mesh=mesh),
         )
 

@@ -21,6 +21,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models import projection
 from nvret_jax.models.pooling import l2_normalize
+from nvret_jax.training.batches.clusters import Clusters
 from nvret_jax.training.batches.examples import Examples
 from nvret_jax.training.loss.losses import batch_loss
 from nvret_jax.training.loss.options import Loss
@@ -30,8 +31,19 @@ from nvret_jax.training.options import Training
 _DISCOUNT = 1 / np.log2(np.arange(2, 12))
 
 
-def batches(task: Task, table: Negatives, block: Training, seed: int) -> dict[str, np.ndarray]:
+def batches(
+    task: Task,
+    table: Negatives,
+    block: Training,
+    seed: int,
+    guide: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
     """The batches of all steps, stacked along a first axis: rows of texts, and what the loss reads.
+
+    Args:
+        task, table, block: texts, negatives and options.
+        seed: of the stage.
+        guide: a teacher's vectors of queries and passages, if batches consist of clusters.
 
     Returns:
         query_rows int32 [S, B], passage_rows int32 [S, B·G], passage_ids [S, B·G], positive_ids
@@ -53,6 +65,7 @@ def batches(task: Task, table: Negatives, block: Training, seed: int) -> dict[st
         draw=block.draw,
         weights=block.loss.weights,
         num_distilled=block.num_distilled,
+        clusters=Clusters.of(table, *guide, block.cluster_size) if block.cluster_size else None,
     )
     found: dict[str, list[np.ndarray]] = {}
     for step in range(block.steps):
@@ -83,6 +96,12 @@ def embed(map_dd: Any, emb_nd: Any) -> Any:
     return l2_normalize(emb_nd + jnp.matmul(emb_nd, map_dd, precision=jax.lax.Precision.HIGHEST))
 
 
+def apply(map_dd: np.ndarray, emb_nd: np.ndarray) -> np.ndarray:
+    """The same outside of a compiled function."""
+    own_nd = emb_nd + emb_nd @ map_dd
+    return own_nd / np.maximum(np.linalg.norm(own_nd, axis=1, keepdims=True), 1e-12)
+
+
 def train(
     queries_qd: np.ndarray,
     passages_nd: np.ndarray,
@@ -92,6 +111,7 @@ def train(
     guide: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     turned: bool = False,
+    start: np.ndarray | None = None,
 ) -> list[tuple[int, np.ndarray]]:
     """The map [D, D] after 0, `every`, 2 · `every` … steps, and after the last.
 
@@ -103,24 +123,27 @@ def train(
         guide: the guide's vectors of queries and passages, if the loss reads them.
         turned: the map begins as the rotation that brings the student's vectors nearest to the
             guide's, as a projection does; it ranks as the untrained student.
+        start: the map of an earlier stage; None: the untrained student, whose map is zeros unless
+            it is turned.
     """
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(block, block.steps)
     with jax.set_mesh(mesh):
         queries_qd, passages_nd = jnp.asarray(queries_qd), jnp.asarray(passages_nd)
         guide = None if guide is None else tuple(map(jnp.asarray, guide))
-        map_dd = jnp.zeros((queries_qd.shape[1],) * 2, jnp.float32)
+        zeros_dd = np.zeros((queries_qd.shape[1],) * 2, np.float32)
+        map_dd = jnp.asarray(zeros_dd if start is None else start)
         if turned:
             ours_nd, theirs_nd = (np.concatenate(x) for x in ((queries_qd, passages_nd), guide))
             map_dd = projection.nearest(ours_nd, theirs_nd) - jnp.eye(len(map_dd))
         state = optimizer.init(map_dd)
         out = [(0, np.asarray(map_dd))]
-        for start in range(0, block.steps, every):
-            part = {name: values[start : start + every] for name, values in steps.items()}
+        for first in range(0, block.steps, every):
+            part = {name: values[first : first + every] for name, values in steps.items()}
             map_dd, state = _segment(
                 map_dd, state, queries_qd, passages_nd, part, guide, block=block, mesh=mesh
             )
-            out.append((min(start + every, block.steps), np.asarray(map_dd)))
+            out.append((min(first + every, block.steps), np.asarray(map_dd)))
     return out
 
 
@@ -182,11 +205,7 @@ def scores(
         judged: their judgments.
     """
     gains_qn = judged.gains_qn
-    size = np.linalg.norm(q := queries_qd + queries_qd @ map_dd, axis=1, keepdims=True)
-    q /= np.maximum(size, 1e-12)
-    p = passages_nd + passages_nd @ map_dd
-    p /= np.maximum(np.linalg.norm(p, axis=1, keepdims=True), 1e-12)
-    scores_qn = q @ p.T
+    scores_qn = apply(map_dd, queries_qd) @ apply(map_dd, passages_nd).T
     scores_qn[gains_qn < 0] = -np.inf
     width = min(100, scores_qn.shape[1])
     top = np.argpartition(-scores_qn, width - 1, axis=1)[:, :width]
