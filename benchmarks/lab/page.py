@@ -33,9 +33,12 @@ def write(
             charts go into the folder lab beside it.
 
     Raises:
-        InputError: the page lacks the marks.
+        InputError: the page lacks the marks, or no cell has finished, of which there would be an
+            empty page.
     """
     found = results_lib.load([(cell.label, cell.result(out)) for cell in cells])
+    if page is not None and not found:
+        raise InputError(f"{out}: no cell of {name} has finished; run it without --page first")
     text = mined.tables(grid, found) if grid.until == "mine" else tables(grid, found)
     print(text)
     drawn = {} if grid.until == "mine" else charts(grid, found)

@@ -20,6 +20,7 @@ from benchmarks.lab import mined, sets  # noqa: E402
 from benchmarks.lab.linear import run as linear  # noqa: E402
 from benchmarks.lab.linear import task as task_lib  # noqa: E402
 from benchmarks.lab.linear import train as train_lib  # noqa: E402
+from nvret_jax import config as config_lib  # noqa: E402
 from nvret_jax.data.load import load_dataset  # noqa: E402
 from nvret_jax.evaluation import retrieval  # noqa: E402
 from nvret_jax.options import blocks  # noqa: E402
@@ -224,6 +225,33 @@ def test_a_set_may_be_evaluated_on_another(project, tmp_path):
     assert set(found["per_query"]) == set(load_dataset(f"beir:{other}").qrels["test"])
     same = dataclasses.replace(grid, sets={"tiny": dataclasses.replace(made, values={})})
     assert linear.cells_of(same, tmp_path, only)[0].key != cell.key
+
+
+def test_only_values_that_differ_from_defaults_make_another_cell(project, tmp_path):
+    """So an option that is new, or has a new default, leaves finished cells as they are."""
+    grid = grid_lib.read(str(project / "evaluate.py"))
+    made = sets.make(grid.sets["tiny"], tmp_path / "tiny")
+    config = grid.config({"seed": "0", "set": "tiny", "rule": "naive"}, made.places)
+    before = linear._changed(config.to_dict(), linear._defaults(config))
+    config_lib.add_teacher(config, "words", "bm25:")
+    config_lib.add_set(config, "more", "", teachers=("words",))
+    config_lib.add_stage(config, "first", steps=7)
+    more = linear._changed(config.to_dict(), linear._defaults(config))
+    assert {key for key in more if key not in before} == {
+        "teachers.words.model",
+        "sets.more.teachers",
+        "train_stages.first.steps",
+    }
+
+
+def test_a_page_is_not_emptied_where_no_cell_has_finished(project, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- evaluate_linear begin -->\nold\n<!-- evaluate_linear end -->\n")
+    command = [str(project / "evaluate.py"), f"--out={tmp_path}", "--student=linear"]
+    assert lab.main([*command, f"--page={page}"]) == 2
+    assert "run it without --page first" in capsys.readouterr().err
+    assert "old" in page.read_text()
+    assert not (tmp_path / "lab").exists()
 
 
 def test_clusters_fill_the_batches(project, tmp_path):

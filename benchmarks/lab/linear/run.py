@@ -81,8 +81,10 @@ def cells_of(grid: Grid, out: pathlib.Path, only: grid_lib.Where) -> list[Cell]:
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """The default of every value of a config, with its sets and stages of training."""
+    """The default of every value of a config, with its teachers, sets and stages of training."""
     start = config_lib.base()
+    for name in config.teachers:
+        config_lib.add_teacher(start, name, "")
     for name in config.sets:
         config_lib.add_set(start, name, "")
     for name in config.train_stages:
