@@ -123,6 +123,8 @@ def make_mesh(
         spare_threads()
         devices = jax.devices()
     devices = list(devices)
+    if not devices:
+        raise InputError("mesh: devices is empty; give at least one, or None for all")
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for name, size in sizes.items():
         if wrong := options.mistake(f"mesh.{name}", size, options.MESH_AXIS):
@@ -143,6 +145,20 @@ def make_mesh(
             f"mesh: {asked} cannot be mapped to these {len(devices)} {devices[0].device_kind} "
             f"devices; make each axis a product of sides of their topology (of 4x4x4: 4, 16 or 64)"
         ) from error
+
+
+def given(mesh: Mesh | None) -> Mesh:
+    """A mesh that a caller gives, or one over all devices.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise InputError(
+            f"mesh: expected one of nvret_jax.mesh.make_mesh, or None for all devices; got "
+            f"{type(mesh).__name__}"
+        )
+    return make_mesh() if mesh is None else mesh
 
 
 def _grid(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> np.ndarray:

@@ -304,6 +304,14 @@ def _schedule(
     how = how if rate is None else how | {"schedule": _DEFAULT.schedule}
     if optimizer is not None and rate is not None:
         raise InputError("train: optimizer and schedule are both given; an optimizer has its own")
+    if rate is not None:
+        first = rate(0)
+        try:
+            value = np.asarray(first, np.float64)
+        except (TypeError, ValueError):
+            value = np.array(np.nan)
+        if value.shape or not np.isfinite(value) or isinstance(first, str):
+            raise InputError(f"train: schedule(0) is {first!r}; expected a learning rate")
     return rate, how
 
 

@@ -246,7 +246,7 @@ class CrossEncoder:
                 do.
         """
         folder = resolve(name_or_path, download=download)
-        mesh = mesh_lib.make_mesh() if mesh is None else mesh
+        mesh = mesh_lib.given(mesh)
         content, config = _read_config(folder)
         check_mesh(config, mesh)
         tokenizer = PairTokenizer.from_folder(folder)

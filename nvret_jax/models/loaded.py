@@ -158,7 +158,7 @@ class LoadedModel:
         """
         options_lib.check_arguments("Encoder.from_pretrained", locals(), _PRETRAINED)
         folder = resolve(name_or_path, download=download)
-        mesh = mesh_lib.make_mesh() if mesh is None else mesh
+        mesh = mesh_lib.given(mesh)
         check_platform(attention, platforms.of(mesh))  # before anything is read
         spec, backbone_folder = read_spec(
             folder,

@@ -6,8 +6,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-from nvret_jax.errors import InputError
-from nvret_jax.options import choice, flag, many, number, option, path, text, whole
+from nvret_jax.options import check_arguments, choice, flag, many, number, option, path, text, whole
 
 DTYPES = ("float32", "bfloat16")
 INITS = ("pretrained", "random")
@@ -25,6 +24,13 @@ _POOLING = choice(*POOLINGS, unset=True)
 _PROMPT_IN_POOLING = choice(*PROMPT_IN_POOLING, unset=True)
 _BIDIRECTIONAL = flag(unset=True)
 _TARGETS = many(text("the name of a module, such as q_proj or all-linear"), least=1)
+_LORA = {
+    "rank": whole(1, 1 << 16),
+    "alpha": number(0, 1e6, above=True),
+    "dropout": number(0, 1, "a rate", below=True),
+    "targets": _TARGETS,
+    "rslora": flag(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +52,9 @@ class LoraConfig:
     rslora: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "targets", tuple(self.targets))
-        if self.rank < 1 or isinstance(self.rank, bool) or not isinstance(self.rank, int):
-            raise InputError(f"lora rank={self.rank!r}: expected a positive int")
-        if not self.alpha > 0:
-            raise InputError(f"lora alpha={self.alpha!r}: expected a positive number")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"lora dropout={self.dropout!r}: expected a rate in [0, 1)")
-        if not self.targets:
-            raise InputError("lora targets: name at least one module, or 'all-linear'")
+        if isinstance(self.targets, list):
+            object.__setattr__(self, "targets", tuple(self.targets))
+        check_arguments("lora", vars(self), _LORA)
 
     @property
     def scale(self) -> float:

@@ -342,7 +342,12 @@ def check(instance: Any, at: str, *, by_key: bool = True) -> None:
         instance: of the dataclass.
         at, by_key: see `mistakes`.
     """
-    wrong = mistakes(type(instance), _Values(instance), at, by_key=by_key)
+    cls = type(instance)
+    wrong = [
+        f"{at}{name}={shown(value)}: expected a {found.cls.__name__}"
+        for name, found in fields_of(cls).items()
+        if isinstance(found, Block) and not isinstance(value := getattr(instance, name), found.cls)
+    ] or mistakes(cls, _Values(instance), at, by_key=by_key)
     if wrong:
         raise InputError("; ".join(wrong))
 

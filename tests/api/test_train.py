@@ -162,6 +162,9 @@ def test_given_negatives_are_trained_on(compiled, student):
         (lambda s, d, n: nv.train(s, d, n, checkpoint_every=5), "a run has it: nv.run(config)"),
         (lambda s, d, n: nv.train(s, d, n, batchsize=5), "did you mean 'batch_size'?"),
         (lambda s, d, n: nv.train(s, d, n, schedule="step"), "schedule='step'"),
+        (lambda s, d, n: nv.train(s, d, n, schedule=lambda step: "x"), "schedule(0) is 'x'"),
+        (lambda s, d, n: nv.train(s, d, n, schedule=lambda step: None), "schedule(0) is None"),
+        (lambda s, d, n: nv.train(s, d, n, schedule=lambda step: np.nan), "schedule(0) is nan"),
         (lambda s, d, n: nv.train(s, d, n, optimizer="adam"), "expected an optax optimizer"),
         (
             lambda s, d, n: nv.train(s, d, n, optimizer=optax.sgd(1), schedule=lambda step: 1.0),

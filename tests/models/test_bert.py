@@ -189,7 +189,7 @@ def test_a_mesh_that_does_not_cut_evenly_is_named_with_numbers():
         ({"dropout": 1.0}, "dropout=1.0"),
         (
             {"attention": "magic"},
-            "unknown attention implementation 'magic'; known: xla, cudnn, splash",
+            "unknown attention implementation 'magic'; known: auto, xla, cudnn, splash",
         ),
         ({"remat": "some"}, "unknown remat='some'; known: none, attention, dots, full"),
         ({"remat": True}, "unknown remat=True"),

@@ -187,7 +187,9 @@ def test_all_bad_keys_come_in_one_line(tmp_path):
 
 def test_grouped_attention_is_refused_where_there_is_none(tmp_path):
     folder = tiny_backbones.write(tmp_path / "m", "qwen2")
-    with pytest.raises(InputError, match="attention='magic': expected one of xla, cudnn, splash"):
+    with pytest.raises(
+        InputError, match="attention='magic': expected one of auto, xla, cudnn, splash"
+    ):
         Encoder.from_pretrained(str(folder), attention="magic")
 
 

@@ -370,7 +370,7 @@ def test_an_adapter_of_another_model_is_refused(folders, tmp_path):
     "bad", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"targets": ()}, {"rank": True}]
 )
 def test_options_are_checked(bad):
-    with pytest.raises(InputError, match=f"lora {next(iter(bad))}"):
+    with pytest.raises(InputError, match=f"lora: {next(iter(bad))}="):
         LoraConfig(**bad)
 
 

@@ -96,7 +96,10 @@ STATIC = [
     (change("sets.other.percent", 7), "sets.other.percent=7: expected 'auto'"),
     (change("sets.other.anchor", "median"), "sets.other.anchor='median': expected one of own"),
     (change("sets.other.num_negatives", 0), "sets.other.num_negatives=0: expected a whole number"),
-    (change("student.attention", "flash"), "student.attention='flash': expected one of xla, cudnn"),
+    (
+        change("student.attention", "flash"),
+        "student.attention='flash': expected one of auto, xla, cudnn",
+    ),
     (change("student.remat", "some"), "student.remat='some': expected one of none, attention"),
     (change("student.init", "zero"), "student.init='zero': expected one of pretrained, random"),
     (change("student.param_dtype", "bfloat16"), "student.param_dtype='bfloat16': all weights are"),

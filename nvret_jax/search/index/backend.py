@@ -116,7 +116,7 @@ def make_index(
         InputError: an unknown backend; passages that cannot be searched.
     """
     shape, dtype = checks.check_passages(passages_nd), np.dtype(passages_nd.dtype)
-    mesh = mesh_lib.make_mesh() if mesh is None else mesh
+    mesh = mesh_lib.given(mesh)
     budget = memory.budget_bytes(mesh, memory_bytes)
     if choose(backend, shape, budget * len(mesh.local_devices)) == "faiss":
         from nvret_jax.search.index import faiss_index  # FAISS is loaded only where it is used

@@ -101,7 +101,7 @@ class ExactIndex:
             InputError: passages that cannot be searched or do not fit.
         """
         self.shape = checks.check_passages(passages_nd)
-        self.mesh = mesh_lib.make_mesh() if mesh is None else mesh
+        self.mesh = mesh_lib.given(mesh)
         self._passages_dtype = np.dtype(passages_nd.dtype)
         self._dtype = steps.stored_dtype(passages_nd.dtype)
         self._platform = platforms.of(self.mesh)

@@ -72,7 +72,7 @@ class StreamIndex:
             InputError: passages that cannot be searched.
         """
         self.shape = checks.check_passages(passages_nd)
-        self.mesh = mesh_lib.make_mesh() if mesh is None else mesh
+        self.mesh = mesh_lib.given(mesh)
         self.budget = memory.budget_bytes(self.mesh, memory_bytes)
         self.plan = None
         self._passages_nd, self._tile = passages_nd, tile
