@@ -51,6 +51,8 @@ class DataSet:
         queries: split -> the most queries that are kept of it, drawn once; the others are whole.
         passages: the most passages that are kept: those judged for a kept query whatever their
             number, then others, drawn once; 0: the whole corpus.
+        shuffled: share of the training queries that get the judgments of another one, drawn once:
+            wrong positives, as labels by clicks or by machines have them.
     """
 
     source: str
@@ -58,6 +60,7 @@ class DataSet:
     values: Values = dataclasses.field(default_factory=dict)
     queries: Mapping[str, int] = dataclasses.field(default_factory=dict)
     passages: int = 0
+    shuffled: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A data set as cells read it: as it is, cut, or with one positive of each training query visible.
+"""A data set as cells read it: as it is, cut, with wrong positives, or with most of them hidden.
 
 Labels that hide most positives are what mining meets in practice, and what is hidden here is
 known: false negatives can be counted, and an oracle can be trained beside the rules. The visible
@@ -57,22 +57,24 @@ def hidden_positives(file: str | pathlib.Path) -> dict[str, set[str]]:
 
 
 def make(wanted: DataSet, folder: pathlib.Path) -> Made:
-    """The data set; one that is cut or hides positives is written to `folder`, if not yet there."""
+    """The data set; one that is not as its source is written to `folder`, if not yet there."""
     values = {"data.min_relevance": base().data.min_relevance} | dict(wanted.values)
     source = expanded(wanted.source)
     data = load_dataset(source)
-    if not (wanted.visible or wanted.queries or wanted.passages):
+    if not (wanted.visible or wanted.queries or wanted.passages or wanted.shuffled):
         return Made(source)
     split = values.get("data.train_split", "train")
     least = values["data.min_relevance"]
     content = f"{data.fingerprint} {split} {least}"
     if wanted.queries or wanted.passages:
         content += f" {sorted(wanted.queries.items())} {wanted.passages}"
+    if wanted.shuffled:
+        content += f" shuffled {wanted.shuffled}"
     hidden = folder / "hidden.jsonl" if wanted.visible else None
     content += "" if wanted.visible else " all visible"
     if not (folder / _DONE).exists() or (folder / _DONE).read_text() != content:
         remove(folder)
-        kept = cut(data, wanted.queries, wanted.passages)
+        kept = shuffled(cut(data, wanted.queries, wanted.passages), split, wanted.shuffled)
         shown = visible(kept.positives(split, least)) if wanted.visible else {}
         _write(kept, split, least, shown, folder)
         (folder / _DONE).write_text(content)
@@ -99,6 +101,18 @@ def cut(data: Dataset, queries: Mapping[str, int], passages: int) -> Dataset:
         queries=data.queries.select(i for i in data.queries.ids if i in asked),
         qrels=qrels,
     )
+
+
+def shuffled(data: Dataset, split: str, share: float) -> Dataset:
+    """A share of a split's queries in a ring, each with the judgments of the next one."""
+    ids = list(data.qrels[split])
+    drawn = np.flatnonzero(uniform01(1, stable_hash(ids), stable_hash(ids)) < share)
+    ring = [ids[i] for i in drawn[np.argsort(stable_hash([ids[i] for i in drawn]), kind="stable")]]
+    moved = {
+        query: data.qrels[split][other]
+        for query, other in zip(ring, [*ring[1:], *ring[:1]], strict=True)
+    }
+    return dataclasses.replace(data, qrels={**data.qrels, split: {**data.qrels[split], **moved}})
 
 
 def _drawn(ids: list[str], most: int) -> np.ndarray:

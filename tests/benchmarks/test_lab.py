@@ -1,5 +1,6 @@
 """The laboratory: cells share what they can, are never redone, and intervals are what they say."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,6 +20,8 @@ import tiny_project  # noqa: E402
 from benchmarks.lab import __main__ as lab  # noqa: E402
 from benchmarks.lab import bootstrap, page, results, sets, shared  # noqa: E402
 from benchmarks.lab import grid as grid_lib  # noqa: E402
+from benchmarks.lab.grid import DataSet  # noqa: E402
+from nvret_jax.data.load import load_dataset  # noqa: E402
 from nvret_jax.errors import InputError  # noqa: E402
 
 GRID = """
@@ -77,6 +80,28 @@ def test_one_positive_stays_visible_and_the_others_are_known(project, tmp_path):
     for split in ("dev", "test"):
         old, new = (f / f"qrels/{split}.tsv" for f in (project / "data", tmp_path / "data/tiny"))
         assert sorted(old.read_text().split()) == sorted(new.read_text().split())
+
+
+def test_some_queries_of_training_get_the_judgments_of_another(project, tmp_path):
+    data = load_dataset(f"beir:{project / 'data'}")
+    wanted = DataSet(f"beir:{project / 'data'}", shuffled=0.5)
+    made = load_dataset(sets.make(wanted, tmp_path / "wrong").source)
+    before, after = data.qrels["train"], made.qrels["train"]
+    assert list(after) == list(before)
+    moved = [query for query in before if after[query] != before[query]]
+    assert 6 <= len(moved) <= 18  # of 24
+    judged = [[tuple(qrels[query].items()) for query in moved] for qrels in (before, after)]
+    assert sorted(judged[0]) == sorted(judged[1])
+    assert {s: made.qrels[s] for s in ("dev", "test")} == {
+        s: data.qrels[s] for s in ("dev", "test")
+    }
+    assert made.corpus.ids == data.corpus.ids
+    # Drawn once: the same again, and other shares take more of the same.
+    again = load_dataset(sets.make(wanted, tmp_path / "again").source)
+    assert again.fingerprint == made.fingerprint
+    other = sets.make(dataclasses.replace(wanted, shuffled=0.2), tmp_path / "wrong")
+    fewer = load_dataset(other.source).qrels["train"]
+    assert {query for query in before if fewer[query] != before[query]} < set(moved)
 
 
 def test_a_cell_is_known_by_what_it_computes(project, tmp_path):
