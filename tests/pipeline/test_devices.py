@@ -21,7 +21,10 @@ def project(tmp_path_factory):
     return folder
 
 
-def two_processes(folder, workdir):
+CLUSTERS = ("--config.train.cluster_size=4",)
+
+
+def two_processes(folder, workdir, *more):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -30,6 +33,7 @@ def two_processes(folder, workdir):
             folder,
             workdir,
             *COMMON,
+            *more,
             f"--config.distributed.coordinator=localhost:{port}",
             "--config.distributed.num_processes=2",
             f"--config.distributed.process_id={number}",
@@ -49,18 +53,24 @@ def two_processes(folder, workdir):
         "8 devices",
         "8 devices, fsdp 2, tensor 2",
         "2 processes",
+        "2 processes, clusters",
     ],
 )
 def test_negatives_and_losses_do_not_depend_on_the_mesh(project, layout):
     workdir = project / layout.replace(" ", "-").replace(",", "")
-    if layout == "2 processes":
+    alone = project / "one"
+    if layout == "2 processes, clusters":
+        alone = project / "one-clusters"
+        tiny_project.run(project, alone, *COMMON, *CLUSTERS)
+        two_processes(project, workdir, *CLUSTERS)
+    elif layout == "2 processes":
         two_processes(project, workdir)
     else:
         axes = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"] if "fsdp" in layout else []
         tiny_project.run(project, workdir, *COMMON, *axes, devices=int(layout[0]))
 
     ours = pq.read_table(workdir / "negatives" / "train.parquet").to_pylist()
-    theirs = pq.read_table(project / "one" / "negatives" / "train.parquet").to_pylist()
+    theirs = pq.read_table(alone / "negatives" / "train.parquet").to_pylist()
     assert [row["query_id"] for row in ours] == [row["query_id"] for row in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         for ids, scores, other_ids in zip(
@@ -71,10 +81,12 @@ def test_negatives_and_losses_do_not_depend_on_the_mesh(project, layout):
                 assert abs(scores - other["negative_scores"][at]) <= 1e-6
         np.testing.assert_allclose(mine["negative_scores"], other["negative_scores"], atol=2e-6)
 
-    lines, expected = tiny_project.metrics(workdir), tiny_project.metrics(project / "one")
+    lines, expected = tiny_project.metrics(workdir), tiny_project.metrics(alone)
     assert [line["step"] for line in lines] == [line["step"] for line in expected]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 20
     np.testing.assert_allclose(
         losses, [line["loss"] for line in expected if "loss" in line], rtol=1e-4
     )
+    at_random = [line["loss"] for line in tiny_project.metrics(project / "one") if "loss" in line]
+    assert np.allclose(losses, at_random, rtol=1e-3) == (alone.name == "one")

@@ -13,6 +13,13 @@ POOL = PERC_POS | {"mining.num_negatives": 30}
 # 16 negatives per query, where distillation also needs those that a rule keeps out.
 WIDE = {"mining.rule": "naive", "mining.num_negatives": 16, "train.num_negatives": 16}
 KL = {"train.loss.distillation": "kl"}
+# 28 candidates beside the 4 negatives, which the student is fitted to and not contrasted with.
+FITTED = PERC_POS | {"mining.num_distilled": 28, "train.num_distilled": 28}
+SOFT = {
+    "train.loss.teacher_temperature": 0.1,
+    "train.loss.student_temperature": 0.1,
+    "train.loss.distillation_weight": 0.3,
+}
 RISK = {"mining.rule": "naive", "mining.risk": "auto"}
 VECTORS = PERC_POS | {"train.loss.vectors": "cosine"}
 VECTORS_ALONE = VECTORS | {"train.loss.contrastive_weight": 0.0}
@@ -76,6 +83,10 @@ GRID: Grid = dataclasses.replace(
             "kl": PERC_POS | KL,
             "kl_alone_16": WIDE | KL | {"train.loss.contrastive_weight": 0.0},
             "kl_16": PERC_POS | {k: v for k, v in WIDE.items() if k != "mining.rule"} | KL,
+            "kl_28": FITTED | KL,
+            "kl_28_soft": FITTED | KL | SOFT,
+            "kl_28_alone": FITTED | KL | {"train.loss.contrastive_weight": 0.0},
+            "margin_mse_28": FITTED | {"train.loss.distillation": "margin_mse"},
             "vectors_alone": VECTORS_ALONE,
             "vectors_2": VECTORS | {"train.loss.vectors_weight": 2.0},
             "vectors_alone_turned": VECTORS_ALONE | TURNED,
