@@ -135,9 +135,12 @@ def make_mesh(
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = len(devices) // fixed
-    asked = " × ".join(f"{name} {size}" for name, size in sizes.items())
     if math.prod(sizes.values()) != len(devices):
-        raise InputError(f"mesh: {asked} does not cover {len(devices)} devices")
+        asked = f"data {data} × fsdp {fsdp} × tensor {tensor} does not cover {len(devices)} devices"
+        if free:
+            raise InputError(f"mesh: {asked}: {fixed} does not divide {len(devices)}")
+        raise InputError(f"mesh: {asked}; one axis may be -1, for those that remain")
+    asked = " × ".join(f"{name} {size}" for name, size in sizes.items())
     try:
         return Mesh(_grid(devices, sizes), AXES, axis_types=(AxisType.Explicit,) * 3)
     except NotImplementedError as error:  # axes that the TPU topology cannot form
@@ -155,7 +158,7 @@ def given(mesh: Mesh | None) -> Mesh:
     """
     if mesh is not None and not isinstance(mesh, Mesh):
         raise InputError(
-            f"mesh: expected one of nvret_jax.mesh.make_mesh, or None for all devices; got "
+            f"mesh: expected a mesh, such as make_mesh(), or None for all devices; got "
             f"{type(mesh).__name__}"
         )
     return make_mesh() if mesh is None else mesh

@@ -68,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.set:
             grid = dataclasses.replace(grid, sets=_sets(args.set, grid))
         out = pathlib.Path(args.out).resolve()
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {out}: expected a folder ({error.strerror})") from None
+        if args.student == "linear" and (args.devices or args.jobs):
+            raise InputError("--devices and --jobs are for whole students: a linear one has one")
         from benchmarks.lab.linear import run as linear
 
         asks, failed = not args.report and not args.page, 0

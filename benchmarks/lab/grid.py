@@ -136,7 +136,18 @@ class Grid:
             if isinstance(value, str):
                 value = expanded(places.get(value, value))
             put(config, key, value)
+        self._check_teachers(config)
         return config
+
+    def _check_teachers(self, config: ConfigDict) -> None:
+        """Raises InputError if a teacher that is used has no model, or a folder that is missing."""
+        for name in config.mining.teachers:
+            key = "teacher" if name == "teacher" else f"teachers.{name}"
+            model = (config.teacher if name == "teacher" else config.teachers[name]).model
+            if not model:
+                raise InputError(f"{key}.model: the grid has it for its own data sets only")
+            if os.path.isabs(model) and not os.path.exists(model):
+                raise InputError(f"{key}.model={model}: no such folder")
 
     def needs_hidden(self, label: Mapping[str, str]) -> bool:
         """Whether a cell reads the hidden positives, which only some data sets have."""

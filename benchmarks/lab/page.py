@@ -32,13 +32,25 @@ def write(
         page: a Markdown file, whose part between the marks of the grid is replaced; the CSV and the
             charts go into the folder lab beside it.
 
+    Where no cell has finished, nothing is written.
+
     Raises:
-        InputError: the page lacks the marks, or no cell has finished, of which there would be an
-            empty page.
+        InputError: the page is missing or lacks the marks, or no cell has finished.
     """
     found = results_lib.load([(cell.label, cell.result(out)) for cell in cells])
-    if page is not None and not found:
+    if not found:
+        if page is None:
+            print("No cell has finished.")
+            return
         raise InputError(f"{out}: no cell of {name} has finished; run it without --page first")
+    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+    if page is not None:
+        if not page.is_file():
+            raise InputError(f"--page {page}: no such file; give one with the lines {begin}, {end}")
+        before, at, rest = page.read_text().partition(begin)
+        _, until, after = rest.partition(end)
+        if not at or not until:
+            raise InputError(f"--page {page}: add the lines {begin} and {end} where tables belong")
     text = mined.tables(grid, found) if grid.until == "mine" else tables(grid, found)
     print(text)
     drawn = {} if grid.until == "mine" else charts(grid, found)
@@ -50,11 +62,6 @@ def write(
     if page is None:
         write_atomic(out / f"{name}.md", text + "\n")
         return
-    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
-    before, at, rest = page.read_text().partition(begin)
-    _, until, after = rest.partition(end)
-    if not at or not until:
-        raise InputError(f"{page}: the marks {begin} and {end} are missing")
     shown = [text, *(f"![{what} of {name}](lab/{name}_{what}.svg)" for what in drawn)]
     shown.append(f"[Values of all cells](lab/{name}.csv)")
     write_atomic(page, f"{before}{begin}\n\n" + "\n\n".join(shown) + f"\n\n{end}{after}")

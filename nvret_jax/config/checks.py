@@ -270,7 +270,7 @@ def _checks(config: Sound) -> Iterator[Conflicts]:
         yield _shares(at, train, config)
         yield _mined(at, train, config)
         yield _weights(at, train, config)
-    yield _doubtful(config)
+    yield _few_candidates(config)
     yield _starts(config)
     yield _dropout(config)
     yield _result(config)
@@ -443,7 +443,7 @@ def _mined(at: str, train: Sound, config: Sound) -> Conflicts:
         why = f"mining.num_negatives={most} and {at}.num_negatives={train.num_negatives}"
         yield f"{at}.draw.how", f"there is nothing to choose: {why}; mine more than a step takes"
     if train.num_distilled > config.mining.num_distilled:
-        why = f"mining.num_distilled={config.mining.num_distilled} are stored"
+        why = f"mining.num_distilled={config.mining.num_distilled} are stored; raise that, too"
         yield f"{at}.num_distilled", why
 
 
@@ -458,10 +458,13 @@ def _weights(at: str, train: Sound, config: Sound) -> Conflicts:
         yield "mining.positives.doubtful", f"'weigh' needs {at}.loss.weights=true"
 
 
-def _doubtful(config: Sound) -> Conflicts:
-    bound, depth = config.mining.positives.max_rank, config.search.depth
-    if bound > depth:
-        yield "mining.positives.max_rank", f"search.depth={depth} candidates are stored"
+def _few_candidates(config: Sound) -> Conflicts:
+    mining, depth = config.mining, config.search.depth
+    why = f"search.depth={depth} candidates are stored; raise that, too"
+    if mining.positives.max_rank > depth:
+        yield "mining.positives.max_rank", why
+    if mining.num_distilled > depth:
+        yield "mining.num_distilled", why
 
 
 def _has_dev(config: Sound) -> bool:

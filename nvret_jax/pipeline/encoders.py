@@ -264,10 +264,10 @@ class ConfiguredEncoder:
             asked: `embed.dtype`.
         """
         name, platform = self.config.attention, platforms.of(self.loading.mesh())
+        kernels.check_platform(name, platform)
         embeds = precision.embedding_dtype(asked, self.config.dtype, platform)
         for dtype in (self.config.dtype, embeds):
             kernels.check_options(name, dtype=dtype, drops=self.dropout > 0)
-        kernels.check_platform(name, platform)
 
     def check_prompts(self) -> None:
         """Raises InputError if a prompt leaves no space for the text after it."""

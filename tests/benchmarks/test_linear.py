@@ -17,11 +17,13 @@ import tiny_project  # noqa: E402
 from benchmarks.lab import __main__ as lab  # noqa: E402
 from benchmarks.lab import grid as grid_lib  # noqa: E402
 from benchmarks.lab import mined, sets  # noqa: E402
+from benchmarks.lab import page as lab_page  # noqa: E402
 from benchmarks.lab.linear import run as linear  # noqa: E402
 from benchmarks.lab.linear import task as task_lib  # noqa: E402
 from benchmarks.lab.linear import train as train_lib  # noqa: E402
 from nvret_jax import config as config_lib  # noqa: E402
 from nvret_jax.data.load import load_dataset  # noqa: E402
+from nvret_jax.errors import InputError  # noqa: E402
 from nvret_jax.evaluation import retrieval  # noqa: E402
 from nvret_jax.options import blocks  # noqa: E402
 from nvret_jax.training.batches.clusters import Clusters  # noqa: E402
@@ -253,6 +255,43 @@ def test_a_page_is_not_emptied_where_no_cell_has_finished(project, tmp_path, cap
     assert "run it without --page first" in capsys.readouterr().err
     assert "old" in page.read_text()
     assert not (tmp_path / "lab").exists()
+    assert lab.main([*command, "--report"]) == 0
+    assert capsys.readouterr().out == "No cell has finished.\n"
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_a_page_that_cannot_be_written_and_a_folder_that_is_none(project, tmp_path, capsys):
+    """One line each, before anything is written."""
+    grid = linear.changed(grid_lib.read(str(project / "evaluate.py")))
+    cells = linear.cells_of(grid, tmp_path, {"seed": ("0",)})
+    for cell in cells:
+        cell.result(tmp_path).parent.mkdir(exist_ok=True)
+        cell.result(tmp_path).write_text("{}")
+    page = tmp_path / "page.md"
+    command = [str(project / "evaluate.py"), "--student=linear", "--only", "seed=0"]
+    with pytest.raises(
+        InputError, match=r"--page .*page\.md: no such file; give one with the lines"
+    ):
+        lab_page.write("evaluate_linear", grid, cells, tmp_path, page)
+    page.write_text("nothing")
+    with pytest.raises(InputError, match="add the lines <!-- evaluate_linear begin -->"):
+        lab_page.write("evaluate_linear", grid, cells, tmp_path, page)
+    assert page.read_text() == "nothing"
+    assert not (tmp_path / "lab").exists()
+    assert lab.main([*command, f"--out={page}"]) == 2
+    assert "page.md: expected a folder" in capsys.readouterr().err
+    assert lab.main([*command, f"--out={tmp_path}", "--devices", "0"]) == 2
+    assert "are for whole students" in capsys.readouterr().err
+
+
+def test_a_teacher_without_a_model_is_refused_before_any_cell(project, tmp_path):
+    grid = grid_lib.read(str(project / "evaluate.py"))
+    for model, words in (("", "its own data sets only"), (str(tmp_path / "x"), "no such folder")):
+        other = dataclasses.replace(
+            grid, teachers={"mine": model}, values={"mining.teachers": ("mine",)}
+        )
+        with pytest.raises(InputError, match=rf"teachers\.mine\.model.*{words}"):
+            linear.cells_of(linear.changed(other), tmp_path, {"rule": ("naive",)})
 
 
 def test_clusters_fill_the_batches(project, tmp_path):

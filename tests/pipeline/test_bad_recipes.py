@@ -100,6 +100,8 @@ STATIC = [
         change("student.attention", "flash"),
         "student.attention='flash': expected one of auto, xla, cudnn",
     ),
+    (change("mining.num_distilled", 5000), "mining.num_distilled=5000: search.depth="),
+    (change("mining.positives.max_rank", 5000), "mining.positives.max_rank=5000: search.depth="),
     (change("student.remat", "some"), "student.remat='some': expected one of none, attention"),
     (change("student.init", "zero"), "student.init='zero': expected one of pretrained, random"),
     (change("student.param_dtype", "bfloat16"), "student.param_dtype='bfloat16': all weights are"),

@@ -16,7 +16,7 @@ REFUSED = {
     "dims above the width": ("--config.train.loss.dims=(1024,)", "train.loss.dims=(1024,): the em"),
     "dims of words": ("--config.train.loss.dims=('a',)", "train.loss.dims=('a',): expected"),
     "mesh": ("--config.mesh.data=3", "data 3"),
-    "kernel": ("--config.student.attention=cudnn", "student.attention='cudnn' computes in"),
+    "kernel": ("--config.student.attention=cudnn", "student.attention='cudnn' needs an NVIDIA GPU"),
     "merged with a number": ("--config.result.merge_with=(1,)", "result.merge_with=(1,): expected"),
     "merged with None": ("--config.result.merge_with=None", "result.merge_with=None: cannot be un"),
     "a batch beyond the data": ("--config.train.batch_size=65536", "there are 24 rows to train on"),
