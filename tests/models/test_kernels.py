@@ -221,6 +221,13 @@ def test_auto_takes_a_kernel_only_where_it_supports_the_request(monkeypatch):
     ):
         assert chosen(**{"capability": 9.0} | other) == "xla", other
     assert chosen(0.0, name="splash") == "splash"
+    said = []
+    monkeypatch.setattr(kernels.logging, "log_first_n", lambda *args: said.append(args[-1]))
+    for quiet in ({}, {"dtype": jnp.float32}, {"capability": 0.0, "drops": True}):
+        chosen(**{"capability": 9.0} | quiet)
+    assert said == []
+    chosen(9.0, drops=True, window=4, width=12)
+    assert said == ["dropout and a window and heads 12 wide"]
 
 
 def test_no_compute_capability_without_an_nvidia_gpu(monkeypatch):

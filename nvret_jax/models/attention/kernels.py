@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 
 import jax
+from absl import logging
 
 from nvret_jax import mesh as mesh_lib
 from nvret_jax import platforms
@@ -80,7 +81,8 @@ def chosen(name: str, q: jax.Array, *, window: int | jax.Array | None, drops: bo
 
     That is 'cudnn' where it supports the request, and 'xla' everywhere else. On an H100 a MiniLM
     encodes 2.6 times as many texts of 512 tokens with it, and 1.6 times as many of 192. 'splash'
-    has not been timed on a TPU.
+    has not been timed on a TPU. Where only dropout, a window or the head width keeps a GPU from
+    'cudnn', that is reported once.
 
     Args:
         name: of `options.ATTENTION`.
@@ -92,9 +94,23 @@ def chosen(name: str, q: jax.Array, *, window: int | jax.Array | None, drops: bo
         return name
     capability = _compute_capability()
     widest = cudnn.MAX_HEAD_DIM if capability >= cudnn.HOPPER else cudnn.MAX_HEAD_DIM // 2
-    able = capability >= cudnn.AMPERE and str(q.dtype) in _DTYPES["cudnn"]
-    able = able and q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
-    return "cudnn" if able and window is None and not drops else "xla"
+    if capability < cudnn.AMPERE or str(q.dtype) not in _DTYPES["cudnn"]:
+        return "xla"
+    reasons = {
+        "dropout": drops,
+        "a window": window is not None,
+        f"heads {q.shape[-1]} wide": q.shape[-1] % 8 or q.shape[-1] > widest,
+    }
+    if why := [reason for reason, holds in reasons.items() if holds]:
+        logging.log_first_n(
+            logging.WARNING,
+            "attention='auto': XLA computes it, because cuDNN does not support %s; on an H100 that "
+            "took 2.6 times as long for texts of 512 tokens",
+            1,
+            " and ".join(why),
+        )
+        return "xla"
+    return "cudnn"
 
 
 def _compute_capability() -> float:
