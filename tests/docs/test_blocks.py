@@ -109,7 +109,7 @@ def tiny(place: pathlib.Path, line: str) -> list[str]:
     """Flags that give a command a model of this size; lengths and all else stay as written."""
     model = place / "model"
     flags = ["--config.train.chunk_tokens=-1"]  # compiles in half the time
-    if "evaluate.py" not in line:
+    if "evaluate.py" not in line and "teacher.model" not in line:
         flags.append(f"--config.teacher.model={model}")
     if "student.model" not in line:
         flags.append(f"--config.student.model={model}")
