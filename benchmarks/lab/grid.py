@@ -27,6 +27,7 @@ from nvret_jax.training.options import BEST_KEYS
 Values = Mapping[str, Any]  # config key -> value
 Where = Mapping[str, tuple[str, ...]]  # axis -> its levels
 HIDDEN = "{hidden}"  # as a value: the verdicts that name all hidden positives of the data set
+SET_NAME = "{set}"  # in a value: the name of the data set
 SET, SEED = "set", "seed"  # axes that every grid has
 _STAGES = ("embed", "search", "mine", "train", "evaluate")
 _ALL = {  # what every cell is, unless its grid says otherwise
@@ -134,7 +135,7 @@ class Grid:
         # What is added by name copies the values around it, so these come first.
         for key, value in sorted(values.items(), key=lambda item: _added(item[0]) != ""):
             if isinstance(value, str):
-                value = expanded(places.get(value, value))
+                value = expanded(places.get(value, value).replace(SET_NAME, label[SET]))
             put(config, key, value)
         self._check_teachers(config)
         return config

@@ -19,6 +19,7 @@ from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining import distilled, miner, risk
 from nvret_jax.mining import given as given_lib
+from nvret_jax.mining import targets as targets_lib
 from nvret_jax.mining.audit import risk_fit
 from nvret_jax.mining.audit.calibrate import calibrate, check_enough
 from nvret_jax.mining.exclude import exclusion
@@ -90,6 +91,7 @@ def mine(
     teacher: Encoder | Ranker | Sequence[Encoder | Ranker] | None = None,
     query_embeddings: np.ndarray | None = None,
     passage_embeddings: np.ndarray | None = None,
+    targets: Encoder | Ranker | Sequence[Encoder | Ranker] = (),
     split: str = "train",
     min_relevance: int = 1,
     given: str = "add",
@@ -118,6 +120,8 @@ def mine(
         query_embeddings: float [Q, D]; unit length, so that scores are cosines. An array, a
             tensor, or a list of vectors.
         passage_embeddings: float [N, D], likewise, or a store that slices by rows.
+        targets: whose scores distillation fits, if not those that mining ranked by: as `teacher`,
+            one or several, calibrated and averaged; see `mining.targets`.
         rule, percent, margin, threshold, shift, anchor, max_rank, min_score: see
             `mining.rules.Rule`; the defaults are the paper's best (TopK-PercPos, 95 %). 'auto' for
             percent or margin chooses the value for each teacher, on at least 100 queries; see
@@ -188,6 +192,9 @@ def mine(
     rankers = _rankers(
         queries, passages, teacher, query_embeddings, passage_embeddings, backend, progress
     )
+    fitted = list(targets) if isinstance(targets, list | tuple) else [targets]
+    if fitted:
+        fitted = _rankers(queries, passages, fitted, None, None, backend, progress)
     depth = max(depth, asked.window)
     numbers = np.arange(len(queries), dtype=np.int32)
     teachers = []
@@ -260,6 +267,18 @@ def mine(
         negatives = dataclasses.replace(negatives, negative_risks=found)
     if asked.num_distilled:
         negatives = distilled.add(negatives, teachers[0].candidates, excluded, asked.num_distilled)
+    if fitted:
+        scores = {
+            f"target {number}": targets_lib.of_queries(ranker.score, negatives.query_rows)
+            for number, ranker in enumerate(fitted)
+        }
+        negatives, _ = targets_lib.add(
+            negatives,
+            scores,
+            query_ids=[query_ids[number] for number in negatives.query_rows],
+            passage_ids=passage_ids,
+            seed=seed,
+        )
     if data is None:
         return negatives
     return dataclasses.replace(negatives, query_rows=rows_q[negatives.query_rows])

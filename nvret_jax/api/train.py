@@ -141,6 +141,8 @@ def train(
     _check_negatives(negatives, dataset)
     rate, how = _schedule(how, optimizer)
     block, own = _block(how, loss, student)
+    if negatives.positive_targets is not None:
+        block = dataclasses.replace(block, loss=block.loss.for_scores(cosines=False))
     lengths = {
         "query": query_length or student.spec.max_length,
         "passage": passage_length or student.spec.max_length,
@@ -170,7 +172,7 @@ def train(
             dataset.queries.texts,
             dataset.corpus.texts,
             block,
-            loss=made if own is None else dataclasses.replace(own, scored=_one_teacher(negatives)),
+            loss=made if own is None else dataclasses.replace(own, scored=_one_scale(negatives)),
             lengths=lengths,
             num_negatives=block.num_negatives,
             seed=how["seed"],
@@ -291,9 +293,10 @@ def _given(data: Dataset, split: str, min_relevance: int) -> Negatives:
     )
 
 
-def _one_teacher(negatives: Negatives) -> bool:
+def _one_scale(negatives: Negatives) -> bool:
     """Whether all scores of a table are on one scale."""
-    return len([name for name in negatives.teachers if name not in (RANDOM, GIVEN)]) == 1
+    names = [name for name in negatives.teachers if name not in (RANDOM, GIVEN)]
+    return negatives.positive_targets is not None or len(names) == 1
 
 
 def _schedule(

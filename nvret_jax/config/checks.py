@@ -34,13 +34,14 @@ from nvret_jax.config import (
 )
 from nvret_jax.errors import InputError
 from nvret_jax.files import paths
-from nvret_jax.mining.negatives import GIVEN, RANDOM
+from nvret_jax.mining.negatives import GIVEN, RANDOM, RESCORER
 from nvret_jax.mining.rules import beyond_cosines
 from nvret_jax.options import blocks
 from nvret_jax.options.blocks import Conflicts
 from nvret_jax.options.takes import paths_in
 
-_TAKEN = ("teacher", "student", "student-start", RANDOM, GIVEN)  # names in tables and folders
+# Names in tables and folders.
+_TAKEN = ("teacher", "student", "student-start", RANDOM, GIVEN, RESCORER)
 _NO_COSINES = ("bm25:", "random:", "run:")  # what models of teachers begin with
 _REPAIRS = 3  # a default, too, may conflict with another value
 _NONE: Mapping[str, str] = types.MappingProxyType({})
@@ -258,6 +259,7 @@ def _checks(config: Sound) -> Iterator[Conflicts]:
     yield _mining_teachers("mining", config.mining, config)
     yield from _inside(config)
     yield _rescorer(config)
+    yield _targets(config)
     yield _audited(config)
     yield _cosines("mining", config.mining, config)
     yield _rounds(config)
@@ -346,8 +348,27 @@ def _mining_teachers(at: str, block: Sound, config: Sound) -> Conflicts:
         yield f"{at}.teachers", f"unknown {unknown}; known: {', '.join(known)}"
 
 
+def _targets(config: Sound) -> Conflicts:
+    mining = config.mining
+    known = ("teacher", *config.teachers, RESCORER)
+    unknown = [name for name in mining.targets if name not in known]
+    if unknown:
+        yield "mining.targets", f"unknown {unknown}; known: {', '.join(known)}"
+    blocks_of = {"teacher": config.teacher, **dict(config.teachers.items())}
+    for name in mining.targets:
+        if name in blocks_of and blocks_of[name].model == "random:":
+            yield "mining.targets", f"{name!r} is random: its scores say nothing"
+    if RESCORER in mining.targets and not config.rescorer.model:
+        yield "mining.targets", f"{RESCORER!r} needs rescorer.model"
+    if mining.targets and "train" in config.stages:
+        if not any(train.loss.distillation for _, train in _trainings(config)):
+            yield "mining.targets", "is read by distillation alone; set train.loss.distillation"
+
+
 def _rescorer(config: Sound) -> Conflicts:
     rescorer, mining = config.rescorer, config.mining
+    if rescorer.model and rescorer.order == "unchanged" and RESCORER not in mining.targets:
+        yield "rescorer.order", f"'unchanged' is for mining.targets=('{RESCORER}',)"
     if rescorer.model and rescorer.order == "teacher" and "auto" in (mining.percent, mining.margin):
         yield "rescorer.order", "a value that is 'auto' is chosen from all scores: use 'rescored'"
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from ml_collections import ConfigDict
 
 from nvret_jax.config import EACH_TEACHER, MAIN_SET, TrainingSet, set_names, stages_of
+from nvret_jax.mining.negatives import RESCORER
 from nvret_jax.options import blocks
 from nvret_jax.training.options import Training
 
@@ -54,7 +55,8 @@ def _replaced(config: ConfigDict, name: str) -> Iterator[tuple[str, str]]:
         if not one.replaces.startswith(f"{EACH_TEACHER}."):
             yield one.replaces, of
             continue
-        for teacher in block.teachers or config.mining.teachers:
+        of_targets = (one for one in config.mining.targets if one != RESCORER)
+        for teacher in dict.fromkeys((*(block.teachers or config.mining.teachers), *of_targets)):
             at = teacher if teacher == "teacher" else f"teachers.{teacher}"
             yield one.replaces.replace(EACH_TEACHER, at), of
 

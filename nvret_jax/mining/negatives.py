@@ -15,6 +15,8 @@ from nvret_jax.errors import InputError
 # Used instead of a teacher's name; the first teacher has scored these negatives.
 RANDOM = "random fill"  # drawn because no passage was left
 GIVEN = "given"  # from the data set
+# The cross-encoder of `rescorer.model`, among the teachers whose scores distillation fits.
+RESCORER = "rescorer"
 
 COLUMNS = (
     "query_id",
@@ -30,18 +32,26 @@ COLUMNS = (
 )
 
 # Columns that are there where mining was asked for them.
-OPTIONAL = ("positive_weights", "negative_risks", "distilled_scores")
+OPTIONAL = (
+    "positive_weights",
+    "negative_risks",
+    "distilled_scores",
+    "positive_targets",
+    "negative_targets",
+    "distilled_targets",
+)
 
 _ALIGNED = {
-    "positive": ("positive_scores", "positive_weights"),
+    "positive": ("positive_scores", "positive_weights", "positive_targets"),
     "negative": (
         "negative_scores",
         "negative_ranks",
         "negative_teachers",
         "negative_ceilings",
         "negative_risks",
+        "negative_targets",
     ),
-    "distilled": ("distilled_scores",),
+    "distilled": ("distilled_scores", "distilled_targets"),
 }
 
 
@@ -66,6 +76,8 @@ class Negatives:
         negative_risks: float32, how likely each is relevant after all; None: not estimated.
         distilled_rows, distilled_scores: int32 and float32, further candidates of the first
             teacher, not negatives; see `distilled.add`. None: not stored.
+        positive_targets, negative_targets, distilled_targets: float32, what distillation fits in
+            the place of the scores; see `targets.add`. None: the scores.
         ceilings: float32 [R], the ceiling on the scale of `positive_scores`: the first teacher's,
             or the one drawn for the row.
     """
@@ -85,6 +97,9 @@ class Negatives:
     negative_risks: Ragged | None = None
     distilled_rows: Ragged | None = None
     distilled_scores: Ragged | None = None
+    positive_targets: Ragged | None = None
+    negative_targets: Ragged | None = None
+    distilled_targets: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.query_rows)

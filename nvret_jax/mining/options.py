@@ -54,7 +54,7 @@ SHORT = ("ragged", "drop", "random")
 OWN_TEXT = ("normalized", "strip", "off")
 GIVEN_MODES = ("add", "only", "ignore")
 VERDICT_MODES = ("relabel", "remove", "remove_query")
-RESCORER_ORDERS = ("teacher", "rescored")
+RESCORER_ORDERS = ("teacher", "rescored", "unchanged")
 MOST_NEGATIVES = 10_000
 COMPAT_TAKES = choice(*COMPAT)
 TEACHER = text("a name", longest=200, without="/")
@@ -323,6 +323,13 @@ class Mining:
         many(TEACHER, least=1, distinct=True),
         "The teachers, the most accurate first: 'teacher' and names in 'teachers'.",
     )
+    targets: tuple[str, ...] = option(
+        (),
+        many(TEACHER, distinct=True),
+        "Whose scores distillation fits, if not those that mining ranked by: names as in "
+        "'teachers', and 'rescorer'. Each is calibrated on the positives, then they are averaged.",
+        counts=lambda own: bool(own.targets),
+    )
     compat: str = option(
         "",
         COMPAT_TAKES,
@@ -367,7 +374,8 @@ class Rescorer:
         "teacher",
         choice(*RESCORER_ORDERS),
         "teacher: in the teacher's order, until enough negatives are found; rescored: all 'depth' "
-        "candidates, ranked by the new scores.",
+        "candidates, ranked by the new scores; unchanged: mining keeps the teacher's scores, and "
+        "'mining.targets' reads the new ones.",
     )
     length: int = option(
         0,

@@ -112,8 +112,8 @@ def rescore(
         raise InputError(f"rescoring: order {order!r}; expected one of {', '.join(ORDERS)}")
     _check(depth=depth, chunk_pairs=chunk_pairs)
     rows, positives = candidates.passage_rows.head(depth), candidates.positive_rows
-    chunks = _Chunks(candidates.query_rows, score_pairs, store, chunk_pairs)
-    table = _Table(_keys(rows, positives))
+    chunks = Chunked(score_pairs, store, chunk_pairs)
+    table = _Table(candidates.query_rows, _keys(rows, positives))
     table.fill(slice(None), chunks)
     scores = rows.like(table[_keys(rows)])
     if order == "rescored":
@@ -173,9 +173,9 @@ def rescore_lazily(
     rows, positives = candidates.passage_rows.head(depth), candidates.positive_rows
     if excluded is not None:
         rows = rows.minus(excluded.minus(positives))
-    chunks = _Chunks(candidates.query_rows, score_pairs, store, chunk_pairs)
+    chunks = Chunked(score_pairs, store, chunk_pairs)
     keys = _keys(rows)
-    table = _Table(_keys(rows, positives))
+    table = _Table(candidates.query_rows, _keys(rows, positives))
     table.fill(np.isin(table.keys, _keys(positives)), chunks)
     positive_scores = positives.like(table[_keys(positives)])
     ceiling_q = np.asarray(ceilings(positive_scores))
@@ -227,33 +227,53 @@ class _Table:
         scores: float32.
     """
 
-    def __init__(self, keys: np.ndarray):
+    def __init__(self, query_rows: np.ndarray, keys: np.ndarray):
+        self._query_rows = np.asarray(query_rows, np.int64)
         self.keys = np.unique(keys)
         self.scores = np.full(len(self.keys), np.nan, np.float32)
 
     def __getitem__(self, keys: np.ndarray) -> np.ndarray:
         return self.scores[np.searchsorted(self.keys, keys)]
 
-    def fill(self, which, chunks: _Chunks) -> None:
+    def fill(self, which, chunks: Chunked) -> None:
         """Scores some of the pairs, in the order of their keys."""
-        self.scores[which] = chunks.score(self.keys[which])
+        keys = self.keys[which]
+        pairs = np.stack([self._query_rows[keys >> 32], keys & 0xFFFFFFFF], axis=1)
+        self.scores[which] = chunks.score(pairs)
 
 
-class _Chunks:
+class Chunked:
     """Calls `score_pairs` chunk by chunk, or takes a chunk from the store.
 
     Attributes:
         scored: pairs so far.
     """
 
-    def __init__(self, query_rows, score_pairs: ScorePairs, store: ChunkStore | None, size: int):
-        self._query_rows = np.asarray(query_rows, np.int64)
+    def __init__(
+        self,
+        score_pairs: ScorePairs,
+        store: ChunkStore | None = None,
+        size: int = CHUNK_PAIRS,
+    ):
         self._score_pairs, self._store, self._size = score_pairs, store, size
         self._number = self.scored = 0
 
-    def score(self, keys: np.ndarray) -> np.ndarray:
-        """Scores of the pairs with these keys, float32."""
-        pairs = np.stack([self._query_rows[keys >> 32], keys & 0xFFFFFFFF], axis=1)
+    def score_lists(self, query_rows: np.ndarray, lists: Ragged) -> np.ndarray:
+        """The scores of a list of passages per query, each pair scored once.
+
+        Args:
+            query_rows: int64 [R], rows of the data set; a query may have several lists.
+            lists: rows of passages.
+
+        Returns:
+            float32 [len(lists.values)].
+        """
+        keys = (query_rows[lists.row_of] << 32) | lists.values.astype(np.int64)
+        once, place = np.unique(keys, return_inverse=True)
+        return self.score(np.stack([once >> 32, once & 0xFFFFFFFF], axis=1))[place]
+
+    def score(self, pairs: np.ndarray) -> np.ndarray:
+        """Scores of pairs [M, 2] of rows of the data set, float32 [M]."""
         parts = [
             self._chunk(pairs[start : start + self._size])
             for start in range(0, len(pairs), self._size)

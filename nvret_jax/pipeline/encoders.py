@@ -364,6 +364,8 @@ class Rescorer:
             mining: how it is mined, the preset in effect.
             compat: the preset.
         """
+        if self.config.order == "unchanged":
+            return False
         rule = mining.rule
         bounded = rule.has_ceiling or np.isfinite(rule.min_score)
         if compat == "sentence_transformers":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,22 @@ from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.errors import InputError
 from nvret_jax.mesh import say
-from nvret_jax.mining import distilled, given, positives, risk
+from nvret_jax.mining import distilled, given, positives, rescoring, risk, targets
 from nvret_jax.mining.audit import estimate, risk_fit
 from nvret_jax.mining.audit.calibrate import calibrate
 from nvret_jax.mining.exclude import verdicts
 from nvret_jax.mining.miner import MiningCounts, Teacher, mine
-from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.negatives import RESCORER, Negatives
 from nvret_jax.mining.options import Mining, Positives
 from nvret_jax.mining.rules import VALUES, Rule
+from nvret_jax.models import precision
 from nvret_jax.options import parts_of
 from nvret_jax.pipeline import exclusions
 from nvret_jax.pipeline import parts as parts_lib
+from nvret_jax.pipeline.chunks import Chunks
 from nvret_jax.pipeline.exclusions import Excluder
 from nvret_jax.pipeline.inputs import need
-from nvret_jax.pipeline.ranked import mined_from, ranked
+from nvret_jax.pipeline.ranked import mined_from, open_ranker, ranked, rescored, targets_from
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run, once
 from nvret_jax.search.candidates import Candidates
@@ -46,6 +48,8 @@ class Inputs:
         auto: the rules whose value is chosen by calibration.
         given: for each query the negatives that come with the data, or None.
         ranks_mean: whether the first teacher's ranks say something, which random ones do not.
+        targets: the teachers whose scores distillation fits, by name: they score lists of passage
+            rows for queries with these numbers.
     """
 
     data: Dataset
@@ -55,6 +59,7 @@ class Inputs:
     auto: Sequence[str] = ()
     given: Ragged | None = None
     ranks_mean: bool = True
+    targets: Mapping[str, targets.Score] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Mined:
 def artifact(run: Run) -> Artifact:
     """The negatives that the rule kept."""
     parts, split, mining = mined_from(run), run.config.data.train_split, run.mining
+    parts |= targets_from(run)
     parts |= parts_of(mining.positives, "mining.positives.")
     if run.options.risk:
         parts["mining.calibration.queries"] = mining.calibration.queries
@@ -77,6 +83,8 @@ def artifact(run: Run) -> Artifact:
         parts["mining.given"] = mining.given
         if mining.given != "ignore":
             parts["given"] = parts_lib.given_part(run.train_data.given[split])
+    if run.mining.targets:
+        parts["seed"] = run.config.seed
     if run.calibrated:
         parts |= dict.fromkeys((f"mining.{VALUES[name]}" for name in run.calibrated), "auto")
         parts |= parts_of(mining.calibration, "mining.calibration.")
@@ -96,14 +104,16 @@ def _artifacts(run: Run) -> list[Artifact]:
 
 def _inputs(run: Run, artifact: Artifact) -> tuple[Inputs, Mining]:
     data = run.train_data
+    found = [Teacher(name, *ranked(run, artifact, name)) for name in run.teacher_names]
     inputs = Inputs(
         data,
         data.queries.select(run.positives()).ids,
-        [Teacher(name, *ranked(run, artifact, name)) for name in run.teacher_names],
+        found,
         exclusions.opened(run),
         run.calibrated,
         run.given_rows(),
         ranks_mean=not run.block(run.teacher_names[0]).model.startswith("random:"),
+        targets={name: _scorer(run, artifact, name, found) for name in run.mining.targets},
     )
     return inputs, dataclasses.replace(run.mining, options=run.options)
 
@@ -177,6 +187,17 @@ def make(inputs: Inputs, options: Mining) -> Mined:
         negatives = distilled.add(
             negatives, candidates, excluded.rows, options.options.num_distilled
         )
+    if inputs.targets:
+        numbers = _numbers(candidates, negatives)
+        negatives, calibrations = targets.add(
+            negatives,
+            {name: targets.of_queries(score, numbers) for name, score in inputs.targets.items()},
+            query_ids=[inputs.query_ids[number] for number in numbers],
+            passage_ids=inputs.data.corpus.ids,
+            seed=options.options.seed,
+        )
+        report["targets"] = [dataclasses.asdict(one) for one in calibrations]
+        _say_targets(calibrations)
     copies = report["copies"] = 0 if texts is None else len(texts) - texts.count
     if copies:
         say(
@@ -294,9 +315,7 @@ def _promoted(
     negatives: Negatives, effect: verdicts.VerdictEffect, teacher: Teacher, candidates: Candidates
 ) -> Negatives:
     """The table without dropped queries, and with promoted passages among the positives."""
-    place = np.full(int(candidates.query_rows.max()) + 1, -1, np.int64)
-    place[candidates.query_rows] = np.arange(len(candidates))
-    numbers = place[negatives.query_rows]
+    numbers = _numbers(candidates, negatives)
     stay = np.flatnonzero(~effect.dropped_queries[numbers])
     negatives, numbers = negatives.take(stay), numbers[stay]
     more = effect.promoted.take(numbers)
@@ -307,6 +326,38 @@ def _promoted(
         changes["positive_rows"] = join_rows(negatives.positive_rows, more)
         changes["positive_scores"] = join_rows(negatives.positive_scores, scores)
     return dataclasses.replace(negatives, **changes)
+
+
+def _numbers(candidates: Candidates, negatives: Negatives) -> np.ndarray:
+    """The number of each row's query among those mined for."""
+    place = np.full(int(candidates.query_rows.max()) + 1, -1, np.int64)
+    place[candidates.query_rows] = np.arange(len(candidates))
+    return place[negatives.query_rows]
+
+
+def _scorer(run: Run, made: Artifact, name: str, mined_by: Sequence[Teacher]) -> targets.Score:
+    """The scores of one of the teachers that distillation fits; one that mined is open."""
+    for teacher in mined_by:
+        if teacher.name == name and rescored(run, name) is None:
+            return teacher.ranker.score
+    if name != RESCORER:
+        return open_ranker(run, name).score
+    chunks, config = Chunks(made), run.rescorer.config
+    precision.say_cost("mine", config.dtype, run.platform, "rescorer.dtype")
+    rows = np.array([run.train_data.queries.row[query] for query in run.positives()], np.int64)
+    scorer = rescoring.Chunked(run.rescorer.score_pairs, chunks)
+    return lambda numbers, pairs: scorer.score_lists(rows[numbers], pairs)
+
+
+def _say_targets(calibrations: Sequence[targets.Calibration]) -> None:
+    for one in calibrations:
+        said = (
+            f"scores times {one.factor:.4g}; a positive among random passages has the likelihood "
+            f"{np.exp(one.log_likelihood):.3f}, by chance {np.exp(one.uniform):.3f}"
+        )
+        if not one.factor:
+            said = "prefers random passages to the positives, and does not count"
+        say(f"mine      target {one.teacher}: {said}")
 
 
 def _say_given(counts: given.GivenCounts, mode: str) -> None:

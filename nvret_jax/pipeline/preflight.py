@@ -118,8 +118,8 @@ def _checks(state: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
 
 def _mining_checks(set_run: Run, asked: Sequence[str]) -> Iterator[Callable[[], Any]]:
     do = functools.partial
-    if "search" in asked:
-        for name in set_run.teacher_names:
+    if {"search", "mine"} & set(asked):
+        for name in set_run.scorer_names if "mine" in asked else set_run.teacher_names:
             yield do(_check_ranking, set_run, name)
     if {"audit", "mine"} & set(asked):
         yield do(_check_exclusions, set_run)

@@ -9,6 +9,8 @@ import numpy as np
 from etils import epath
 
 from nvret_jax.artifacts.artifact import Artifact
+from nvret_jax.artifacts.fingerprints import Digest
+from nvret_jax.mining.negatives import RESCORER
 from nvret_jax.pipeline import embed, exclusions
 from nvret_jax.pipeline import parts as parts_lib
 from nvret_jax.pipeline.inputs import need
@@ -74,6 +76,17 @@ def mined_from(run: Run) -> dict[str, Any]:
     }
     found["mining.teachers"] = list(run.teacher_names)
     return found | parts_lib.mining_parts(run.options, run.config) | exclusions.parts(run)
+
+
+def targets_from(run: Run) -> dict[str, Any]:
+    """What the scores that distillation fits depend on, as parts, besides what mining does."""
+    found: dict[str, Any] = {}
+    for name in run.mining.targets:
+        of = run.rescorer.parts() if name == RESCORER else _ranking_parts(run, name)
+        for key, value in of.items():
+            own = isinstance(value, Digest) or hasattr(value, "fingerprint")
+            found[f"target {name} {key}" if own else key] = value
+    return found | {"mining.targets": list(run.mining.targets)} if found else {}
 
 
 def read_candidates(run: Run, name: str) -> Candidates:

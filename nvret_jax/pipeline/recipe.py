@@ -44,6 +44,8 @@ def of(run: Run) -> dict[str, Any]:
     if student.lora is not None:
         lora = student.lora
         out["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}"
+    if config.mining.targets:
+        out["Scores that distillation fits"] = f"the mean of {', '.join(config.mining.targets)}"
     for name, stage in stages.items():
         of = f" ({name})" if len(stages) > 1 else ""
         found = _of_stage(stage, sets.sets_of(config, stage.sets), several=len(mined) > 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from nvret_jax import mesh as mesh_lib
 from nvret_jax.artifacts.artifact import Artifact
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.ragged import Ragged
-from nvret_jax.files.atomic import is_whole, write_checked
+from nvret_jax.files.atomic import write_checked
 from nvret_jax.mesh import say
 from nvret_jax.mining import rescoring
 from nvret_jax.mining.options import Options
@@ -24,6 +23,7 @@ from nvret_jax.mining.rules import anchors
 from nvret_jax.models import precision
 from nvret_jax.options import blocks
 from nvret_jax.pipeline import exclusions, ranked
+from nvret_jax.pipeline.chunks import Chunks, is_there
 from nvret_jax.pipeline.exclusions import Excluder
 from nvret_jax.pipeline.stage import Stage
 from nvret_jax.pipeline.state import Run
@@ -118,7 +118,7 @@ def _rescoring(run: Run, artifact: Artifact, name: str) -> tuple[Rescoring, Resc
         run.rescorer.score_pairs,
         run.options,
         exclusions.opened(run) if config.order == "teacher" else None,
-        _Chunks(artifact),
+        Chunks(artifact),
     )
     return inputs, config
 
@@ -200,16 +200,6 @@ def _write(artifact: Artifact, inputs: Inputs | Rescoring, found: Candidates) ->
     artifact.finish_file(lambda path: found.write(path, data.queries, data.corpus))
 
 
-def _is_there(path: epath.Path) -> bool:
-    """Whether the main process sees an undamaged piece of an earlier run."""
-    found = ""
-    if mesh_lib.is_main() and path.exists():
-        found = "whole" if is_whole(path) else ""
-        if not found:
-            say(f"          {path} is damaged; rebuilding it")
-    return bool(mesh_lib.from_main(found))
-
-
 class _Blocks:
     """Blocks of queries in the unfinished folder of an artefact."""
 
@@ -218,7 +208,7 @@ class _Blocks:
 
     def load(self, number: int) -> Candidates | None:
         path = self._path(number)
-        if not _is_there(path):
+        if not is_there(path):
             return None
         return Candidates.read(path, self._data.queries, self._data.corpus)
 
@@ -229,27 +219,6 @@ class _Blocks:
 
     def _path(self, number: int) -> epath.Path:
         return self._folder / f"block-{number:06d}.parquet"
-
-
-class _Chunks:
-    """Scored pairs in the unfinished folder of an artefact, which survive a kill."""
-
-    def __init__(self, artifact: Artifact):
-        self._folder = artifact.partial
-
-    def load(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
-        path = self._folder / f"pairs-{number:06d}.npz"
-        if not _is_there(path):
-            return None
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return arrays["pairs"], arrays["scores"]
-
-    def save(self, number: int, pairs: np.ndarray, scores: np.ndarray) -> None:
-        if mesh_lib.is_main():
-            buffer = io.BytesIO()
-            np.savez(buffer, pairs=pairs, scores=scores)
-            path = self._folder / f"pairs-{number:06d}.npz"
-            write_checked(path, lambda aside: aside.write_bytes(buffer.getvalue()))
 
 
 STAGE = Stage(_artifacts, _inputs, make, _write)

@@ -27,6 +27,7 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.reading import read_wanted
 from nvret_jax.data.same_text import SameText, share_positives
 from nvret_jax.mining import given
+from nvret_jax.mining.negatives import RESCORER
 from nvret_jax.mining.options import Exclude, Mining, Options, calibrated, compatible
 from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.models.options import EncoderOptions, TeacherOptions
@@ -177,6 +178,12 @@ class Run:
         return tuple(self.config.mining.teachers)
 
     @property
+    def scorer_names(self) -> tuple[str, ...]:
+        """Those teachers, then the others whose scores distillation fits."""
+        more = (name for name in self.config.mining.targets if name != RESCORER)
+        return tuple(dict.fromkeys((*self.teacher_names, *more)))
+
+    @property
     def teacher_models(self) -> str:
         """The teachers' models, in words."""
         return ", ".join(self.block(name).model for name in self.teacher_names)
@@ -190,7 +197,7 @@ class Run:
         """The teachers that are encoders."""
         return {
             name: self._encoder(name, self.block(name))
-            for name in self.teacher_names
+            for name in self.scorer_names
             if teachers.is_encoder(self.block(name).model)
         }
 

@@ -213,18 +213,15 @@ def _note(run: Run, artifact: Artifact) -> str:
 
 
 def _with_teacher_temperature(inputs: Inputs, block: Training) -> Training:
-    """A stage's values with a temperature that suits the kind of the teacher's scores.
-
-    Cosines are close together: divided by 1, the best passage hardly differs from the worst.
-    """
-    loss = block.loss
-    if loss.distillation != "kl" or loss.teacher_temperature is not None:
-        return block
+    """A stage's values with a temperature that suits the kind of the teacher's scores."""
     cosines = all(inputs.sets[of].has_cosines for of in inputs.of(block))
-    value = float(loss.student_temperature or loss.temperature) if cosines else 1.0
+    loss = block.loss.for_scores(cosines=cosines)
+    if loss == block.loss:
+        return block
     what = "cosines, divided as the student's" if cosines else "not cosines"
-    say(f"train     the teacher's scores are {what}: loss.teacher_temperature {value:g}")
-    return dataclasses.replace(block, loss=dataclasses.replace(loss, teacher_temperature=value))
+    value = f"loss.teacher_temperature {loss.teacher_temperature:g}"
+    say(f"train     the teacher's scores are {what}: {value}")
+    return dataclasses.replace(block, loss=loss)
 
 
 def _check_negatives(inputs: Inputs, name: str, block: Training) -> None:
@@ -386,7 +383,7 @@ def _lengths(run: Run) -> dict[str, int]:
 
 def _gives_cosines(run: Run) -> bool:
     """Whether the scores in a set's table of negatives are cosines."""
-    if ranked.rescored(run, run.teacher_names[0]) is not None:
+    if run.mining.targets or ranked.rescored(run, run.teacher_names[0]) is not None:
         return False
     blocks = [run.block(name) for name in run.teacher_names]
     return all(teachers.has_vectors(block.model) and block.normalize for block in blocks)

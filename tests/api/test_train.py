@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tiny_project
 import virtual_devices
 
 import nvret_jax as nv
+from nvret_jax.search.rankers.bm25 import Bm25Ranker
 
 HOW = {"batch_size": 8, "num_negatives": 2, "steps": 3, "learning_rate": 1e-3, "dev": None}
 
@@ -214,6 +216,45 @@ def test_mine_on_a_data_set_is_mine_on_its_lists(data, student, negatives):
         nv.mine(data, teacher=student, num_negatives=3, mining=nv.Mining())
     with pytest.raises(nv.InputError, match="passages are given, and a data set"):
         nv.mine(data, ["a"], teacher=student)
+
+
+def test_mine_scores_for_distillation_with_several_teachers(data, student, negatives):
+    words = Bm25Ranker(
+        [data.queries.texts[data.queries.row[query]] for query in data.positives("train")],
+        data.corpus.texts,
+    )
+    how = {"teacher": student, "rule": "naive", "num_negatives": 3, "progress": False}
+    found = nv.mine(data, targets=[student, words], num_distilled=4, **how)
+    np.testing.assert_array_equal(found.negative_rows.values, negatives.negative_rows.values)
+    alone = nv.mine(data, targets=words, num_distilled=4, **how)
+    numbers = {row: number for number, row in enumerate(found.query_rows.tolist())}
+    for side in ("positive", "negative", "distilled"):
+        rows = getattr(found, f"{side}_rows")
+        by_words = words.score(np.array([numbers[row] for row in found.query_rows.tolist()]), rows)
+        ours = getattr(alone, f"{side}_targets").values
+        factor = np.median(ours[by_words > 0] / by_words[by_words > 0])
+        np.testing.assert_allclose(ours, factor * by_words, rtol=1e-5, atol=1e-6)
+        # The rest is the student's part, its scores times one factor.
+        rest = 2 * getattr(found, f"{side}_targets").values - ours
+        scores = getattr(found, f"{side}_scores").values
+        np.testing.assert_allclose(rest, np.median(rest / scores) * scores, rtol=1e-3, atol=1e-3)
+
+    def distilled(table: nv.Negatives, **loss) -> float:
+        loss = nv.Loss(distillation="kl", **loss)
+        made = nv.train(student, data, table, loss=loss, **HOW | {"steps": 1}, num_distilled=4)
+        return made.history.series("distillation")[1][0]
+
+    tables = dataclasses.replace(
+        found,
+        **{f"{side}_scores": getattr(found, f"{side}_targets") for side in _SIDES},
+        **{f"{side}_targets": None for side in _SIDES},
+    )
+    expected = distilled(tables, teacher_temperature=1.0)
+    assert expected > 0
+    assert distilled(found) == pytest.approx(expected, rel=1e-5)
+
+
+_SIDES = ("positive", "negative", "distilled")
 
 
 def test_a_run_mines_the_same_and_says_where_it_is(project, data, tmp_path):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 
 import command
+import tiny_cross_encoders
 import tiny_models
 import tiny_project
 
@@ -81,9 +82,10 @@ def pattern(line: str) -> str:
 
 
 def make_place(folder: pathlib.Path) -> None:
-    """A folder like a user's: data in `mine`, a model in `model`."""
+    """A folder like a user's: data in `mine`, a model in `model`, a cross-encoder in `cross`."""
     tiny_project.make(folder)
     (folder / "data").rename(folder / "mine")
     shutil.rmtree(folder / "model")
     # ':smoke' cuts at up to 64 tokens.
     tiny_models.write(folder / "model", max_position_embeddings=80)
+    tiny_cross_encoders.write(folder / "cross")

@@ -22,6 +22,7 @@ from nvret_jax.commands import parser
 from nvret_jax.config import checks, overrides
 
 SCALING, EVALUATION = "docs/scaling.md", "docs/evaluation.md"
+TRAINING = "docs/training.md"
 COMMANDS = "docs/commands.md"
 # (page, first line) -> why the block itself does not run in these tests.
 ELSEWHERE = {
@@ -37,7 +38,7 @@ ELSEWHERE = {
     ("docs/architecture.md", "mine      making"): "output, compared with a run's",
     ("docs/data.md", "DIR/corpus.jsonl"): "a listing: the data used here have this layout",
     (EVALUATION, "texts     student before training"): "output, compared in test_before.py",
-    ("docs/training.md", "dev       training did not help"): "output, in test_own_data.py",
+    (TRAINING, "dev       training did not help"): "output, in test_own_data.py",
     ("docs/audit.md", "mine      teacher:"): "output, compared with that of an estimate",
     ("docs/export.md", "text-embeddings-router"): "a server that is not a Python package",
     ("docs/benchmarks.md", "make accelerator"): "needs an accelerator: checked with make -n",
@@ -122,6 +123,7 @@ def places(place: pathlib.Path) -> dict[str, str]:
         "beir:DIR": "beir:mine",
         "beir:/data/scifact": "beir:mine",
         "/data/mine": "mine",
+        "CROSS_ENCODER": str(place / "cross"),
         "FOLDER": str(place / "model"),
         "/models/e5-large-v2": str(place / "model"),
         "runs/quickstart": "runs/mine",
@@ -189,7 +191,7 @@ def test_the_readme_and_the_pages_that_use_its_run(place, capsys):
     assert re.search(pattern(line), said), said
 
 
-@pytest.mark.parametrize("page", ["docs/evaluation.md", "docs/mining.md", "docs/recipes.md"])
+@pytest.mark.parametrize("page", [EVALUATION, "docs/mining.md", "docs/recipes.md", TRAINING])
 def test_pages_of_commands_and_configs(place, page):
     for block in blocks(page):
         namespace = {}
@@ -273,7 +275,7 @@ def test_labelled_rows_are_read(tmp_path):
 def test_the_remaining_pages_have_no_block_that_would_run():
     seen = ["README.md", "docs/architecture.md", "docs/export.md", "docs/interchange.md"]
     seen += ["docs/evaluation.md", "docs/mining.md", "docs/recipes.md", "docs/audit.md"]
-    seen += ["docs/labelled.md", "docs/python.md", COMMANDS]
+    seen += ["docs/labelled.md", "docs/python.md", COMMANDS, TRAINING]
     for page in doc_blocks.PAGES:
         if page not in seen:
             assert [b.key for b in blocks(page) if kind(b) == "here"] == []

@@ -123,6 +123,17 @@ TABLE = [
     ),
     flag("negative memory", ("search.memory_gib=-1",), "--config.search.memory_gib=-1"),
     flag("unknown order", ("rescorer.order='random'",), "--config.rescorer.order=random"),
+    mining("unknown target", ("mining.targets", "'e5'", "rescorer"), "targets=('e5',)"),
+    mining(
+        "a target without a model", ("mining.targets", "rescorer.model"), "targets=('rescorer',)"
+    ),
+    mining("targets for nothing", ("mining.targets", "loss.distillation"), "targets=('teacher',)"),
+    flag(
+        "a cross-encoder for nothing",
+        ("rescorer.order='unchanged'", "mining.targets"),
+        "--config.rescorer.model=/x",
+        "--config.rescorer.order=unchanged",
+    ),
     flag("rescores nothing", ("rescorer.depth=0",), "--config.rescorer.depth=0"),
     flag("audit of nonsense", ("audit.percents",), "--config.audit.percents=(9.0,)"),
     flag("audit of part of a rank", ("audit.shifts",), "--config.audit.shifts=(1.5,)"),

@@ -1,6 +1,7 @@
 """Every kind of teacher, alone and together, verdicts and exclusions, through the real command."""
 
 import json
+import re
 
 import command
 import numpy as np
@@ -10,9 +11,11 @@ import tiny_project
 
 from nvret_jax.data import tables
 from nvret_jax.data.load import load_dataset
+from nvret_jax.data.ragged import Ragged
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.models.cross_encoder import CrossEncoder
 from nvret_jax.search.candidates import Candidates
+from nvret_jax.search.rankers.bm25 import Bm25Ranker
 
 CONFIG = """
 from nvret_jax.config import add_teacher, base
@@ -218,6 +221,63 @@ def test_a_cross_encoder_decides_on_its_own_scale(order, project, tmp_path):
             assert negatives.negative_rows[r].tolist() == [p for p, _ in allowed[:3]]
     made = sorted(path.name for path in (tmp_path / "w" / "candidates").iterdir())
     assert made == ["teacher.parquet", "teacher.rescored.parquet"]
+
+
+def test_distillation_fits_the_mean_of_several_teachers(project, tmp_path):
+    model = tiny_cross_encoders.write(tmp_path / "pairs")
+    flags = (
+        "--config.mining.rule=naive",
+        "--config.mining.num_distilled=3",
+        "--config.train.loss.distillation=kl",
+        "--config.train.num_distilled=3",
+        "--config.data.dev_split=",
+        f"--config.rescorer.model={model}",
+        "--config.rescorer.order=unchanged",
+    )
+    plain, _, _, _ = mined(project, tmp_path / "w", *flags[:2])
+    # Those that mined and those that did not: a cross-encoder, vectors from elsewhere.
+    names = ("theirs", "teacher", "rescorer", "words")
+    negatives, counts, data, result = mined(
+        project,
+        tmp_path / "w",
+        *flags,
+        f"--config.mining.targets={names}",
+        stages="embed,search,mine,train",
+    )
+    np.testing.assert_array_equal(plain.negative_rows.values, negatives.negative_rows.values)
+    np.testing.assert_array_equal(plain.negative_scores.values, negatives.negative_scores.values)
+    factors = {one["teacher"]: one["factor"] for one in counts["targets"]}
+    assert tuple(factors) == names
+    assert factors["words"] > 0
+    scorer = CrossEncoder.from_pretrained(str(model))
+    words = Bm25Ranker([data.queries.texts[q] for q in negatives.query_rows], data.corpus.texts)
+    with np.load(project / "vectors" / "queries.npz") as file:
+        queries_qd = file["vectors"]
+    ids = (project / "vectors" / "passages.ids.txt").read_text().split()
+    passages_nd = np.load(project / "vectors" / "passages.npy")
+    for r, row in enumerate(negatives.query_rows):
+        query = queries_qd[int(data.queries.ids[row][1:])]
+        for side in ("negative", "distilled"):
+            passages = getattr(negatives, f"{side}_rows")[r]
+            vectors = passages_nd[[ids.index(data.corpus.ids[p]) for p in passages]]
+            length = np.linalg.norm(query) * np.linalg.norm(vectors, axis=1)
+            texts = [(data.queries.texts[row], data.corpus.texts[p]) for p in passages]
+            one = Ragged.from_rows([passages], np.int32)
+            expected = (
+                factors["theirs"] * (vectors @ query) / length
+                + factors["teacher"] * getattr(negatives, f"{side}_scores")[r]
+                + factors["rescorer"] * scorer.score(texts)
+                + factors["words"] * words.score(np.array([r]), one)
+            )
+            found = getattr(negatives, f"{side}_targets")[r]
+            np.testing.assert_allclose(found, expected / 4, rtol=1e-4, atol=1e-4)
+    assert "not cosines: loss.teacher_temperature 1" in result.stdout
+    assert tiny_project.metrics(tmp_path / "w")[0]["distillation"] > 0
+    # The same again is finished; another factor is another table.
+    again = mined(project, tmp_path / "w", *flags, f"--config.mining.targets={names}")[-1]
+    assert "target" not in again.stdout
+    fewer = mined(project, tmp_path / "w", *flags[:5], "--config.mining.targets=('words',)")[-1]
+    assert re.search(r"^mine +making .*\(mining\.targets \[", fewer.stdout, re.MULTILINE)
 
 
 def test_a_rule_without_ceiling_asks_no_cross_encoder(project, tmp_path):

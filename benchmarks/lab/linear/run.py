@@ -25,6 +25,7 @@ from nvret_jax.files.atomic import write_atomic
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.mining.risk import relative
 from nvret_jax.options import SEED, blocks
+from nvret_jax.search.rankers import teachers
 from nvret_jax.training.options import LAST, Training
 
 _FORMAT = 1  # raised whenever a cell computes something else
@@ -181,7 +182,8 @@ class _Judged:
 def _table(task: task_lib.Task, config: Any, tables: dict[str, Negatives]) -> Negatives:
     drawn = config.mining.sampling != "top" or config.mining.ensemble == "cross"
     seeded = drawn or "random" in config.mining.teachers
-    name = json.dumps([config.mining.to_dict(), config.seed if seeded else 0], sort_keys=True)
+    how = [config.mining.to_dict(), config.rescorer.to_dict(), config.seed if seeded else 0]
+    name = json.dumps(how, sort_keys=True)
     if name not in tables:
         tables[name] = task.negatives(config)
     return tables[name]
@@ -240,7 +242,21 @@ def _stages(config: Any) -> Iterator[tuple[int, Training, Any]]:
         of = sets_lib.set_config(config, names[0]) if own else config
         if of.data.train != config.data.train:
             raise InputError(f"sets.{names[0]}.source: a linear cell has one data set")
-        yield (config.seed + number) % SEED.high, block, of
+        loss = block.loss.for_scores(cosines=_gives_cosines(of))
+        yield (config.seed + number) % SEED.high, dataclasses.replace(block, loss=loss), of
+
+
+def _gives_cosines(config: Any) -> bool:
+    """Whether distillation fits cosines; as the pipeline decides."""
+    crossed = config.rescorer.model and config.rescorer.order != "unchanged"
+    return (
+        not config.mining.targets
+        and not crossed
+        and all(
+            teachers.has_vectors((config.teacher if n == "teacher" else config.teachers[n]).model)
+            for n in config.mining.teachers
+        )
+    )
 
 
 def _ids(task: task_lib.Task, table: Negatives) -> dict[str, list[str]]:

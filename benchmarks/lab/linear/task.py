@@ -12,25 +12,25 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.lab import sets
-from benchmarks.lab.linear import vectors
+from benchmarks.lab.linear import pairs, vectors
 from nvret_jax import mesh as mesh_lib
 from nvret_jax.data.dataset import Dataset
 from nvret_jax.data.load import load_dataset
 from nvret_jax.data.ragged import Ragged, join_rows
 from nvret_jax.data.same_text import SameText, share_positives
-from nvret_jax.mining import distilled, risk
+from nvret_jax.mining import distilled, rescoring, risk, targets
 from nvret_jax.mining import positives as positives_lib
 from nvret_jax.mining.audit import risk_fit
 from nvret_jax.mining.exclude import exclusion
 from nvret_jax.mining.miner import Teacher, mine
-from nvret_jax.mining.negatives import Negatives
+from nvret_jax.mining.negatives import RESCORER, Negatives
 from nvret_jax.mining.options import Mining
 from nvret_jax.options import blocks
 from nvret_jax.search import candidates as candidates_lib
 from nvret_jax.search.index.backend import make_index
 from nvret_jax.search.rankers import teachers
 from nvret_jax.search.rankers.distinct import distinct
-from nvret_jax.search.rankers.ranker import DenseRanker, Ranker
+from nvret_jax.search.rankers.ranker import DenseRanker, ListRanker, Ranker
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,7 +166,8 @@ class Task:
         for name in config.mining.teachers:
             block = config.teacher if name == "teacher" else config.teachers[name]
             drawn = block.model == "random:"
-            found.append(self.teacher(name, block.model, config.seed if drawn else 0))
+            one = self.teacher(name, block.model, config.seed if drawn else 0)
+            found.append(self._rescored(one, config))
         if asked.risk:
             found = [self._with_risk(one, options, excluded, config.seed) for one in found]
         how = {"query_ids": self.queries.ids, "passage_ids": self.data.corpus.ids}
@@ -180,7 +181,50 @@ class Task:
             table, _ = positives_lib.apply(table, found[0].candidates, ranks, options.positives)
         if asked.num_distilled:
             table = distilled.add(table, found[0].candidates, excluded, asked.num_distilled)
+        if options.targets:
+            scores = {
+                name: targets.of_queries(self._score(name, config), table.query_rows)
+                for name in options.targets
+            }
+            table, made = targets.add(
+                table,
+                scores,
+                query_ids=[self.queries.ids[number] for number in table.query_rows],
+                passage_ids=self.data.corpus.ids,
+                seed=0,
+            )
+            for one in made:
+                likely = np.exp([one.log_likelihood, one.uniform])
+                said = f"target {one.teacher}: factor {one.factor:.4g}, a positive has"
+                print(f"{said} {likely[0]:.3f}, by chance {likely[1]:.3f}", flush=True)
         return table
+
+    def _score(self, name: str, config: ConfigDict) -> targets.Score:
+        """The scores of one of the teachers that distillation fits."""
+        if name == RESCORER:
+            scorer = rescoring.Chunked(self._pairs(config))
+            return lambda numbers, rows: scorer.score_lists(numbers.astype(np.int64), rows)
+        block = config.teacher if name == "teacher" else config.teachers[name]
+        return self._ranker(name, block.model, 0).score
+
+    def _pairs(self, config: ConfigDict) -> rescoring.ScorePairs:
+        return functools.partial(
+            pairs.of,
+            self.folder,
+            config.rescorer.model,
+            config.rescorer.length or None,
+            self.queries.texts,
+            self.data.corpus.texts,
+        )
+
+    def _rescored(self, teacher: Teacher, config: ConfigDict) -> Teacher:
+        """The teacher with the cross-encoder's scores, where mining reads them."""
+        if not config.rescorer.model or config.rescorer.order == "unchanged":
+            return teacher
+        score = self._pairs(config)
+        candidates, _ = rescoring.rescore(teacher.candidates, score, config.rescorer.depth)
+        ranker = ListRanker(candidates.query_rows, len(self.data.corpus), score)
+        return dataclasses.replace(teacher, candidates=candidates, ranker=ranker)
 
     def _with_risk(self, teacher: Teacher, options: Mining, excluded: Ragged, seed: int) -> Teacher:
         model, _ = risk_fit.estimate(

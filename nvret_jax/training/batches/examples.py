@@ -206,7 +206,7 @@ class Examples:
         if not len(negatives):
             raise InputError("training: the table of negatives has no rows")
         draw = draw or Draw()
-        if teacher_scores:
+        if teacher_scores and negatives.positive_targets is None:
             _check_scores(negatives, "distillation")
         if draw.how not in ("top", "uniform"):
             _check_scores(negatives, f"draw.how={draw.how!r}")
@@ -298,12 +298,18 @@ class Examples:
         return numbers, np.concatenate([positives, hard, *more], axis=1).astype(np.int32)
 
     def scores(self, step: int) -> np.ndarray:
-        """The teacher's scores of `rows`, float32; -inf where there is no passage or no score."""
-        numbers = self._numbers(step)
-        kept = self.negatives.positive_scores.take(numbers)
+        """What distillation fits for `rows`: the table's targets, or the teacher's scores.
+
+        float32; -inf where there is no passage or no score.
+        """
+        numbers, table = self._numbers(step), self.negatives
+        of = table.positive_scores, table.negative_scores, table.distilled_scores
+        if table.positive_targets is not None:
+            of = table.positive_targets, table.negative_targets, table.distilled_targets
+        kept = of[0].take(numbers)
         positives = self._drawn(step, kept.counts, kept.padded(-np.inf))
-        hard = self._taken(step, numbers, self.negatives.negative_scores, -np.inf)
-        more = self._distilled(numbers, self.negatives.distilled_scores, -np.inf)
+        hard = self._taken(step, numbers, of[1], -np.inf)
+        more = self._distilled(numbers, of[2], -np.inf)
         scores = np.concatenate([positives, hard, *more], axis=1).astype(np.float32)
         return np.where(np.isfinite(scores), scores, np.float32(-np.inf))
 
@@ -499,7 +505,7 @@ def _check_scores(negatives: Negatives, what: str) -> None:
         raise InputError(
             f"{what} needs the scores of a single teacher, but the table of negatives has those of "
             f"{len(names)} ({', '.join(names)}); mine with one, or let one cross-encoder rescore "
-            "all"
+            "all" + ("; or average them, mining.targets" if what == "distillation" else "")
         )
 
 

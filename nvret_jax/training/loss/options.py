@@ -218,6 +218,16 @@ class Loss:
     def needs_teacher_scores(self) -> bool:
         return bool(self.distillation)
 
+    def for_scores(self, *, cosines: bool) -> Loss:
+        """The loss with a teacher temperature that suits the kind of scores, unless it has one.
+
+        Cosines are close together: divided by 1, the best passage hardly differs from the worst.
+        """
+        if self.distillation != "kl" or self.teacher_temperature is not None:
+            return self
+        value = float(self.student_temperature or self.temperature) if cosines else 1.0
+        return dataclasses.replace(self, teacher_temperature=value)
+
     @property
     def masks_by_guide(self) -> bool:
         """Whether the score mask reads the guide's scores."""

@@ -1,0 +1,221 @@
+"""What distillation fits where several teachers have scored: their mean, once they are calibrated.
+
+Scores of two teachers have no common scale: a cosine, a sum of BM25 and a logit cannot be averaged.
+Each teacher therefore gets one factor a, its inverse temperature: the one with which
+softmax(a · scores) over a known positive and random passages gives the positive the highest
+likelihood (temperature scaling, Guo et al. 2017, arXiv 1706.04599, with a list in the place of
+classes). A teacher whose scores separate positives well gets a large factor for their spread,
+another a small one; one that prefers random passages gets 0 and says nothing. The target is the
+mean of the scaled scores, which are log-probabilities up to a constant per row: the teachers'
+distributions are pooled geometrically, and a temperature of 1 is the right one.
+
+Random passages, because they are chosen by no teacher and hardly ever relevant. The candidates that
+distillation compares are neither: the first teacher chose them for their scores, and where labels
+are few, most of those above a positive are relevant as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from nvret_jax.data.hashing import stable_hash, uniform01
+from nvret_jax.data.ragged import Ragged, join_rows
+from nvret_jax.errors import InputError
+from nvret_jax.mining.negatives import Negatives
+
+ROWS = 500  # of the table, the most that a calibration uses
+RANDOM_PASSAGES = 32  # beside each positive
+POOL = 4096  # passages that they are drawn from
+MOST_LOGITS = 50.0  # the largest factor, times the standard deviation of scores within a list
+_HALVINGS = 60
+_DRAW = np.uint64(0x7461726765747321)  # separates this draw from others
+
+# Numbers of rows of the table, a list of passage rows for each -> their scores, float32.
+Score = Callable[[np.ndarray, Ragged], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How one teacher was calibrated.
+
+    Attributes:
+        teacher: its name.
+        factor: its scores are multiplied by this.
+        log_likelihood: of a known positive among random passages, the mean over rows.
+        uniform: the same if all passages of a list were equally likely.
+    """
+
+    teacher: str
+    factor: float
+    log_likelihood: float
+    uniform: float
+
+
+def add(
+    negatives: Negatives,
+    teachers: Mapping[str, Score],
+    *,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+    seed: int,
+) -> tuple[Negatives, list[Calibration]]:
+    """The table with targets of its positives, negatives and, if it has any, further candidates.
+
+    Args:
+        negatives: the finished table, of R rows.
+        teachers: by name, at least one.
+        query_ids: of the rows' queries, [R].
+        passage_ids: of the corpus.
+        seed: of the draw of random passages.
+
+    Raises:
+        InputError: the corpus has nothing but positives, or no teacher tells positives from random
+            passages.
+    """
+    chosen, random = lists(negatives, query_ids, passage_ids, seed)
+    sides = {"positive": negatives.positive_rows, "negative": negatives.negative_rows}
+    if negatives.distilled_rows is not None:
+        sides["distilled"] = negatives.distilled_rows
+    every = np.arange(len(negatives))
+    sums = {side: np.zeros(len(rows.values)) for side, rows in sides.items()}
+    made = []
+    for name, score in teachers.items():
+        scores = {side: score(every, rows) for side, rows in sides.items()}
+        made.append(
+            calibrate(
+                name,
+                sides["positive"].like(scores["positive"]).take(chosen),
+                random.like(score(chosen, random)),
+            )
+        )
+        for side, total in sums.items():
+            total += made[-1].factor * scores[side].astype(np.float64) / len(teachers)
+    if not any(one.factor for one in made):
+        raise InputError(
+            "mining.targets: no teacher scores the positives above random passages; there is "
+            "nothing to distil"
+        )
+    found = {f"{side}_targets": sides[side].like(v.astype(np.float32)) for side, v in sums.items()}
+    return dataclasses.replace(negatives, **found), made
+
+
+def lists(
+    negatives: Negatives, query_ids: Sequence[str], passage_ids: Sequence[str], seed: int
+) -> tuple[np.ndarray, Ragged]:
+    """Some rows of the table, and random passages for each that are not judged positive.
+
+    Which depends on the seed and the ids alone, not on their order.
+
+    Returns:
+        int64 [M], at most `ROWS`; int32 rows of passages, at most `RANDOM_PASSAGES` for each.
+    """
+    hashes = stable_hash(query_ids)
+    of_all = uniform01(seed, stable_hash(passage_ids), _DRAW)
+    pool = np.argsort(of_all, kind="stable")[:POOL].astype(np.int32)
+    chosen = np.sort(np.argsort(uniform01(seed, hashes, _DRAW), kind="stable")[:ROWS])
+    slots = np.arange(1, RANDOM_PASSAGES + 1, dtype=np.uint64)
+    draw = uniform01(seed, hashes[chosen, None], _DRAW + slots[None, :])
+    drawn = pool[np.minimum((draw * len(pool)).astype(np.int64), len(pool) - 1)]
+    row_of = np.repeat(np.arange(len(chosen)), RANDOM_PASSAGES)
+    random = Ragged.distinct(row_of, drawn.ravel(), len(chosen))
+    return chosen, random.minus(negatives.judged_rows.take(chosen))
+
+
+def of_queries(score: Score, numbers: np.ndarray) -> Score:
+    """The scores of a table's rows, from those of queries by number.
+
+    Args:
+        score: of numbers of queries, as `Ranker.score`.
+        numbers: int [R], the query of each row.
+    """
+    return lambda rows, pairs: score(numbers[rows], pairs)
+
+
+def calibrate(teacher: str, positives: Ragged, others: Ragged) -> Calibration:
+    """The factor of one teacher.
+
+    Args:
+        teacher: its name.
+        positives: scores of each row's positives; each is compared with `others` alone.
+        others: scores of random passages. A row without any does not count.
+
+    Raises:
+        InputError: no row counts.
+    """
+    row = np.flatnonzero((others.counts > 0) & (positives.counts > 0))
+    if not len(row):
+        raise InputError("mining.targets: the corpus has no passage to compare the positives with")
+    fit = _Lists.of(positives.take(row), others.take(row))
+    factor = fit.best()
+    return Calibration(teacher, factor, fit.log_likelihood(factor), fit.log_likelihood(0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lists:
+    """Lists of one positive and other passages: P of them, in R rows.
+
+    Attributes:
+        positive_p: float64, above the highest of the other scores.
+        row_p: the row of each.
+        weight_p: one over the positives of the row.
+        others: float64, below the highest of each row.
+        spread: standard deviation of the scores within a row.
+    """
+
+    positive_p: np.ndarray
+    row_p: np.ndarray
+    weight_p: np.ndarray
+    others: Ragged
+    spread: float
+
+    @classmethod
+    def of(cls, positives: Ragged, others: Ragged) -> _Lists:
+        top_r = others.reduce(np.maximum, 0.0).astype(np.float64)
+        row_p = positives.row_of
+        both = join_rows(positives, others)
+        values = both.values.astype(np.float64)
+        mean_r = np.bincount(both.row_of, values) / both.counts
+        return cls(
+            positives.values.astype(np.float64) - top_r[row_p],
+            row_p,
+            1.0 / positives.counts[row_p],
+            others.like(others.values.astype(np.float64) - top_r[others.row_of]),
+            float(np.sqrt(np.mean((values - mean_r[both.row_of]) ** 2))),
+        )
+
+    def best(self) -> float:
+        """The factor of the highest likelihood, which is concave in it; at most `MOST_LOGITS`."""
+        if not self.spread or self._slope(0.0) <= 0:
+            return 0.0
+        low, high = 0.0, MOST_LOGITS / self.spread
+        if self._slope(high) >= 0:
+            return high
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._slope(middle) > 0 else (low, middle)
+        return (low + high) / 2
+
+    def log_likelihood(self, factor: float) -> float:
+        """The mean over rows of log softmax of the positive."""
+        exp_r, _ = self._sums(factor)
+        own_p = factor * self.positive_p
+        log_p = own_p - np.logaddexp(own_p, np.log(exp_r)[self.row_p])
+        return float(np.sum(self.weight_p * log_p) / len(self.others))
+
+    def _slope(self, factor: float) -> float:
+        """The derivative of the log-likelihood by the factor, up to a positive constant."""
+        exp_r, moment_r = self._sums(factor)
+        # The share of the others' exponentials in a list, without an overflow.
+        odds_p = np.log(exp_r)[self.row_p] - factor * self.positive_p
+        share_p = 1.0 / (1.0 + np.exp(-np.clip(odds_p, -700, 700)))
+        mean_p = (moment_r / exp_r)[self.row_p]
+        return float(np.sum(self.weight_p * share_p * (self.positive_p - mean_p)))
+
+    def _sums(self, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        """Σ exp(a s) and Σ s exp(a s) over the others of each row."""
+        values, row = self.others.values, self.others.row_of
+        exp = np.exp(factor * values)
+        return np.bincount(row, exp), np.bincount(row, values * exp)
