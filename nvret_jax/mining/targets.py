@@ -72,7 +72,7 @@ def add(
         seed: of the draw of random passages.
 
     Raises:
-        InputError: the corpus has nothing but positives, or no teacher scores positives above random
+        InputError: the corpus has nothing but positives, or no teacher scores them above random
             passages.
     """
     chosen, random = lists(negatives, query_ids, passage_ids, seed)

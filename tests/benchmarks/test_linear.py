@@ -9,9 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "pipeline")]
+import tiny_cross_encoders  # noqa: E402
 import tiny_project  # noqa: E402
 
 from benchmarks.lab import __main__ as lab  # noqa: E402
@@ -22,9 +24,11 @@ from benchmarks.lab.linear import run as linear  # noqa: E402
 from benchmarks.lab.linear import task as task_lib  # noqa: E402
 from benchmarks.lab.linear import train as train_lib  # noqa: E402
 from nvret_jax import config as config_lib  # noqa: E402
+from nvret_jax import pipeline  # noqa: E402
 from nvret_jax.data.load import load_dataset  # noqa: E402
 from nvret_jax.errors import InputError  # noqa: E402
 from nvret_jax.evaluation import retrieval  # noqa: E402
+from nvret_jax.mining.negatives import Negatives  # noqa: E402
 from nvret_jax.options import blocks  # noqa: E402
 from nvret_jax.training.batches.clusters import Clusters  # noqa: E402
 from nvret_jax.training.options import Training  # noqa: E402
@@ -207,6 +211,47 @@ def test_a_guide_masks_and_distilled_candidates_are_fitted(project, tmp_path):
     maps = train_lib.train(*vectors, steps, own, 1, turned, turned=True)
     found = vectors[1] + vectors[1] @ maps[0][1]
     np.testing.assert_allclose(found, turned[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["unchanged", "rescored"])
+def test_targets_and_rescored_candidates_are_those_of_the_pipeline(order, project, tmp_path):
+    model = tiny_cross_encoders.write(tmp_path / "models" / "tiny")
+    grid = grid_lib.read(str(project / "mine.py"))
+    values = {
+        "train.loss.distillation": "kl",
+        "mining.num_distilled": 2,
+        "mining.targets": ("teacher", "rescorer"),
+        "rescorer.model": f"{model.parent}/{grid_lib.SET_NAME}",
+        "rescorer.order": order,
+        "rescorer.depth": 8,
+    }
+    axes = {"rule": {"naive": {"mining.rule": "naive"} | values}}
+    grid = dataclasses.replace(grid, axes=axes, second="")
+    made = sets.make(grid.sets["tiny"], tmp_path / "tiny")
+    config = grid.config({"seed": "0", "set": "tiny", "rule": "naive"}, made.places)
+    assert config.rescorer.model == str(model)
+    ours = task_lib.read(made, config, tmp_path / "vectors").negatives(config)
+    pipeline.run(config, tmp_path / "w", stages=("embed", "search", "mine"))
+    data = load_dataset(made.source)
+    theirs = Negatives.read(
+        epath.Path(tmp_path / "w" / "negatives" / "train.parquet"), data.queries, data.corpus
+    )
+    np.testing.assert_array_equal(ours.negative_rows.values, theirs.negative_rows.values)
+    np.testing.assert_array_equal(ours.distilled_rows.values, theirs.distilled_rows.values)
+    for name in ("negative_scores", "negative_targets", "positive_targets", "distilled_targets"):
+        values = getattr(ours, name).values, getattr(theirs, name).values
+        np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-4)
+    # Pairs once scored are read, and new ones added to them.
+    (file,) = (tmp_path / "vectors").glob("pairs-*.npz")
+    with np.load(file) as kept:
+        known = kept["keys"]
+    score = task_lib.read(made, config, tmp_path / "vectors")._pairs(config)
+    pairs = np.array([[0, 1], [int(known[5] >> 32), int(known[5] & 0xFFFFFFFF)], [0, 1]])
+    scores = score(pairs)
+    assert scores[0] == scores[2]
+    with np.load(file) as kept:
+        assert set(known) <= set(kept["keys"])
+        assert kept["scores"][np.searchsorted(kept["keys"], known[5])] == scores[1]
 
 
 def test_a_set_may_be_evaluated_on_another(project, tmp_path):

@@ -49,6 +49,10 @@ ELSEWHERE = {
     ("docs/benchmarks.md", "python benchmarks/bench_train.py"): "minutes: flags are checked",
     ("docs/lab.md", "export NVRET_DATA"): "needs data: words are parsed, benchmarks/test_lab.py",
     ("docs/lab.md", "python -m benchmarks.lab rules --student"): "likewise",
+    (
+        "docs/lab.md",
+        "python -m benchmarks.lab.cross_encoder",
+    ): "likewise; benchmarks/test_lab_cross.py",
     ("docs/paper.md", "export NVRET_DATA"): "likewise",
     ("README.md", "python -m nvret_jax search runs/mine"): "serves a page: its words are parsed",
     (COMMANDS, "python -m nvret_jax search runs/quickstart"): "likewise",
