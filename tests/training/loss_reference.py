@@ -198,7 +198,11 @@ class Reference:
 
         def share(positives, negatives):
             top = np.exp(np.array(positives) / temperature).sum()
-            below = sum(weight * np.exp(value / temperature) for value, weight in negatives)
+            values, weights = np.array(negatives).reshape(-1, 2).T
+            if self.loss.hardness and len(values):
+                harder = weights * np.exp(self.loss.hardness * values / temperature)
+                weights = harder * weights.sum() / harder.sum()
+            below = np.sum(weights * np.exp(values / temperature))
             return -np.log(top / (top + below))
 
         if self.loss.positives == "each":

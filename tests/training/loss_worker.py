@@ -44,6 +44,7 @@ LOSSES = {
         {"guide": 8, "hard": 1},
     ),
     "weights": ({"weights": True, "num_positives": 2}, {"positives": 2}),
+    "hardness": ({"hardness": 0.5, "terms": TERMS, "num_positives": 2}, {"positives": 2}),
 }
 ROWS = 24  # 3 on each of 8 devices: no tile fits evenly
 

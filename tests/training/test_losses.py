@@ -69,6 +69,23 @@ CASES = {
         {"positives": 2, "hard": 3},
         False,
     ),
+    "hardness": ({"hardness": 0.5}, {}, False),
+    "hardness, every term, several positives": (
+        {"hardness": 1.5, "num_positives": 2, "terms": ALL, "score_mask": "percent"},
+        {"positives": 2},
+        False,
+    ),
+    "hardness, both directions apart, weights": (
+        {"hardness": 0.7, "weights": True, "terms": BOTH, "partition": "separate"},
+        {"hard": 3},
+        True,
+    ),
+    "hardness of pooled positives": (
+        {"hardness": 0.3, "num_positives": 2, "positives": "pooled", "terms": BOTH},
+        {"positives": 2},
+        False,
+    ),
+    "hardness of hard negatives alone": ({"hardness": 2.0, "in_batch": False}, {"hard": 3}, False),
     "KL alone": (
         {"distillation": "kl", "contrastive_weight": 0.0, "teacher_temperature": 2.0},
         {},
@@ -201,6 +218,9 @@ def test_the_cases_reach_what_they_are_named_for():
             assert reference(Loss(**options), q, p, every)[0] != value, name
         if options.get("vectors"):
             assert reference(Loss(**options | {"vectors_weight": 9.0}), q, p, batch)[0] != value
+        if "hardness" in options:
+            equal = options | {"hardness": 0.0}
+            assert reference(Loss(**equal), q, p, batch)[0] != value, name
         if "weights" in options:
             options = options | {"weights": False}
             assert reference(Loss(**options), q, p, batch)[0] != value, name
@@ -234,13 +254,14 @@ def test_empty_slots_and_rows_get_no_gradient(mesh, method):
     assert np.any(to_p[~empty] != 0)
 
 
+@pytest.mark.parametrize("hardness", [0.0, 0.5])
 @pytest.mark.parametrize("method", ["gather", "ring"])
-def test_a_query_without_negatives_costs_nothing(mesh, method):
+def test_a_query_without_negatives_costs_nothing(mesh, method, hardness):
     q, p, batch = make_batch(0, rows=3, hard=0)
     batch["passage_ids"][:] = 7
     batch["positive_ids"][:] = -1
     batch["positive_ids"][:, 0] = 7
-    value, metrics, grads = run(mesh, Loss(method=method), q, p, batch)
+    value, metrics, grads = run(mesh, Loss(method=method, hardness=hardness), q, p, batch)
     assert value == 0
     assert metrics["negatives"] == 0
     assert all(np.all(grad == 0) for grad in grads)

@@ -191,13 +191,18 @@ def _at_full_width(loss, queries, passages, batch, mesh, scale):
             above_bh &= rows.contrasted_bg[:, hard] & ~rows.known_bg[:, hard]
     hard_bh = rows.contrasted_bg[:, hard] & ~rows.known_bg[:, hard] & ~above_bh
 
-    terms, total = {}, jnp.zeros((), rows.scores_bg.dtype)
+    terms, weights, total = {}, {}, jnp.zeros((), rows.scores_bg.dtype)
     if loss.contrasts:
         if loss.in_batch:
             sides = _sides(loss, batch, rows, ceiling_b, guide)
+            at = functools.partial(
+                _term, loss, queries=queries, passages=passages, sides=sides, mesh=mesh
+            )
             for name in loss.terms:
-                terms[name] = _term(loss, name, queries, passages, sides, mesh, scale)
-        value = rows.mean(_info_nce(loss, rows, hard_bh, terms, scale))
+                terms[name] = at(name, scale=scale * (1 + loss.hardness))
+                if loss.hardness:
+                    weights[name] = at(name, scale=scale * loss.hardness)
+        value = rows.mean(_info_nce(loss, rows, hard_bh, terms, weights, scale))
         total += loss.contrastive_weight * value
     metrics = _metrics(loss, rows, hard_bh, above_bh, terms)
     if loss.distillation:
@@ -359,7 +364,7 @@ _READ = {
 _OPTIONAL = ("guide", "tokens")
 
 
-def _term(loss, name, queries, passages, sides, mesh, scale) -> Contrast:
+def _term(loss, name, *, queries, passages, sides, mesh, scale) -> Contrast:
     """One term's sums over the other rows of the batch, for each of its anchors."""
     positives = loss.num_positives
     left_name, right_name = name.split("_to_")
@@ -382,16 +387,34 @@ def _term(loss, name, queries, passages, sides, mesh, scale) -> Contrast:
 
 
 def _info_nce(
-    loss: Loss, rows: _Rows, hard_bh: jax.Array, terms: dict[str, Contrast], scale: jax.Array
+    loss: Loss,
+    rows: _Rows,
+    hard_bh: jax.Array,
+    terms: dict[str, Contrast],
+    weights: dict[str, Contrast],
+    scale: jax.Array,
 ) -> jax.Array:
-    """The contrastive loss of each row (Oord et al. 2018; NV-Retriever section 2)."""
+    """The contrastive loss of each row (Oord et al. 2018; NV-Retriever section 2).
+
+    With hardness h, the N negatives weigh N softmax(h · logit), so that the log of their weighted
+    sum is log Σ exp((1 + h) · logit) - log Σ exp(h · logit) + log N (Robinson et al. 2021,
+    arXiv 2010.04592, section 3).
+
+    Args:
+        terms: at (1 + h) times the scale.
+        weights: at h times the scale; empty without hardness.
+    """
     size, positives = rows.ids_bg.shape[0], loss.num_positives
     logits_bg = rows.scores_bg * scale
     positive_bp = logits_bg[:, :positives]
     is_bp = rows.real_bg[:, :positives]
+    # (sign, factor of the logits, log sums of the terms at this factor)
+    sums = [(1, 1 + loss.hardness, {name: one.lse_a for name, one in terms.items()})]
+    if loss.hardness:
+        sums.append((-1, loss.hardness, {name: one.lse_a for name, one in weights.items()}))
+        sums.append((1, 0.0, {name: _log(one.allowed_a, scale) for name, one in terms.items()}))
 
-    def by_row(name: str) -> jax.Array:
-        lse_a = terms[name].lse_a
+    def by_row(name: str, lse_a: jax.Array) -> jax.Array:
         return lse_a[:, None] if name.startswith("query") else _by_row(lse_a, (size, positives))
 
     def total(parts: list[jax.Array]) -> jax.Array:
@@ -402,30 +425,40 @@ def _info_nce(
         parts = [jnp.broadcast_to(x, positive_bp.shape) for x in parts]
         return jax.nn.logsumexp(jnp.stack(parts), axis=0)
 
-    query_parts = [by_row(name) for name in terms if name.startswith("query")]
-    if hard_bh.shape[1]:
-        hard = logits_bg[:, positives:]
-        if rows.weights_bg is not None:
-            hard += jnp.log(jnp.maximum(rows.weights_bg[:, positives:], _LEAST_WEIGHT))
-        hard = jnp.where(hard_bh, hard, NO_NEGATIVES)
-        query_parts.append(jax.nn.logsumexp(hard, axis=1, keepdims=True))
-    passage_parts = [by_row(n) for n in terms if n.startswith("passage")]
+    def parts_of(sides: tuple[str, ...], factor: float, lse: dict[str, jax.Array]):
+        """The parts of the log sum over a row's negatives, on these sides of the terms."""
+        parts = [by_row(name, lse[name]) for name in lse if name.startswith(sides)]
+        if "query" in sides and hard_bh.shape[1]:
+            hard = factor * logits_bg[:, positives:]
+            if rows.weights_bg is not None:
+                hard += jnp.log(jnp.maximum(rows.weights_bg[:, positives:], _LEAST_WEIGHT))
+            hard = jnp.where(hard_bh, hard, NO_NEGATIVES)
+            parts.append(jax.nn.logsumexp(hard, axis=1, keepdims=True))
+        return parts
 
-    def loss_of(parts: list[jax.Array], pooled: bool) -> jax.Array:
+    def loss_of(sides: tuple[str, ...], pooled: bool) -> jax.Array:
         """-log of the positives' share, for each row."""
+        negative = sum(sign * total(parts_of(sides, *at)) for sign, *at in sums)
         if pooled:
             positive_b1 = jax.nn.logsumexp(
                 jnp.where(is_bp, positive_bp, NO_NEGATIVES), axis=1, keepdims=True
             )
-            return jax.nn.softplus(total(parts) - positive_b1)[:, 0]
-        loss_bp = jax.nn.softplus(total(parts) - positive_bp)
+            return jax.nn.softplus(negative - positive_b1)[:, 0]
+        loss_bp = jax.nn.softplus(negative - positive_bp)
         counts_b = jnp.maximum(jnp.sum(is_bp, axis=1), 1)
         return jnp.sum(jnp.where(is_bp, loss_bp, 0.0), axis=1) / counts_b
 
     pooled = loss.positives == "pooled"
-    if not passage_parts or loss.partition == "joint":
-        return loss_of(query_parts + passage_parts, pooled)
-    return (loss_of(query_parts, pooled) + loss_of(passage_parts, pooled)) / 2
+    reverse = any(name.startswith("passage") for name in terms)
+    if not reverse or loss.partition == "joint":
+        return loss_of(("query", "passage"), pooled)
+    return (loss_of(("query",), pooled) + loss_of(("passage",), pooled)) / 2
+
+
+def _log(counts_a: jax.Array, like: jax.Array) -> jax.Array:
+    """log of counts, as a log sum."""
+    counts_a = counts_a.astype(like.dtype)
+    return jnp.where(counts_a > 0, jnp.log(jnp.maximum(counts_a, 1)), NO_NEGATIVES)
 
 
 def _distillation(loss: Loss, rows: _Rows, teacher_bg: jax.Array, scale: jax.Array) -> jax.Array:

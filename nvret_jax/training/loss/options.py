@@ -45,6 +45,8 @@ class Loss:
         margin, percent: of the score mask; a negative margin admits scores above the anchor.
         mask_by: whose scores: 'student': its own in this step, 'guide': those of stored vectors.
         mask_hard: the score mask also covers the row's own hard negatives.
+        hardness: h; the N negatives of a row weigh N softmax(h · score / temperature) in the
+            denominator, where all weigh 1 otherwise (Robinson et al. 2021, arXiv 2010.04592).
         weights: a hard negative counts in the denominator, and a row in the mean, by the weight
             that the batch has for it.
         method: 'gather' or 'ring'; see ring.py.
@@ -122,6 +124,13 @@ class Loss:
     )
     mask_hard: bool = option(
         False, flag(), "The score mask also covers a row's own hard negatives."
+    )
+    hardness: float = option(
+        0.0,
+        number(0, 10, "0 for equal weights"),
+        "Above 0: the harder a negative is for the student, the more it counts, in proportion to "
+        "exp(hardness · score / temperature). It pays where nearly all positives are judged.",
+        counts=lambda own: own.hardness > 0,
     )
     weights: bool = option(
         False,
