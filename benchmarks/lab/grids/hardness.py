@@ -1,6 +1,7 @@
-"""Harder negatives that count more, beside each of three recipes: TopK-PercPos, masked, recommended.
+"""Harder negatives that count more, in each of three recipes.
 
-Hardness is worth as much as labels are complete: the hardest negatives are the false ones first.
+They are TopK-PercPos, the same with the mask by the teacher, and the recommended one. Hardness
+is worth as much as labels are complete: the hardest negatives are the false ones first.
 """
 
 import dataclasses
