@@ -91,7 +91,7 @@ def mine(
     teacher: Encoder | Ranker | Sequence[Encoder | Ranker] | None = None,
     query_embeddings: np.ndarray | None = None,
     passage_embeddings: np.ndarray | None = None,
-    targets: Encoder | Ranker | Sequence[Encoder | Ranker] = (),
+    targets: Encoder | Ranker | Sequence[Encoder | Ranker] | None = None,
     split: str = "train",
     min_relevance: int = 1,
     given: str = "add",
@@ -189,12 +189,20 @@ def mine(
     if exclude.same_text:
         positive_rows = SameText.of(queries).share(positive_rows)
     asked = compatible(asked, compat, int(positive_rows.counts.max(initial=0)))
+    several = [] if targets is None else targets
+    several = list(several) if isinstance(several, list | tuple) else [several]
+    for one in several:
+        _check_teacher(one, "targets")
     rankers = _rankers(
         queries, passages, teacher, query_embeddings, passage_embeddings, backend, progress
     )
-    fitted = list(targets) if isinstance(targets, list | tuple) else [targets]
-    if fitted:
-        fitted = _rankers(queries, passages, fitted, None, None, backend, progress)
+    # A teacher that is a target as well has embedded both sides.
+    known = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    made = {id(one): ranker for one, ranker in zip(known, rankers, strict=True)}
+    fitted = [
+        made.get(id(one)) or _rankers(queries, passages, one, None, None, backend, progress)[0]
+        for one in several
+    ]
     depth = max(depth, asked.window)
     numbers = np.arange(len(queries), dtype=np.int32)
     teachers = []
@@ -278,6 +286,7 @@ def mine(
             query_ids=[query_ids[number] for number in negatives.query_rows],
             passage_ids=passage_ids,
             seed=seed,
+            texts=same,
         )
     if data is None:
         return negatives
@@ -347,7 +356,8 @@ def _rankers(
     if len(several) > 1 and (query_embeddings is not None or passage_embeddings is not None):
         raise InputError(f"mine: {len(several)} teachers, but embeddings for one")
     for one in several:
-        _check_teacher(one)
+        if one is not None:  # embeddings are given in its place
+            _check_teacher(one, "teacher")
     if query_embeddings is not None:
         query_embeddings = arguments.vectors(query_embeddings, "mine: query_embeddings")
         query_embeddings = checks.check_queries(query_embeddings, None, "mine: query_embeddings")
@@ -383,21 +393,24 @@ def _rankers(
             ("passage", ranker.passages, passages),
         ):
             if found != len(texts):
-                raise InputError(f"mine: {found} {what} embeddings for {len(texts)} texts")
+                raise InputError(
+                    f"mine: a teacher or target ranks for {found} {what} texts; expected "
+                    f"{len(texts)}"
+                )
     return out
 
 
-def _check_teacher(one: Any) -> None:
+def _check_teacher(one: Any, argument: str) -> None:
     """Raises InputError for objects that neither embed nor rank."""
-    if one is None or isinstance(one, Encoder):
+    if isinstance(one, Encoder):
         return
     if isinstance(one, str):
         made = f"Encoder.from_pretrained({one!r})"
         if one.startswith("bm25"):
             made = "Bm25Ranker(queries, passages)"
-        raise InputError(f"mine: teacher={options.shown(one)}: give what it names, {made}")
+        raise InputError(f"mine: {argument}={options.shown(one)}: give what it names, {made}")
     if not all(hasattr(one, name) for name in ("rank", "score", "queries", "passages")):
         raise InputError(
-            f"mine: teacher={options.shown(one)} ({type(one).__name__}): expected an Encoder, or "
-            "what ranks, such as Bm25Ranker(queries, passages)"
+            f"mine: {argument}={options.shown(one)} ({type(one).__name__}): expected an Encoder, "
+            "or what ranks, such as Bm25Ranker(queries, passages)"
         )

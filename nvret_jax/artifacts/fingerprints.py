@@ -189,7 +189,11 @@ def _of_digest(a: Any, b: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -
         if one != other:
             found = True
             yield f"{_name(key, old, new)} {shown_change(one, other)}"
-    if not found:
+    if found:
+        return
+    if a is None or b is None:
+        yield f"{'now' if a is None else 'no longer'} depends on {there['what']}"
+    else:
         yield f"{there['what']} changed"
 
 

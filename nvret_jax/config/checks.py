@@ -334,8 +334,10 @@ def is_name(name: str) -> bool:
 def _names(config: Sound) -> Conflicts:
     what = "letters, digits, '-', '_'"
     for name in config.teachers:
-        if not is_name(name) or name in _TAKEN:
+        if not is_name(name):
             yield "teachers", f"{name!r} is not a valid name for a teacher: {what}"
+        elif name in _TAKEN:
+            yield "teachers", f"{name!r} is taken; give the teacher another name"
     for name in config.sets:
         if not is_name(name) or name == MAIN_SET:
             yield "sets", f"{name!r} is not a valid name for a set: {what}; '{MAIN_SET}' is taken"

@@ -22,14 +22,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from nvret_jax.data.hashing import stable_hash, uniform01
-from nvret_jax.data.ragged import Ragged, join_rows
+from nvret_jax.data.ragged import Ragged
+from nvret_jax.data.same_text import SameText
 from nvret_jax.errors import InputError
 from nvret_jax.mining.negatives import Negatives
 
 ROWS = 500  # of the table, the most that a calibration uses
 RANDOM_PASSAGES = 32  # beside each positive
 POOL = 4096  # passages that they are drawn from
-MOST_LOGITS = 50.0  # the largest factor, times the standard deviation of scores within a list
+MOST_LOGITS = 30.0  # of a positive above random passages, on average: the largest factor
+BLOCK = 4096  # rows scored at a time
 _HALVINGS = 60
 _DRAW = np.uint64(0x7461726765747321)  # separates this draw from others
 
@@ -61,6 +63,7 @@ def add(
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
     seed: int,
+    texts: SameText | None = None,
 ) -> tuple[Negatives, list[Calibration]]:
     """The table with targets of its positives, negatives and, if it has any, further candidates.
 
@@ -70,25 +73,25 @@ def add(
         query_ids: of the rows' queries, [R].
         passage_ids: of the corpus.
         seed: of the draw of random passages.
+        texts: which passages have equal texts; None: every id is a distinct text.
 
     Raises:
-        InputError: the corpus has nothing but positives, or no teacher scores them above random
-            passages.
+        InputError: a score is not finite, or there is not one for each passage; the corpus has
+            nothing but positives; no teacher scores them above random passages.
     """
-    chosen, random = lists(negatives, query_ids, passage_ids, seed)
+    chosen, random = lists(negatives, query_ids, passage_ids, seed, texts)
     sides = {"positive": negatives.positive_rows, "negative": negatives.negative_rows}
     if negatives.distilled_rows is not None:
         sides["distilled"] = negatives.distilled_rows
-    every = np.arange(len(negatives))
     sums = {side: np.zeros(len(rows.values)) for side, rows in sides.items()}
     made = []
     for name, score in teachers.items():
-        scores = {side: score(every, rows) for side, rows in sides.items()}
+        scores = {side: _scored(name, score, rows) for side, rows in sides.items()}
         made.append(
             calibrate(
                 name,
                 sides["positive"].like(scores["positive"]).take(chosen),
-                random.like(score(chosen, random)),
+                random.like(_checked(name, score(chosen, random), len(random.values))),
             )
         )
         for side, total in sums.items():
@@ -98,12 +101,45 @@ def add(
             "mining.targets: no teacher scores the positives above random passages; there is "
             "nothing to distil"
         )
-    found = {f"{side}_targets": sides[side].like(v.astype(np.float32)) for side, v in sums.items()}
+    # Only differences within a row count; large scores would leave float32 few digits for them.
+    positive = negatives.positive_rows
+    count_r = np.maximum(positive.counts, 1)
+    mean_r = np.bincount(positive.row_of, sums["positive"], len(positive)) / count_r
+    found = {
+        f"{side}_targets": rows.like((sums[side] - mean_r[rows.row_of]).astype(np.float32))
+        for side, rows in sides.items()
+    }
     return dataclasses.replace(negatives, **found), made
 
 
+def _scored(name: str, score: Score, rows: Ragged) -> np.ndarray:
+    """A teacher's scores of all lists, some rows at a time: an encoder gathers their vectors."""
+    parts = [np.zeros(0, np.float32)]
+    for start in range(0, len(rows), BLOCK):
+        block = np.arange(start, min(start + BLOCK, len(rows)))
+        own = rows.take(block)
+        parts.append(_checked(name, score(block, own), len(own.values)))
+    return np.concatenate(parts)
+
+
+def _checked(name: str, scores: np.ndarray, count: int) -> np.ndarray:
+    scores = np.asarray(scores)
+    if scores.shape != (count,):
+        raise InputError(
+            f"{name}: scores of shape {scores.shape} for {count} passages; expected one for each"
+        )
+    if not np.isfinite(scores).all():
+        bad = scores[np.argmin(np.isfinite(scores))]
+        raise InputError(f"{name}: the score of a passage is {bad}; expected a finite number")
+    return scores
+
+
 def lists(
-    negatives: Negatives, query_ids: Sequence[str], passage_ids: Sequence[str], seed: int
+    negatives: Negatives,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+    seed: int,
+    texts: SameText | None = None,
 ) -> tuple[np.ndarray, Ragged]:
     """Some rows of the table, and random passages for each that are not judged positive.
 
@@ -121,7 +157,8 @@ def lists(
     drawn = pool[np.minimum((draw * len(pool)).astype(np.int64), len(pool) - 1)]
     row_of = np.repeat(np.arange(len(chosen)), RANDOM_PASSAGES)
     random = Ragged.distinct(row_of, drawn.ravel(), len(chosen))
-    return chosen, random.minus(negatives.judged_rows.take(chosen))
+    judged = negatives.judged_rows.take(chosen)
+    return chosen, random.minus(judged if texts is None else texts.copies(judged))
 
 
 def of_queries(score: Score, numbers: np.ndarray) -> Score:
@@ -162,35 +199,31 @@ class _Lists:
         row_p: the row of each.
         weight_p: one over the positives of the row.
         others: float64, below the highest of each row.
-        spread: standard deviation of the scores within a row.
+        gap: of the positives above the others, on average.
     """
 
     positive_p: np.ndarray
     row_p: np.ndarray
     weight_p: np.ndarray
     others: Ragged
-    spread: float
+    gap: float
 
     @classmethod
     def of(cls, positives: Ragged, others: Ragged) -> _Lists:
         top_r = others.reduce(np.maximum, 0.0).astype(np.float64)
-        row_p = positives.row_of
-        both = join_rows(positives, others)
-        values = both.values.astype(np.float64)
-        mean_r = np.bincount(both.row_of, values) / both.counts
-        return cls(
-            positives.values.astype(np.float64) - top_r[row_p],
-            row_p,
-            1.0 / positives.counts[row_p],
-            others.like(others.values.astype(np.float64) - top_r[others.row_of]),
-            float(np.sqrt(np.mean((values - mean_r[both.row_of]) ** 2))),
-        )
+        row_p, row = positives.row_of, others.row_of
+        positive_p = positives.values.astype(np.float64) - top_r[row_p]
+        values = others.values.astype(np.float64) - top_r[row]
+        weight_p = 1.0 / positives.counts[row_p]
+        mean_r = np.bincount(row, values) / others.counts
+        gap = float(np.sum(weight_p * (positive_p - mean_r[row_p])) / len(others))
+        return cls(positive_p, row_p, weight_p, others.like(values), gap)
 
     def best(self) -> float:
         """The factor of the highest likelihood, which is concave in it; at most `MOST_LOGITS`."""
-        if not self.spread or self._slope(0.0) <= 0:
+        if self.gap <= 0 or self._slope(0.0) <= 0:
             return 0.0
-        low, high = 0.0, MOST_LOGITS / self.spread
+        low, high = 0.0, MOST_LOGITS / self.gap
         if self._slope(high) >= 0:
             return high
         for _ in range(_HALVINGS):

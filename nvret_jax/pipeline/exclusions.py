@@ -104,6 +104,8 @@ def parts(run: Run) -> dict[str, Any]:
         data, split = run.train_data, run.config.data.train_split
         found["passages"] = run.texts(data, "passages")
         found["queries"] = run.texts(data, f"queries-{split}")
+    if run.exclusions.cosine and run.guide:
+        found["near copies"] = embed.artifact(run, run.guide, run.train_data, "passages")
     return found
 
 

@@ -195,6 +195,7 @@ def make(inputs: Inputs, options: Mining) -> Mined:
             query_ids=[inputs.query_ids[number] for number in numbers],
             passage_ids=inputs.data.corpus.ids,
             seed=options.options.seed,
+            texts=texts,
         )
         report["targets"] = [dataclasses.asdict(one) for one in calibrations]
         _say_targets(calibrations)
@@ -341,7 +342,10 @@ def _scorer(run: Run, made: Artifact, name: str, mined_by: Sequence[Teacher]) ->
         if teacher.name == name and rescored(run, name) is None:
             return teacher.ranker.score
     if name != RESCORER:
-        return open_ranker(run, name).score
+        ranker = open_ranker(run, name)
+        for remark in getattr(ranker, "remarks", ()):
+            say(f"mine      target {name}: {remark}")
+        return ranker.score
     chunks, config = Chunks(made), run.rescorer.config
     precision.say_cost("mine", config.dtype, run.platform, "rescorer.dtype")
     rows = np.array([run.train_data.queries.row[query] for query in run.positives()], np.int64)
@@ -356,7 +360,7 @@ def _say_targets(calibrations: Sequence[targets.Calibration]) -> None:
             f"{np.exp(one.log_likelihood):.3f}, by chance {np.exp(one.uniform):.3f}"
         )
         if not one.factor:
-            said = "prefers random passages to the positives, and does not count"
+            said = "does not score the positives above random passages, and does not count"
         say(f"mine      target {one.teacher}: {said}")
 
 

@@ -194,7 +194,7 @@ class Run:
 
     @functools.cached_property
     def encoders(self) -> dict[str, ConfiguredEncoder]:
-        """The teachers that are encoders."""
+        """The encoders among the teachers that mine or score."""
         return {
             name: self._encoder(name, self.block(name))
             for name in self.scorer_names
@@ -203,8 +203,10 @@ class Run:
 
     @property
     def guide(self) -> str:
-        """The teacher whose vectors choose the dev corpus, or '' if none is an encoder."""
-        return next(iter(self.encoders), "") if sets.MAIN_SET in self.sets else ""
+        """The first teacher that mines and is an encoder, whose vectors others read; '': none."""
+        if sets.MAIN_SET not in self.sets:
+            return ""
+        return next((name for name in self.teacher_names if name in self.encoders), "")
 
     def encoder(self, role: str) -> ConfiguredEncoder:
         """The encoder of a role: a teacher's name, 'student' or 'student-start'.

@@ -218,7 +218,7 @@ def test_mine_on_a_data_set_is_mine_on_its_lists(data, student, negatives):
         nv.mine(data, ["a"], teacher=student)
 
 
-def test_mine_scores_for_distillation_with_several_teachers(data, student, negatives):
+def test_mine_scores_for_distillation_with_several_teachers(data, student, negatives, monkeypatch):
     words = Bm25Ranker(
         [data.queries.texts[data.queries.row[query]] for query in data.positives("train")],
         data.corpus.texts,
@@ -228,16 +228,21 @@ def test_mine_scores_for_distillation_with_several_teachers(data, student, negat
     np.testing.assert_array_equal(found.negative_rows.values, negatives.negative_rows.values)
     alone = nv.mine(data, targets=words, num_distilled=4, **how)
     numbers = {row: number for number, row in enumerate(found.query_rows.tolist())}
-    for side in ("positive", "negative", "distilled"):
+    ours, rest = [], []
+    for side in _SIDES:
         rows = getattr(found, f"{side}_rows")
-        by_words = words.score(np.array([numbers[row] for row in found.query_rows.tolist()]), rows)
-        ours = getattr(alone, f"{side}_targets").values
-        factor = np.median(ours[by_words > 0] / by_words[by_words > 0])
-        np.testing.assert_allclose(ours, factor * by_words, rtol=1e-5, atol=1e-6)
-        # The rest is the student's part, its scores times one factor.
-        rest = 2 * getattr(found, f"{side}_targets").values - ours
-        scores = getattr(found, f"{side}_scores").values
-        np.testing.assert_allclose(rest, np.median(rest / scores) * scores, rtol=1e-3, atol=1e-3)
+        by_words = rows.like(words.score(np.array([numbers[q] for q in found.query_rows]), rows))
+        scores = getattr(found, f"{side}_scores")
+        # A row's targets are scores times one factor for all rows, less the row's level.
+        for r in range(len(found)):
+            one, both = (getattr(t, f"{side}_targets")[r] for t in (alone, found))
+            ours.append((by_words[r] - by_words[r][0], one - one[0]))
+            rest.append((scores[r] - scores[r][0], 2 * (both - both[0]) - (one - one[0])))
+    for pairs in (ours, rest):
+        scores, made = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        factor = made @ scores / (scores @ scores)
+        assert factor > 0
+        np.testing.assert_allclose(made, factor * scores, atol=2e-4)
 
     def distilled(table: nv.Negatives, **loss) -> float:
         loss = nv.Loss(distillation="kl", **loss)
@@ -249,6 +254,25 @@ def test_mine_scores_for_distillation_with_several_teachers(data, student, negat
         **{f"{side}_scores": getattr(found, f"{side}_targets") for side in _SIDES},
         **{f"{side}_targets": None for side in _SIDES},
     )
+    # Nothing is embedded before a mistake is found, nor twice.
+    calls, encode = [], type(student).encode
+
+    def counted(self, texts, **how):
+        calls.append(len(texts))
+        return encode(self, texts, **how)
+
+    monkeypatch.setattr(type(student), "encode", counted)
+    with pytest.raises(nv.InputError, match=r"mine: targets=3 \(int\): expected an Encoder"):
+        nv.mine(data, targets=3, **how)
+    with pytest.raises(nv.InputError, match="mine: targets='bm25:': give what it names"):
+        nv.mine(data, targets=["bm25:"], **how)
+    assert not calls
+    nv.mine(data, targets=student, **how)
+    assert len(calls) == 2
+    assert nv.mine(data, targets=None, **how).positive_targets is None
+    few = Bm25Ranker(["a question of words"] * 3, data.corpus.texts)
+    with pytest.raises(nv.InputError, match="a teacher or target ranks for 3 query texts"):
+        nv.mine(data, targets=few, **how)
     expected = distilled(tables, teacher_temperature=1.0)
     assert expected > 0
     assert distilled(found) == pytest.approx(expected, rel=1e-5)

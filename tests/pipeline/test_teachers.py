@@ -255,6 +255,7 @@ def test_distillation_fits_the_mean_of_several_teachers(project, tmp_path):
         queries_qd = file["vectors"]
     ids = (project / "vectors" / "passages.ids.txt").read_text().split()
     passages_nd = np.load(project / "vectors" / "passages.npy")
+    levels: dict[int, float] = {}
     for r, row in enumerate(negatives.query_rows):
         query = queries_qd[int(data.queries.ids[row][1:])]
         for side in ("negative", "distilled"):
@@ -270,7 +271,9 @@ def test_distillation_fits_the_mean_of_several_teachers(project, tmp_path):
                 + factors["words"] * words.score(np.array([r]), one)
             )
             found = getattr(negatives, f"{side}_targets")[r]
-            np.testing.assert_allclose(found, expected / 4, rtol=1e-4, atol=1e-4)
+            level = (expected / 4 - found)[0]  # of the row's positives
+            levels.setdefault(r, level)
+            np.testing.assert_allclose(found, expected / 4 - levels[r], rtol=1e-4, atol=1e-4)
     assert "not cosines: loss.teacher_temperature 1" in result.stdout
     assert tiny_project.metrics(tmp_path / "w")[0]["distillation"] > 0
     # The same again is finished; another factor is another table.
@@ -278,6 +281,28 @@ def test_distillation_fits_the_mean_of_several_teachers(project, tmp_path):
     assert "target" not in again.stdout
     fewer = mined(project, tmp_path / "w", *flags[:5], "--config.mining.targets=('words',)")[-1]
     assert re.search(r"^mine +making .*\(mining\.targets \[", fewer.stdout, re.MULTILINE)
+
+
+def test_near_copies_are_those_of_a_teacher_that_mines(project, tmp_path):
+    model = tiny_cross_encoders.write(tmp_path / "pairs")
+    flags = ("--config.mining.exclude.near_copy=0.9", f"--config.rescorer.model={model}")
+    # One that scores for distillation alone does not decide what is mined.
+    words = ("--config.mining.teachers=('words',)", "--config.mining.targets=('teacher',)")
+    argv = (f"--config={project / 'config.py'}", *command.flags_of(project), *flags, *words)
+    result = command.inside(*argv, f"--workdir={tmp_path / 'no'}", "--stages=embed,search,mine")
+    assert result.status == 2
+    assert "near_copy=0.9 needs a teacher that is an encoder" in result.stderr
+    # Another one that mines is another reason to rescore.
+    both = [f"--config.mining.teachers=('words','{name}')" for name in ("second", "teacher")]
+    rows = []
+    for workdir, teachers in (("w", both[0]), ("w", both[1]), ("fresh", both[1])):
+        mined(project, tmp_path / workdir, *flags, teachers)
+        data = load_dataset(f"beir:{project / 'data'}")
+        path = tmp_path / workdir / "candidates" / "words.rescored.parquet"
+        found = Candidates.read(path, data.queries, data.corpus)
+        rows.append([one.tolist() for one in found.passage_rows])
+    assert rows[1] == rows[2]
+    assert rows[0] != rows[1]
 
 
 def test_a_rule_without_ceiling_asks_no_cross_encoder(project, tmp_path):
