@@ -5,8 +5,8 @@ Each teacher therefore gets one factor a, its inverse temperature: the one with 
 softmax(a · scores) over a known positive and random passages gives the positive the highest
 likelihood (temperature scaling, Guo et al. 2017, arXiv 1706.04599, with a list in the place of
 classes). A teacher whose scores separate positives well gets a large factor for their spread,
-another a small one; one that prefers random passages gets 0 and says nothing. The target is the
-mean of the scaled scores, which are log-probabilities up to a constant per row: the teachers'
+another a small one; one that prefers random passages gets 0 and is left out. The target is the mean
+of the scaled scores, which are log-probabilities up to a constant per row: the teachers'
 distributions are pooled geometrically, and a temperature of 1 is the right one.
 
 Random passages, because they are chosen by no teacher and hardly ever relevant. The candidates that
@@ -95,8 +95,9 @@ def add(
             )
         )
         for side, total in sums.items():
-            total += made[-1].factor * scores[side].astype(np.float64) / len(teachers)
-    if not any(one.factor for one in made):
+            total += made[-1].factor * scores[side].astype(np.float64)
+    counting = sum(one.factor > 0 for one in made)
+    if not counting:
         raise InputError(
             "mining.targets: no teacher scores the positives above random passages; there is "
             "nothing to distil"
@@ -106,7 +107,9 @@ def add(
     count_r = np.maximum(positive.counts, 1)
     mean_r = np.bincount(positive.row_of, sums["positive"], len(positive)) / count_r
     found = {
-        f"{side}_targets": rows.like((sums[side] - mean_r[rows.row_of]).astype(np.float32))
+        f"{side}_targets": rows.like(
+            ((sums[side] - mean_r[rows.row_of]) / counting).astype(np.float32)
+        )
         for side, rows in sides.items()
     }
     return dataclasses.replace(negatives, **found), made
@@ -199,14 +202,12 @@ class _Lists:
         row_p: the row of each.
         weight_p: one over the positives of the row.
         others: float64, below the highest of each row.
-        gap: of the positives above the others, on average.
     """
 
     positive_p: np.ndarray
     row_p: np.ndarray
     weight_p: np.ndarray
     others: Ragged
-    gap: float
 
     @classmethod
     def of(cls, positives: Ragged, others: Ragged) -> _Lists:
@@ -214,16 +215,16 @@ class _Lists:
         row_p, row = positives.row_of, others.row_of
         positive_p = positives.values.astype(np.float64) - top_r[row_p]
         values = others.values.astype(np.float64) - top_r[row]
-        weight_p = 1.0 / positives.counts[row_p]
-        mean_r = np.bincount(row, values) / others.counts
-        gap = float(np.sum(weight_p * (positive_p - mean_r[row_p])) / len(others))
-        return cls(positive_p, row_p, weight_p, others.like(values), gap)
+        return cls(positive_p, row_p, 1.0 / positives.counts[row_p], others.like(values))
 
     def best(self) -> float:
         """The factor of the highest likelihood, which is concave in it; at most `MOST_LOGITS`."""
-        if self.gap <= 0 or self._slope(0.0) <= 0:
+        slope = self._slope(0.0)
+        if slope <= 0:
             return 0.0
-        low, high = 0.0, MOST_LOGITS / self.gap
+        count_p = self.others.counts[self.row_p]
+        gap = slope / np.sum(self.weight_p * count_p / (count_p + 1))
+        low, high = 0.0, float(MOST_LOGITS / gap)
         if self._slope(high) >= 0:
             return high
         for _ in range(_HALVINGS):
