@@ -113,6 +113,11 @@ class Teachers:
     model: str
     normalize: bool
     teacher_names: tuple = ("teacher",)
+    targets: tuple = ()
+
+    @property
+    def mining(self):
+        return ConfigDict({"targets": self.targets})
 
     def block(self, name):
         return ConfigDict({"model": self.model, "normalize": self.normalize})
