@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             raise InputError(f"--out {out}: expected a folder ({error.strerror})") from None
         if args.student == "linear" and (args.devices or args.jobs):
-            raise InputError("--devices and --jobs are for whole students: a linear one has one")
+            raise InputError(
+                "--devices and --jobs are for whole students; linear ones run in one process"
+            )
         from benchmarks.lab.linear import run as linear
 
         asks, failed = not args.report and not args.page, 0
@@ -116,7 +118,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "but one",
     )  # fmt: skip
     parser.add_argument("--devices", nargs="+", default=[], help="numbers of accelerators")
-    parser.add_argument("--jobs", type=int, default=0, help="processes; 0: one per device")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="processes; 0: one per device (whole students)"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the workdirs of cells")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument(

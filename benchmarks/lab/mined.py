@@ -29,7 +29,7 @@ def _shares(grid: Grid, found: Sequence[Result]) -> str:
     if not found:
         return ""
     axes = list(grid.axes)
-    head = [*axes, "queries", "negatives", "false negatives", "95 % interval", "hardness"]
+    head = [*axes, "queries", "negatives", "false negatives", "95 % interval", "relative score"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for one in found:
         share, low, high = share_of(one.get("false_negatives", {}))

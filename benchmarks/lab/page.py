@@ -96,7 +96,7 @@ def _table(grid: Grid, block: Block) -> str:
     head += [
         "oracle's gain",
         "false negatives",
-        "hardness",
+        "relative score",
         f"steps to {baseline}'s best, as a share",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

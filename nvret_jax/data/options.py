@@ -56,4 +56,8 @@ class Data:
         "Judgments of passages or queries that do not exist: an error, or dropped and counted.",
     )
     max_queries: int = option(0, ROWS, "Use only the first n queries of a split; 0: all.")
-    max_passages: int = option(0, ROWS, "Use only n passages, judged ones first; 0: all.")
+    max_passages: int = option(
+        0,
+        ROWS,
+        "Use only n passages: all judged ones, even if there are more, then others; 0: all.",
+    )

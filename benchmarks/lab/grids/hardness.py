@@ -1,7 +1,7 @@
 """Harder negatives that count more, in each of three recipes.
 
-They are TopK-PercPos, the same with the mask by the teacher, and the recommended one. Hardness
-is worth as much as labels are complete: the hardest negatives are the false ones first.
+They are TopK-PercPos, the same with the mask by the teacher, and the recommended one. Where
+labels are incomplete, the hardest negatives are the false ones.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ def harder(name: str, hardness: float) -> Values:
 
 GRID: Grid = dataclasses.replace(
     beyond.GRID,
-    sets={name: beyond.GRID.sets[name] for name in ("banking77", "medquad", "squad")},
     axes={
         "teacher": beyond.GRID.axes["teacher"],
         "method": {

@@ -129,7 +129,7 @@ class Loss:
         0.0,
         number(0, 10, "0 for equal weights"),
         "Above 0: the harder a negative is for the student, the more it counts, in proportion to "
-        "exp(hardness · score / temperature). It pays where nearly all positives are judged.",
+        "exp(hardness · score / temperature). False negatives then count most.",
         counts=lambda own: own.hardness > 0,
     )
     weights: bool = option(
