@@ -141,6 +141,7 @@ def train(
     _check_negatives(negatives, dataset)
     rate, how = _schedule(how, optimizer)
     block, own = _block(how, loss, student)
+    _check_distilled(negatives, block.num_distilled)
     if negatives.positive_targets is not None:
         block = dataclasses.replace(block, loss=block.loss.for_scores(cosines=False))
     lengths = {
@@ -291,6 +292,18 @@ def _given(data: Dataset, split: str, min_relevance: int) -> Negatives:
         negative_ceilings=like(negative_rows, np.inf, np.float32),
         ceilings=np.full(len(positive_rows), np.inf, np.float32),
     )
+
+
+def _check_distilled(negatives: Negatives, wanted: int) -> None:
+    """Raises InputError if no row has as many candidates for distillation alone."""
+    if not wanted or negatives.distilled_rows is None:  # None: an error of the examples
+        return
+    most = int(negatives.distilled_rows.counts.max(initial=0))
+    if wanted > most:
+        raise InputError(
+            f"train: num_distilled={wanted}: the table has at most {most} candidates per query; "
+            f"mine with num_distilled={wanted}"
+        )
 
 
 def _one_scale(negatives: Negatives) -> bool:

@@ -273,6 +273,8 @@ def test_mine_scores_for_distillation_with_several_teachers(data, student, negat
     few = Bm25Ranker(["a question of words"] * 3, data.corpus.texts)
     with pytest.raises(nv.InputError, match="a teacher or target ranks for 3 query texts"):
         nv.mine(data, targets=few, **how)
+    with pytest.raises(nv.InputError, match="num_distilled=5: the table has at most 4 candidates"):
+        nv.train(student, data, found, loss=nv.Loss(distillation="kl"), num_distilled=5, **HOW)
     expected = distilled(tables, teacher_temperature=1.0)
     assert expected > 0
     assert distilled(found) == pytest.approx(expected, rel=1e-5)
