@@ -68,6 +68,7 @@ OTHER = {
     "export.dtype": "float16",
     ".init": "random",
     ".lora_targets": ("query",),
+    "mining.targets": ("teacher",),
     ".teachers": ("teacher",),
     "mining.rule": "shifted+abs+perc_pos",
     ".rule": "margin_pos",
