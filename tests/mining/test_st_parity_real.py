@@ -160,7 +160,7 @@ def xquad(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scifact(tmp_path_factory):
-    case = Case("scifact", "train", 809, 5183, 64, tmp_path_factory.mktemp("scifact"))
+    case = Case("scifact", "train", 300, 2000, 64, tmp_path_factory.mktemp("scifact"))
     return case, case.rankers()
 
 
