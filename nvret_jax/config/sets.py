@@ -55,10 +55,15 @@ def _replaced(config: ConfigDict, name: str) -> Iterator[tuple[str, str]]:
         if not one.replaces.startswith(f"{EACH_TEACHER}."):
             yield one.replaces, of
             continue
-        of_targets = (one for one in config.mining.targets if one != RESCORER)
-        for teacher in dict.fromkeys((*(block.teachers or config.mining.teachers), *of_targets)):
+        for teacher in scorers(config, block.teachers or config.mining.teachers):
             at = teacher if teacher == "teacher" else f"teachers.{teacher}"
             yield one.replaces.replace(EACH_TEACHER, at), of
+
+
+def scorers(config: ConfigDict, mining: Iterable[str]) -> tuple[str, ...]:
+    """The teachers that mine, then the others whose scores distillation fits."""
+    more = (name for name in config.mining.targets if name != RESCORER)
+    return tuple(dict.fromkeys((*mining, *more)))
 
 
 def sets_of(config: ConfigDict, named: Iterable[str]) -> tuple[str, ...]:
@@ -83,6 +88,7 @@ __all__ = [
     "MAIN_SET",
     "MINING_STAGES",
     "key_names",
+    "scorers",
     "set_config",
     "sets_of",
     "shares_of",

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 from nvret_jax.data.ragged import Ragged, union
 from nvret_jax.mining.negatives import Negatives
 from nvret_jax.search.candidates import Candidates
@@ -31,9 +29,7 @@ def add(negatives: Negatives, candidates: Candidates, excluded: Ragged, most: in
         The table with `distilled_rows` and `distilled_scores`: no judged positive, no negative of
         the row, no excluded passage; above and below the ceiling.
     """
-    place = np.zeros(int(candidates.query_rows.max()) + 1, np.int64)
-    place[candidates.query_rows] = np.arange(len(candidates))
-    numbers = place[negatives.query_rows]
+    numbers = candidates.numbers_of(negatives.query_rows)
     rows, scores = candidates.passage_rows.take(numbers), candidates.scores.take(numbers)
     taken = union(negatives.judged_rows, excluded.take(numbers), negatives.negative_rows)
     keep = ~taken.contains(rows.row_of, rows.values)

@@ -100,9 +100,7 @@ def combine(
     """
     candidates = teacher.candidates
     allowed = _allowed(given, excluded, candidates.positive_rows, texts)
-    place = np.full(int(candidates.query_rows.max(initial=-1)) + 1, -1, np.int64)
-    place[candidates.query_rows] = np.arange(len(candidates))
-    numbers_r = place[negatives.query_rows]
+    numbers_r = candidates.numbers_of(negatives.query_rows)
     scores = allowed.like(_scores(teacher, allowed))
     rule_ceilings = _ceilings(teacher, negatives, numbers_r)
     own = allowed.take(numbers_r)

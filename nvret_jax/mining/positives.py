@@ -79,9 +79,7 @@ def apply(
     Returns:
         The table, and what happened. What a judge has promoted is not doubtful.
     """
-    place = np.zeros(int(candidates.query_rows.max(initial=0)) + 1, np.int64)
-    place[candidates.query_rows] = np.arange(len(candidates))
-    numbers = place[negatives.query_rows]
+    numbers = candidates.numbers_of(negatives.query_rows)
     known, rank = candidates.positive_rows.take(numbers), ranks.take(numbers)
     own, span = negatives.positive_rows, np.int64(2**31)
     low = rank.values > options.max_rank

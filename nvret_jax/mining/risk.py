@@ -167,9 +167,7 @@ def of_negatives(
 
 def _anchors(negatives: Negatives, candidates: Candidates, rule: Rule) -> np.ndarray:
     """The anchor of each row of the table on one teacher's scale."""
-    place = np.zeros(int(candidates.query_rows.max()) + 1, np.int64)
-    place[candidates.query_rows] = np.arange(len(candidates))
-    numbers = place[negatives.query_rows]
+    numbers = candidates.numbers_of(negatives.query_rows)
     rows, scores = candidates.positive_rows.take(numbers), candidates.positive_scores.take(numbers)
     own = negatives.positive_rows
     span = np.int64(2**31)

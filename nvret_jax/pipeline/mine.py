@@ -188,7 +188,7 @@ def make(inputs: Inputs, options: Mining) -> Mined:
             negatives, candidates, excluded.rows, options.options.num_distilled
         )
     if inputs.targets:
-        numbers = _numbers(candidates, negatives)
+        numbers = candidates.numbers_of(negatives.query_rows)
         negatives, calibrations = targets.add(
             negatives,
             {name: targets.of_queries(score, numbers) for name, score in inputs.targets.items()},
@@ -316,7 +316,7 @@ def _promoted(
     negatives: Negatives, effect: verdicts.VerdictEffect, teacher: Teacher, candidates: Candidates
 ) -> Negatives:
     """The table without dropped queries, and with promoted passages among the positives."""
-    numbers = _numbers(candidates, negatives)
+    numbers = candidates.numbers_of(negatives.query_rows)
     stay = np.flatnonzero(~effect.dropped_queries[numbers])
     negatives, numbers = negatives.take(stay), numbers[stay]
     more = effect.promoted.take(numbers)
@@ -327,13 +327,6 @@ def _promoted(
         changes["positive_rows"] = join_rows(negatives.positive_rows, more)
         changes["positive_scores"] = join_rows(negatives.positive_scores, scores)
     return dataclasses.replace(negatives, **changes)
-
-
-def _numbers(candidates: Candidates, negatives: Negatives) -> np.ndarray:
-    """The number of each row's query among those mined for."""
-    place = np.full(int(candidates.query_rows.max()) + 1, -1, np.int64)
-    place[candidates.query_rows] = np.arange(len(candidates))
-    return place[negatives.query_rows]
 
 
 def _scorer(run: Run, made: Artifact, name: str, mined_by: Sequence[Teacher]) -> targets.Score:

@@ -27,7 +27,6 @@ from nvret_jax.data.ragged import Ragged
 from nvret_jax.data.reading import read_wanted
 from nvret_jax.data.same_text import SameText, share_positives
 from nvret_jax.mining import given
-from nvret_jax.mining.negatives import RESCORER
 from nvret_jax.mining.options import Exclude, Mining, Options, calibrated, compatible
 from nvret_jax.mining.options import Rescorer as RescorerOptions
 from nvret_jax.models.options import EncoderOptions, TeacherOptions
@@ -180,8 +179,7 @@ class Run:
     @property
     def scorer_names(self) -> tuple[str, ...]:
         """Those teachers, then the others whose scores distillation fits."""
-        more = (name for name in self.config.mining.targets if name != RESCORER)
-        return tuple(dict.fromkeys((*self.teacher_names, *more)))
+        return sets.scorers(self.config, self.teacher_names)
 
     @property
     def teacher_models(self) -> str:

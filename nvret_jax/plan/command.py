@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 from nvret_jax import platforms
 from nvret_jax.config import asked_stages, stages_of
-from nvret_jax.config.sets import sets_of
+from nvret_jax.config.sets import scorers, sets_of
 from nvret_jax.data.dataset import Dataset
-from nvret_jax.mining.negatives import RESCORER
 from nvret_jax.models.precision import embedding_dtype
 from nvret_jax.options import blocks as blocks_lib
 from nvret_jax.plan import lengths, models, steps, training
@@ -153,8 +152,7 @@ def planned(
 def _teachers(config: ConfigDict) -> tuple[str, ...]:
     """The teachers of all training sets, each once."""
     own = [name for block in config.sets.values() for name in block.teachers]
-    scorers = [name for name in config.mining.targets if name != RESCORER]
-    return tuple(dict.fromkeys([*config.mining.teachers, *own, *scorers]))
+    return scorers(config, [*config.mining.teachers, *own])
 
 
 def _key(name: str) -> str:

@@ -44,6 +44,16 @@ class Candidates:
         found = len(self.passage_rows.values)
         return f"Candidates({len(self):,} queries, {found:,} candidates)"
 
+    def numbers_of(self, query_rows: np.ndarray) -> np.ndarray:
+        """The number of each query, int64; -1 for one that is not among these.
+
+        Args:
+            query_rows: rows of the data set's queries.
+        """
+        place = np.full(int(self.query_rows.max(initial=-1)) + 1, -1, np.int64)
+        place[self.query_rows] = np.arange(len(self))
+        return place[query_rows]
+
     @classmethod
     def concatenate(cls, parts: list[Candidates]) -> Candidates:
         """One table from consecutive ones."""

@@ -192,6 +192,7 @@ class Task:
                 query_ids=[self.queries.ids[number] for number in table.query_rows],
                 passage_ids=self.data.corpus.ids,
                 seed=0,
+                texts=self.texts,
             )
             for one in made:
                 likely = np.exp([one.log_likelihood, one.uniform])
